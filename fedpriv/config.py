@@ -1,0 +1,379 @@
+"""The experiment's schema: strict, typed, one place.
+
+A config is YAML. `load_config` reads it, applies `key=value` overrides, and checks everything
+that can be known without the data; `check_population` does the rest once N is known.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedpriv.data.registry import DataConfig
+from fedpriv.errors import InputError
+from fedpriv.models.registry import ModelConfig
+from fedpriv.optimizers.normalize import NORMALIZERS
+from fedpriv.optimizers.schedules import ScheduleConfig
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LocalConfig(Section):
+    """What one user does with the parameters it receives."""
+
+    epochs: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Passes over the user's examples; ignored where `steps` is set."
+    )
+    steps: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Local steps a user takes, cycling over its examples."
+    )
+    batch_size: Annotated[int, Field(ge=1)] = Field(
+        default=10, description="Examples a local step."
+    )
+    optimizer: Literal["sgd"] = Field(default="sgd", description="Local optimizer.")
+    lr: Positive = Field(default=0.1, description="Local learning rate.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="Local SGD momentum."
+    )
+    max_grad_norm: Positive | None = Field(
+        default=None, description="L2 norm to which each local gradient is clipped; null for none."
+    )
+    proximal_mu: Annotated[float, Field(ge=0)] = Field(
+        default=0.0,
+        description="FedProx (Li et al. 2020): weight μ of μ/2·‖θ − θ_start‖² in the loss.",
+    )
+
+
+class ServerConfig(Section):
+    """How the server applies the averaged update."""
+
+    optimizer: str = Field(
+        default="lamb", description="Any optimizer of torch.optim or pytorch_optimizer, by name."
+    )
+    lr: Positive = Field(default=0.01, description="Server learning rate, before the schedule.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of the optimizer, e.g. betas."
+    )
+    schedule: ScheduleConfig = Field(
+        default_factory=ScheduleConfig, description="Learning rate by round."
+    )
+    normalize: str | None = Field(
+        default=None,
+        description="Layer-wise normalisation of the averaged update before the optimizer.",
+    )
+
+    @model_validator(mode="after")
+    def _known_normalizer(self) -> ServerConfig:
+        if self.normalize is not None and self.normalize not in NORMALIZERS:
+            raise ValueError(f"normalize must be null or one of {', '.join(sorted(NORMALIZERS))}")
+        return self
+
+
+class SamplingConfig(Section):
+    """How a round's cohort is drawn."""
+
+    kind: Literal["poisson", "fixed_size", "all"] = Field(
+        default="poisson",
+        description="poisson: each user independently (add-or-remove-one adjacency); fixed_size: "
+        "exactly that many users (replace-one, sensitivity 2C); all: every user, every round.",
+    )
+    expected_cohort: Positive | None = Field(
+        default=None, description="Users sampled in a round, in expectation. Not for `all`."
+    )
+
+    @model_validator(mode="after")
+    def _cohort_fits_kind(self) -> SamplingConfig:
+        if self.kind == "all" and self.expected_cohort is not None:
+            raise ValueError("expected_cohort does not go with kind: all; remove it")
+        if self.kind != "all" and self.expected_cohort is None:
+            raise ValueError(f"expected_cohort is needed with kind: {self.kind}")
+        if self.kind == "fixed_size" and self.expected_cohort != int(self.expected_cohort or 0):
+            raise ValueError("expected_cohort must be a whole number with kind: fixed_size")
+        return self
+
+
+class ClippingConfig(Section):
+    """How a user's contribution is bounded."""
+
+    kind: Literal["global", "per_layer"] = Field(
+        default="per_layer",
+        description="global: one norm for the whole update; per_layer: one a tensor.",
+    )
+    # Below 1e-20 the squares of float32 block norms and their rounding come too near to zero.
+    bound: Annotated[float, Field(ge=1e-20, le=1e20)] = Field(
+        description="C, the largest L2 norm of a user's contribution."
+    )
+    split: Literal["uniform", "dim"] = Field(
+        default="dim", description="per_layer: C_h = C/√H (uniform) or C·√(d_h/Σd) (dim)."
+    )
+    normalize: bool = Field(
+        default=False,
+        description="per_layer: set every block of an update above C to norm C_h exactly.",
+    )
+
+    @model_validator(mode="after")
+    def _normalize_is_per_layer(self) -> ClippingConfig:
+        if self.normalize and self.kind != "per_layer":
+            raise ValueError("normalize: true goes with kind: per_layer only")
+        return self
+
+
+class BudgetConfig(Section):
+    """Where the run must stop."""
+
+    epsilon: Positive | None = Field(
+        default=None, description="The round that would exceed this ε is not run; null: no budget."
+    )
+
+
+class PrivacyConfig(Section):
+    """User-level differential privacy."""
+
+    unit: Literal["user"] = Field(
+        default="user", description="The unit of privacy: one user's whole data."
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="δ at which ε is reported; must be below 1/population."
+    )
+    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="z: noise standard deviation on the sum, divided by the clip bound C.",
+    )
+    target_epsilon: Positive | None = Field(
+        default=None,
+        description="Instead of noise_multiplier: calibrate z so that all rounds cost this.",
+    )
+    sampling: SamplingConfig
+    clipping: ClippingConfig
+    accountants: tuple[Literal["rdp", "pld"], ...] = Field(
+        default=("rdp",),
+        min_length=1,
+        description="rdp: every round; pld: tighter, at evaluations.",
+    )
+    budget: BudgetConfig = BudgetConfig()
+
+    @model_validator(mode="after")
+    def _noise_is_given_once(self) -> PrivacyConfig:
+        if (self.noise_multiplier is None) == (self.target_epsilon is None):
+            raise ValueError("write exactly one of noise_multiplier and target_epsilon")
+        if "rdp" not in self.accountants:
+            raise ValueError("accountants must include rdp, which budgets and calibration use")
+        if "pld" in self.accountants and self.sampling.kind == "fixed_size":
+            raise ValueError(
+                "accountants: pld has no proof for sampling without replacement; write [rdp]"
+            )
+        return self
+
+
+class RuntimeConfig(Section):
+    """Where and how the simulation runs; bears on speed only."""
+
+    workers: Annotated[int, Field(ge=1)] = Field(
+        default=2, description="Ray workers, one Flower node each"
+    )
+    threads_per_worker: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Torch threads each."
+    )
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+        default="auto", description="auto, cpu, cuda or cuda:n."
+    )
+    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Ray GPU share of a worker; 0.25 puts four workers on one GPU."
+    )
+    ray_address: str | None = Field(
+        default=None, description="An existing Ray cluster to join; null starts a private one."
+    )
+    round_timeout: Positive = Field(
+        default=3600.0,
+        description="Seconds to wait for nodes in a round; a late node is a dropout.",
+    )
+    deployment: bool = Field(
+        default=False,
+        description="Nodes host users of their own, and sampling and noise are seeded from the "
+        "operating system instead of `seed`.",
+    )
+
+
+class EvaluationConfig(Section):
+    """When the model is measured on the held-out examples."""
+
+    every: Annotated[int, Field(ge=1)] = Field(default=5, description="Rounds between evaluations.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=500, description="Examples a batch.")
+
+
+class CheckpointConfig(Section):
+    """What is kept to resume from."""
+
+    keep: Annotated[int, Field(ge=1)] = Field(
+        default=2, description="Newest checkpoints that are kept."
+    )
+
+
+class ExperimentConfig(Section):
+    """One experiment, whole."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="Name of the experiment; its runs lie in runs/<name>/."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        default=0, description="Seed of everything."
+    )
+    rounds: Annotated[int, Field(ge=1)] = Field(description="Rounds of federated training.")
+    run_dir: Path | None = Field(default=None, description="Default: runs/<name>/<time>.")
+    cohort: Positive | None = Field(
+        default=None,
+        description="Expected users a round without privacy (`privacy: null`); null for all.",
+    )
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    local: LocalConfig = LocalConfig()
+    server: ServerConfig = ServerConfig()
+    privacy: PrivacyConfig | None = Field(
+        description="null trains without privacy, and every report says so."
+    )
+    runtime: RuntimeConfig = RuntimeConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _cohort_is_said_once(self) -> ExperimentConfig:
+        if self.privacy is not None and self.cohort is not None:
+            raise ValueError("cohort is for privacy: null; write privacy.sampling.expected_cohort")
+        return self
+
+    def check_population(self, population: int) -> None:
+        """Check what depends on the number of users.
+
+        Raises:
+            InputError: δ or the cohort is too large for the population.
+        """
+        if self.privacy is None:
+            _check_cohort("cohort", self.cohort, population)
+            return
+        if self.privacy.delta >= 1 / population:
+            raise InputError(
+                f"privacy.delta must be below 1/population ({1 / population:.3g} for "
+                f"{population} users), got {self.privacy.delta:g}"
+            )
+        _check_cohort(
+            "privacy.sampling.expected_cohort", self.privacy.sampling.expected_cohort, population
+        )
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of everything that bears on what a run releases."""
+        kept = self.model_dump(mode="json", exclude={"name", "run_dir", "runtime", "checkpoint"})
+        kept["deployment"] = self.runtime.deployment
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """Return the resolved config as YAML, in the schema's order."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _check_cohort(key: str, cohort: float | None, population: int) -> None:
+    if cohort is not None and cohort > population:
+        raise InputError(f"{key} must be at most the population of {population}, got {cohort:g}")
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read a YAML config and apply `key.sub=value` overrides (values are YAML too).
+
+    Raises:
+        InputError: missing or unreadable file, bad YAML, unknown key, impossible value.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the config ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path}: a config is a mapping of keys, such as 'rounds: 60'")
+    for override in overrides:
+        _apply(document, override)
+    return parse_config(document)
+
+
+def parse_config(document: dict[str, Any]) -> ExperimentConfig:
+    """Return the validated config.
+
+    Raises:
+        InputError: one line that names the key and what is wrong with it.
+    """
+    try:
+        return ExperimentConfig.model_validate(document)
+    except ValidationError as error:
+        raise InputError(_one_line(error)) from None
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set takes key=value, such as privacy.delta=1e-6; got {override!r}")
+    try:
+        value = _parse_value(text)
+    except yaml.YAMLError:
+        raise InputError(f"--set {key}: {text!r} is not a YAML value") from None
+    *parents, last = key.split(".")
+    section = document
+    for parent in parents:
+        child = section.get(parent)
+        if child is None:
+            child = section[parent] = {}
+        if not isinstance(child, dict):
+            raise InputError(f"--set {key}: {parent} is a value, not a section")
+        section = child
+    section[last] = value
+
+
+def _parse_value(text: str) -> Any:
+    # YAML 1.1 reads 1e-6 as a string: only 1.0e-6 is a number to it.
+    try:
+        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+    except ValueError:
+        return yaml.safe_load(text)
+
+
+def _one_line(error: ValidationError) -> str:
+    problems = error.errors()
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"]) or "config"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_suggestion(first['loc'])}{more}"
+    if first["type"] == "missing":
+        return f"{key}: this key is needed{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    shown = "" if isinstance(first["input"], dict | BaseModel) else f", got {first['input']!r}"
+    return f"{key}: {message}{shown}{more}"
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    section: Any = ExperimentConfig
+    for part in location[:-1]:
+        section = _section_type(section.model_fields[str(part)].annotation)
+    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; known keys here: {', '.join(section.model_fields)}"
+
+
+def _section_type(annotation: Any) -> Any:
+    """Return the section class inside an annotation such as `PrivacyConfig | None`."""
+    if isinstance(annotation, type):
+        return annotation
+    return next(part for part in annotation.__args__ if part is not type(None))

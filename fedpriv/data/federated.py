@@ -1,0 +1,190 @@
+"""What a federated data set is: users who hold examples, and held-out examples of nobody."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedpriv.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Examples ready for a model.
+
+    `inputs` is float32 `[n, ...]`, `targets` is int64 `[n]`. Raises ValueError when their
+    lengths differ.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.targets):
+            raise ValueError(f"{len(self.inputs)} inputs but {len(self.targets)} targets")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+class FederatedDataset(Protocol):
+    """A population of users, each with private examples, and public facts about them."""
+
+    @property
+    def population(self) -> int:
+        """Number of users N."""
+
+    @property
+    def user_ids(self) -> Sequence[str]:
+        """Stable public ids: position i names the user with index i."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes: targets are 0 to `classes` - 1."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input; channels, height, width for images."""
+
+    @property
+    def description(self) -> str:
+        """One line for reports: source, users, sizes."""
+
+    def user(self, index: int) -> Examples:
+        """Build the examples of one user, `0 <= index < population`.
+
+        Raises IndexError outside that range and InputError for a user without examples.
+        """
+
+    def evaluation(self) -> Examples:
+        """Build the held-out examples, which belong to nobody in the population."""
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledImages:
+    """Raw images `[n, channels, height, width]`, usually uint8, with int64 labels `[n]`.
+
+    Raises ValueError when the lengths differ.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.images) != len(self.labels):
+            raise ValueError(f"{len(self.images)} images but {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: NDArray[np.int64]) -> "LabelledImages":
+        """Copy the chosen images, in the order of `indices`."""
+        chosen = torch.from_numpy(indices)
+        return LabelledImages(self.images[chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class PixelScale:
+    """`(pixel / maximum - mean) / std`, with public constants.
+
+    The constants are fixed in the code and never measured on a run's images: a mean taken over
+    the users' pixels would be a release that no ledger charges.
+    """
+
+    maximum: float
+    mean: float
+    std: float
+
+    def apply(self, images: Tensor) -> Tensor:
+        """Return float32 images of the same shape."""
+        return (images.to(torch.float32) / self.maximum - self.mean) / self.std
+
+
+@dataclass(frozen=True, eq=False)
+class PartitionedImages:
+    """Users as index arrays into one pool of raw images, scaled to float user by user.
+
+    `parts[i]` holds the pool positions of user i. Only raw pixels stay in memory.
+    """
+
+    pool: LabelledImages
+    parts: Sequence[NDArray[np.int64]]
+    user_ids: Sequence[str]
+    held_out: LabelledImages
+    scale: PixelScale
+    classes: int
+    description: str
+
+    @property
+    def population(self) -> int:
+        """Number of users N."""
+        return len(self.parts)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Channels, height, width."""
+        return tuple(self.pool.images.shape[1:])
+
+    def user(self, index: int) -> Examples:
+        """Build one user's examples: see `FederatedDataset.user`."""
+        if not 0 <= index < self.population:
+            raise IndexError(f"user index {index} is outside 0..{self.population - 1}")
+        if len(self.parts[index]) == 0:
+            raise InputError(
+                f"empty user: {self.user_ids[index]} has no examples; "
+                "leave it out of the population or give it some"
+            )
+        return self._scaled(self.pool.take(self.parts[index]))
+
+    def evaluation(self) -> Examples:
+        """Build the held-out examples: see `FederatedDataset.evaluation`."""
+        return self._scaled(self.held_out)
+
+    def _scaled(self, raw: LabelledImages) -> Examples:
+        return Examples(self.scale.apply(raw.images), raw.labels.clone())
+
+
+@dataclass(frozen=True)
+class Share:
+    """Every `shares`-th user of a data set, beginning with number `share`: one node's own users."""
+
+    whole: FederatedDataset
+    share: int
+    shares: int
+
+    @property
+    def population(self) -> int:
+        """Number of users of this share."""
+        return len(range(self.share, self.whole.population, self.shares))
+
+    @property
+    def user_ids(self) -> Sequence[str]:
+        """Ids of this share's users."""
+        return self.whole.user_ids[self.share :: self.shares]
+
+    @property
+    def classes(self) -> int:
+        """Number of classes of the whole."""
+        return self.whole.classes
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return self.whole.input_shape
+
+    @property
+    def description(self) -> str:
+        """One line: which share of what."""
+        return f"share {self.share} of {self.shares}: {self.whole.description}"
+
+    def user(self, index: int) -> Examples:
+        """Build one user's examples: see `FederatedDataset.user`."""
+        return self.whole.user(self.share + index * self.shares)
+
+    def evaluation(self) -> Examples:
+        """Build the held-out examples of the whole."""
+        return self.whole.evaluation()

@@ -1,0 +1,44 @@
+"""The data sets by name. A new one is a file with a builder, and one line in `DATASETS`."""
+
+import difflib
+from collections.abc import Callable
+
+from fedpriv.data.config import DataConfig, PartitionConfig
+from fedpriv.data.digits import build_digits
+from fedpriv.data.federated import FederatedDataset
+from fedpriv.data.idx_images import build_idx_images
+from fedpriv.data.mnist_writers import build_mnist_writers
+from fedpriv.errors import InputError
+
+__all__ = ["DATASETS", "DataConfig", "PartitionConfig", "build_dataset"]
+
+DATASETS: dict[str, Callable[[DataConfig, int], FederatedDataset]] = {
+    "digits": build_digits,
+    "idx_images": build_idx_images,
+    "mnist_writers": build_mnist_writers,
+}
+
+
+def build_dataset(config: DataConfig, seed: int) -> FederatedDataset:
+    """Build the data set that the config names; equal config and seed give equal users.
+
+    `seed` is the run's seed, 0 or more; it moves the partition only, never the held-out
+    examples. Raises InputError, naming the key, for an unknown data set and for settings or
+    files that it cannot use.
+
+    >>> dataset = build_dataset(DataConfig(name="digits", users=200), seed=17)
+    >>> dataset.population, dataset.classes, dataset.input_shape
+    (200, 10, (1, 8, 8))
+    >>> dataset.user(0).inputs.shape, len(dataset.evaluation())
+    (torch.Size([8, 1, 8, 8]), 297)
+    """
+    if config.name not in DATASETS:
+        close = difflib.get_close_matches(config.name, DATASETS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise InputError(
+            f"data.name: unknown data set {config.name!r}, known are "
+            f"{', '.join(sorted(DATASETS))}{hint}"
+        )
+    if seed < 0:
+        raise InputError(f"seed must be 0 or more, got {seed}")
+    return DATASETS[config.name](config, seed)

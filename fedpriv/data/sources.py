@@ -1,0 +1,138 @@
+"""From labelled images to users: the part that all image data sets have in common."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedpriv.data import partition
+from fedpriv.data.config import DataConfig
+from fedpriv.data.federated import LabelledImages, PartitionedImages, PixelScale
+from fedpriv.errors import InputError
+
+DEVELOPMENT_EVERY = 8
+"""`evaluation: development` holds out positions 0, 8, 16, ... of the training side."""
+
+PARTITION_STREAM = 0x70617274
+"""Keeps the partition's random numbers apart from all others of the run ("part" in ASCII)."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSource:
+    """Labelled images before they are dealt to users: what a data set's own file provides.
+
+    `writers` names the person behind each training image, int64 `[n]`, or is None when the data
+    set does not say. Raises InputError when training and test images differ in shape.
+    """
+
+    title: str
+    training: LabelledImages
+    test: LabelledImages
+    classes: int
+    scale: PixelScale
+    writers: NDArray[np.int64] | None = None
+
+    def __post_init__(self) -> None:
+        shapes = [list(split.images.shape[1:]) for split in (self.training, self.test)]
+        if shapes[0] != shapes[1]:
+            raise InputError(
+                f"data.path: {self.title}: training images are {shapes[0]} but test images "
+                f"{shapes[1]} (channels, height, width); use files of one data set"
+            )
+
+
+def federate(source: ImageSource, config: DataConfig, seed: int) -> PartitionedImages:
+    """Hold out the evaluation examples and deal the others to users, as the config asks.
+
+    The result depends on `source`, `config` and `seed` only; the held-out examples do not
+    depend on `seed`. Raises InputError for a partition that the source cannot have.
+    """
+    if config.evaluation == "development":
+        source = hold_out_development(source)
+    rng = np.random.default_rng(np.random.SeedSequence([seed, PARTITION_STREAM]))
+    parts = partition.cap(_deal(source, config, rng), config.examples_per_user, rng)
+    return PartitionedImages(
+        pool=source.training,
+        parts=parts,
+        user_ids=_user_ids(source, config, len(parts)),
+        held_out=source.test,
+        scale=source.scale,
+        classes=source.classes,
+        description=_describe(source, config, parts),
+    )
+
+
+def hold_out_development(source: ImageSource) -> ImageSource:
+    """Replace the test set by a fixed eighth of the training side, which leaves the training.
+
+    With writers it is every eighth writer in ascending order of id, with all their images;
+    without, every eighth training image. The rule is public and the same for every seed.
+    Raises InputError when nothing is left to train on.
+    """
+    owners = np.arange(len(source.training)) if source.writers is None else source.writers
+    held = np.isin(owners, np.unique(owners)[::DEVELOPMENT_EVERY])
+    if held.all():
+        raise InputError(
+            "data.evaluation=development leaves no training examples; "
+            f"the {len(held)} here are all held out: use test"
+        )
+    return ImageSource(
+        title=source.title,
+        training=source.training.take(np.flatnonzero(~held)),
+        test=source.training.take(np.flatnonzero(held)),
+        classes=source.classes,
+        scale=source.scale,
+        writers=None if source.writers is None else source.writers[~held],
+    )
+
+
+def _deal(
+    source: ImageSource, config: DataConfig, rng: np.random.Generator
+) -> list[partition.Indices]:
+    kind, labels = config.partition.kind, source.training.labels.numpy()
+    if kind == "natural":
+        return _deal_naturally(source, config)
+    if config.users is None:
+        raise InputError(
+            f"data.users must be set for data.partition.kind={kind}: "
+            f"a number from 1 to {len(labels)}"
+        )
+    if kind == "dirichlet":
+        return partition.dirichlet(labels, config.users, config.partition.alpha, rng)
+    if kind == "shards":
+        return partition.shards(labels, config.users, config.partition.shards_per_user, rng)
+    return partition.iid(labels, config.users, rng)
+
+
+def _deal_naturally(source: ImageSource, config: DataConfig) -> list[partition.Indices]:
+    if source.writers is None:
+        raise InputError(
+            f"data.partition.kind=natural: data set {config.name} does not say who its users "
+            "are; use iid, dirichlet or shards"
+        )
+    parts = partition.natural(source.writers)
+    if config.users not in (None, len(parts)):
+        raise InputError(
+            f"data.users must be null or {len(parts)} (the writers of {config.name} with "
+            f"data.evaluation={config.evaluation}) for natural users, got {config.users}"
+        )
+    return parts
+
+
+def _user_ids(source: ImageSource, config: DataConfig, users: int) -> tuple[str, ...]:
+    if config.partition.kind == "natural" and source.writers is not None:
+        return tuple(f"writer-{writer}" for writer in np.unique(source.writers))
+    return tuple(f"user-{index}" for index in range(users))
+
+
+def _describe(source: ImageSource, config: DataConfig, parts: list[partition.Indices]) -> str:
+    sizes = [len(part) for part in parts]
+    settings = {
+        "dirichlet": f" with alpha {config.partition.alpha:g}",
+        "shards": f" of {config.partition.shards_per_user} a user",
+    }
+    dealt = config.partition.kind + settings.get(config.partition.kind, "")
+    return (
+        f"{source.title}: {len(parts)} users ({dealt}), {min(sizes)} to {max(sizes)} training "
+        f"examples each, {sum(sizes)} in all; {len(source.test)} {config.evaluation} examples"
+    )

@@ -1,0 +1,288 @@
+"""A config becomes a run directory: prepare, train, record, resume."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from flwr.serverapp import Grid
+
+from fedpriv.config import ExperimentConfig
+from fedpriv.data.federated import Examples
+from fedpriv.errors import BudgetError
+from fedpriv.federation.plan import Plan, build_plan, build_trainer, population_of
+from fedpriv.federation.simulation import simulate
+from fedpriv.federation.strategy import Interrupted, PrivateFedAvg, RoundRecord
+from fedpriv.optimizers.server import Server
+from fedpriv.privacy.accounting import ACCOUNTANTS
+from fedpriv.privacy.ledger import Header, Ledger
+from fedpriv.reporting.run_directory import RunDirectory
+from fedpriv.training.checkpoint import (
+    Checkpoint,
+    checkpoint_files,
+    load_checkpoint,
+    save_checkpoint,
+)
+from fedpriv.training.cohort import CohortTrainer
+from fedpriv.training.evaluate import evaluate
+from fedpriv.training.parameters import Layout
+
+
+class Observer(Protocol):
+    """Whoever watches a run, such as the progress bar."""
+
+    def begin(self, experiment: Experiment) -> None:
+        """The run is about to start or go on."""
+
+    def finished(self, row: dict[str, Any]) -> None:
+        """A round is finished; `row` is its line of the metrics."""
+
+    def say(self, sentence: str) -> None:
+        """Something that the user should know."""
+
+
+@dataclass
+class Experiment:
+    """A run that is prepared: everything is checked and nothing has been released."""
+
+    plan: Plan
+    trainer: CohortTrainer
+    server: Server
+    finished_rounds: int = 0
+    held_out: Examples = field(init=False)
+
+    def __post_init__(self) -> None:
+        held_out = self.trainer.dataset.evaluation()
+        device = self.trainer.device
+        self.held_out = Examples(held_out.inputs.to(device), held_out.targets.to(device))
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The config."""
+        return self.plan.config
+
+    def header(self) -> Header:
+        """Return the header of this run's ledger."""
+        return Header(
+            fingerprint=self.config.fingerprint(),
+            population=self.plan.sampling.population,
+            delta=self.plan.delta,
+            adjacency=self.plan.sampling.adjacency.value,
+        )
+
+
+def prepare(config: ExperimentConfig) -> Experiment:
+    """Build and check everything that a run needs; writes nothing.
+
+    Raises:
+        InputError: data, model, optimizer or privacy settings are impossible.
+    """
+    trainer = build_trainer(config)
+    plan = build_plan(config, population_of(config, trainer.dataset), Layout.of(trainer.model))
+    server = Server(
+        model=trainer.model,
+        optimizer=config.server.optimizer,
+        lr=config.server.lr,
+        options=config.server.options,
+        schedule=config.server.schedule,
+        normalize=config.server.normalize,
+        rounds=config.rounds,
+    )
+    return Experiment(plan, trainer, server)
+
+
+#: Something that runs a strategy to its end: the simulation, or a grid that Flower handed us.
+Drive = Callable[[PrivateFedAvg], None]
+
+
+def run(config: ExperimentConfig, observer: Observer, drive: Drive | None = None) -> RunDirectory:
+    """Run an experiment in a new run directory.
+
+    Raises:
+        InputError: before anything is written, or when a node finds the user's data wrong.
+        BudgetError: the budget stopped the run; what was paid for is kept.
+        Interrupted: the user stopped the run, which can be resumed.
+    """
+    experiment = prepare(config)
+    directory = RunDirectory.create(config, str(experiment.trainer.device))
+    _train(experiment, directory, observer, drive)
+    return directory
+
+
+def resume(path: Path, observer: Observer, drive: Drive | None = None) -> RunDirectory:
+    """Continue a run from its newest checkpoint, on the same ledger.
+
+    Raises:
+        InputError: no run there, or its ledger or checkpoint is damaged or another run's.
+        BudgetError, Interrupted: as `run`.
+    """
+    directory = RunDirectory.open(path)
+    experiment = prepare(directory.config())
+    _restore(experiment, directory)
+    _train(experiment, directory, observer, drive)
+    return directory
+
+
+def on_grid(grid: Grid) -> Drive:
+    """Return a drive over nodes that Flower connects, as under `flwr run`."""
+
+    def drive(strategy: PrivateFedAvg) -> None:
+        strategy.start(grid)
+
+    return drive
+
+
+def _restore(experiment: Experiment, directory: RunDirectory) -> None:
+    files = checkpoint_files(directory.checkpoints)
+    if not files:
+        return
+    checkpoint = load_checkpoint(files[-1], experiment.config.fingerprint())
+    experiment.server.load_state(checkpoint.tensors, checkpoint.rest)
+    experiment.finished_rounds = checkpoint.round
+
+
+def _train(
+    experiment: Experiment, directory: RunDirectory, observer: Observer, drive: Drive | None
+) -> None:
+    with directory.lock(), _stop_signal(observer) as stop:
+        ledger = directory.open_ledger(experiment.header())
+        directory.keep_metrics(experiment.finished_rounds)
+        recorder = _Recorder(experiment, directory, ledger, observer)
+        strategy = PrivateFedAvg(
+            experiment.plan,
+            experiment.server,
+            ledger,
+            recorder.record,
+            stop,
+            first_round=experiment.finished_rounds + 1,
+        )
+        observer.begin(experiment)
+        if drive is None:
+            simulate(strategy, experiment.config.runtime)
+        else:
+            drive(strategy)
+
+
+class _Recorder:
+    """Turns finished rounds into metrics, checkpoints and news."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        directory: RunDirectory,
+        ledger: Ledger,
+        observer: Observer,
+    ) -> None:
+        self._experiment = experiment
+        self._directory = directory
+        self._ledger = ledger
+        self._observer = observer
+
+    def record(self, record: RoundRecord) -> None:
+        """Measure where due, then write the metrics line, then the checkpoint that makes it so."""
+        row = self._row(record)
+        self._directory.append_metrics(row)
+        tensors, rest = self._experiment.server.state()
+        fingerprint = self._experiment.config.fingerprint()
+        save_checkpoint(
+            self._directory.checkpoints,
+            Checkpoint(record.round, fingerprint, tensors, rest),
+            self._experiment.config.checkpoint.keep,
+        )
+        self._observer.finished(row)
+
+    def _row(self, record: RoundRecord) -> dict[str, Any]:
+        config = self._experiment.config
+        row: dict[str, Any] = {
+            "round": record.round,
+            "epsilon": {"rdp": _finite(record.epsilon)},
+            "delta": self._experiment.plan.delta,
+            "lr": record.lr,
+            "aggregate_norm": record.aggregate_norm,
+        }
+        if record.round % config.evaluation.every == 0 or record.round == config.rounds:
+            row["epsilon"] |= self._slow_epsilons()
+            row["held_out"] = asdict(self._evaluate())
+        row["simulation_only"] = _seen(record, self._experiment.plan.layout.names)
+        return row
+
+    def _evaluate(self) -> Any:
+        experiment = self._experiment
+        return evaluate(
+            experiment.trainer.model,
+            experiment.held_out,
+            experiment.trainer.loss,
+            experiment.config.evaluation.batch_size,
+        )
+
+    def _slow_epsilons(self) -> dict[str, float | None]:
+        """Return ε by the accountants that take too long for every round."""
+        privacy = self._experiment.config.privacy
+        spent: dict[str, float | None] = {}
+        for name in privacy.accountants if privacy else ():
+            if privacy is not None and name != "rdp":
+                accountant = ACCOUNTANTS[name](self._ledger.adjacency)
+                self._ledger.compose_into(accountant)
+                spent[name] = _finite(accountant.epsilon(privacy.delta))
+        return spent
+
+
+def _finite(epsilon: float | None) -> float | None:
+    """Return None for no guarantee: JSON has no infinity, and null cannot pass for a number."""
+    return epsilon if epsilon is not None and math.isfinite(epsilon) else None
+
+
+def _seen(record: RoundRecord, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return what the users' values say of the round; no mechanism released it."""
+    sums = record.sums
+    users = sum(s.users for s in sums)
+    finite = max(1, users - sum(s.non_finite for s in sums))
+    return {
+        "cohort": users,
+        "examples": sum(s.examples for s in sums),
+        "seconds": record.seconds,
+        "users_per_second": users / record.seconds,
+        "nodes_lost": record.nodes_lost,
+        "non_finite": sum(s.non_finite for s in sums),
+        "loss": sum(s.loss for s in sums) / finite,
+        "norm": sum(s.norm for s in sums) / finite,
+        "clipped": sum(s.clipped for s in sums) / finite,
+        "block_norms": {
+            name: sum(s.block_norms[i] for s in sums) / finite for i, name in enumerate(names)
+        },
+        "block_clipped": {
+            name: sum(s.block_clipped[i] for s in sums) / finite for i, name in enumerate(names)
+        },
+    }
+
+
+@contextmanager
+def _stop_signal(observer: Observer) -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the round."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        observer.say("stopping after this round; press Ctrl-C again to abandon it")
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+__all__ = ["BudgetError", "Experiment", "Interrupted", "Observer", "prepare", "resume", "run"]

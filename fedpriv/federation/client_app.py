@@ -1,0 +1,90 @@
+"""The ClientApp: a node trains the users that it is sent, or its own, and answers with one sum.
+
+In a simulation any node can train any user. In a deployment a node hosts users of its own: its
+`--node-config` gives `partition-id`, `num-partitions` and `data-path`, the folder that holds its
+users, who never leave it. Without `data-path` it hosts its share of the config's data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedpriv.config import ExperimentConfig
+from fedpriv.data.federated import Share
+from fedpriv.errors import InputError
+from fedpriv.federation.messages import (
+    experiment_of,
+    failure_reply,
+    hosting_reply,
+    sum_reply,
+    work_of,
+)
+from fedpriv.federation.plan import build_trainer
+from fedpriv.training.cohort import CohortTrainer, train_cohort
+
+app = ClientApp()
+
+
+@app.query()
+def describe(message: Message, context: Context) -> Message:
+    """Answer which users this node hosts."""
+
+    def answer() -> Message:
+        config = experiment_of(message)
+        trainer = _trainer(config, context)
+        users = trainer.dataset.population if config.runtime.deployment else None
+        return hosting_reply(message, _partition(context), users)
+
+    return _guarded(message, answer)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train the users that the message names and answer with the sum of their clipped updates."""
+
+    def answer() -> Message:
+        trainer = _trainer(experiment_of(message), context)
+        round_, users, parameters = work_of(message)
+        summed = train_cohort(trainer, parameters, users, round_)
+        return sum_reply(message, _partition(context), summed)
+
+    return _guarded(message, answer)
+
+
+def _guarded(message: Message, answer: Callable[[], Message]) -> Message:
+    """Send wrong input back as a sentence; anything else is a crash of this node."""
+    try:
+        return answer()
+    except InputError as error:
+        return failure_reply(message, str(error))
+
+
+def _partition(context: Context) -> int:
+    return int(context.node_config["partition-id"])
+
+
+def _trainer(config: ExperimentConfig, context: Context) -> CohortTrainer:
+    if not config.runtime.deployment:
+        return _cached_trainer(config.model_dump_json())
+    folder = context.node_config.get("data-path")
+    if folder is None:
+        trainer = _cached_trainer(config.model_dump_json())
+        partitions = int(context.node_config["num-partitions"])
+        return replace(trainer, dataset=Share(trainer.dataset, _partition(context), partitions))
+    data = config.data.model_copy(update={"path": Path(str(folder)), "users": None})
+    return _cached_trainer(config.model_copy(update={"data": data}).model_dump_json())
+
+
+# Data and model stay in the worker between rounds. One experiment runs at a time.
+@lru_cache(maxsize=1)
+def _cached_trainer(experiment: str) -> CohortTrainer:
+    config = ExperimentConfig.model_validate_json(experiment)
+    torch.set_num_threads(config.runtime.threads_per_worker)
+    return build_trainer(config)

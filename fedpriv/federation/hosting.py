@@ -1,0 +1,64 @@
+"""Which node hosts which user: a stable map, so that data stay cached where they are used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class NodeUsers:
+    """A node as it described itself.
+
+    Attributes:
+        node_id: Flower's id, random in every run.
+        partition: the node's own stable number.
+        users: how many users it hosts; None where it can host any (simulation).
+    """
+
+    node_id: int
+    partition: int
+    users: int | None
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """Shares a cohort out to nodes, in the order of their partitions.
+
+    In a simulation every node can host every user: user u belongs to node u mod nodes. In a
+    deployment nodes host users of their own, which are numbered node by node, so a node's users
+    are known to the server as a count alone.
+    """
+
+    nodes: tuple[NodeUsers, ...]
+
+    @classmethod
+    def of(cls, nodes: list[NodeUsers]) -> Hosting:
+        """Return the hosting by `nodes`, whatever order they answered in."""
+        return cls(tuple(sorted(nodes, key=lambda node: node.partition)))
+
+    @property
+    def population(self) -> int | None:
+        """Users hosted in all; None in a simulation, where the data set knows."""
+        counts = [node.users for node in self.nodes]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    @property
+    def node_ids(self) -> set[int]:
+        """Flower's ids of the nodes."""
+        return {node.node_id for node in self.nodes}
+
+    def shares(self, cohort: np.ndarray) -> list[tuple[NodeUsers, np.ndarray]]:
+        """Return each node with the sorted user numbers, in its own numbering, that it trains."""
+        if self.population is None:
+            count = len(self.nodes)
+            return [(node, cohort[cohort % count == i]) for i, node in enumerate(self.nodes)]
+        first = 0
+        shares = []
+        for node in self.nodes:
+            after = first + (node.users or 0)
+            own = cohort[(cohort >= first) & (cohort < after)] - first
+            shares.append((node, own))
+            first = after
+        return shares

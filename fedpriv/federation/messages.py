@@ -1,0 +1,125 @@
+"""What travels between server and nodes: one message a node and round, one reply.
+
+Parameters and sums travel as one flat array; names and shapes are known on both sides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from torch import Tensor
+
+from fedpriv.config import ExperimentConfig, parse_config
+from fedpriv.training.cohort import CohortSum
+
+_FLAT = "flat"
+
+
+def flat_record(flat: Tensor) -> ArrayRecord:
+    """Return the vector as a record with one array."""
+    return ArrayRecord({_FLAT: Array(flat.detach().cpu().numpy())})
+
+
+def flat_tensor(record: ArrayRecord) -> Tensor:
+    """Return the vector of a record made by `flat_record`."""
+    # Copied, because the array may be a read-only view into the message.
+    return torch.from_numpy(np.array(record[_FLAT].numpy()))
+
+
+def query_message(node_id: int, config: ExperimentConfig) -> Message:
+    """Return the message that asks a node which users it hosts."""
+    content = RecordDict({"config": ConfigRecord({"experiment": config.model_dump_json()})})
+    return Message(content, node_id, MessageType.QUERY)
+
+
+def train_message(
+    node_id: int, config: ExperimentConfig, arrays: ArrayRecord, round_: int, users: np.ndarray
+) -> Message:
+    """Return the message that has a node train `users` in round `round_`."""
+    work: dict[str, Any] = {
+        "experiment": config.model_dump_json(),
+        "round": round_,
+        "users": users.tolist(),
+    }
+    return Message(
+        RecordDict({"arrays": arrays, "config": ConfigRecord(work)}),
+        node_id,
+        MessageType.TRAIN,
+        group_id=str(round_),
+    )
+
+
+def experiment_of(message: Message) -> ExperimentConfig:
+    """Return the experiment that a message belongs to."""
+    return parse_config(json.loads(str(_config(message)["experiment"])))
+
+
+def work_of(message: Message) -> tuple[int, list[int], Tensor]:
+    """Return round, user numbers and flat parameters of a train message."""
+    config = _config(message)
+    users = config["users"]
+    assert isinstance(users, Sequence)
+    arrays = message.content["arrays"]
+    assert isinstance(arrays, ArrayRecord)
+    return int(str(config["round"])), [int(user) for user in users], flat_tensor(arrays)
+
+
+def hosting_reply(message: Message, partition: int, users: int | None) -> Message:
+    """Return a node's answer to a query: its number, and how many users it hosts (-1: any)."""
+    answer = ConfigRecord({"partition": partition, "users": -1 if users is None else users})
+    return Message(RecordDict({"hosting": answer}), reply_to=message)
+
+
+def hosting_of(message: Message) -> tuple[int, int | None]:
+    """Return partition and number of users of a `hosting_reply`."""
+    answer = message.content["hosting"]
+    assert isinstance(answer, ConfigRecord)
+    users = int(str(answer["users"]))
+    return int(str(answer["partition"])), None if users < 0 else users
+
+
+def sum_reply(message: Message, partition: int, summed: CohortSum) -> Message:
+    """Return a node's answer to a train message."""
+    seen = {k: v for k, v in asdict(summed).items() if k != "total"}
+    content = RecordDict(
+        {
+            "sum": flat_record(summed.total),
+            "seen": ConfigRecord({"partition": partition, **seen}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+def sum_of(message: Message) -> tuple[int, CohortSum]:
+    """Return partition and sum of a `sum_reply`."""
+    seen, total = message.content["seen"], message.content["sum"]
+    assert isinstance(seen, ConfigRecord)
+    assert isinstance(total, ArrayRecord)
+    values: dict[str, Any] = {f.name: seen[f.name] for f in fields(CohortSum) if f.name != "total"}
+    return int(str(seen["partition"])), CohortSum(total=flat_tensor(total), **values)
+
+
+def failure_reply(message: Message, reason: str) -> Message:
+    """Return a node's answer when the user's input is at fault, not the node."""
+    return Message(RecordDict({"failure": ConfigRecord({"reason": reason})}), reply_to=message)
+
+
+def failure_of(message: Message) -> str | None:
+    """Return why the node could not work on valid grounds, or None."""
+    if message.has_error() or "failure" not in message.content:
+        return None
+    failure = message.content["failure"]
+    assert isinstance(failure, ConfigRecord)
+    return str(failure["reason"])
+
+
+def _config(message: Message) -> ConfigRecord:
+    config = message.content["config"]
+    assert isinstance(config, ConfigRecord)
+    return config

@@ -1,0 +1,82 @@
+"""The simulation: Flower's runtime and Ray workers, in this process, around our strategy."""
+
+from __future__ import annotations
+
+import logging
+
+from flwr.app import ConfigRecordValues, Context
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+
+from fedpriv.config import RuntimeConfig
+from fedpriv.federation.client_app import app as client_app
+from fedpriv.federation.strategy import PrivateFedAvg, WorkerLost
+
+_LARGEST_NUMBER_OF_RESTARTS = 5
+
+
+def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
+    """Run the strategy's remaining rounds over simulated nodes, one Ray worker each.
+
+    Flower keeps a dead Ray worker in its pool for ever, so after a loss the round is finished
+    without its users and the simulation is started again with fresh workers; the strategy goes on
+    with the next round.
+
+    Raises:
+        WorkerLost: workers died in more rounds than a run can blame on bad luck.
+        What `PrivateFedAvg.start` raises.
+    """
+    _quiet_libraries()
+    for _ in range(_LARGEST_NUMBER_OF_RESTARTS):
+        try:
+            _simulate_once(strategy, runtime)
+        except WorkerLost:
+            strategy.restart()
+        else:
+            return
+    raise WorkerLost(f"workers died {_LARGEST_NUMBER_OF_RESTARTS} times; is memory short?")
+
+
+def _simulate_once(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        strategy.start(grid)
+
+    try:
+        run_simulation(
+            server_app=server_app,
+            client_app=client_app,
+            num_supernodes=runtime.workers,
+            backend_config=_backend(runtime),
+        )
+    finally:
+        # Where Flower's runtime fails or is interrupted, our server thread must not wait on.
+        strategy.abandon()
+
+
+def _backend(runtime: RuntimeConfig) -> dict[str, dict[str, ConfigRecordValues]]:
+    """Return Flower's backend config: a private Ray cluster unless one is named.
+
+    Without an address Ray would silently join any cluster that it finds on this machine.
+    """
+    if runtime.ray_address is None:
+        init: dict[str, ConfigRecordValues] = {
+            "address": "local",
+            "num_cpus": runtime.workers * runtime.threads_per_worker,
+        }
+    else:
+        init = {"address": runtime.ray_address}
+    init |= {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    worker: dict[str, ConfigRecordValues] = {
+        "num_cpus": runtime.threads_per_worker,
+        "num_gpus": runtime.gpus_per_worker,
+    }
+    return {"init_args": init, "client_resources": worker}
+
+
+def _quiet_libraries() -> None:
+    """Keep Flower's and Ray's own log lines off the terminal unless something breaks."""
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
+    logging.getLogger("ray").setLevel(logging.CRITICAL)

@@ -1,0 +1,352 @@
+"""One round of private federated training, from the draw of the cohort to the new model.
+
+Read `configure_train`, then `aggregate_train`: they are the round, in its order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor
+
+from fedpriv.errors import BudgetError, InputError
+from fedpriv.federation.hosting import Hosting, NodeUsers
+from fedpriv.federation.messages import (
+    failure_of,
+    flat_record,
+    hosting_of,
+    query_message,
+    sum_of,
+    train_message,
+)
+from fedpriv.federation.plan import Plan
+from fedpriv.optimizers.server import Server
+from fedpriv.privacy.accounting import RdpAccountant
+from fedpriv.privacy.ledger import Ledger, Release
+from fedpriv.privacy.randomness import Purpose
+from fedpriv.training.cohort import CohortSum
+
+# Flower's own loop looks for replies every 0.1 s, which is longer than a small round takes.
+_POLL_SECONDS = 0.005
+
+
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
+    """The user asked the run to stop; every finished round is kept."""
+
+
+class WorkerLost(Exception):  # noqa: N818 - handled by starting the workers again
+    """A Ray worker died. Flower never replaces it, so the simulation must be started again."""
+
+
+class ClientFault(Exception):  # noqa: N818 - carries the client's own traceback line
+    """The client code raised: a bug, which running on would only hide."""
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What a finished round says of itself.
+
+    Attributes:
+        round: counted from 1.
+        epsilon: RDP ε at the run's δ after this round; None without privacy.
+        lr: the server's learning rate.
+        seconds: wall time of the round.
+        nodes_lost: nodes that were asked and did not answer.
+        sums: what each node saw, in the order of partitions. Private: simulation only.
+        aggregate_norm: L2 norm of the averaged update, a function of the release.
+    """
+
+    round: int
+    epsilon: float | None
+    lr: float
+    seconds: float
+    nodes_lost: int
+    sums: tuple[CohortSum, ...]
+    aggregate_norm: float
+
+
+class PrivateFedAvg(Strategy):
+    """Federated averaging with user-level differential privacy (McMahan et al. 2018).
+
+    Each round: draw a cohort; every sampled user adds a contribution of L2 norm at most C to one
+    sum; add N(0, (zC)²); divide by the public expected cohort; step the server optimizer. The
+    ledger is charged, durably, before the noisy sum is used.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        server: Server,
+        ledger: Ledger,
+        on_round: Callable[[RoundRecord], None],
+        stop: threading.Event,
+        first_round: int = 1,
+    ) -> None:
+        self.plan = plan
+        self.server = server
+        self.ledger = ledger
+        self.next_round = first_round
+        self._on_round = on_round
+        self._stop = stop
+        self._abandoned = threading.Event()
+        self._hosting: Hosting | None = None
+        self._record: RoundRecord | None = None
+        self._started = 0.0
+        self._asked = 0
+        self._accountant = RdpAccountant(plan.sampling.adjacency)
+        ledger.compose_into(self._accountant)
+
+    # ---------------------------------------------------------------- the round
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Draw the cohort and return one message a node: parameters and its share of users.
+
+        Raises:
+            BudgetError: the round would exceed the privacy budget; nothing has been drawn.
+        """
+        self._started = time.perf_counter()
+        if not self.ledger.charges(server_round):
+            self._check_budget(server_round)
+        generator = self.plan.randomness.numpy(Purpose.SAMPLING, server_round)
+        cohort = self.plan.sampling.draw(generator)
+        shares = [(n, users) for n, users in self._known_hosting(grid).shares(cohort) if len(users)]
+        self._asked = len(shares)
+        return [
+            train_message(node.node_id, self.plan.config, arrays, server_round, users)
+            for node, users in shares
+        ]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add up the sums, release them with noise, pay for the release, and step the model.
+
+        A node that did not answer takes nothing from the noise or the denominator: its users
+        contribute zero.
+        """
+        sums = self._sums(replies)
+        total = torch.zeros(self.plan.layout.total, dtype=torch.float64)
+        for summed in sums:
+            total += summed.total
+
+        released = self._paid_release(server_round, total)
+        average = released / self.plan.sampling.expected_cohort
+        seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
+        self.server.step(average, server_round, seed)
+
+        self._record = self._recorded(server_round, sums, average)
+        self.next_round = server_round + 1
+        users, lost = sum(s.users for s in sums), self._asked - len(sums)
+        metrics = MetricRecord({"users": users, "nodes-lost": lost})
+        return flat_record(self.server.parameters()), metrics
+
+    def _paid_release(self, round_: int, total: Tensor) -> Tensor:
+        """Return `total` with noise, after the ledger has been charged for it.
+
+        A round that was charged before (the process died between charge and checkpoint) may have
+        been seen. Where the same noise gives the same release again, it is paid for already; where
+        the sum has changed, the old noise must not be used again: fresh noise, a new charge.
+        """
+        charges = self.ledger.charges(round_)
+        if charges:
+            again = self._noisy(total, round_, charges[-1].attempt)
+            if _digest(again) == charges[-1].digest:
+                return again
+            self._check_budget(round_)
+        released = self._noisy(total, round_, len(charges))
+        release = Release.of(
+            round_, len(charges), self.plan.sampling, self.plan.mechanism, _digest(released)
+        )
+        self.ledger.append(release)
+        self._accountant.compose(release.event())
+        return released
+
+    def _noisy(self, total: Tensor, round_: int, attempt: int) -> Tensor:
+        generator = self.plan.randomness.numpy(Purpose.NOISE, round_, attempt)
+        return self.plan.mechanism.release(total, generator)
+
+    def _check_budget(self, round_: int) -> None:
+        if self.plan.budget is None or self.plan.delta is None:
+            return
+        event = self.plan.sampling.event(self.plan.mechanism)
+        after = self._accountant.epsilon_after(event, self.plan.delta)
+        if after > self.plan.budget:
+            raise BudgetError(
+                f"round {round_} is not run: it would raise ε to {after:.4g}, above the budget of "
+                f"{self.plan.budget:g}; the model of round {round_ - 1} is kept"
+            )
+
+    def epsilon(self) -> float | None:
+        """Return the RDP ε spent so far at the run's δ; None without privacy."""
+        return None if self.plan.delta is None else self._accountant.epsilon(self.plan.delta)
+
+    # ---------------------------------------------------------------- the run
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int = 0,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run the rounds that are left, from `next_round` to the config's last.
+
+        The plan decides rounds, timeout and evaluation, so Flower's other arguments are unused.
+
+        Raises:
+            Interrupted: the user asked to stop, between rounds or while nodes were working.
+            BudgetError: the next round would exceed the budget.
+            WorkerLost: a simulated node died; its round is finished and kept.
+            InputError: a node found the user's data or config wrong.
+        """
+        arrays = flat_record(self.server.parameters())
+        result = Result(arrays=arrays)
+        for round_ in range(self.next_round, self.plan.config.rounds + 1):
+            messages = list(self.configure_train(round_, arrays, ConfigRecord(), grid))
+            replies = self._exchange(grid, messages)
+            new_arrays, metrics = self.aggregate_train(round_, replies)
+            assert new_arrays is not None
+            assert metrics is not None
+            result.arrays = arrays = new_arrays
+            result.train_metrics_clientapp[round_] = metrics
+            assert self._record is not None
+            self._on_round(self._record)
+            if self._stop.is_set():
+                raise Interrupted
+            if self._record.nodes_lost and not self._deployed:
+                raise WorkerLost
+        return result
+
+    def restart(self) -> None:
+        """Prepare for another simulation: all its node ids will differ."""
+        self._hosting = None
+        self._abandoned.clear()
+
+    def abandon(self) -> None:
+        """Give up the round that is being waited for, from another thread; nothing is released."""
+        self._abandoned.set()
+
+    @property
+    def _deployed(self) -> bool:
+        return self.plan.config.runtime.deployment
+
+    def _known_hosting(self, grid: Grid) -> Hosting:
+        """Return who hosts whom; in a deployment nodes come and go, and are then asked again."""
+        known = self._hosting
+        if known is None or (self._deployed and known.node_ids != set(grid.get_node_ids())):
+            self._hosting = known = self._ask_nodes(grid, first=known is None)
+        return known
+
+    def _ask_nodes(self, grid: Grid, first: bool) -> Hosting:
+        """Wait for nodes (at the first time for all of them) and ask each whom it hosts."""
+        expected = self.plan.config.runtime.workers if first else 1
+        deadline = time.monotonic() + self.plan.config.runtime.round_timeout
+        while len(nodes := list(grid.get_node_ids())) < expected:
+            self._pause(deadline, f"only {len(nodes)} of {expected} nodes (runtime.workers) came")
+        config = self.plan.config
+        replies = self._exchange(grid, [query_message(node, config) for node in nodes])
+        found = []
+        for reply in self._answers(replies):
+            partition, users = hosting_of(reply)
+            found.append(NodeUsers(reply.metadata.src_node_id, partition, users))
+        if not found:
+            raise WorkerLost
+        hosting = Hosting.of(found)
+        if hosting.population is not None and hosting.population > self.plan.sampling.population:
+            raise InputError(
+                f"data.users is {self.plan.sampling.population}, but the nodes host "
+                f"{hosting.population} users: write their number, which the accounting depends on"
+            )
+        return hosting
+
+    def _exchange(self, grid: Grid, messages: list[Message]) -> list[Message]:
+        """Send `messages` and return the replies that come before the round's timeout."""
+        waiting = set(grid.push_messages(messages))
+        deadline = time.monotonic() + self.plan.config.runtime.round_timeout
+        replies: list[Message] = []
+        while waiting:
+            arrived = list(grid.pull_messages(waiting))
+            replies += arrived
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            if not waiting or time.monotonic() > deadline:
+                break
+            if self._abandoned.wait(_POLL_SECONDS):
+                raise Interrupted
+        return replies
+
+    def _pause(self, deadline: float, problem: str) -> None:
+        if self._stop.is_set() or self._abandoned.wait(_POLL_SECONDS):
+            raise Interrupted
+        if time.monotonic() > deadline:
+            raise InputError(problem)
+
+    def _sums(self, replies: Iterable[Message]) -> list[CohortSum]:
+        """Return the sums that arrived, by partition: the order never depends on who was first."""
+        by_partition = dict(sum_of(reply) for reply in self._answers(replies))
+        return [by_partition[partition] for partition in sorted(by_partition)]
+
+    def _answers(self, replies: Iterable[Message]) -> list[Message]:
+        """Return the replies of nodes that did their work; the dead ones are left out.
+
+        Raises:
+            InputError: a node reported that the user's input is wrong.
+            ClientFault: the client code itself raised, in a simulation.
+        """
+        good = []
+        for reply in replies:
+            if (reason := failure_of(reply)) is not None:
+                raise InputError(reason)
+            if not reply.has_error():
+                good.append(reply)
+            elif reply.error.code in _CLIENT_CODE_RAISED and not self._deployed:
+                raise ClientFault(reply.error.reason)
+        return good
+
+    def _recorded(self, round_: int, sums: list[CohortSum], average: Tensor) -> RoundRecord:
+        return RoundRecord(
+            round=round_,
+            epsilon=self.epsilon(),
+            lr=self.server.lr(round_),
+            seconds=time.perf_counter() - self._started,
+            nodes_lost=self._asked - len(sums),
+            sums=tuple(sums),
+            aggregate_norm=float(torch.linalg.vector_norm(average)),
+        )
+
+    # ---------------------------------------------------------------- not used
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return nothing: the model is measured on held-out examples at the server."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return nothing: users are not asked to evaluate."""
+        return None
+
+    def summary(self) -> None:
+        """Say nothing: the run directory holds the resolved config and the privacy statement."""
+
+
+def _digest(released: Tensor) -> str:
+    return hashlib.sha256(released.numpy().tobytes()).hexdigest()
+
+
+# flwr's ErrorCode: LOAD_CLIENT_APP_EXCEPTION and CLIENT_APP_RAISED_EXCEPTION.
+_CLIENT_CODE_RAISED = (1, 2)

@@ -1,0 +1,159 @@
+"""The transformer block that every model shares, and the stack of them.
+
+Plain `nn.Linear`, `nn.LayerNorm` and functional attention only: the same block then runs under
+`torch.func.functional_call` and `vmap`, Opacus' gradient-sample hooks, bfloat16, `torch.compile`
+and on the meta device. Every parameter lives in a leaf module that is called once a forward pass.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NormName = Literal["layernorm", "rmsnorm"]
+BlockPlacement = Literal["pre", "post", "peri"]
+NormPlacement = Literal["pre", "post", "peri", "mix"]
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: o(concat_h softmax(q_h k_hᵀ / √(dim/heads)) v_h)."""
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.o = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Map tokens `[B, T, dim]` to `[B, T, dim]`.
+
+        `valid`, boolean `[B, T]`, is true at real tokens: no token attends to the others, so that
+        they change nothing at the real ones. Every row needs at least one real token.
+        """
+        mask = None if valid is None else valid[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(
+            self._split(self.q(x)),
+            self._split(self.k(x)),
+            self._split(self.v(x)),
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """Reshape `[B, T, dim]` to one slice a head: `[B, heads, T, dim/heads]`."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Mlp(nn.Module):
+    """Two linear maps around a GELU: down(gelu(up(x))), applied to each token by itself."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, hidden)
+        self.drop = nn.Dropout(dropout)
+        self.down = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens `[B, T, dim]` to `[B, T, dim]`."""
+        return self.down(self.drop(F.gelu(self.up(x))))
+
+
+class Residual(nn.Module):
+    """A residual branch around a function f, with the norm at the chosen place.
+
+    - `pre`:  x + f(norm(x))                   (Xiong et al. 2020)
+    - `post`: norm(x + f(x))                   (Vaswani et al. 2017)
+    - `peri`: x + norm_out(f(norm(x)))         (Peri-LN, Kim et al. 2025)
+
+    Dropout, if any, is on the branch, just before it is added.
+    """
+
+    def __init__(self, dim: int, placement: BlockPlacement, norm: NormName, dropout: float) -> None:
+        super().__init__()
+        self.placement = placement
+        self.norm = NORMS[norm](dim)
+        self.norm_out = NORMS[norm](dim) if placement == "peri" else nn.Identity()
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the formula above for tokens `[B, T, dim]`; f keeps their shape."""
+        if self.placement == "post":
+            return self.norm(x + self.drop(f(x)))
+        return x + self.drop(self.norm_out(f(self.norm(x))))
+
+
+class Block(nn.Module):
+    """One transformer block: attention, then MLP, each inside a `Residual`."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        placement: BlockPlacement = "pre",
+        norm: NormName = "layernorm",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(dim, heads, dropout)
+        self.attention_residual = Residual(dim, placement, norm, dropout)
+        self.mlp = Mlp(dim, max(1, round(dim * mlp_ratio)), dropout)
+        self.mlp_residual = Residual(dim, placement, norm, dropout)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Map tokens `[B, T, dim]` to `[B, T, dim]`; for `valid` see `Attention`."""
+        x = self.attention_residual(x, partial(self.attention, valid=valid))
+        return self.mlp_residual(x, self.mlp)
+
+
+class Transformer(nn.Module):
+    """A stack of `depth` blocks, and a final norm where the last block leaves none.
+
+    After `pre` and `peri` blocks the output is a bare sum of all branches, whose scale grows with
+    depth, so a norm follows; a `post` block has just normalised the sum itself, so none does.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        norm_placement: NormPlacement = "pre",
+        norm: NormName = "layernorm",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        placements = block_placements(norm_placement, depth)
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, mlp_ratio, placement, norm, dropout) for placement in placements
+        )
+        self.norm = nn.Identity() if placements[-1] == "post" else NORMS[norm](dim)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Map tokens `[B, T, dim]` to `[B, T, dim]`; for `valid` see `Attention`."""
+        for block in self.blocks:
+            x = block(x, valid)
+        return self.norm(x)
+
+
+def block_placements(norm_placement: NormPlacement, depth: int) -> list[BlockPlacement]:
+    """Return where each of `depth` blocks has its norms, first block first.
+
+    `mix` (Mix-LN, Li et al. 2024, with its α = 1/4) makes the first ⌊depth/4⌋ blocks `post` and
+    the others `pre`; below 4 blocks it is `pre`.
+
+    >>> block_placements("mix", 5)
+    ['post', 'pre', 'pre', 'pre', 'pre']
+    """
+    if norm_placement != "mix":
+        return [norm_placement] * depth
+    return ["post" if index < depth // 4 else "pre" for index in range(depth)]

@@ -1,0 +1,55 @@
+"""Pure privacy: clipping, mechanisms, sampling, accounting and the ledger.
+
+Nothing here imports Flower, Ray or a model, so the accountants can be used alone.
+"""
+
+from fedpriv.privacy.accounting import ACCOUNTANTS, Accountant, PldAccountant, RdpAccountant
+from fedpriv.privacy.calibration import affordable_rounds, noise_multiplier_for
+from fedpriv.privacy.clipping import (
+    SPLITS,
+    ClippedUpdate,
+    ClippingRule,
+    GlobalClipping,
+    PerLayerClipping,
+    Unclipped,
+    clip,
+)
+from fedpriv.privacy.ledger import Header, Ledger, Release
+from fedpriv.privacy.mechanisms import GaussianMechanism
+from fedpriv.privacy.randomness import Purpose, Randomness
+from fedpriv.privacy.sampling import (
+    Adjacency,
+    FixedSizeSampling,
+    FullParticipation,
+    PoissonSampling,
+    Sampling,
+    build_sampling,
+)
+
+__all__ = [
+    "ACCOUNTANTS",
+    "SPLITS",
+    "Accountant",
+    "Adjacency",
+    "ClippedUpdate",
+    "ClippingRule",
+    "FixedSizeSampling",
+    "FullParticipation",
+    "GaussianMechanism",
+    "GlobalClipping",
+    "Header",
+    "Ledger",
+    "PerLayerClipping",
+    "PldAccountant",
+    "PoissonSampling",
+    "Purpose",
+    "Randomness",
+    "RdpAccountant",
+    "Release",
+    "Sampling",
+    "Unclipped",
+    "affordable_rounds",
+    "build_sampling",
+    "clip",
+    "noise_multiplier_for",
+]

@@ -1,0 +1,152 @@
+"""Clipping: what one user may add to the sum.
+
+A user's update is a dict of blocks, one a parameter tensor. A clipping rule sees the norms of
+the blocks alone and answers with one scale a block; `clip` does the arithmetic for every rule,
+so that the bound is proved, and tested, in one place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# The rule is shown norms that are a millionth too large, so that neither the rounding of the
+# scale, nor that of the scaled float32 numbers (2^-24 each), nor that of the norm itself in
+# float64 can lift a contribution above the bound.
+_MARGIN = 2.0**-20
+# `normalize` scales small blocks up. Beyond this factor a float32 scale could overflow.
+_LARGEST_SCALE = 2.0**100
+
+
+class ClippingRule(Protocol):
+    """A rule that bounds a user's contribution by the L2 norm `bound` (C)."""
+
+    @property
+    def bound(self) -> float:
+        """The clip bound C: the largest L2 norm of a contribution."""
+        ...
+
+    def scales(self, norms: Tensor) -> Tensor:
+        """Return the factor for each block: float64 `[..., H]` from block norms `[..., H]`.
+
+        For all finite norms the scaled norms satisfy sqrt(sum((scale * norm)^2)) <= bound.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class GlobalClipping:
+    """g · min(1, C/‖g‖): one factor for the whole update (Abadi et al. 2016)."""
+
+    bound: float
+
+    def scales(self, norms: Tensor) -> Tensor:
+        """Return min(1, C/‖g‖) for every block."""
+        total = torch.linalg.vector_norm(norms, dim=-1, keepdim=True)
+        return _shrink(total, torch.as_tensor(self.bound, dtype=norms.dtype)).expand_as(norms)
+
+
+@dataclass(frozen=True)
+class PerLayerClipping:
+    """g_h · min(1, C_h/‖g_h‖) for each block, with sum(C_h^2) = C^2 (McMahan et al. 2018).
+
+    With `normalize`, as the released code of pfl4asr (Pelikan et al. 2025) does: an update with
+    ‖g‖ > C has every block set to norm C_h exactly, small ones scaled up; any other is left alone.
+    """
+
+    bound: float
+    block_bounds: tuple[float, ...]
+    normalize: bool = False
+
+    def scales(self, norms: Tensor) -> Tensor:
+        """Return the factor of each block."""
+        bounds = torch.tensor(self.block_bounds, dtype=norms.dtype, device=norms.device)
+        if not self.normalize:
+            return _shrink(norms, bounds)
+        to_bound = torch.where(norms > 0, bounds / norms, torch.ones_like(norms))
+        total = torch.linalg.vector_norm(norms, dim=-1, keepdim=True)
+        return torch.where(total > self.bound, to_bound, torch.ones_like(norms))
+
+
+@dataclass(frozen=True)
+class Unclipped:
+    """No bound at all: for training without privacy. Its sensitivity is infinite."""
+
+    bound: float = math.inf
+
+    def scales(self, norms: Tensor) -> Tensor:
+        """Return one for every block."""
+        return torch.ones_like(norms)
+
+
+def _shrink(norms: Tensor, bounds: Tensor) -> Tensor:
+    """Return min(1, bound/norm), and one for a zero norm."""
+    return torch.where(norms > bounds, bounds / norms, torch.ones_like(norms))
+
+
+def uniform_split(bound: float, sizes: Sequence[int]) -> tuple[float, ...]:
+    """Return C_h = C/√H for each of H blocks."""
+    return tuple(bound / math.sqrt(len(sizes)) for _ in sizes)
+
+
+def dim_split(bound: float, sizes: Sequence[int]) -> tuple[float, ...]:
+    """Return C_h = C·√(d_h/Σd), where d_h is the number of parameters of block h."""
+    total = sum(sizes)
+    return tuple(bound * math.sqrt(size / total) for size in sizes)
+
+
+#: How the bound is shared among blocks; a new split is one function and one line here.
+SPLITS: dict[str, Callable[[float, Sequence[int]], tuple[float, ...]]] = {
+    "uniform": uniform_split,
+    "dim": dim_split,
+}
+
+
+@dataclass(frozen=True)
+class ClippedUpdate:
+    """A user's bounded contribution, with what clipping saw of it (private: simulation only).
+
+    Attributes:
+        blocks: float32 blocks whose joint L2 norm is at most the rule's bound.
+        norms: float64 `[H]`, the norms of the blocks before clipping.
+        scales: float64 `[H]`, the factors that were applied.
+        finite: False where the update held a NaN or Inf; its blocks are then zero.
+    """
+
+    blocks: dict[str, Tensor]
+    norms: Tensor
+    scales: Tensor
+    finite: bool
+
+
+def clip(update: Mapping[str, Tensor], rule: ClippingRule) -> ClippedUpdate:
+    """Bound an update by `rule`, in exact terms.
+
+    The blocks that come back are float32 and their joint norm, computed exactly, is at most
+    `rule.bound` for every input: float32, bfloat16 or float64, of any size. An update with a NaN
+    or Inf, or whose norm overflows float64, contributes zero.
+    """
+    norms = torch.stack(
+        [torch.linalg.vector_norm(block, dtype=torch.float64) for block in update.values()]
+    )
+    if not bool(torch.isfinite(torch.linalg.vector_norm(norms))):
+        zeros = {name: torch.zeros_like(b, dtype=torch.float32) for name, b in update.items()}
+        return ClippedUpdate(zeros, norms, torch.zeros_like(norms), finite=False)
+    scales = rule.scales(norms * (1 + _MARGIN)).clamp(max=_LARGEST_SCALE)
+    blocks = {
+        name: _scaled(block, scale)
+        for (name, block), scale in zip(update.items(), scales.tolist(), strict=True)
+    }
+    return ClippedUpdate(blocks, norms, scales, finite=True)
+
+
+def _scaled(block: Tensor, scale: float) -> Tensor:
+    # float64 numbers may lie outside float32's range before they are scaled, so scale them first.
+    if block.dtype == torch.float64:
+        return (block * scale).float()
+    return block.float() * scale

@@ -1,0 +1,252 @@
+"""The ledger: the append-only record of every privacy event of a run.
+
+One JSON object a line. The first line is a header that says for which run the ledger is; each
+later line is a release. Every line holds the SHA-256 of the line before it, so that an edited,
+dropped or reordered line is found. A line is on the disk (fsync) before the release that it
+charges is used for anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import dp_accounting
+
+from fedpriv.errors import InputError
+from fedpriv.privacy.accounting import Accountant
+from fedpriv.privacy.clipping import GlobalClipping
+from fedpriv.privacy.mechanisms import GaussianMechanism
+from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Header:
+    """For which run a ledger is.
+
+    Attributes:
+        fingerprint: SHA-256 of the run's configuration, as far as it bears on what is released.
+        population: N, the number of users.
+        delta: the δ at which the run reports ε.
+        adjacency: the adjacency under which its events hold.
+        unit: the unit of privacy.
+    """
+
+    fingerprint: str
+    population: int
+    delta: float | None
+    adjacency: str
+    unit: str = "user"
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class Release:
+    """One release: everything that an accountant needs, and a digest of what was released.
+
+    Attributes:
+        round: the round, counted from 1.
+        attempt: 0, or how many times this round had been charged before.
+        sampling: kind of sampling.
+        population: N at this release.
+        expected_cohort: expected number of sampled users; None where all take part.
+        bound: the clip bound C; None where nothing bounds a contribution (no privacy).
+        noise_multiplier: z, with σ = z·C.
+        sensitivity: L2 sensitivity of the sum under the ledger's adjacency; None if unbounded.
+        stddev: σ, the standard deviation of the noise on each coordinate of the sum.
+        digest: SHA-256 of the released noisy sum.
+    """
+
+    round: int
+    attempt: int
+    sampling: str
+    population: int
+    expected_cohort: float | None
+    bound: float | None
+    noise_multiplier: float
+    sensitivity: float | None
+    stddev: float
+    digest: str
+
+    @classmethod
+    def of(
+        cls,
+        round_: int,
+        attempt: int,
+        sampling: Sampling,
+        mechanism: GaussianMechanism,
+        digest: str,
+    ) -> Release:
+        """Return the record of one release of `mechanism` over a cohort of `sampling`."""
+        bound = mechanism.clipping.bound
+        bounded = bound != float("inf")
+        return cls(
+            round=round_,
+            attempt=attempt,
+            sampling=sampling.kind,
+            population=sampling.population,
+            expected_cohort=sampling.expected_cohort,
+            bound=bound if bounded else None,
+            noise_multiplier=mechanism.noise_multiplier,
+            sensitivity=sampling.sensitivity(bound) if bounded else None,
+            stddev=mechanism.stddev,
+            digest=digest,
+        )
+
+    def event(self) -> dp_accounting.DpEvent:
+        """Return the privacy event, rebuilt from the record alone."""
+        if self.bound is None or self.noise_multiplier == 0:
+            return dp_accounting.NonPrivateDpEvent()
+        sampling = build_sampling(self.sampling, self.population, self.expected_cohort)
+        return sampling.event(GaussianMechanism(self.noise_multiplier, GlobalClipping(self.bound)))
+
+
+class Ledger:
+    """An open ledger file. `append` returns only when the line is on the disk."""
+
+    def __init__(self, path: Path, header: Header, releases: list[Release], last: str) -> None:
+        self.path = path
+        self.header = header
+        self._releases = releases
+        self._last = last
+
+    @classmethod
+    def create(cls, path: Path, header: Header) -> Ledger:
+        """Start a new ledger; an existing file is never overwritten.
+
+        Raises:
+            InputError: the file exists.
+        """
+        if path.exists():
+            raise InputError(f"{path} exists: resume that run, or choose another run_dir")
+        ledger = cls(path, header, [], "")
+        ledger._write({"kind": "header", **asdict(header)})
+        _fsync_folder(path.parent)
+        return ledger
+
+    @classmethod
+    def open(cls, path: Path, expected: Header | None = None) -> Ledger:
+        """Open an existing ledger, check every line, and drop a torn last line.
+
+        A torn line is one whose append never returned, so nothing it would have charged was used.
+
+        Raises:
+            InputError: missing, edited, dropped or reordered lines, or the ledger of another
+                configuration than `expected`.
+        """
+        header, releases, last, whole = _read(path)
+        if expected is not None and header != expected:
+            field = next(k for k, v in asdict(expected).items() if getattr(header, k) != v)
+            raise InputError(
+                f"{path} belongs to another configuration ({field} differs): "
+                "a run continues only with the configuration that it was charged under"
+            )
+        if whole < path.stat().st_size:
+            with path.open("r+b") as file:
+                file.truncate(whole)
+                os.fsync(file.fileno())
+        return cls(path, header, releases, last)
+
+    def append(self, release: Release) -> None:
+        """Write `release` durably: when this returns, the line has reached the disk."""
+        self._write({"kind": "release", **asdict(release)})
+        self._releases.append(release)
+
+    def charges(self, round_: int) -> list[Release]:
+        """Return the releases that round `round_` has been charged for."""
+        return [release for release in self._releases if release.round == round_]
+
+    def __iter__(self) -> Iterator[Release]:
+        return iter(self._releases)
+
+    def __len__(self) -> int:
+        return len(self._releases)
+
+    @property
+    def adjacency(self) -> Adjacency:
+        """The adjacency under which every release of this ledger is analysed."""
+        return Adjacency(self.header.adjacency)
+
+    def compose_into(self, accountant: Accountant) -> None:
+        """Charge `accountant` with every release."""
+        for release in self._releases:
+            accountant.compose(release.event())
+
+    def _write(self, body: Mapping[str, Any]) -> None:
+        line, self._last = _seal(body, self._last)
+        with self.path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _seal(body: Mapping[str, Any], previous: str) -> tuple[bytes, str]:
+    """Return the line for `body`, chained to the line with hash `previous`, and its hash."""
+    chained = {**body, "previous": previous}
+    digest = _hash(chained)
+    return (json.dumps({**chained, "hash": digest}) + "\n").encode(), digest
+
+
+def _hash(chained: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(chained, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> tuple[Header, list[Release], str, int]:
+    """Return header, releases, the last line's hash, and the length in bytes of whole lines."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the ledger ({error.strerror})") from None
+    whole = data.rfind(b"\n") + 1
+    last = ""
+    bodies = []
+    for number, line in enumerate(data[:whole].splitlines(), start=1):
+        body = _unseal(path, number, line, last)
+        last = body.pop("hash")
+        bodies.append(body)
+    if not bodies or bodies[0].pop("kind", None) != "header":
+        raise InputError(f"{path}: not a fedpriv ledger (no header in its first line)")
+    try:
+        header = Header(**bodies[0])
+        releases = [_release(body) for body in bodies[1:]]
+    except (TypeError, KeyError):
+        raise InputError(f"{path}: written by another version of fedpriv") from None
+    return header, releases, last, whole
+
+
+def _unseal(path: Path, number: int, line: bytes, previous: str) -> dict[str, Any]:
+    """Return the line's fields with `previous` removed and `hash` checked."""
+    try:
+        body: dict[str, Any] = json.loads(line)
+        intact = body["previous"] == previous and body["hash"] == _hash(
+            {key: value for key, value in body.items() if key != "hash"}
+        )
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise InputError(
+            f"{path}, line {number}: edited, dropped or reordered (its hash does not fit)"
+        )
+    del body["previous"]
+    return body
+
+
+def _release(body: dict[str, Any]) -> Release:
+    if body.pop("kind") != "release":
+        raise KeyError("kind")
+    return Release(**body)
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

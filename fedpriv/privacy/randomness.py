@@ -1,0 +1,61 @@
+"""Randomness has owners: one generator for each purpose, round and user.
+
+A simulation derives every generator from its seed, so that a round that is run again draws the
+same cohort and the same noise. A deployment draws sampling and noise from the operating system;
+that seed lives in memory only and is never stored.
+"""
+
+from __future__ import annotations
+
+import enum
+import secrets
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+
+class Purpose(enum.IntEnum):
+    """What a generator is for. The numbers are part of the seed derivation: never reuse one."""
+
+    SAMPLING = 1
+    NOISE = 2
+    LOCAL_TRAINING = 3
+    SERVER = 4
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """The source of all generators of a run.
+
+    `root` is the entropy that every generator derives from. It is kept out of `repr`, because in
+    a deployment whoever knows it can subtract the noise.
+    """
+
+    root: int = field(repr=False)
+    reproducible: bool
+
+    @classmethod
+    def simulation(cls, seed: int) -> Randomness:
+        """Return reproducible randomness: good for a study, worthless for protecting anyone."""
+        return cls(root=seed, reproducible=True)
+
+    @classmethod
+    def operating_system(cls) -> Randomness:
+        """Return randomness seeded with 256 bits from the operating system."""
+        return cls(root=secrets.randbits(256), reproducible=False)
+
+    def numpy(self, purpose: Purpose, *path: int) -> np.random.Generator:
+        """Return the NumPy generator of `purpose` at `path`, such as (round, attempt)."""
+        return np.random.default_rng(self._sequence(purpose, path))
+
+    def torch_seed(self, purpose: Purpose, *path: int) -> int:
+        """Return the 64-bit seed for a torch generator of `purpose` at `path`."""
+        return int(self._sequence(purpose, path).generate_state(1, np.uint64)[0])
+
+    def torch(self, purpose: Purpose, *path: int) -> torch.Generator:
+        """Return the torch CPU generator of `purpose` at `path`, such as (round, user)."""
+        return torch.Generator().manual_seed(self.torch_seed(purpose, *path))
+
+    def _sequence(self, purpose: Purpose, path: tuple[int, ...]) -> np.random.SeedSequence:
+        return np.random.SeedSequence(self.root, spawn_key=(int(purpose), *path))

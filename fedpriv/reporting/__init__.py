@@ -1,0 +1,1 @@
+"""Run directory in; progress, tables, plots, statement and HTML out."""

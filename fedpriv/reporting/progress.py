@@ -1,0 +1,117 @@
+"""What a running experiment shows: a line a round and a progress bar, on standard error."""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from fedpriv.experiment import Experiment
+
+
+class ProgressLines:
+    """Prints what a run says of itself while it runs.
+
+    Only a terminal gets a moving bar; a file or pipe gets the lines alone.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._rounds = 0
+        self._held_out: dict[str, float] | None = None
+        self._started = time.perf_counter()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("round"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("run", total=None, status="starting workers")
+
+    def __enter__(self) -> ProgressLines:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def begin(self, experiment: Experiment) -> None:
+        """Say what is about to be run and what it will cost."""
+        config, plan = experiment.config, experiment.plan
+        self._rounds = config.rounds
+        self._progress.update(self._task, total=config.rounds, completed=experiment.finished_rounds)
+        say = partial(self._console.print, soft_wrap=True)
+        say(f"[bold]{config.name}[/bold]: {experiment.trainer.dataset.description}")
+        say(
+            f"model {config.model.name} with {plan.layout.total:,} parameters in "
+            f"{len(plan.layout.names)} blocks; server {config.server.optimizer}; "
+            f"{config.rounds} rounds of {plan.sampling.expected_cohort:g} users expected"
+        )
+        planned = plan.planned_epsilon()
+        if planned is None or math.isinf(planned):
+            say("[bold red]WITHOUT PRIVACY: nothing bounds what this run reveals[/bold red]")
+        else:
+            say(
+                f"noise multiplier {plan.mechanism.noise_multiplier:.4f}, clip bound "
+                f"{plan.mechanism.clipping.bound:g}, {plan.sampling.adjacency.value}: all rounds "
+                f"will cost ε = {planned:.3f} at δ = {plan.delta:g}"
+            )
+        affordable = plan.affordable_rounds()
+        if affordable < config.rounds:
+            say(
+                f"[yellow]the budget of ε = {plan.budget:g} will stop the run after round "
+                f"{affordable} of {config.rounds}[/yellow]"
+            )
+        if experiment.finished_rounds:
+            say(f"resuming after round {experiment.finished_rounds}")
+
+    def finished(self, row: dict[str, Any]) -> None:
+        """Print the line of a finished round."""
+        self._held_out = row.get("held_out", self._held_out)
+        seen = row["simulation_only"]
+        parts = [
+            f"round {row['round']:>{len(str(self._rounds))}}/{self._rounds}",
+            f"cohort {seen['cohort']}",
+            f"loss {seen['loss']:.3f}",
+        ]
+        if "held_out" in row:
+            parts.append(f"[bold]accuracy {row['held_out']['accuracy']:.3f}[/bold]")
+        parts.append(epsilon_text(row))
+        parts.append(f"{seen['users_per_second']:.0f} users/s")
+        if seen["nodes_lost"]:
+            parts.append(f"[yellow]{seen['nodes_lost']} nodes lost[/yellow]")
+        if seen["non_finite"]:
+            parts.append(f"[yellow]{seen['non_finite']} non-finite updates dropped[/yellow]")
+        self._console.print("  ".join(parts), highlight=False, soft_wrap=True)
+        accuracy = f"accuracy {self._held_out['accuracy']:.3f}  " if self._held_out else ""
+        self._progress.update(
+            self._task, completed=row["round"], status=accuracy + epsilon_text(row)
+        )
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence."""
+        self._console.print(f"[yellow]{sentence}[/yellow]")
+
+
+def epsilon_text(row: dict[str, Any]) -> str:
+    """Return ε and δ of a metrics row in a few words."""
+    epsilon = row["epsilon"]["rdp"]
+    if epsilon is None:
+        return "[red]no privacy[/red]"
+    tight = f" (pld {row['epsilon']['pld']:.3f})" if "pld" in row["epsilon"] else ""
+    return f"ε {epsilon:.3f}{tight} δ {row['delta']:g}"

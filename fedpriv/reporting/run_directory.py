@@ -1,0 +1,195 @@
+"""The run directory: everything that a run leaves behind, and all that resuming needs.
+
+config.yaml        the resolved config
+environment.json   versions, platform, git state, device
+ledger.jsonl       every release, durably, before its use
+metrics.jsonl      one line a finished round
+checkpoints/       the newest states
+report.html        the report
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from fedpriv.config import ExperimentConfig, load_config
+from fedpriv.errors import InputError
+from fedpriv.privacy.ledger import Header, Ledger
+
+_LIBRARIES = ("fedpriv", "torch", "flwr", "ray", "dp-accounting", "numpy", "pytorch_optimizer")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The paths of a run, and how they are written and read."""
+
+    path: Path
+
+    @property
+    def ledger(self) -> Path:
+        """The ledger's path."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """The path of the metrics by round."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        """The path of the HTML report."""
+        return self.path / "report.html"
+
+    @classmethod
+    def create(cls, config: ExperimentConfig, device: str) -> RunDirectory:
+        """Make a new run directory with config and environment; nothing is ever overwritten.
+
+        Raises:
+            InputError: the folder is not empty or cannot be written.
+        """
+        now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        path = config.run_dir or Path("runs") / config.name / now
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise InputError(
+                    f"run_dir: {path} is not empty; choose another, or continue it with "
+                    f"'fedpriv resume {path}'"
+                )
+            run = cls(path)
+            run.checkpoints.mkdir()
+            (path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+            environment = json.dumps(_environment(config, device), indent=2) + "\n"
+            (path / "environment.json").write_text(environment, encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"run_dir: cannot write {path} ({error.strerror})") from None
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Return an existing run directory.
+
+        Raises:
+            InputError: there is no run at `path`.
+        """
+        if not (path / "config.yaml").is_file():
+            raise InputError(f"{path}: not a run directory (it has no config.yaml)")
+        return cls(path)
+
+    def config(self) -> ExperimentConfig:
+        """Return the run's resolved config."""
+        return load_config(self.path / "config.yaml")
+
+    def environment(self) -> dict[str, Any]:
+        """Return what the run was started on."""
+        try:
+            return dict(json.loads((self.path / "environment.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            raise InputError(f"{self.path}/environment.json: missing or not JSON") from None
+
+    def lock(self) -> IO[bytes]:
+        """Take the run for this process; the lock is held until the file is closed.
+
+        Raises:
+            InputError: another process is running it.
+        """
+        file = (self.path / ".lock").open("wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise InputError(f"{self.path}: another process is running this run") from None
+        return file
+
+    def open_ledger(self, header: Header) -> Ledger:
+        """Open the run's ledger, or start it where nothing can have been released yet.
+
+        Raises:
+            InputError: the ledger is damaged, another config's, or missing beside results.
+        """
+        if self.ledger.exists():
+            return Ledger.open(self.ledger, header)
+        if self.metrics.exists() or any(self.checkpoints.glob("*")):
+            raise InputError(f"{self.ledger} is missing: without it the run's ε is unknown")
+        return Ledger.create(self.ledger, header)
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Add the line of a finished round."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the lines of all finished rounds; a torn last line is left out.
+
+        Raises:
+            InputError: a line other than the last is not JSON.
+        """
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").split("\n")
+        rows = []
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                raise InputError(f"{self.metrics}, line {number}: not JSON") from None
+        return rows
+
+    def keep_metrics(self, up_to_round: int) -> None:
+        """Drop the lines of rounds after `up_to_round`, which will be run again."""
+        rows = [row for row in self.read_metrics() if row["round"] <= up_to_round]
+        _replace(self.metrics, (json.dumps(row) + "\n" for row in rows))
+
+
+def _replace(path: Path, lines: Iterable[str]) -> None:
+    scratch = path.with_suffix(".partial")
+    scratch.write_text("".join(lines), encoding="utf-8")
+    scratch.replace(path)
+
+
+def _environment(config: ExperimentConfig, device: str) -> dict[str, Any]:
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": None if config.runtime.deployment else config.seed,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "device": device,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {name: version(name) for name in _LIBRARIES},
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Return commit and cleanliness of the source tree that fedpriv runs from, if it is one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "modified": bool(git("status", "--porcelain", "--", ".")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return None

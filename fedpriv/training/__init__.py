@@ -1,0 +1,1 @@
+"""What one user does locally, and how a model is measured."""

@@ -1,0 +1,84 @@
+"""Checkpoints: one safetensors file a round, whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedpriv.errors import InputError
+
+_NAME = re.compile(r"round-(\d{6})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after `round`.
+
+    Attributes:
+        round: the last finished round.
+        fingerprint: the configuration it belongs to.
+        tensors: parameters and the optimizer's tensors.
+        rest: the optimizer's other state, as JSON.
+
+    There is no generator state to keep: every generator derives from the seed and the round.
+    """
+
+    round: int
+    fingerprint: str
+    tensors: Mapping[str, Tensor]
+    rest: str
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write a checkpoint durably and atomically, and remove all but the newest `keep`."""
+    path = folder / f"round-{checkpoint.round:06d}.safetensors"
+    scratch = path.with_suffix(".partial")
+    metadata = {
+        "round": str(checkpoint.round),
+        "fingerprint": checkpoint.fingerprint,
+        "rest": checkpoint.rest,
+    }
+    tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+    save_file(tensors, scratch, metadata)
+    with scratch.open("rb") as file:
+        os.fsync(file.fileno())
+    scratch.replace(path)
+    for old in checkpoint_files(folder)[:-keep]:
+        old.unlink()
+    return path
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Return the checkpoints of a folder, oldest first."""
+    return sorted(path for path in folder.glob("round-*.safetensors") if _NAME.match(path.name))
+
+
+def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        InputError: the file is corrupt, or belongs to another configuration.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        checkpoint = Checkpoint(
+            int(metadata["round"]), metadata["fingerprint"], tensors, metadata["rest"]
+        )
+        json.loads(checkpoint.rest)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path}: corrupt checkpoint ({error}); remove it to resume from the one before"
+        ) from None
+    if checkpoint.fingerprint != fingerprint:
+        raise InputError(f"{path}: this checkpoint belongs to another configuration")
+    return checkpoint

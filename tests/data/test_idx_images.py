@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+
+from fedpriv.data import DataConfig, PartitionConfig, build_dataset
+from fedpriv.errors import InputError
+
+
+def config(path, **changes):
+    return DataConfig(name="idx_images", path=path, **{"users": 6, **changes})
+
+
+def test_mnist_folder(mnist_folder, labels):
+    dataset = build_dataset(config(mnist_folder), seed=1)
+    assert (dataset.population, dataset.classes, dataset.input_shape) == (6, 10, (1, 4, 6))
+    assert dataset.evaluation().targets.tolist() == labels[:20].tolist()
+    for index in range(6):
+        examples = dataset.user(index)
+        # The fixture paints image i with pixel i, of label i % 10.
+        pixels = (examples.inputs[:, 0, 0, 0] * 0.3081 + 0.1307) * 255
+        assert (pixels.round().long() % 10).tolist() == examples.targets.tolist()
+    assert sum(len(dataset.user(index)) for index in range(6)) == 60
+
+
+def test_emnist_letters_count_from_one_and_are_chosen_by_prefix(split_writer):
+    letters = np.arange(52) % 26 + 1
+    split_writer("emnist-letters-train", letters)
+    split_writer("emnist-letters-test", letters[:26])
+    folder = split_writer("emnist-digits-train", letters % 10)
+    with pytest.raises(InputError, match=r"several sets of images; name one: .*emnist-digits, "):
+        build_dataset(config(folder), seed=1)
+    dataset = build_dataset(config(folder / "emnist-letters"), seed=1)
+    assert dataset.classes == 26
+    assert dataset.evaluation().targets.tolist() == list(range(26))
+    assert dataset.description.startswith("emnist-letters ")
+
+
+def test_a_single_prefix_needs_no_naming(split_writer):
+    split_writer("emnist-balanced-train", np.arange(47))
+    folder = split_writer("emnist-balanced-test", np.arange(47))
+    assert build_dataset(config(folder), seed=1).classes == 47
+
+
+def test_missing_files_are_listed_with_their_homes(mnist_folder):
+    (mnist_folder / "t10k-labels-idx1-ubyte").unlink()
+    (mnist_folder / "train-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(InputError) as caught:
+        build_dataset(config(mnist_folder), seed=1)
+    message = str(caught.value)
+    assert message.startswith(f"data.path: {mnist_folder} lacks ")
+    assert "train-images-idx3-ubyte, t10k-labels-idx1-ubyte " in message
+    assert "train-labels" not in message
+    for home in ("exdb/mnist mirror", "zalandoresearch/fashion-mnist", "special database 19"):
+        assert home in message
+    assert "\n" not in message
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(InputError, match=r"data\.path: .*nowhere is not a folder; .*train-images"):
+        build_dataset(config(tmp_path / "nowhere"), seed=1)
+
+
+def test_path_is_required():
+    with pytest.raises(InputError, match=r"data\.path must name the folder of idx_images"):
+        build_dataset(config(None), seed=1)
+
+
+def test_wrong_label(split_writer, mnist_folder, labels):
+    labels[17] = 10
+    split_writer("train", labels)
+    expected = "train-labels-idx1-ubyte: wrong label 10 at example 17: labels are 0 to 9"
+    with pytest.raises(InputError, match=expected):
+        build_dataset(config(mnist_folder), seed=1)
+
+
+def test_letter_zero_is_a_wrong_label(split_writer):
+    split_writer("emnist-letters-train", np.array([1, 0]))
+    folder = split_writer("emnist-letters-test", np.array([1]))
+    with pytest.raises(InputError, match="wrong label 0 at example 1: labels are 1 to 26"):
+        build_dataset(config(folder), seed=1)
+
+
+def test_unequally_many_images_and_labels(mnist_folder):
+    (mnist_folder / "train-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 1, 5]))
+    with pytest.raises(InputError, match=r"train-labels.*expected 60 labels .*shape \[1\]"):
+        build_dataset(config(mnist_folder), seed=1)
+
+
+def test_images_of_another_shape(mnist_folder):
+    (mnist_folder / "train-images-idx3-ubyte.gz").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 1, 5]))
+    with pytest.raises(InputError, match=r"expected uint8 images .*found uint8 \[1\]"):
+        build_dataset(config(mnist_folder), seed=1)
+
+
+def test_test_images_of_another_size_than_the_training_images(mnist_folder):
+    header = bytes([0, 0, 8, 3, 0, 0, 0, 20, 0, 0, 0, 2, 0, 0, 0, 2])
+    (mnist_folder / "t10k-images-idx3-ubyte.gz").write_bytes(header + bytes(80))
+    with pytest.raises(InputError, match=r"images are \[1, 4, 6\] but test images \[1, 2, 2\]"):
+        build_dataset(config(mnist_folder), seed=1)
+
+
+def test_natural_users_are_refused(mnist_folder):
+    natural = PartitionConfig(kind="natural")
+    with pytest.raises(InputError, match=r"data\.partition\.kind=natural: data set idx_images"):
+        build_dataset(config(mnist_folder, partition=natural, users=None), seed=1)
+
+
+def test_development_holds_out_every_eighth_training_image(mnist_folder, labels):
+    dataset = build_dataset(config(mnist_folder, evaluation="development"), seed=1)
+    assert dataset.evaluation().targets.tolist() == labels[::8].tolist()
+    held = set(dataset.evaluation().inputs[:, 0, 0, 0].tolist())
+    used = {
+        pixel for index in range(6) for pixel in dataset.user(index).inputs[:, 0, 0, 0].tolist()
+    }
+    assert len(used) == 52
+    assert not held & used
