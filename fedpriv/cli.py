@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from fedpriv.config import ExperimentConfig, load_config
-from fedpriv.errors import FedprivError
+from fedpriv.errors import BudgetError, FedprivError, Interrupted
+
+if TYPE_CHECKING:
+    from fedpriv.experiment import Experiment
+    from fedpriv.reporting.run_directory import RunDirectory
 
 app = typer.Typer(
     help="Differentially private federated learning, simulated.",
@@ -29,7 +33,6 @@ Overrides = Annotated[
 ConfigPath = Annotated[Path, typer.Argument(help="a config in YAML")]
 
 _errors = Console(stderr=True)
-_INTERRUPTED = 130
 
 
 @app.command()
@@ -37,22 +40,17 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
     """Train as CONFIG says, in a new run directory."""
     # Imported here, so that --help and the config commands do not wait for torch and Flower.
     from fedpriv import experiment
-    from fedpriv.reporting.progress import ProgressLines
 
-    with ProgressLines(_errors) as progress:
-        directory = experiment.run(load_config(config, overrides or []), progress)
-    _conclude(directory.path)
+    prepared = experiment.prepare(load_config(config, overrides or []))
+    _train(experiment.create(prepared), prepared)
 
 
 @app.command()
 def resume(directory: Annotated[Path, typer.Argument(help="the folder of a run")]) -> None:
     """Continue an interrupted run, on the same ledger."""
     from fedpriv import experiment
-    from fedpriv.reporting.progress import ProgressLines
 
-    with ProgressLines(_errors) as progress:
-        experiment.resume(directory, progress)
-    _conclude(directory)
+    _train(*experiment.reopen(directory))
 
 
 @app.command()
@@ -89,6 +87,25 @@ def schema() -> None:
     print(json.dumps(ExperimentConfig.model_json_schema(), indent=2))
 
 
+def _train(directory: RunDirectory, prepared: Experiment) -> None:
+    """Run the rounds that are left; the report is written also where the run was stopped."""
+    from fedpriv import experiment
+    from fedpriv.reporting.progress import ProgressLines
+
+    try:
+        with ProgressLines(_errors) as progress:
+            experiment.train(prepared, directory, progress)
+    except (BudgetError, Interrupted) as stopped:
+        if directory.read_metrics():
+            _conclude(directory.path)
+        if isinstance(stopped, Interrupted):
+            raise Interrupted(
+                f"{stopped}; continue with: fedpriv resume {directory.path}"
+            ) from None
+        raise
+    _conclude(directory.path)
+
+
 def _conclude(directory: Path) -> None:
     from fedpriv.reporting.report import write_report
     from fedpriv.reporting.summary import summary_table
@@ -99,13 +116,11 @@ def _conclude(directory: Path) -> None:
 
 def main() -> None:
     """Run the command line; every expected failure is one line and an exit code."""
-    from fedpriv.federation.strategy import Interrupted
-
     try:
         app()
     except FedprivError as error:
         _errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
-    except (Interrupted, KeyboardInterrupt):
-        _errors.print("interrupted; continue with: fedpriv resume DIR")
-        sys.exit(_INTERRUPTED)
+    except KeyboardInterrupt:
+        _errors.print("abandoned")
+        sys.exit(Interrupted.exit_code)

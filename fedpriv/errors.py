@@ -13,6 +13,20 @@ class InputError(FedprivError):
     exit_code = 2
 
 
+class Interrupted(FedprivError):  # noqa: N818 - a request of the user, not an error
+    """The user asked the run to stop; every finished round is kept and it can be resumed."""
+
+    exit_code = 130
+
+
+class WorkerLost(FedprivError):  # noqa: N818 - mostly mended by starting the workers again
+    """Simulated nodes died. Flower never replaces a Ray worker, so all must be started again."""
+
+
+class ClientFault(FedprivError):  # noqa: N818 - carries what the client raised
+    """The client code raised: a bug, which running on would only hide."""
+
+
 class BudgetError(FedprivError):
     """The privacy budget does not allow (another) round."""
 

@@ -16,10 +16,9 @@ from flwr.serverapp import Grid
 
 from fedpriv.config import ExperimentConfig
 from fedpriv.data.federated import Examples
-from fedpriv.errors import BudgetError
 from fedpriv.federation.plan import Plan, build_plan, build_trainer, population_of
 from fedpriv.federation.simulation import simulate
-from fedpriv.federation.strategy import Interrupted, PrivateFedAvg, RoundRecord
+from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.accounting import ACCOUNTANTS
 from fedpriv.privacy.ledger import Header, Ledger
@@ -102,32 +101,29 @@ def prepare(config: ExperimentConfig) -> Experiment:
 Drive = Callable[[PrivateFedAvg], None]
 
 
-def run(config: ExperimentConfig, observer: Observer, drive: Drive | None = None) -> RunDirectory:
-    """Run an experiment in a new run directory.
+def create(experiment: Experiment) -> RunDirectory:
+    """Make the run directory of a prepared experiment.
 
     Raises:
-        InputError: before anything is written, or when a node finds the user's data wrong.
-        BudgetError: the budget stopped the run; what was paid for is kept.
-        Interrupted: the user stopped the run, which can be resumed.
+        InputError: the directory is not empty or cannot be written.
     """
-    experiment = prepare(config)
-    directory = RunDirectory.create(config, str(experiment.trainer.device))
-    _train(experiment, directory, observer, drive)
-    return directory
+    return RunDirectory.create(experiment.config, str(experiment.trainer.device))
 
 
-def resume(path: Path, observer: Observer, drive: Drive | None = None) -> RunDirectory:
-    """Continue a run from its newest checkpoint, on the same ledger.
+def reopen(path: Path) -> tuple[RunDirectory, Experiment]:
+    """Return a run and its experiment, restored from the newest checkpoint.
 
     Raises:
-        InputError: no run there, or its ledger or checkpoint is damaged or another run's.
-        BudgetError, Interrupted: as `run`.
+        InputError: no run there, or its config or checkpoint is damaged or another run's.
     """
     directory = RunDirectory.open(path)
     experiment = prepare(directory.config())
-    _restore(experiment, directory)
-    _train(experiment, directory, observer, drive)
-    return directory
+    files = checkpoint_files(directory.checkpoints)
+    if files:
+        checkpoint = load_checkpoint(files[-1], experiment.config.fingerprint())
+        experiment.server.load_state(checkpoint.tensors)
+        experiment.finished_rounds = checkpoint.round
+    return directory, experiment
 
 
 def on_grid(grid: Grid) -> Drive:
@@ -139,27 +135,27 @@ def on_grid(grid: Grid) -> Drive:
     return drive
 
 
-def _restore(experiment: Experiment, directory: RunDirectory) -> None:
-    files = checkpoint_files(directory.checkpoints)
-    if not files:
-        return
-    checkpoint = load_checkpoint(files[-1], experiment.config.fingerprint())
-    experiment.server.load_state(checkpoint.tensors, checkpoint.rest)
-    experiment.finished_rounds = checkpoint.round
-
-
-def _train(
-    experiment: Experiment, directory: RunDirectory, observer: Observer, drive: Drive | None
+def train(
+    experiment: Experiment,
+    directory: RunDirectory,
+    observer: Observer,
+    drive: Drive | None = None,
 ) -> None:
+    """Run the rounds that are left, through `drive` or else over simulated nodes.
+
+    Raises:
+        InputError: the ledger is damaged or another run's, or a node finds the user's data wrong.
+        BudgetError: the budget stopped the run; what was paid for is kept.
+        Interrupted: the user stopped the run, which can be resumed.
+    """
     with directory.lock(), _stop_signal(observer) as stop:
         ledger = directory.open_ledger(experiment.header())
         directory.keep_metrics(experiment.finished_rounds)
-        recorder = _Recorder(experiment, directory, ledger, observer)
         strategy = PrivateFedAvg(
             experiment.plan,
             experiment.server,
             ledger,
-            recorder.record,
+            _Recorder(experiment, directory, ledger, observer).record,
             stop,
             first_round=experiment.finished_rounds + 1,
         )
@@ -189,11 +185,11 @@ class _Recorder:
         """Measure where due, then write the metrics line, then the checkpoint that makes it so."""
         row = self._row(record)
         self._directory.append_metrics(row)
-        tensors, rest = self._experiment.server.state()
+        tensors = self._experiment.server.state()
         fingerprint = self._experiment.config.fingerprint()
         save_checkpoint(
             self._directory.checkpoints,
-            Checkpoint(record.round, fingerprint, tensors, rest),
+            Checkpoint(record.round, fingerprint, tensors),
             self._experiment.config.checkpoint.keep,
         )
         self._observer.finished(row)
@@ -283,6 +279,3 @@ def _stop_signal(observer: Observer) -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-__all__ = ["BudgetError", "Experiment", "Interrupted", "Observer", "prepare", "resume", "run"]

@@ -9,8 +9,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from fedpriv.config import RuntimeConfig
+from fedpriv.errors import WorkerLost
 from fedpriv.federation.client_app import app as client_app
-from fedpriv.federation.strategy import PrivateFedAvg, WorkerLost
+from fedpriv.federation.strategy import PrivateFedAvg
 
 _LARGEST_NUMBER_OF_RESTARTS = 5
 

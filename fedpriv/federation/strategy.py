@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from fedpriv.errors import BudgetError, InputError
+from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
 from fedpriv.federation.hosting import Hosting, NodeUsers
 from fedpriv.federation.messages import (
     failure_of,
@@ -36,18 +36,6 @@ from fedpriv.training.cohort import CohortSum
 
 # Flower's own loop looks for replies every 0.1 s, which is longer than a small round takes.
 _POLL_SECONDS = 0.005
-
-
-class Interrupted(Exception):  # noqa: N818 - a request, not an error
-    """The user asked the run to stop; every finished round is kept."""
-
-
-class WorkerLost(Exception):  # noqa: N818 - handled by starting the workers again
-    """A Ray worker died. Flower never replaces it, so the simulation must be started again."""
-
-
-class ClientFault(Exception):  # noqa: N818 - carries the client's own traceback line
-    """The client code raised: a bug, which running on would only hide."""
 
 
 @dataclass(frozen=True)
@@ -225,9 +213,9 @@ class PrivateFedAvg(Strategy):
             assert self._record is not None
             self._on_round(self._record)
             if self._stop.is_set():
-                raise Interrupted
+                raise Interrupted(f"stopped after round {round_}")
             if self._record.nodes_lost and not self._deployed:
-                raise WorkerLost
+                raise WorkerLost(f"{self._record.nodes_lost} workers died in round {round_}")
         return result
 
     def restart(self) -> None:
@@ -263,7 +251,7 @@ class PrivateFedAvg(Strategy):
             partition, users = hosting_of(reply)
             found.append(NodeUsers(reply.metadata.src_node_id, partition, users))
         if not found:
-            raise WorkerLost
+            raise WorkerLost("no worker answered")
         hosting = Hosting.of(found)
         if hosting.population is not None and hosting.population > self.plan.sampling.population:
             raise InputError(
@@ -284,12 +272,12 @@ class PrivateFedAvg(Strategy):
             if not waiting or time.monotonic() > deadline:
                 break
             if self._abandoned.wait(_POLL_SECONDS):
-                raise Interrupted
+                raise Interrupted("the round was abandoned; nothing of it was released")
         return replies
 
     def _pause(self, deadline: float, problem: str) -> None:
         if self._stop.is_set() or self._abandoned.wait(_POLL_SECONDS):
-            raise Interrupted
+            raise Interrupted("stopped before the first round")
         if time.monotonic() > deadline:
             raise InputError(problem)
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import io
+import pickle
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fedpriv.errors import InputError
 from fedpriv.optimizers.normalize import NORMALIZERS
-from fedpriv.optimizers.registry import server_optimizer
-from fedpriv.optimizers.schedules import ScheduleConfig, factor
+from fedpriv.optimizers.registry import STATE_TYPES, server_optimizer
+from fedpriv.optimizers.schedules import ScheduleConfig, factor, scale_learning_rates
 from fedpriv.training.parameters import Layout, parameters_of
 
 _PARAMETER = "parameter/"
-_OPTIMIZER = "optimizer/"
+_OPTIMIZER = "optimizer"
 
 
 class Server:
@@ -64,46 +66,43 @@ class Server:
         if self._normalize is not None:
             blocks = self._normalize(blocks)
         for parameter, name in zip(self._parameters, self.layout.names, strict=True):
-            parameter.grad = blocks[name].to(parameter)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.lr(round_)
+            # Some optimizers overwrite their gradients, so each gets memory of its own.
+            parameter.grad = blocks[name].to(parameter, copy=True)
+        scale_learning_rates(self._optimizer, factor(self._schedule, round_, self._rounds))
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self._optimizer.step()
         self._optimizer.zero_grad()
 
-    def state(self) -> tuple[dict[str, Tensor], str]:
-        """Return everything needed to continue: tensors by name, and the rest as JSON."""
-        tensors = {_PARAMETER + name: t for name, t in parameters_of(self.model).items()}
-        whole = self._optimizer.state_dict()
-        plain: dict[str, dict[str, Any]] = {}
-        for index, entries in whole["state"].items():
-            plain[str(index)] = {}
-            for key, value in entries.items():
-                if isinstance(value, Tensor):
-                    tensors[f"{_OPTIMIZER}{index}/{key}"] = value
-                else:
-                    plain[str(index)][key] = value
-        return tensors, json.dumps({"state": plain, "param_groups": whole["param_groups"]})
+    def state(self) -> dict[str, Tensor]:
+        """Return everything needed to continue, as tensors by name.
 
-    def load_state(self, tensors: Mapping[str, Tensor], rest: str) -> None:
+        The optimizer's state is any nesting of tensors, numbers and small objects, so it travels
+        as the bytes of a `torch.save`: uint8 `[bytes]`.
+        """
+        buffer = io.BytesIO()
+        torch.save(self._optimizer.state_dict(), buffer)
+        packed = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+        parameters = {_PARAMETER + name: t for name, t in parameters_of(self.model).items()}
+        return {**parameters, _OPTIMIZER: packed}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned.
 
         Raises:
-            KeyError, ValueError, RuntimeError: the state is that of another model or optimizer.
+            InputError: the state is that of another model or optimizer.
         """
         own = parameters_of(self.model)
-        saved = {k.removeprefix(_PARAMETER) for k in tensors if k.startswith(_PARAMETER)}
-        if saved != own.keys():
-            raise KeyError("parameters")
+        saved = {name: tensors.get(_PARAMETER + name) for name in own}
+        try:
+            with torch.serialization.safe_globals([*STATE_TYPES]):
+                buffer = io.BytesIO(tensors[_OPTIMIZER].numpy().tobytes())
+                state = torch.load(buffer, weights_only=True)
+            self._optimizer.load_state_dict(state)
+        except (KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+            raise InputError(f"the checkpoint does not fit the optimizer ({error})") from None
         for name, parameter in own.items():
-            if parameter.shape != tensors[_PARAMETER + name].shape:
-                raise ValueError(f"{name} has another shape")
-            parameter.copy_(tensors[_PARAMETER + name])
-        whole = json.loads(rest)
-        state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in whole["state"].items()}
-        for name, tensor in tensors.items():
-            if name.startswith(_OPTIMIZER):
-                index, key = name.removeprefix(_OPTIMIZER).split("/", 1)
-                state[int(index)][key] = tensor
-        self._optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+            value = saved[name]
+            if value is None or value.shape != parameter.shape:
+                raise InputError(f"the checkpoint does not fit the model (block {name})")
+            parameter.copy_(value)

@@ -55,9 +55,11 @@ class Accountant(Protocol):
 
 
 @lru_cache(maxsize=256)
-def _rdp_curve(event: dp_accounting.DpEvent, adjacency: Adjacency) -> np.ndarray:
-    """Return the Rényi divergence of one `event` at `ORDERS`: float64 `[len(ORDERS)]`."""
-    accountant = rdp.RdpAccountant(ORDERS, adjacency.relation)
+def _rdp_curve(
+    event: dp_accounting.DpEvent, adjacency: Adjacency, orders: tuple[float, ...]
+) -> np.ndarray:
+    """Return the Rényi divergence of one `event` at `orders`: float64 `[len(orders)]`."""
+    accountant = rdp.RdpAccountant(orders, adjacency.relation)
     accountant.compose(event)
     curve = accountant.rdp
     curve.setflags(write=False)
@@ -65,34 +67,40 @@ def _rdp_curve(event: dp_accounting.DpEvent, adjacency: Adjacency) -> np.ndarray
 
 
 class RdpAccountant:
-    """Rényi differential privacy (Mironov 2017), converted by Canonne et al. 2020, Prop. 12."""
+    """Rényi differential privacy (Mironov 2017), converted by Canonne et al. 2020, Prop. 12.
+
+    Between whole orders dp-accounting bounds the sampled Gaussian from above (it adds the terms
+    of an alternating series without their signs). So ε is exact where the best order is whole,
+    as it is for ε below about 10, and up to a few percent too large, never too small, beyond.
+    """
 
     name = "rdp"
 
-    def __init__(self, adjacency: Adjacency) -> None:
+    def __init__(self, adjacency: Adjacency, orders: tuple[float, ...] = ORDERS) -> None:
         self._adjacency = adjacency
-        self._curve = np.zeros(len(ORDERS))
+        self._orders = orders
+        self._curve = np.zeros(len(orders))
 
     def compose(self, event: dp_accounting.DpEvent, count: int = 1) -> None:
         """Add the curve of `event`, `count` times."""
-        self._curve = self._curve + count * _rdp_curve(event, self._adjacency)
+        self._curve = self._curve + count * _rdp_curve(event, self._adjacency, self._orders)
 
     def epsilon(self, delta: float) -> float:
         """Return ε at `delta`."""
-        return float(compute_epsilon(ORDERS, self._curve, delta)[0])
+        return float(compute_epsilon(self._orders, self._curve, delta)[0])
 
     def best_order(self, delta: float) -> float:
         """Return the Rényi order that gives `epsilon(delta)`."""
-        return float(compute_epsilon(ORDERS, self._curve, delta)[1])
+        return float(compute_epsilon(self._orders, self._curve, delta)[1])
 
     def delta(self, epsilon: float) -> float:
         """Return δ at `epsilon`."""
-        return float(compute_delta(ORDERS, self._curve, epsilon)[0])
+        return float(compute_delta(self._orders, self._curve, epsilon)[0])
 
     def epsilon_after(self, event: dp_accounting.DpEvent, delta: float, count: int = 1) -> float:
         """Return ε at `delta` as it would be after `count` more of `event`, composing nothing."""
-        curve = self._curve + count * _rdp_curve(event, self._adjacency)
-        return float(compute_epsilon(ORDERS, curve, delta)[0])
+        curve = self._curve + count * _rdp_curve(event, self._adjacency, self._orders)
+        return float(compute_epsilon(self._orders, curve, delta)[0])
 
 
 class PldAccountant:

@@ -21,6 +21,7 @@ from torch import Tensor
 _MARGIN = 2.0**-20
 # `normalize` scales small blocks up. Beyond this factor a float32 scale could overflow.
 _LARGEST_SCALE = 2.0**100
+_SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 class ClippingRule(Protocol):
@@ -146,7 +147,8 @@ def clip(update: Mapping[str, Tensor], rule: ClippingRule) -> ClippedUpdate:
 
 
 def _scaled(block: Tensor, scale: float) -> Tensor:
-    # float64 numbers may lie outside float32's range before they are scaled, so scale them first.
-    if block.dtype == torch.float64:
-        return (block * scale).float()
+    # float64 numbers may lie outside float32's range until they are scaled, and a scale below
+    # float32's normal numbers would lose the precision that the bound rests on.
+    if block.dtype == torch.float64 or scale < _SMALLEST_NORMAL:
+        return (block.double() * scale).float()
     return block.float() * scale

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -25,8 +24,7 @@ class Checkpoint:
     Attributes:
         round: the last finished round.
         fingerprint: the configuration it belongs to.
-        tensors: parameters and the optimizer's tensors.
-        rest: the optimizer's other state, as JSON.
+        tensors: parameters and optimizer state, by name.
 
     There is no generator state to keep: every generator derives from the seed and the round.
     """
@@ -34,18 +32,13 @@ class Checkpoint:
     round: int
     fingerprint: str
     tensors: Mapping[str, Tensor]
-    rest: str
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint durably and atomically, and remove all but the newest `keep`."""
     path = folder / f"round-{checkpoint.round:06d}.safetensors"
     scratch = path.with_suffix(".partial")
-    metadata = {
-        "round": str(checkpoint.round),
-        "fingerprint": checkpoint.fingerprint,
-        "rest": checkpoint.rest,
-    }
+    metadata = {"round": str(checkpoint.round), "fingerprint": checkpoint.fingerprint}
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
     save_file(tensors, scratch, metadata)
     with scratch.open("rb") as file:
@@ -71,10 +64,7 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        checkpoint = Checkpoint(
-            int(metadata["round"]), metadata["fingerprint"], tensors, metadata["rest"]
-        )
-        json.loads(checkpoint.rest)
+        checkpoint = Checkpoint(int(metadata["round"]), metadata["fingerprint"], tensors)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{path}: corrupt checkpoint ({error}); remove it to resume from the one before"

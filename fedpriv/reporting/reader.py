@@ -1,0 +1,162 @@
+"""Reading a run directory, without ever writing to it: the run may still be going on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from fedpriv.config import ExperimentConfig
+from fedpriv.errors import InputError
+from fedpriv.privacy.ledger import Header, Release, _read
+from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
+from fedpriv.reporting.run_directory import RunDirectory
+from fedpriv.training.checkpoint import checkpoint_files
+
+# What a checkpoint calls the model's parameters, as against the optimizer's state.
+_PARAMETER = "parameter/"
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the held-out examples say of the released models.
+
+    Attributes:
+        name: `accuracy` or `word error rate`.
+        rounds: the rounds that were measured.
+        values: one value a measured round, a fraction.
+    """
+
+    name: str
+    rounds: tuple[int, ...]
+    values: tuple[float, ...]
+
+    @property
+    def final(self) -> float:
+        """The last value; nan where nothing was measured."""
+        return self.values[-1] if self.values else math.nan
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as it stands in its directory.
+
+    Attributes:
+        path: the run directory.
+        config: the resolved config.
+        environment: what the run was started on.
+        header: for which run the ledger is.
+        releases: every release that the ledger charges, in order.
+        rows: the metrics of the finished rounds, in order; never empty.
+        parameters: number of the model's parameters, None where no checkpoint tells it.
+    """
+
+    path: Path
+    config: ExperimentConfig
+    environment: dict[str, Any]
+    header: Header
+    releases: tuple[Release, ...]
+    rows: tuple[dict[str, Any], ...]
+    parameters: int | None
+
+    @property
+    def private(self) -> bool:
+        """Whether every release was bounded and noisy. The ledger decides, not the config."""
+        return self.delta is not None and all(
+            release.bound is not None and release.noise_multiplier > 0 for release in self.releases
+        )
+
+    @property
+    def delta(self) -> float | None:
+        """The δ of the ledger; None without privacy."""
+        return self.header.delta
+
+    @property
+    def adjacency(self) -> Adjacency:
+        """The adjacency of the ledger."""
+        return Adjacency(self.header.adjacency)
+
+    @property
+    def finished_rounds(self) -> int:
+        """The last finished round."""
+        return int(self.rows[-1]["round"])
+
+    @property
+    def sampling(self) -> Sampling:
+        """The sampling of the newest release."""
+        last = self.releases[-1]
+        return build_sampling(last.sampling, last.population, last.expected_cohort)
+
+    @property
+    def quality(self) -> Quality:
+        """The measure of the task: word error rate where there is one, else accuracy."""
+        measured = [row for row in self.rows if row.get("held_out")]
+        key, name = ("accuracy", "accuracy")
+        if any("wer" in row["held_out"] for row in measured):
+            key, name = ("wer", "word error rate")
+        points = [(row["round"], _number(row["held_out"].get(key))) for row in measured]
+        finite = [(round_, value) for round_, value in points if math.isfinite(value)]
+        return Quality(name, tuple(r for r, _ in finite), tuple(v for _, v in finite))
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the finished rounds."""
+        return math.fsum(_number(row["simulation_only"]["seconds"]) for row in self.rows)
+
+    def seen(self, key: str) -> list[float]:
+        """Return a simulation-only scalar of every round; nan where it is missing."""
+        return [_number(row["simulation_only"].get(key)) for row in self.rows]
+
+
+def read_run(path: Path) -> Run:
+    """Read the run at `path`. Nothing is written, not even to mend a torn line of the ledger.
+
+    Raises:
+        InputError: no run there, no finished round yet, or a damaged file.
+    """
+    directory = RunDirectory.open(path)
+    rows = directory.read_metrics()
+    if not rows:
+        raise InputError(f"{path}: no finished round yet; there is nothing to report")
+    header, releases, _, _ = _read(directory.ledger)
+    if not releases:
+        raise InputError(f"{directory.ledger}: charges nothing although rounds are finished")
+    return Run(
+        path=path,
+        config=directory.config(),
+        environment=directory.environment(),
+        header=header,
+        releases=tuple(releases),
+        rows=tuple(rows),
+        parameters=_parameters(directory),
+    )
+
+
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """Return one name a run: the experiment's, with the directory's where that is not enough."""
+    names = [run.config.name for run in runs]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{run.config.name} · {run.path.resolve().name}" for run in runs]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _parameters(directory: RunDirectory) -> int | None:
+    """Count the parameters from the shapes in the newest checkpoint, reading no values."""
+    files = checkpoint_files(directory.checkpoints)
+    if not files:
+        return None
+    try:
+        with safe_open(files[-1], framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(_PARAMETER)]  # noqa: SIM118
+            sizes = [math.prod(file.get_slice(name).get_shape()) for name in names]
+    except (SafetensorError, OSError):
+        return None
+    return sum(sizes) or None

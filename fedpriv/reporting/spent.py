@@ -1,0 +1,139 @@
+"""What a run spent, computed anew from its ledger alone, and whether its metrics agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedpriv.privacy.accounting import ACCOUNTANTS, Accountant
+from fedpriv.privacy.ledger import Release
+from fedpriv.reporting.reader import Run
+
+# Two computations of one ε may differ in the last digits between machines and NumPy versions.
+_AGREEMENT = 1e-4
+
+
+@dataclass(frozen=True)
+class Spent:
+    """The account of a run.
+
+    Attributes:
+        accountants: by name, each charged with the whole ledger; empty for a run without privacy.
+        epsilons: by accountant, the finite ε at the run's δ; empty for a run without privacy.
+        disagreements: where metrics, config and ledger contradict each other, a sentence each.
+    """
+
+    accountants: Mapping[str, Accountant]
+    epsilons: Mapping[str, float]
+    disagreements: tuple[str, ...]
+
+
+def spent(run: Run) -> Spent:
+    """Charge the accountants of the run's config with its ledger and check the metrics."""
+    if not run.private or run.delta is None:
+        return Spent({}, {}, _disagreements(run, {}))
+    names = run.config.privacy.accountants if run.config.privacy else ("rdp",)
+    accountants = {name: _charged(run, name, run.releases) for name in names}
+    epsilons = {name: each.epsilon(run.delta) for name, each in accountants.items()}
+    return Spent(accountants, epsilons, _disagreements(run, epsilons))
+
+
+def rdp_by_round(run: Run) -> list[float]:
+    """Return the RDP ε of the ledger's releases up to each finished round; inf for no privacy."""
+    if run.delta is None or not run.private:
+        return [math.inf] * len(run.rows)
+    accountant = ACCOUNTANTS["rdp"](run.adjacency)
+    releases = sorted(run.releases, key=lambda release: release.round)
+    epsilons, charged = [], 0
+    for row in run.rows:
+        while charged < len(releases) and releases[charged].round <= row["round"]:
+            accountant.compose(releases[charged].event())
+            charged += 1
+        epsilons.append(accountant.epsilon(run.delta))
+    return epsilons
+
+
+def _disagreements(run: Run, epsilons: Mapping[str, float]) -> tuple[str, ...]:
+    """Return all contradictions.
+
+    A metrics line may say more than the ledger charges up to its round (a round that was charged
+    before a crash and run again is in every later ε), but never more than the whole ledger, and
+    never less than the charges up to its round.
+    """
+    found = []
+    if run.config.fingerprint() != run.header.fingerprint:
+        found.append(
+            "config.yaml is not the configuration that the ledger was charged under: either it or "
+            "fedpriv has changed since. Every privacy figure here is the ledger's."
+        )
+    uncharged = {row["round"] for row in run.rows} - {release.round for release in run.releases}
+    if uncharged:
+        found.append(f"The ledger charges nothing for {len(uncharged)} finished round(s).")
+    if run.private != (run.config.privacy is not None and not _noiseless(run)):
+        found.append("config.yaml and the ledger contradict each other on whether there is noise.")
+    found += _contradicted_rdp(run, epsilons.get("rdp", math.inf))
+    return (*found, *_contradicted_pld(run, epsilons.get("pld", math.inf)))
+
+
+def _noiseless(run: Run) -> bool:
+    return run.config.privacy is not None and run.config.privacy.noise_multiplier == 0
+
+
+def _contradicted_rdp(run: Run, whole: float) -> list[str]:
+    contradicted = [
+        (row, low)
+        for row, low in zip(run.rows, rdp_by_round(run), strict=True)
+        if not _between(low, _said(row, "rdp"), whole)
+    ]
+    if not contradicted:
+        return []
+    row, low = contradicted[-1]
+    others = len(contradicted) - 1
+    more = f" {others} earlier round(s) contradict it too." if others else ""
+    return [_contradiction(row, "rdp", low) + more]
+
+
+def _contradicted_pld(run: Run, whole: float) -> list[str]:
+    """Check the last PLD figure only: each costs tenths of a second."""
+    rows = [row for row in run.rows if row["epsilon"].get("pld") is not None]
+    if not rows:
+        return []
+    row, low = rows[-1], math.inf
+    charged = [release for release in run.releases if release.round <= row["round"]]
+    if run.private and run.delta is not None:
+        all_charged = len(charged) == len(run.releases)
+        low = whole if all_charged else _charged(run, "pld", charged).epsilon(run.delta)
+    return [] if _between(low, _said(row, "pld"), whole) else [_contradiction(row, "pld", low)]
+
+
+def _charged(run: Run, name: str, releases: Iterable[Release]) -> Accountant:
+    accountant = ACCOUNTANTS[name](run.adjacency)
+    for release in releases:
+        accountant.compose(release.event())
+    return accountant
+
+
+def _said(row: Mapping[str, Any], accountant: str) -> float:
+    epsilon = row["epsilon"].get(accountant)
+    return math.inf if epsilon is None else float(epsilon)
+
+
+def _between(low: float, value: float, high: float) -> bool:
+    return _at_most(low, value) and _at_most(value, high)
+
+
+def _at_most(low: float, high: float) -> bool:
+    return low <= high or math.isclose(low, high, rel_tol=_AGREEMENT)
+
+
+def _contradiction(row: Mapping[str, Any], accountant: str, from_ledger: float) -> str:
+    said, right = (
+        f"ε = {value:.4f}" if math.isfinite(value) else "no privacy"
+        for value in (_said(row, accountant), from_ledger)
+    )
+    return (
+        f"By {accountant.upper()} metrics.jsonl says {said} after round {row['round']}, but the "
+        f"ledger alone gives {right}."
+    )

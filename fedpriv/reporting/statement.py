@@ -1,0 +1,525 @@
+"""The privacy statement of a run: what is promised, to whom, under which assumptions.
+
+It answers what Ponomareva et al. 2023, "How to DP-fy ML" (section 5.3) and NIST SP 800-226 ask of
+a claim of differential privacy. Every figure is computed from the ledger alone. A run without
+privacy gets a statement too: that it has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import groupby
+
+from fedpriv.privacy.ledger import Release
+from fedpriv.privacy.sampling import Adjacency
+from fedpriv.reporting.attacker import Attacker, strongest_attacker
+from fedpriv.reporting.reader import Run
+from fedpriv.reporting.spent import Spent
+from fedpriv.reporting.wording import percent_up, round_ranges, rounded_up
+
+NO_PRIVACY = "This run has no privacy: nothing bounds what its models reveal about its users."
+
+# The tiers of Ponomareva et al. 2023, section 5.2.
+_STRONG, _REASONABLE = 1.0, 10.0
+# In units of 1/N.
+_LARGE_DELTA = 0.1
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """(ε, δ) under one accountant, and what it means.
+
+    Attributes:
+        accountant: its name in a config.
+        epsilon: ε, finite.
+        shown: ε as text, rounded up.
+        delta: δ.
+        method: what the accountant does, and the library and version that did it.
+        attacker: the bounds themselves.
+        meaning: what an attacker could do, in a plain sentence.
+    """
+
+    accountant: str
+    epsilon: float
+    shown: str
+    delta: float
+    method: str
+    attacker: Attacker
+    meaning: str
+
+
+@dataclass(frozen=True)
+class ReleaseGroup:
+    """Releases that are alike but for their round.
+
+    Attributes:
+        rounds: such as `1–60`.
+        count: how many releases.
+        sampling: how the cohort was drawn.
+        bound: clip bound C; None where nothing bounded a contribution.
+        sensitivity: L2 sensitivity of the sum; None where unbounded.
+        stddev: σ on each coordinate of the sum.
+        noise_multiplier: z = σ/C.
+    """
+
+    rounds: str
+    count: int
+    sampling: str
+    bound: float | None
+    sensitivity: float | None
+    stddev: float
+    noise_multiplier: float
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question that a privacy claim must answer, and its answer.
+
+    Attributes:
+        key: its anchor.
+        label: the question in a few words.
+        sentences: the answer.
+    """
+
+    key: str
+    label: str
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """The statement.
+
+    Attributes:
+        private: False where there is no guarantee at all.
+        headline: the claim in one sentence.
+        alarms: contradictions that a reader must see first.
+        guarantees: one an accountant; none without privacy.
+        sections: the answers.
+        releases: everything that left the aggregator.
+    """
+
+    private: bool
+    headline: str
+    alarms: tuple[str, ...]
+    guarantees: tuple[Guarantee, ...]
+    sections: tuple[Section, ...]
+    releases: tuple[ReleaseGroup, ...]
+
+
+def privacy_statement(run: Run, account: Spent) -> Statement:
+    """Return the statement of `run`, whose ledger comes to `account`."""
+    guarantees = tuple(
+        _guarantee(run, account, name, epsilon) for name, epsilon in account.epsilons.items()
+    )
+    return Statement(
+        private=run.private,
+        headline=_headline(guarantees) if run.private else NO_PRIVACY,
+        alarms=account.disagreements + _shared_cohorts(run),
+        guarantees=guarantees,
+        sections=_sections(run, account),
+        releases=release_groups(run.releases),
+    )
+
+
+def _shared_cohorts(run: Run) -> tuple[str, ...]:
+    """Warn of rounds whose repetition drew the same cohort.
+
+    Two releases over one draw are one sampled mechanism with the noise of both: more than two
+    sampled mechanisms cost. A deployment draws anew, because its seed is never kept.
+    """
+    repeated = [release.round for release in run.releases if release.attempt > 0]
+    amplified = run.sampling.kind != "all"
+    if not (repeated and amplified and run.private) or run.config.runtime.deployment:
+        return ()
+    return (
+        f"Rounds {round_ranges(repeated)} were released again over the cohort that the seed had "
+        "drawn for them before. The ledger charges them as independent draws, so the ε below is "
+        "that of a run that draws anew, and too low for this one.",
+    )
+
+
+def release_groups(releases: Iterable[Release]) -> tuple[ReleaseGroup, ...]:
+    """Return the releases with those that differ only in round and attempt put together."""
+
+    def alike(release: Release) -> tuple[str, str, str, float, float]:
+        return (
+            _drawn(release),
+            str(release.bound),
+            str(release.sensitivity),
+            release.stddev,
+            release.noise_multiplier,
+        )
+
+    groups = []
+    for _, same in groupby(sorted(releases, key=alike), alike):
+        members = list(same)
+        first = members[0]
+        groups.append(
+            ReleaseGroup(
+                rounds=round_ranges([release.round for release in members]),
+                count=len(members),
+                sampling=_drawn(first),
+                bound=first.bound,
+                sensitivity=first.sensitivity,
+                stddev=first.stddev,
+                noise_multiplier=first.noise_multiplier,
+            )
+        )
+    return tuple(groups)
+
+
+def to_markdown(statement: Statement, title: str) -> str:
+    """Return the statement as markdown."""
+    parts = [f"# Privacy statement: {title}", f"**{statement.headline}**"]
+    parts += [f"> **Warning:** {alarm}" for alarm in statement.alarms]
+    for each in statement.guarantees:
+        parts.append(f"- **ε = {each.shown}** at δ = {each.delta:g}. {each.method} {each.meaning}")
+    for section in statement.sections:
+        parts += [f"## {section.label}", " ".join(section.sentences)]
+        if section.key == "releases":
+            parts.append(_markdown_table(statement.releases))
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(releases: Iterable[ReleaseGroup]) -> str:
+    lines = [
+        "| rounds | releases | cohort | clip bound C | sensitivity | noise σ on the sum | z = σ/C |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for each in releases:
+        bound, sensitivity = (
+            "none" if value is None else f"{value:g}" for value in (each.bound, each.sensitivity)
+        )
+        lines.append(
+            f"| {each.rounds} | {each.count} | {each.sampling} | {bound} | {sensitivity} "
+            f"| {each.stddev:.6g} | {each.noise_multiplier:.6g} |"
+        )
+    return "\n".join(lines)
+
+
+# -------------------------------------------------------------------- the guarantee
+
+
+def _headline(guarantees: tuple[Guarantee, ...]) -> str:
+    best = min(guarantees, key=lambda each: each.epsilon)
+    return (
+        f"All models that this run released together are ({best.shown}, {best.delta:g})-"
+        "differentially private for every user, as the assumptions below say."
+    )
+
+
+def _guarantee(run: Run, account: Spent, name: str, epsilon: float) -> Guarantee:
+    assert run.delta is not None
+    attacker = strongest_attacker(account.accountants[name])
+    return Guarantee(
+        accountant=name,
+        epsilon=epsilon,
+        shown=rounded_up(epsilon),
+        delta=run.delta,
+        method=_METHODS[name] + f" (dp-accounting {version('dp-accounting')}).",
+        attacker=attacker,
+        meaning=_meaning(attacker, run.adjacency),
+    )
+
+
+_METHODS = {
+    "rdp": "Rényi differential privacy, composed over all releases and converted to (ε, δ)",
+    "pld": "Privacy loss distributions, composed numerically and rounded to the safe side",
+}
+
+
+def _meaning(attacker: Attacker, adjacency: Adjacency) -> str:
+    at_one, at_tenth = (percent_up(share) for share in attacker.true_positives)
+    question, found = {
+        Adjacency.ADD_OR_REMOVE_ONE: ("whether one given user took part", "users who did"),
+        Adjacency.REPLACE_ONE: (
+            "which of two given users' data were used",
+            "cases of the one that it looks for",
+        ),
+    }[adjacency]
+    return (
+        f"An attacker who sees every released model and knows everybody else's data guesses "
+        f"{question}: allowed 1% false alarms it recognises at most {at_one} of the {found}; "
+        f"allowed 0.1%, at most {at_tenth}. Membership advantage: at most "
+        f"{percent_up(attacker.advantage)} (0% is guessing, 100% is certainty)."
+    )
+
+
+# -------------------------------------------------------------------- the sections
+
+
+def _sections(run: Run, account: Spent) -> tuple[Section, ...]:
+    always = [
+        Section("unit", "Unit of privacy", _unit(run)),
+        Section("trust", "Trust model: who sees what", _trust(run)),
+        Section("mechanism", "Mechanism", _mechanism(run)),
+        Section("sampling", "Sampling, as it was run", _sampling(run)),
+        Section("releases", "Every release", _releases(run)),
+        Section("randomness", "Seeds", _randomness(run)),
+        Section("logged", "What else was logged", _logged(run)),
+        Section("verification", "How to check this", _verification(run)),
+    ]
+    if not run.private or run.delta is None:
+        return tuple(always)
+    promised = [
+        Section("adjacency", "Adjacency", _adjacency(run)),
+        Section("accounting", "Accounting", _accounting(run, account)),
+        Section("delta", "δ", _delta(run.delta, run.header.population)),
+        Section("tuning", "Hyper-parameters", _TUNING),
+        Section("floating-point", "Floating point and generators", _floating_point(run)),
+    ]
+    return tuple(sorted(always + promised, key=lambda section: _ORDER.index(section.key)))
+
+
+# The order in which a reader asks; without a promise some of the questions fall away.
+_ORDER = (
+    "unit",
+    "adjacency",
+    "trust",
+    "mechanism",
+    "sampling",
+    "releases",
+    "accounting",
+    "delta",
+    "tuning",
+    "randomness",
+    "floating-point",
+    "logged",
+    "verification",
+)
+
+
+def _unit(run: Run) -> tuple[str, ...]:
+    if not run.private:
+        return (f"None. The data of {run.header.population:,} users were used unprotected.",)
+    return (
+        f"One {run.header.unit}: everything that one person contributed, in all rounds, out of a "
+        f"population of {run.header.population:,}.",
+        "A person who appears as several users is protected as each of them only.",
+    )
+
+
+def _adjacency(run: Run) -> tuple[str, ...]:
+    if run.adjacency is Adjacency.REPLACE_ONE:
+        return (
+            "Replace one: two populations of the same size that differ in one user's data.",
+            "The sum then moves by up to 2C, twice the clip bound, and the noise is accounted "
+            "against that.",
+            _PUBLIC,
+        )
+    return (
+        "Add or remove one: two populations that differ in the presence of one user.",
+        "The sum then moves by up to C, the clip bound. An ε under replace-one adjacency is a "
+        "different quantity and must not be compared with this one.",
+        _PUBLIC,
+    )
+
+
+_PUBLIC = "The size of the population and the expected cohort are taken to be public."
+
+
+def _trust(run: Run) -> tuple[str, ...]:
+    nodes = (
+        "The nodes receive the model of every round, and each sends back the exact sum of its own "
+        "users' updates."
+    )
+    server = (
+        "The server sees these exact sums, who was sampled and which node has which user: it must be "
+        "trusted, and so must the channel to it."
+    )
+    if not run.private:
+        return (nodes, server, "Whoever sees a released model may learn about any user.")
+    return (
+        "Central differential privacy with a trusted aggregator.",
+        nodes,
+        server,
+        "Everybody else, the nodes among them, may see every released model: the guarantee covers "
+        "all of them together, not the last one alone.",
+        "Nothing is promised against the server itself or whoever breaks into it.",
+    )
+
+
+def _mechanism(run: Run) -> tuple[str, ...]:
+    if not run.private:
+        return ("No noise was added to what was released, or nothing bounded a contribution.",)
+    return (
+        f"DP-FedAvg (McMahan et al. 2018): {_clipping(run)} so that a user's contribution to a "
+        "round has an L2 norm of at most C; a NaN or infinite update contributes zero.",
+        "Gaussian noise N(0, σ²) is added once, centrally, to each coordinate of the sum, at full "
+        "strength whoever dropped out.",
+        "The sum is divided by the expected cohort size, which is public, never by the number that "
+        f"answered. The server optimizer ({run.config.server.optimizer}) and everything after it "
+        "are post-processing and cost nothing.",
+    )
+
+
+def _clipping(run: Run) -> str:
+    clipping = run.config.privacy.clipping if run.config.privacy else None
+    if clipping is None or clipping.kind == "global":
+        return "each update is clipped as a whole"
+    shares = {"uniform": "C/√H each", "dim": "C·√(d_h/Σd) each"}[clipping.split]
+    if clipping.normalize:
+        return f"an update above C has each of its H blocks set to its share of C ({shares})"
+    return f"each of the H blocks of an update is clipped to its share of C ({shares})"
+
+
+def _sampling(run: Run) -> tuple[str, ...]:
+    sampling = run.sampling
+    if sampling.kind == "all":
+        return ("Every user takes part in every round; there is no amplification by sampling.",)
+    n, cohort = sampling.population, sampling.expected_cohort
+    how = {
+        "poisson": f"Each round every user is drawn independently with probability "
+        f"q = {cohort:g}/{n:,} = {cohort / n:.4g}.",
+        "fixed_size": f"Each round exactly {cohort:g} of the {n:,} users are drawn, uniformly and "
+        "without replacement.",
+    }[sampling.kind]
+    if not run.private:
+        return (how,)
+    return (
+        how,
+        "The object that drew the cohorts is the one that yielded the privacy events, so the "
+        "sampling that was run is the sampling that is accounted.",
+        "Amplification by sampling holds against those who do not know who was drawn.",
+        "Users who were drawn and did not answer contributed zero.",
+    )
+
+
+def _releases(run: Run) -> tuple[str, ...]:
+    count, rounds = len(run.releases), len({release.round for release in run.releases})
+    sentences = [
+        f"The ledger holds {count} release{'s' if count != 1 else ''}: the noisy sums of {rounds} "
+        f"round{'s' if rounds != 1 else ''}, of {run.config.rounds} planned."
+        if run.private
+        else f"The ledger holds {count} releases of sums that are not protected, of "
+        f"{run.config.rounds} planned."
+    ]
+    repeated = [release.round for release in run.releases if release.attempt > 0]
+    if repeated:
+        sentences.append(
+            f"{len(repeated)} of them repeat a round that had been charged before (rounds "
+            f"{round_ranges(repeated)}), with fresh noise; each is charged as a draw of its own."
+        )
+    else:
+        sentences.append("No round was released twice.")
+    unfinished = [r.round for r in run.releases if r.round > run.finished_rounds]
+    if unfinished:
+        sentences.append(
+            f"Rounds {round_ranges(unfinished)} are charged but not finished; they count."
+        )
+    return tuple(sentences)
+
+
+def _accounting(run: Run, account: Spent) -> tuple[str, ...]:
+    ran_with = run.environment.get("versions", {}).get("dp-accounting", "an unknown version")
+    figures = "; ".join(
+        f"{name.upper()}: ε = {rounded_up(epsilon)}" for name, epsilon in account.epsilons.items()
+    )
+    agreement = (
+        "THE RUN'S OWN FIGURES CONTRADICT IT, as said above."
+        if account.disagreements
+        else "The figures that the run logged agree with it."
+    )
+    return (
+        f"ε is computed anew from the ledger alone by dp-accounting {version('dp-accounting')}; "
+        f"the run used {ran_with}. {agreement}",
+        f"{figures}. Each is a valid upper bound, so the smallest is the one to quote; "
+        f"{_tier(min(account.epsilons.values()))}.",
+        "The releases compose adaptively: each may depend on all before it.",
+    )
+
+
+def _tier(epsilon: float) -> str:
+    if epsilon <= _STRONG:
+        return "Ponomareva et al. 2023 call an ε of at most 1 strong"
+    if epsilon <= _REASONABLE:
+        return "Ponomareva et al. 2023 call an ε between 1 and 10 reasonable, not strong"
+    return (
+        "Ponomareva et al. 2023 call an ε above 10 weak to none as a formal promise: such a run "
+        "needs an empirical audit beside it"
+    )
+
+
+def _delta(delta: float, population: int) -> tuple[str, ...]:
+    share = delta * population
+    return (
+        f"δ = {delta:g} for N = {population:,} users: {share:.3g} times 1/N.",
+        "A δ near 1/N would allow a mechanism that now and then publishes somebody's data outright;"
+        " it should be far below."
+        if share > _LARGE_DELTA
+        else "It is well below 1/N, as it should be.",
+    )
+
+
+_TUNING = (
+    "Not counted. If learning rates, clip bounds or anything else were chosen by looking at other "
+    "runs on the same users, those runs cost privacy too, and this ε does not contain it.",
+    "What was chosen on public or on other users' data costs nothing.",
+)
+
+
+def _randomness(run: Run) -> tuple[str, ...]:
+    if run.config.runtime.deployment:
+        return (
+            "A deployment: sampling and noise were seeded with 256 bits from the operating system, "
+            "and that seed was never stored.",
+        )
+    if not run.private:
+        return (f"A simulation with the fixed seed {run.config.seed}, to be reproducible.",)
+    return (
+        f"A simulation with the fixed seed {run.config.seed}: sampling and noise can be reproduced "
+        "by anyone who knows it.",
+        "That is what makes a study reproducible. In a deployment it would void the guarantee, "
+        "because whoever knows the seed can subtract the noise. The ε here is what the same recipe "
+        "costs when it is seeded secretly.",
+    )
+
+
+def _floating_point(run: Run) -> tuple[str, ...]:
+    numpy = run.environment.get("versions", {}).get("numpy", "of unknown version")
+    return (
+        "Sum and noise are float64, while the theory is about real numbers. The lowest bits of "
+        "floating-point noise can reveal the sum (Mironov 2012); this gap is not closed.",
+        f"The noise comes from NumPy's PCG64 (numpy {numpy}), which is no cryptographic generator: "
+        "many exact draws would reveal its state.",
+        "How long rounds take is not protected.",
+    )
+
+
+def _logged(run: Run) -> tuple[str, ...]:
+    seen = ", ".join(sorted(run.rows[-1]["simulation_only"]))
+    if not run.private:
+        return (f"Everything, without protection; of the users' own values: {seen}.",)
+    return (
+        f"Under simulation_only in metrics.jsonl: {seen}. These come from the users' own values "
+        "without any mechanism. They are NOT covered by ε: a deployment must not log or publish "
+        "them, and neither must a plot below that shows them leave the simulation.",
+        "Held-out loss and accuracy are functions of the released models and of held-out data, "
+        "which belong to no user: post-processing, if those data are public.",
+        "The learning rate and the norm of the averaged update are functions of what was released.",
+    )
+
+
+def _verification(run: Run) -> tuple[str, ...]:
+    git = run.environment.get("git")
+    source = ""
+    if git:
+        changed = " with local changes" if git.get("modified") else ""
+        source = f", source at commit {git['commit']}{changed}"
+    fedpriv = run.environment.get("versions", {}).get("fedpriv", "of unknown version")
+    return (
+        "ledger.jsonl has a line for each release with the SHA-256 of what was released. Its lines "
+        "form a hash chain, which was intact when this was written; the chain shows edits, not a "
+        "ledger that was written anew as a whole.",
+        f"Configuration {run.header.fingerprint[:16]}…, fedpriv {fedpriv}{source}.",
+    )
+
+
+def _drawn(release: Release) -> str:
+    if release.sampling == "all" or release.expected_cohort is None:
+        return f"all {release.population:,} users"
+    kind = {"poisson": "Poisson", "fixed_size": "exactly"}.get(release.sampling, release.sampling)
+    return f"{kind} {release.expected_cohort:g} of {release.population:,}"

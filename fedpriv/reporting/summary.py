@@ -1,0 +1,71 @@
+"""One line a run, for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from fedpriv.reporting.reader import Run, read_run, run_labels
+from fedpriv.reporting.spent import Spent, spent
+from fedpriv.reporting.wording import rounded_up
+
+
+def summary_table(runs: Sequence[Path]) -> Table:
+    """Return a table with one row a run.
+
+    ε is computed anew from each ledger. A run without privacy says so in red and shows no ε; one
+    whose metrics contradict its ledger is marked.
+
+    Raises:
+        InputError: a directory holds no run, or a damaged one.
+    """
+    read = [read_run(path) for path in runs]
+    table = Table(title="runs" if len(read) > 1 else None)
+    table.add_column("run", overflow="fold")
+    table.add_column("rounds", justify="right")
+    table.add_column("held-out", justify="right")
+    for name in ("ε rdp", "ε pld", "δ", "clip C", "noise z"):
+        table.add_column(name, justify="right")
+    table.add_column("server")
+    table.add_column("cohort", justify="right")
+    for label, run in zip(run_labels(read), read, strict=True):
+        table.add_row(*_row(label, run))
+    return table
+
+
+def _row(label: str, run: Run) -> list[str]:
+    account = spent(run)
+    marked = " [bold red]contradicts its ledger[/bold red]" if account.disagreements else ""
+    return [
+        escape(label) + marked,
+        f"{run.finished_rounds}/{run.config.rounds}",
+        _quality(run),
+        *_privacy(run, account),
+        escape(run.config.server.optimizer),
+        f"{run.sampling.expected_cohort:g}",
+    ]
+
+
+def _quality(run: Run) -> str:
+    if math.isnan(run.quality.final):
+        return "–"
+    return f"{run.quality.final:.1%} {'WER' if run.quality.name != 'accuracy' else ''}".strip()
+
+
+def _privacy(run: Run, account: Spent) -> list[str]:
+    if not run.private:
+        return ["[bold red]no privacy[/bold red]", "–", "–", "–", "–"]
+    shown = {name: rounded_up(epsilon) for name, epsilon in account.epsilons.items()}
+    last = run.releases[-1]
+    clipping = run.config.privacy.clipping.kind if run.config.privacy else ""
+    return [
+        shown.get("rdp", "–"),
+        shown.get("pld", "–"),
+        f"{run.delta:g}",
+        f"{clipping} {last.bound:g}",
+        f"{last.noise_multiplier:.4g}",
+    ]

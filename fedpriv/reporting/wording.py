@@ -1,0 +1,43 @@
+"""Numbers as readers see them. A privacy figure is rounded up: it may not look better than it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+# Far below the last shown digit; keeps 7.000 from becoming 7.001 by the rounding of a product.
+_SLACK = 1e-9
+
+
+def rounded_up(value: float, digits: int = 3) -> str:
+    """Return `value`, which must be finite, with `digits` decimals, rounded towards infinity."""
+    scale = 10**digits
+    if value * scale > 2**52:
+        return f"{value:.4g}"
+    return f"{math.ceil(value * scale - _SLACK) / scale:,.{digits}f}"
+
+
+def percent_up(share: float) -> str:
+    """Return a share in percent with two decimals, rounded up, and at most 100%."""
+    return rounded_up(min(100.0, 100 * share), 2 if share < 0.1 else 1) + "%"
+
+
+def round_ranges(rounds: Sequence[int]) -> str:
+    """Return `1–5, 8` for rounds 1, 2, 3, 4, 5 and 8."""
+    ranges: list[list[int]] = []
+    for round_ in sorted(set(rounds)):
+        if ranges and round_ == ranges[-1][1] + 1:
+            ranges[-1][1] = round_
+        else:
+            ranges.append([round_, round_])
+    return ", ".join(f"{a}–{b}" if a < b else f"{a}" for a, b in ranges)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a reader would say them: `42.0 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 100:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

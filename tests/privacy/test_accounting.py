@@ -1,0 +1,138 @@
+import itertools
+
+import dp_accounting
+import pytest
+from dp_accounting import pld, rdp
+from dp_accounting.privacy_accountant import NeighboringRelation
+from opacus.accountants import RDPAccountant as OpacusRdp
+
+from fedpriv.privacy import (
+    Adjacency,
+    FixedSizeSampling,
+    FullParticipation,
+    GaussianMechanism,
+    GlobalClipping,
+    PldAccountant,
+    PoissonSampling,
+    RdpAccountant,
+)
+from fedpriv.privacy.accounting import ORDERS
+
+ADD_REMOVE = Adjacency.ADD_OR_REMOVE_ONE
+
+
+def mechanism(noise_multiplier: float) -> GaussianMechanism:
+    return GaussianMechanism(noise_multiplier, GlobalClipping(0.3))
+
+
+def poisson(noise_multiplier: float, population: int, cohort: float) -> dp_accounting.DpEvent:
+    return PoissonSampling(population, cohort).event(mechanism(noise_multiplier))
+
+
+GRID = list(
+    itertools.product([0.6, 1.0, 2.5], [0.001, 0.01, 0.2], [10, 500, 3000, 20_000], [1e-5, 1e-9])
+)
+
+
+@pytest.mark.filterwarnings("ignore:Optimal order")
+@pytest.mark.parametrize(("noise", "rate", "rounds", "delta"), GRID)
+def test_rdp_agrees_with_dp_accounting_and_with_opacus(noise, rate, rounds, delta):
+    ours = RdpAccountant(ADD_REMOVE)
+    for _ in range(10):
+        ours.compose(poisson(noise, 10_000, 10_000 * rate), rounds // 10)
+    theirs = rdp.RdpAccountant()
+    theirs.compose(
+        dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(noise)), rounds
+    )
+    assert ours.epsilon(delta) == pytest.approx(theirs.get_epsilon(delta), rel=1e-9)
+
+    opacus = OpacusRdp()
+    opacus.history = [(noise, rate, rounds)]
+    assert ours.epsilon(delta) >= opacus.get_epsilon(delta, alphas=list(ORDERS)) * (1 - 1e-6)
+    # Only at whole orders do both compute the divergence itself: see RdpAccountant.
+    whole = tuple(order for order in ORDERS if order == int(order))
+    at_whole = RdpAccountant(ADD_REMOVE, whole)
+    at_whole.compose(poisson(noise, 10_000, 10_000 * rate), rounds)
+    assert at_whole.epsilon(delta) == pytest.approx(
+        opacus.get_epsilon(delta, alphas=list(whole)), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("noise", "rate", "rounds", "by_rdp", "by_pld"),
+    [
+        (1.0, 0.01, 1000, 2.101367, 1.8282),
+        (1.1, 256 / 60000, 14000, 2.590377, 2.3759),
+        (0.8, 0.05, 200, 8.743239, 7.7022),
+    ],
+)
+def test_known_values(noise, rate, rounds, by_rdp, by_pld):
+    event = poisson(noise, 60_000, 60_000 * rate)
+    one, other = RdpAccountant(ADD_REMOVE), PldAccountant(ADD_REMOVE)
+    one.compose(event, rounds)
+    other.compose(event, rounds)
+    assert one.epsilon(1e-5) == pytest.approx(by_rdp, abs=1e-6)
+    assert other.epsilon(1e-5) == pytest.approx(by_pld, abs=1e-4)
+
+
+def test_fixed_size_sampling_is_accounted_under_replace_one():
+    sampling = FixedSizeSampling(10_000, 100)
+    accountant = RdpAccountant(sampling.adjacency)
+    accountant.compose(sampling.event(mechanism(1.0)), 1000)
+    assert accountant.epsilon(1e-6) == pytest.approx(23.3, abs=0.05)
+
+
+@pytest.mark.parametrize(("noise", "published"), [(0.01024, 1.1e7), (0.003072, 1.2e8)])
+def test_published_points_of_speech_training(noise, published):
+    """Pelikan et al. 2025: 1,024 of 34,753 users, about 2,000 rounds, δ = 1e-9."""
+    accountant = RdpAccountant(ADD_REMOVE)
+    accountant.compose(poisson(noise, 34_753, 1024.0), 2000)
+    assert accountant.epsilon(1e-9) == pytest.approx(published, rel=0.08)
+
+
+def test_heterogeneous_rounds_compose():
+    events = [poisson(1.0, 1000, 10.0), poisson(2.0, 1000, 50.0), poisson(1.0, 1000, 10.0)]
+    ours, theirs = RdpAccountant(ADD_REMOVE), rdp.RdpAccountant()
+    tight, reference = PldAccountant(ADD_REMOVE), pld.PLDAccountant()
+    for event in events:
+        for accountant in (ours, theirs, tight, reference):
+            accountant.compose(event)
+    assert ours.epsilon(1e-6) == pytest.approx(theirs.get_epsilon(1e-6), rel=1e-12)
+    assert tight.epsilon(1e-6) == pytest.approx(reference.get_epsilon(1e-6), rel=1e-6)
+    assert ours.delta(2.0) == pytest.approx(theirs.get_delta(2.0), rel=1e-12)
+
+
+def test_full_participation_has_no_amplification():
+    accountant = PldAccountant(ADD_REMOVE)
+    accountant.compose(FullParticipation(1000).event(mechanism(3.0)), 4)
+    # Four Gaussians of multiplier 3 are one of 1.5; the exact curve is that of Balle, Wang 2018.
+    exact = dp_accounting.get_epsilon_gaussian(1.5, 1e-5)
+    assert accountant.epsilon(1e-5) == pytest.approx(exact, rel=1e-3)
+
+
+def test_a_single_round_without_noise_is_no_privacy_for_ever():
+    for accountant in (RdpAccountant(ADD_REMOVE), PldAccountant(ADD_REMOVE)):
+        accountant.compose(poisson(1.0, 100, 10.0), 5)
+        accountant.compose(poisson(0.0, 100, 10.0))
+        accountant.compose(poisson(1.0, 100, 10.0), 5)
+        assert accountant.epsilon(1e-5) == float("inf")
+
+
+def test_events_of_another_adjacency_are_refused():
+    with pytest.raises(dp_accounting.UnsupportedEventError):
+        RdpAccountant(Adjacency.REPLACE_ONE).compose(poisson(1.0, 100, 10.0))
+    without_replacement = FixedSizeSampling(100, 10).event(mechanism(1.0))
+    with pytest.raises(dp_accounting.UnsupportedEventError):
+        RdpAccountant(ADD_REMOVE).compose(without_replacement)
+    with pytest.raises(dp_accounting.UnsupportedEventError, match="no proof"):
+        PldAccountant(Adjacency.REPLACE_ONE).compose(without_replacement)
+
+
+def test_looking_ahead_composes_nothing():
+    accountant = RdpAccountant(ADD_REMOVE)
+    event = poisson(1.0, 1000, 100.0)
+    ahead = accountant.epsilon_after(event, 1e-5, 7)
+    assert accountant.epsilon(1e-5) == 0
+    accountant.compose(event, 7)
+    assert accountant.epsilon(1e-5) == ahead
+    assert NeighboringRelation.ADD_OR_REMOVE_ONE is ADD_REMOVE.relation

@@ -1,0 +1,137 @@
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from fedpriv.errors import InputError
+from fedpriv.privacy import (
+    FixedSizeSampling,
+    GaussianMechanism,
+    GlobalClipping,
+    Header,
+    Ledger,
+    PoissonSampling,
+    RdpAccountant,
+    Release,
+    Unclipped,
+)
+
+HEADER = Header("abc", 1000, 1e-5, "add_or_remove_one")
+
+
+def release(round_: int, noise: float = 1.0, cohort: float = 50.0) -> Release:
+    sampling = PoissonSampling(1000, cohort)
+    return Release.of(round_, 0, sampling, GaussianMechanism(noise, GlobalClipping(0.5)), "d" * 64)
+
+
+def filled(path: Path, rounds: int = 5) -> Ledger:
+    ledger = Ledger.create(path, HEADER)
+    for round_ in range(1, rounds + 1):
+        ledger.append(release(round_))
+    return ledger
+
+
+def test_events_are_rebuilt_from_the_file_alone(tmp_path):
+    filled(tmp_path / "ledger.jsonl", 5).append(release(6, noise=2.0, cohort=20.0))
+    from_file, direct = (RdpAccountant(PoissonSampling(1000, 50.0).adjacency) for _ in range(2))
+    Ledger.open(tmp_path / "ledger.jsonl").compose_into(from_file)
+    direct.compose(release(1).event(), 5)
+    direct.compose(release(6, 2.0, 20.0).event())
+    assert from_file.epsilon(1e-5) == pytest.approx(direct.epsilon(1e-5), rel=1e-12)
+
+
+def test_a_release_records_sensitivity_and_noise():
+    fixed = Release.of(
+        1, 0, FixedSizeSampling(100, 10), GaussianMechanism(1.5, GlobalClipping(0.2)), ""
+    )
+    assert (fixed.sensitivity, fixed.stddev) == (pytest.approx(0.4), pytest.approx(0.3))
+    unbounded = Release.of(1, 0, PoissonSampling(9, 3.0), GaussianMechanism(0.0, Unclipped()), "")
+    assert unbounded.bound is None
+    assert unbounded.sensitivity is None
+
+
+def test_append_returns_only_after_fsync(tmp_path, monkeypatch):
+    synced = []
+    ledger = filled(tmp_path / "ledger.jsonl", 1)
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr("fedpriv.privacy.ledger.os.fsync", fsync)
+    ledger.append(release(2))
+    assert synced == [(tmp_path / "ledger.jsonl").stat().st_size]
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_every_random_edit_is_found(tmp_path, seed):
+    path = tmp_path / "ledger.jsonl"
+    filled(path)
+    before = path.read_bytes()
+    path.write_bytes(edited(before, random.Random(seed)))
+    with pytest.raises(InputError, match=r"line \d|not a fedpriv ledger|another version"):
+        Ledger.open(path)
+
+
+def edited(data: bytes, rng: random.Random) -> bytes:
+    """A byte changed, a number changed with care, a line dropped, doubled or exchanged."""
+    lines = data.splitlines(keepends=True)
+    kind = rng.choice(["byte", "field", "drop", "double", "swap"])
+    where = rng.randrange(len(lines) - 1)
+    if kind == "byte":
+        line = bytearray(lines[where])
+        column = rng.randrange(len(line) - 1)
+        line[column] ^= 1 << rng.randrange(7)
+        lines[where] = bytes(line)
+        if b"\n" in lines[where][:-1] or lines[where] in data.splitlines(keepends=True):
+            return edited(data, rng)
+    elif kind == "field":
+        body = json.loads(lines[where + 1])
+        key = rng.choice(["noise_multiplier", "bound", "population", "round", "expected_cohort"])
+        body[key] = body[key] * 2
+        lines[where + 1] = (json.dumps(body) + "\n").encode()
+    elif kind == "drop":
+        del lines[where]
+    elif kind == "double":
+        lines.insert(where, lines[where])
+    else:
+        lines[where], lines[where + 1] = lines[where + 1], lines[where]
+    return b"".join(lines)
+
+
+def test_a_torn_last_line_was_never_charged_and_is_dropped(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    filled(path, 3)
+    whole = path.read_bytes()
+    for cut in range(1, len(whole.splitlines(keepends=True)[-1])):
+        path.write_bytes(whole[:-cut])
+        ledger = Ledger.open(path)
+        assert len(ledger) == 2
+    ledger.append(release(3))
+    assert len(Ledger.open(path)) == 3
+
+
+def test_the_ledger_of_another_config_is_refused(tmp_path):
+    filled(tmp_path / "ledger.jsonl")
+    other = Header("xyz", 1000, 1e-5, "add_or_remove_one")
+    with pytest.raises(InputError, match="another configuration"):
+        Ledger.open(tmp_path / "ledger.jsonl", other)
+    assert len(Ledger.open(tmp_path / "ledger.jsonl", HEADER)) == 5
+
+
+def test_an_existing_ledger_is_never_overwritten(tmp_path):
+    filled(tmp_path / "ledger.jsonl")
+    before = (tmp_path / "ledger.jsonl").read_bytes()
+    with pytest.raises(InputError, match="exists"):
+        Ledger.create(tmp_path / "ledger.jsonl", HEADER)
+    assert (tmp_path / "ledger.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"{}\n", b"hello\n", b'{"kind": "header"}\n', b"\xff\n"])
+def test_other_files_are_not_ledgers(tmp_path, content):
+    path = tmp_path / "ledger.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="ledger"):
+        Ledger.open(path)
+    assert path.read_bytes() == content
