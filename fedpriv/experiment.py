@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import threading
@@ -12,10 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from flwr.serverapp import Grid
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
 
-from fedpriv.config import ExperimentConfig
+from fedpriv.config import ExperimentConfig, load_config
 from fedpriv.data.federated import Examples
+from fedpriv.errors import InputError
 from fedpriv.federation.plan import Plan, build_plan, build_trainer, population_of
 from fedpriv.federation.simulation import simulate
 from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
@@ -33,6 +36,8 @@ from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.evaluate import evaluate
 from fedpriv.training.parameters import Layout
 
+_LOG = logging.getLogger("flwr")
+
 
 class Observer(Protocol):
     """Whoever watches a run, such as the progress bar."""
@@ -45,6 +50,22 @@ class Observer(Protocol):
 
     def say(self, sentence: str) -> None:
         """Something that the user should know."""
+
+
+class LogLines:
+    """An observer that writes to Flower's log, where a run has no terminal of its own."""
+
+    def begin(self, experiment: Experiment) -> None:
+        """Say what is trained."""
+        _LOG.info("fedpriv: %s, %d rounds", experiment.config.name, experiment.config.rounds)
+
+    def finished(self, row: dict[str, Any]) -> None:
+        """Say what a round cost."""
+        _LOG.info("round %d: epsilon %s, delta %s", row["round"], row["epsilon"], row["delta"])
+
+    def say(self, sentence: str) -> None:
+        """Pass a sentence on."""
+        _LOG.warning(sentence)
 
 
 @dataclass
@@ -98,7 +119,7 @@ def prepare(config: ExperimentConfig) -> Experiment:
 
 
 #: Something that runs a strategy to its end: the simulation, or a grid that Flower handed us.
-Drive = Callable[[PrivateFedAvg], None]
+Drive = Callable[[PrivateFedAvg], Any]
 
 
 def create(experiment: Experiment) -> RunDirectory:
@@ -126,13 +147,18 @@ def reopen(path: Path) -> tuple[RunDirectory, Experiment]:
     return directory, experiment
 
 
-def on_grid(grid: Grid) -> Drive:
-    """Return a drive over nodes that Flower connects, as under `flwr run`."""
+flower_app = ServerApp()
 
-    def drive(strategy: PrivateFedAvg) -> None:
-        strategy.start(grid)
 
-    return drive
+@flower_app.main()
+def _under_flower(grid: Grid, context: Context) -> None:
+    """Train the config that `flwr run --run-config` names, over the nodes that Flower connects."""
+    path = str(context.run_config.get("config") or "")
+    if not path:
+        raise InputError("write flwr run APP --run-config 'config=\"/path/to/config.yaml\"'")
+    config = load_config(Path(path), str(context.run_config.get("set") or "").split())
+    experiment = prepare(config)
+    train(experiment, create(experiment), LogLines(), lambda strategy: strategy.start(grid))
 
 
 def train(

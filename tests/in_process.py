@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from flwr.app import Context, Message, RecordDict
 from flwr.app.error import Error
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedpriv import experiment
 from fedpriv.config import ExperimentConfig, parse_config
@@ -30,6 +31,8 @@ class InProcessGrid:
         self.reverse = reverse
         self.sent: list[Message] = []
         self._replies: list[Message] = []
+        # Flower's runtime sets these before a ServerApp may make messages.
+        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
 
     def get_node_ids(self) -> list[int]:
         return [1000 + partition for partition in range(self.nodes)]

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from fedpriv.privacy.accounting import Accountant
 
@@ -28,6 +27,7 @@ FALSE_POSITIVE_RATES = (0.01, 0.001)
 # Where the bounds are tried before the best is refined. Each is valid, so the grid decides only
 # how near to the least one the answer comes.
 _GRID = np.concatenate([np.linspace(0, 20, 81), np.geomspace(21, 500, 20)])
+_ZOOMS, _POINTS = 3, 9
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,18 @@ class _Curve:
         return cls(accountant.delta, tuple(accountant.delta(float(e)) for e in _GRID))
 
     def least(self, bound: Callable[[float, float], float]) -> float:
-        """Return the least `bound(ε, δ(ε))` over ε ≥ 0, at most 1."""
-        tried = [bound(e, d) for e, d in zip(_GRID, self.on_grid, strict=True)]
-        best = int(np.argmin(tried))
-        around = _GRID[max(0, best - 1)], _GRID[min(len(_GRID) - 1, best + 1)]
-        refined = minimize_scalar(
-            lambda e: bound(e, self.delta(e)), bounds=around, method="bounded"
-        )
-        return min(1.0, tried[best], float(refined.fun))
+        """Return the least `bound(ε, δ(ε))` over ε ≥ 0, at most 1.
+
+        Both bounds fall and then rise with ε, so zooming in on the best point finds the least.
+        """
+        epsilons = _GRID
+        tried = [bound(e, d) for e, d in zip(epsilons, self.on_grid, strict=True)]
+        for _ in range(_ZOOMS):
+            best = int(np.argmin(tried))
+            below, above = epsilons[max(0, best - 1)], epsilons[min(len(epsilons) - 1, best + 1)]
+            epsilons = np.linspace(below, above, _POINTS)
+            tried = [bound(float(e), self.delta(float(e))) for e in epsilons]
+        return min(1.0, *tried)
 
 
 def _tpr_bound(epsilon: float, delta: float, false_positive_rate: float) -> float:

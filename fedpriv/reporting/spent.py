@@ -34,7 +34,7 @@ def spent(run: Run) -> Spent:
     """Charge the accountants of the run's config with its ledger and check the metrics."""
     if not run.private or run.delta is None:
         return Spent({}, {}, _disagreements(run, {}))
-    names = run.config.privacy.accountants if run.config.privacy else ("rdp",)
+    names: Iterable[str] = run.config.privacy.accountants if run.config.privacy else ("rdp",)
     accountants = {name: _charged(run, name, run.releases) for name in names}
     epsilons = {name: each.epsilon(run.delta) for name, each in accountants.items()}
     return Spent(accountants, epsilons, _disagreements(run, epsilons))

@@ -186,7 +186,7 @@ def to_markdown(statement: Statement, title: str) -> str:
 
 def _markdown_table(releases: Iterable[ReleaseGroup]) -> str:
     lines = [
-        "| rounds | releases | cohort | clip bound C | sensitivity | noise σ on the sum | z = σ/C |",
+        "| rounds | releases | cohort | clip bound | sensitivity | noise σ of the sum | σ/C |",
         "|---|---|---|---|---|---|---|",
     ]
     for each in releases:
@@ -327,8 +327,8 @@ def _trust(run: Run) -> tuple[str, ...]:
         "users' updates."
     )
     server = (
-        "The server sees these exact sums, who was sampled and which node has which user: it must be "
-        "trusted, and so must the channel to it."
+        "The server sees these exact sums, who was sampled and which node has which user: it must "
+        "be trusted, and so must the channel to it."
     )
     if not run.private:
         return (nodes, server, "Whoever sees a released model may learn about any user.")

@@ -1,4 +1,4 @@
-"""Numbers as readers see them. A privacy figure is rounded up: it may not look better than it is."""
+"""Numbers as readers see them; privacy figures are rounded up, never to look better than true."""
 
 from __future__ import annotations
 

@@ -42,3 +42,11 @@ def test_affordable_rounds_is_the_last_round_within_the_budget():
     assert affordable_rounds(event, sampling.adjacency, 3.0, 1e-5, 1000) == count
     assert affordable_rounds(event, sampling.adjacency, 3.0, 1e-5, 2) == 2
     assert affordable_rounds(event, sampling.adjacency, 1e-3, 1e-5, 1000) == 0
+
+
+def test_a_target_that_no_noise_reaches_is_said():
+    sampling = PoissonSampling(100, 10.0)
+    with pytest.raises(ValueError, match="no noise multiplier reaches"):
+        noise_multiplier_for(
+            1.0, 1e-5, 10, sampling.adjacency, lambda z: dp_accounting.NonPrivateDpEvent()
+        )

@@ -1,0 +1,5 @@
+"""`python -m fedpriv` is the same as `fedpriv`."""
+
+from fedpriv.cli import main
+
+main()

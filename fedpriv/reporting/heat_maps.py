@@ -1,0 +1,111 @@
+"""What clipping did to each block of a run's updates, round by round, as heat maps."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from fedpriv.reporting.reader import Run
+from fedpriv.reporting.svg import Marked, Plot, canvas
+
+# No more cells than a reader can tell apart.
+_COLUMNS, _ROWS = 120, 40
+_LABEL_CHARACTERS, _LABEL_DOTS = 33, 4
+
+
+def block_figures(marked: Marked) -> list[Plot]:
+    """Return the heat maps of one run, block by block; where nothing clips, of norms alone."""
+    clips = any(release.bound is not None for release in marked.run.releases)
+    return ([clipped_blocks(marked)] if clips else []) + [block_norms(marked)]
+
+
+def clipped_blocks(marked: Marked) -> Plot:
+    """Draw the share of users whose block was clipped, block by block and round by round."""
+    return _heat_map(
+        marked,
+        "block_clipped",
+        "clipped",
+        "Share of updates that were clipped",
+        "Block by block. All at 100%: the bound is far below the updates; all at 0%: the noise is "
+        "scaled to a bound that nobody reaches. Not private: simulation only.",
+    )
+
+
+def block_norms(marked: Marked) -> Plot:
+    """Draw the mean norm of users' updates, block by block and round by round."""
+    return _heat_map(
+        marked,
+        "block_norms",
+        "norms",
+        "Mean norm of updates before clipping",
+        "Block by block, in parameter units, three powers of ten deep. Not private: simulation "
+        "only.",
+    )
+
+
+def _heat_map(marked: Marked, field: str, key: str, title: str, caption: str) -> Plot:
+    blocks, values = _downsampled(marked.run, field)
+    share = field == "block_clipped"
+    with canvas(height=1.5 + 0.145 * len(blocks)) as drawn:
+        axes = drawn.axes
+        image = axes.imshow(
+            np.ma.masked_invalid(values),
+            cmap="cividis",
+            norm=Normalize(0, 1) if share else _three_decades(values),
+            aspect="auto",
+            interpolation="none",
+            extent=(0.5, marked.run.finished_rounds + 0.5, len(blocks) - 0.5, -0.5),
+        )
+        axes.grid(visible=False)
+        axes.set_yticks(range(len(blocks)), [_shortened(block) for block in blocks], fontsize=7.5)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        bar = drawn.figure.colorbar(
+            image,
+            ax=axes,
+            location="top",
+            aspect=40,
+            format=PercentFormatter(1) if share else None,
+        )
+        bar.outline.set_visible(False)
+        assert bar.solids is not None
+        bar.solids.set_rasterized(True)
+        return drawn.plot(f"{key}{marked.mark}", title, caption)
+
+
+def _downsampled(run: Run, field: str) -> tuple[list[str], np.ndarray]:
+    """Return block names and `[blocks, rounds]` means, of at most `_ROWS` by `_COLUMNS` cells."""
+    names = list(run.rows[-1]["simulation_only"][field])
+    table = np.array(
+        [[row["simulation_only"][field].get(name, math.nan) for row in run.rows] for name in names],
+        dtype=float,
+    )
+    table = _pooled(table, _COLUMNS)
+    if len(names) <= _ROWS:
+        return names, table
+    groups = np.array_split(np.arange(len(names)), _ROWS)
+    return [f"{names[group[0]]} +{len(group) - 1}" for group in groups], _pooled(table.T, _ROWS).T
+
+
+def _pooled(table: np.ndarray, columns: int) -> np.ndarray:
+    """Return `table` with at most `columns` columns, each the mean of neighbouring ones."""
+    if table.shape[1] <= columns:
+        return table
+    return np.stack([part.mean(axis=1) for part in np.array_split(table, columns, axis=1)], axis=1)
+
+
+def _three_decades(values: np.ndarray) -> LogNorm:
+    finite = values[np.isfinite(values) & (values > 0)]
+    top = float(finite.max()) if finite.size else 1.0
+    return LogNorm(top / 1000, top, clip=True)
+
+
+def _shortened(block: str) -> str:
+    """Return a block's name, without its first parts where it is too long for an axis."""
+    while "." in block and (block.count(".") > _LABEL_DOTS or len(block) > _LABEL_CHARACTERS):
+        block = "…" + block.removeprefix("…").partition(".")[2]
+    return block

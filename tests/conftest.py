@@ -1,0 +1,26 @@
+"""Every test keeps Flower and Ray to itself: no telemetry, no cluster that happens to be there."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Ray's sockets lie below its folder and their paths may have 107 bytes, so it must be short.
+_RAY_FOLDER = tempfile.mkdtemp(prefix="fp-", dir="/tmp")
+
+os.environ |= {
+    "RAY_ADDRESS": "local",
+    "RAY_TMPDIR": _RAY_FOLDER,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "OMP_NUM_THREADS": "1",
+    "MPLBACKEND": "agg",
+}
+
+
+@pytest.fixture(autouse=True)
+def _own_flower_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))

@@ -1,0 +1,375 @@
+"""The invariants of a private round, each by a test that fails when it is broken."""
+
+import copy
+import json
+import math
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from in_process import (
+    InProcessGrid,
+    Silent,
+    drive_on,
+    resume_small,
+    small_config,
+    train_small,
+)
+
+from fedpriv import experiment
+from fedpriv.data.registry import build_dataset
+from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
+from fedpriv.federation.strategy import PrivateFedAvg
+from fedpriv.models.registry import build_model
+from fedpriv.privacy import Adjacency, Ledger, Purpose, Randomness, RdpAccountant
+from fedpriv.training.local import batches
+from fedpriv.training.parameters import Layout, parameters_of
+
+
+def parameters(prepared) -> torch.Tensor:
+    return prepared.server.parameters()
+
+
+def test_one_noise_free_round_equals_a_plain_loop(tmp_path):
+    """Every user alone in plain PyTorch, then the plain average, then one SGD step of rate 1."""
+    changes = {
+        "rounds": 1,
+        "local": {"epochs": 2, "batch_size": 4, "lr": 0.2},
+        "server": {"optimizer": "sgd", "lr": 1.0},
+        "privacy": None,
+    }
+    _, prepared = train_small(tmp_path / "run", **changes)
+
+    config = small_config(**changes)
+    dataset = build_dataset(config.data, config.seed)
+    start = build_model(config.model, dataset.input_shape, dataset.classes, config.seed)
+    ends = []
+    for user in range(dataset.population):
+        model = copy.deepcopy(start)
+        examples = dataset.user(user)
+        order = Randomness.simulation(config.seed).torch(Purpose.LOCAL_TRAINING, 1, user)
+        for index in batches(len(examples), prepared.trainer.recipe, order):
+            loss = F.cross_entropy(model(examples.inputs[index]), examples.targets[index])
+            model.zero_grad()
+            loss.backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.2 * parameter.grad
+        ends.append(Layout.of(model).join(parameters_of(model)))
+    torch.testing.assert_close(
+        parameters(prepared), torch.stack(ends).mean(0), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_noise_is_drawn_once_at_full_strength_over_the_public_denominator(tmp_path):
+    """The released average is (sum + σ·noise)/(q·N): undo it and the sum of the nodes is left."""
+    changes = {"rounds": 1, "server": {"optimizer": "sgd", "lr": 1.0}}
+    _, noisy = train_small(tmp_path / "noisy", **changes)
+    _, silent = train_small(tmp_path / "silent", **changes, privacy__noise_multiplier=0.0)
+    moved = parameters(silent) - parameters(noisy)
+    sigma = 1.0 * 0.1
+    standard = Randomness.simulation(5).numpy(Purpose.NOISE, 1, 0).standard_normal(len(moved))
+    torch.testing.assert_close(
+        moved, torch.from_numpy(sigma * standard / 8.0).float(), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_dead_node_changes_neither_noise_nor_denominator(tmp_path):
+    changes = {"rounds": 1, "server": {"optimizer": "sgd", "lr": 1.0}}
+    grid = InProcessGrid(dead=[1])
+    with pytest.raises(WorkerLost):
+        train_small(tmp_path / "lost", grid, **changes)
+    directory, lost = experiment.reopen(tmp_path / "lost")
+    assert lost.finished_rounds == 1
+
+    silent_grid = InProcessGrid(dead=[1])
+    with pytest.raises(WorkerLost):
+        train_small(tmp_path / "silent", silent_grid, **changes, privacy__noise_multiplier=0.0)
+    _, silent = experiment.reopen(tmp_path / "silent")
+    moved = parameters(silent) - parameters(lost)
+    standard = Randomness.simulation(5).numpy(Purpose.NOISE, 1, 0).standard_normal(len(moved))
+    torch.testing.assert_close(
+        moved, torch.from_numpy(0.1 * standard / 8.0).float(), rtol=1e-4, atol=1e-6
+    )
+    row = directory.read_metrics()[0]
+    assert row["simulation_only"]["nodes_lost"] == 1
+    assert len(Ledger.open(directory.ledger)) == 1
+
+
+def test_a_round_in_which_every_node_died_is_paid_and_noisy(tmp_path):
+    with pytest.raises(WorkerLost):
+        train_small(tmp_path / "run", InProcessGrid(dead=[0, 1]), rounds=1)
+    assert len(Ledger.open(tmp_path / "run" / "ledger.jsonl")) == 1
+
+
+def test_the_run_goes_on_after_a_loss(tmp_path):
+    with pytest.raises(WorkerLost):
+        train_small(tmp_path / "run", InProcessGrid(dead=[1]))
+    directory, prepared = resume_small(tmp_path / "run")
+    assert [row["round"] for row in directory.read_metrics()] == [1, 2, 3, 4]
+    assert [release.round for release in Ledger.open(directory.ledger)] == [1, 2, 3, 4]
+    assert torch.isfinite(parameters(prepared)).all()
+
+
+def test_who_answers_first_does_not_matter(tmp_path):
+    _, one = train_small(tmp_path / "one", InProcessGrid(nodes=3), runtime__workers=3)
+    _, two = train_small(tmp_path / "two", InProcessGrid(3, reverse=True), runtime__workers=3)
+    assert parameters(one).equal(parameters(two))
+
+
+def test_the_ledger_is_charged_before_the_model_moves(tmp_path, monkeypatch):
+    order = []
+    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run"), rounds=2))
+    directory = experiment.create(prepared)
+    append, step = Ledger.append, prepared.server.step
+    monkeypatch.setattr(
+        Ledger, "append", lambda self, release: (append(self, release), order.append("charge"))
+    )
+    monkeypatch.setattr(
+        prepared.server, "step", lambda *a, **k: (step(*a, **k), order.append("step"))
+    )
+    experiment.train(prepared, directory, Silent(), drive_on(None))
+    assert order == ["charge", "step", "charge", "step"]
+
+
+def test_a_failing_ledger_stops_the_round_before_the_model_moves(tmp_path, monkeypatch):
+    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run")))
+    directory = experiment.create(prepared)
+    before = parameters(prepared)
+
+    def full(self, release):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Ledger, "append", full)
+    with pytest.raises(OSError, match="No space"):
+        experiment.train(prepared, directory, Silent(), drive_on(None))
+    assert parameters(prepared).equal(before)
+
+
+def test_epsilon_by_round_is_that_of_the_ledger(tmp_path):
+    directory, _prepared = train_small(
+        tmp_path / "run", privacy__accountants=["rdp", "pld"], evaluation__every=1
+    )
+    ledger = Ledger.open(directory.ledger)
+    accountant = RdpAccountant(ledger.adjacency)
+    for row, release in zip(directory.read_metrics(), ledger, strict=True):
+        accountant.compose(release.event())
+        assert row["epsilon"]["rdp"] == pytest.approx(accountant.epsilon(1e-3), rel=1e-12)
+        assert 0 < row["epsilon"]["pld"] < row["epsilon"]["rdp"]
+
+
+def test_the_cohort_that_trains_is_the_one_that_was_drawn(tmp_path):
+    grid = InProcessGrid()
+    _, prepared = train_small(tmp_path / "run", grid)
+    by_round: dict[int, list[int]] = {}
+    for message in grid.sent:
+        if message.metadata.message_type == "train":
+            work = message.content["config"]
+            by_round.setdefault(work["round"], []).extend(work["users"])
+    for round_, users in by_round.items():
+        generator = Randomness.simulation(5).numpy(Purpose.SAMPLING, round_)
+        assert sorted(users) == prepared.plan.sampling.draw(generator).tolist()
+
+
+def test_one_message_a_node_and_round(tmp_path):
+    grid = InProcessGrid()
+    train_small(tmp_path / "run", grid)
+    sent = [m.metadata.dst_node_id for m in grid.sent if m.metadata.message_type == "train"]
+    assert len(sent) <= 2 * 4
+    assert max(sent.count(node) for node in set(sent)) <= 4
+
+
+def test_the_budget_stops_before_the_round_that_would_exceed_it(tmp_path):
+    prepared = experiment.prepare(
+        small_config(run_dir=str(tmp_path / "run"), rounds=50, privacy__budget={"epsilon": 4.0})
+    )
+    directory = experiment.create(prepared)
+    allowed = prepared.plan.affordable_rounds()
+    assert 0 < allowed < 50
+    with pytest.raises(BudgetError, match=f"round {allowed + 1} is not run"):
+        experiment.train(prepared, directory, Silent(), drive_on(None))
+    rows = directory.read_metrics()
+    assert len(rows) == len(Ledger.open(directory.ledger)) == allowed
+    assert rows[-1]["epsilon"]["rdp"] <= 4.0
+    with pytest.raises(BudgetError):
+        resume_small(tmp_path / "run")
+    assert len(Ledger.open(directory.ledger)) == allowed
+
+
+def test_values_gathered_from_users_are_marked(tmp_path):
+    directory, _ = train_small(tmp_path / "run")
+    for row in directory.read_metrics():
+        assert set(row) <= {
+            "round", "epsilon", "delta", "lr", "aggregate_norm", "held_out", "simulation_only",
+        }  # fmt: skip
+        assert row["simulation_only"]["cohort"] >= 0
+
+
+def crash_after(monkeypatch, method):
+    """Raise after `method` of the strategy's second round has done its work."""
+    original = getattr(PrivateFedAvg, method)
+
+    def wrapped(self, *args, **kwargs):
+        value = original(self, *args, **kwargs)
+        if self.next_round == 2:
+            raise RuntimeError("crash")
+        return value
+
+    monkeypatch.setattr(PrivateFedAvg, method, wrapped)
+
+
+def test_a_round_that_is_run_again_repeats_its_release_and_is_not_charged_twice(
+    tmp_path, monkeypatch
+):
+    _, whole = train_small(tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        crash_after(patched, "_paid_release")
+        with pytest.raises(RuntimeError, match="crash"):
+            train_small(tmp_path / "run")
+    assert len(Ledger.open(tmp_path / "run" / "ledger.jsonl")) == 2
+    directory, resumed = resume_small(tmp_path / "run")
+    assert parameters(resumed).equal(parameters(whole))
+    assert [r.attempt for r in Ledger.open(directory.ledger)] == [0, 0, 0, 0]
+
+
+def test_noise_is_never_used_again_with_another_sum(tmp_path, monkeypatch):
+    """Where the sum of a charged round has changed, fresh noise is drawn and charged."""
+    with monkeypatch.context() as patched:
+        crash_after(patched, "_paid_release")
+        with pytest.raises(RuntimeError, match="crash"):
+            train_small(tmp_path / "run")
+    # One worker fewer: floating-point sums differ in their last bits, if nothing else.
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("workers: 2", "workers: 1"))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "fedpriv.federation.messages.flat_tensor",
+            lambda record: torch.from_numpy(np.array(record["flat"].numpy())) * (1 + 1e-12),
+        )
+        directory, _ = resume_small(tmp_path / "run", InProcessGrid(nodes=1))
+    releases = list(Ledger.open(directory.ledger))
+    assert [(r.round, r.attempt) for r in releases][:3] == [(1, 0), (2, 0), (2, 1)]
+    last = directory.read_metrics()[-1]
+    accountant = RdpAccountant(Ledger.open(directory.ledger).adjacency)
+    for release in releases:
+        accountant.compose(release.event())
+    assert last["epsilon"]["rdp"] == pytest.approx(accountant.epsilon(1e-3))
+
+
+def test_without_privacy_no_epsilon_is_ever_given(tmp_path):
+    for name, changes in {
+        "null": {"privacy": None, "cohort": 8},
+        "no-noise": {"privacy__noise_multiplier": 0.0, "privacy__accountants": ["rdp", "pld"]},
+    }.items():
+        directory, _ = train_small(tmp_path / name, **changes)
+        for row in directory.read_metrics():
+            assert set(row["epsilon"].values()) == {None}
+        assert all(math.isinf(_epsilon(release)) for release in Ledger.open(directory.ledger))
+
+
+def _epsilon(release) -> float:
+    accountant = RdpAccountant(Adjacency.ADD_OR_REMOVE_ONE)
+    accountant.compose(release.event())
+    return accountant.epsilon(1e-3)
+
+
+def test_in_a_deployment_nodes_host_their_own_and_nothing_is_seeded(tmp_path):
+    changes = {"runtime__deployment": True, "data__users": 60}
+    grid = InProcessGrid(nodes=3)
+    directory, one = train_small(tmp_path / "one", grid, runtime__workers=3, **changes)
+    _, two = train_small(tmp_path / "two", InProcessGrid(3), runtime__workers=3, **changes)
+    assert not parameters(one).equal(parameters(two))
+    assert str(one.plan.randomness.root) not in directory.ledger.read_text()
+    assert directory.environment()["seed"] is None
+    for message in grid.sent:
+        if message.metadata.message_type == "train":
+            assert max(message.content["config"]["users"]) < 20
+
+
+def test_a_deployment_repeats_no_noise_so_a_rerun_round_is_charged_again(tmp_path, monkeypatch):
+    changes = {"runtime__deployment": True}
+    with monkeypatch.context() as patched:
+        crash_after(patched, "_paid_release")
+        with pytest.raises(RuntimeError, match="crash"):
+            train_small(tmp_path / "run", **changes)
+    directory, _ = resume_small(tmp_path / "run")
+    assert [(r.round, r.attempt) for r in Ledger.open(directory.ledger)] == [
+        (1, 0), (2, 0), (2, 1), (3, 0), (4, 0),
+    ]  # fmt: skip
+
+
+def test_more_users_at_the_nodes_than_accounted_for_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"data\.users is 60, but the nodes host"):
+        train_small(
+            tmp_path / "run",
+            _Overfull(),
+            runtime__deployment=True,
+        )
+
+
+class _Overfull(InProcessGrid):
+    def _answer(self, message):
+        reply = super()._answer(message)
+        if "hosting" in reply.content:
+            reply.content["hosting"]["users"] = 50
+        return reply
+
+
+def test_a_crash_of_the_client_code_is_not_taken_for_a_dropout(tmp_path, monkeypatch):
+    from flwr.app import Message
+    from flwr.app.error import Error
+
+    class Crashing(InProcessGrid):
+        def _answer(self, message):
+            if message.metadata.message_type == "train":
+                return Message(Error(code=2, reason="KeyError: 'x'"), reply_to=message)
+            return super()._answer(message)
+
+    with pytest.raises(ClientFault, match="KeyError"):
+        train_small(tmp_path / "run", Crashing())
+    assert len(Ledger.open(tmp_path / "run" / "ledger.jsonl")) == 0
+
+
+def test_a_request_to_stop_keeps_the_finished_round_and_resumes_to_the_same_end(tmp_path):
+    _, whole = train_small(tmp_path / "whole")
+    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run")))
+    directory = experiment.create(prepared)
+
+    class StopsAfterTwo(Silent):
+        def finished(self, row):
+            if row["round"] == 2:
+                stop.set()
+
+    stop = threading.Event()
+    ledger = directory.open_ledger(prepared.header())
+    recorder = experiment._Recorder(prepared, directory, ledger, StopsAfterTwo())
+    strategy = PrivateFedAvg(prepared.plan, prepared.server, ledger, recorder.record, stop)
+    with pytest.raises(Interrupted, match="after round 2"):
+        strategy.start(InProcessGrid())
+    directory, resumed = resume_small(tmp_path / "run")
+    assert parameters(resumed).equal(parameters(whole))
+    rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    assert [row["round"] for row in rows] == [1, 2, 3, 4]
+
+
+def test_abandoning_releases_nothing(tmp_path):
+    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run")))
+    directory = experiment.create(prepared)
+
+    class Mute(InProcessGrid):
+        def pull_messages(self, message_ids):
+            replies = super().pull_messages(message_ids)
+            strategies[0].abandon()
+            return [r for r in replies if "hosting" in r.content]
+
+    strategies = []
+
+    def drive(strategy):
+        strategies.append(strategy)
+        strategy.start(Mute())
+
+    with pytest.raises(Interrupted, match="abandoned"):
+        experiment.train(prepared, directory, Silent(), drive)
+    assert len(Ledger.open(directory.ledger)) == 0

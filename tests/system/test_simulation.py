@@ -1,0 +1,136 @@
+"""Whole runs through the command line, Flower's runtime and Ray workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from in_process import small_config, train_small
+
+from fedpriv import experiment
+from fedpriv.privacy import Ledger
+
+
+def write_config(folder: Path, **changes) -> Path:
+    config = small_config(run_dir=str(folder / "run"), **changes)
+    path = folder / "config.yaml"
+    path.write_text(config.to_yaml())
+    return path
+
+
+def start(*arguments: str | Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "fedpriv", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=180)
+    return process.returncode, out, err
+
+
+def wait_for_rounds(process: subprocess.Popen, folder: Path, rounds: int) -> None:
+    metrics = folder / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or metrics.read_text().count("\n") < rounds:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_over_ray_equals_the_run_in_one_process(tmp_path):
+    code, out, err = finish(start("run", write_config(tmp_path)))
+    assert code == 0, err
+    assert "small" in out
+    assert "ε" in err
+    assert "accuracy" in err
+    assert (tmp_path / "run" / "report.html").exists()
+    _, over_ray = experiment.reopen(tmp_path / "run")
+    _, in_process = train_small(tmp_path / "reference")
+    assert over_ray.server.parameters().equal(in_process.server.parameters())
+
+
+def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_end(tmp_path):
+    process = start("run", write_config(tmp_path, rounds=40))
+    wait_for_rounds(process, tmp_path, 3)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130, err
+    assert f"fedpriv resume {tmp_path / 'run'}" in err
+    assert "Traceback" not in err
+    stopped = len(Ledger.open(tmp_path / "run" / "ledger.jsonl"))
+    assert 3 <= stopped < 40
+
+    code, _, err = finish(start("resume", tmp_path / "run"))
+    assert code == 0, err
+    directory, resumed = experiment.reopen(tmp_path / "run")
+    other, uninterrupted = train_small(tmp_path / "reference", rounds=40)
+    assert resumed.server.parameters().equal(uninterrupted.server.parameters())
+    assert directory.read_metrics()[-1]["epsilon"] == other.read_metrics()[-1]["epsilon"]
+
+
+def test_a_killed_worker_costs_its_contributions_and_the_run_goes_on(tmp_path):
+    process = start("run", write_config(tmp_path, rounds=30, local={"steps": 30, "batch_size": 4}))
+    wait_for_rounds(process, tmp_path, 2)
+    os.kill(_a_worker_of(process.pid), signal.SIGKILL)
+    code, _, err = finish(process)
+    assert code == 0, err
+    directory, _ = experiment.reopen(tmp_path / "run")
+    rows = directory.read_metrics()
+    assert [row["round"] for row in rows] == list(range(1, 31))
+    assert sum(row["simulation_only"]["nodes_lost"] for row in rows) >= 1
+    assert len(Ledger.open(directory.ledger)) == 30
+
+
+def _a_worker_of(pid: int) -> int:
+    """Return the process id of a Ray worker that trains, among the descendants of `pid`."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                parents[int(entry.name)] = (int(stat[1]), (entry / "cmdline").read_text())
+            except OSError:
+                continue
+    for child, (_, command) in parents.items():
+        ancestor = child
+        while ancestor in parents and ancestor != pid:
+            ancestor = parents[ancestor][0]
+        if ancestor == pid and command.startswith("ray::ClientAppActor"):
+            return child
+    raise AssertionError("no Ray worker found")
+
+
+def test_a_budget_stop_exits_with_3_and_keeps_the_model(tmp_path):
+    config = write_config(tmp_path, rounds=30, privacy__budget={"epsilon": 2.0})
+    code, out, err = finish(start("run", config))
+    assert code == 3, err
+    assert "is not run" in err
+    assert "the budget of ε = 2 will stop the run after round" in err
+    directory, kept = experiment.reopen(tmp_path / "run")
+    assert kept.finished_rounds == len(Ledger.open(directory.ledger)) > 0
+    assert directory.read_metrics()[-1]["epsilon"]["rdp"] <= 2.0
+    assert "small" in out
+
+
+def test_an_error_of_a_node_is_the_users_one_line(tmp_path):
+    config = yaml.safe_load(write_config(tmp_path).read_text())
+    config["runtime"]["workers"] = 2
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    code, out, err = finish(start("run", path, "--set", "data.users=1501"))
+    assert code == 2
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["config", "--help"]])
+def test_help(arguments):
+    code, out, _ = finish(start(*arguments))
+    assert code == 0
+    assert "Usage" in out

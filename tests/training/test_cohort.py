@@ -1,0 +1,95 @@
+import dataclasses
+
+import pytest
+import torch
+from in_process import small_config
+
+from fedpriv.data.federated import Examples
+from fedpriv.errors import InputError
+from fedpriv.federation.plan import build_trainer
+from fedpriv.privacy import GlobalClipping, Unclipped, clip
+from fedpriv.training.cohort import train_cohort
+from fedpriv.training.device import resolve_device
+from fedpriv.training.parameters import Layout, parameters_of
+
+
+@pytest.fixture
+def trainer():
+    return build_trainer(small_config())
+
+
+def flat_start(trainer):
+    return Layout.of(trainer.model).join(parameters_of(trainer.model))
+
+
+def test_the_sum_is_that_of_users_alone(trainer):
+    start = flat_start(trainer)
+    together = train_cohort(trainer, start, [3, 17, 40], round_=2)
+    alone = [train_cohort(trainer, start, [user], round_=2) for user in (3, 17, 40)]
+    assert together.total.equal(sum(one.total for one in alone))
+    assert together.users == 3
+    assert together.examples == sum(one.examples for one in alone)
+    assert together.norm == pytest.approx(sum(one.norm for one in alone))
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisoned:
+    """A data set in which user 7's pixels are not numbers."""
+
+    whole: object
+
+    def __getattr__(self, name):
+        return getattr(self.whole, name)
+
+    def user(self, index):
+        examples = self.whole.user(index)
+        if index == 7:
+            return Examples(examples.inputs * torch.nan, examples.targets)
+        return examples
+
+
+def test_a_user_with_nan_contributes_zero_and_is_counted(trainer):
+    start = flat_start(trainer)
+    poisoned = dataclasses.replace(trainer, dataset=Poisoned(trainer.dataset))
+    with_nan = train_cohort(poisoned, start, [3, 7, 9], round_=1)
+    without = train_cohort(trainer, start, [3, 9], round_=1)
+    assert with_nan.non_finite == 1
+    assert with_nan.users == 3
+    assert with_nan.total.equal(without.total)
+    assert with_nan.loss == pytest.approx(without.loss)
+
+
+def test_every_contribution_is_within_the_bound(trainer):
+    start = flat_start(trainer)
+    tight = dataclasses.replace(trainer, clipping=GlobalClipping(1e-3))
+    for user in range(5):
+        summed = train_cohort(tight, start, [user], round_=1)
+        assert float(summed.total.norm()) <= 1e-3
+        assert summed.clipped == 1
+        assert all(count == 1 for count in summed.block_clipped)
+
+
+def test_an_unclipped_sum_is_start_minus_end(trainer):
+    start = flat_start(trainer)
+    free = dataclasses.replace(trainer, clipping=Unclipped())
+    summed = train_cohort(free, start, [4], round_=1)
+    end = flat_start(trainer)
+    torch.testing.assert_close(summed.total.float(), start - end, rtol=0, atol=0)
+    blocks = Layout.of(trainer.model).split(start - end)
+    assert summed.norm == pytest.approx(float(clip(blocks, Unclipped()).norms.norm()))
+
+
+def test_dropout_differs_by_user_and_round_and_repeats(trainer):
+    dropping = build_trainer(small_config(model__dropout=0.3))
+    start = flat_start(dropping)
+    first = train_cohort(dropping, start, [4], round_=1).total
+    assert train_cohort(dropping, start, [4], round_=1).total.equal(first)
+    assert not train_cohort(dropping, start, [4], round_=2).total.equal(first)
+
+
+def test_a_cuda_device_that_is_not_there_is_refused():
+    if torch.cuda.is_available():
+        assert resolve_device("auto").type == "cuda"
+    with pytest.raises(InputError, match=r"runtime\.device"):
+        resolve_device("cuda:99")
+    assert resolve_device("cpu").type == "cpu"
