@@ -14,7 +14,7 @@ from fedpriv.privacy.clipping import (
     Unclipped,
     clip,
 )
-from fedpriv.privacy.ledger import Header, Ledger, Release
+from fedpriv.privacy.ledger import Header, Ledger, LedgerFile, Release, read_ledger
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.privacy.sampling import (
@@ -39,6 +39,7 @@ __all__ = [
     "GlobalClipping",
     "Header",
     "Ledger",
+    "LedgerFile",
     "PerLayerClipping",
     "PldAccountant",
     "PoissonSampling",
@@ -52,4 +53,5 @@ __all__ = [
     "build_sampling",
     "clip",
     "noise_multiplier_for",
+    "read_ledger",
 ]

@@ -141,18 +141,18 @@ class Ledger:
             InputError: missing, edited, dropped or reordered lines, or the ledger of another
                 configuration than `expected`.
         """
-        header, releases, last, whole = _read(path)
-        if expected is not None and header != expected:
-            field = next(k for k, v in asdict(expected).items() if getattr(header, k) != v)
+        found = read_ledger(path)
+        if expected is not None and found.header != expected:
+            field = next(k for k, v in asdict(expected).items() if getattr(found.header, k) != v)
             raise InputError(
                 f"{path} belongs to another configuration ({field} differs): "
                 "a run continues only with the configuration that it was charged under"
             )
-        if whole < path.stat().st_size:
+        if found.torn_bytes:
             with path.open("r+b") as file:
-                file.truncate(whole)
+                file.truncate(found.whole_bytes)
                 os.fsync(file.fileno())
-        return cls(path, header, releases, last)
+        return cls(path, found.header, list(found.releases), found.last_hash)
 
     def append(self, release: Release) -> None:
         """Write `release` durably: when this returns, the line has reached the disk."""
@@ -198,8 +198,31 @@ def _hash(chained: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(chained, sort_keys=True).encode()).hexdigest()
 
 
-def _read(path: Path) -> tuple[Header, list[Release], str, int]:
-    """Return header, releases, the last line's hash, and the length in bytes of whole lines."""
+@dataclass(frozen=True)
+class LedgerFile:
+    """What a ledger file holds.
+
+    Attributes:
+        header: for which run the ledger is.
+        releases: every release, in order.
+        last_hash: hash of the last whole line: it stands for the whole file.
+        whole_bytes: length of all whole lines.
+        torn_bytes: length of a last line without its end, which charged nothing.
+    """
+
+    header: Header
+    releases: tuple[Release, ...]
+    last_hash: str
+    whole_bytes: int
+    torn_bytes: int
+
+
+def read_ledger(path: Path) -> LedgerFile:
+    """Read and check a ledger file without changing it.
+
+    Raises:
+        InputError: unreadable, not a ledger, or with lines edited, dropped or reordered.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -215,10 +238,10 @@ def _read(path: Path) -> tuple[Header, list[Release], str, int]:
         raise InputError(f"{path}: not a fedpriv ledger (no header in its first line)")
     try:
         header = Header(**bodies[0])
-        releases = [_release(body) for body in bodies[1:]]
+        releases = tuple(_release(body) for body in bodies[1:])
     except (TypeError, KeyError):
         raise InputError(f"{path}: written by another version of fedpriv") from None
-    return header, releases, last, whole
+    return LedgerFile(header, releases, last, whole, len(data) - whole)
 
 
 def _unseal(path: Path, number: int, line: bytes, previous: str) -> dict[str, Any]:

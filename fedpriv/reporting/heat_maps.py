@@ -13,7 +13,7 @@ from fedpriv.reporting.svg import Marked, Plot, canvas
 
 # No more cells than a reader can tell apart.
 _COLUMNS, _ROWS = 120, 40
-_LABEL_CHARACTERS, _LABEL_DOTS = 33, 4
+_LABEL_CHARACTERS, _LABEL_DOTS = 34, 4
 
 
 def block_figures(marked: Marked) -> list[Plot]:
@@ -60,7 +60,7 @@ def _heat_map(marked: Marked, field: str, key: str, title: str, caption: str) ->
             extent=(0.5, marked.run.finished_rounds + 0.5, len(blocks) - 0.5, -0.5),
         )
         axes.grid(visible=False)
-        axes.set_yticks(range(len(blocks)), [_shortened(block) for block in blocks], fontsize=7.5)
+        axes.set_yticks(range(len(blocks)), blocks, fontsize=7.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -78,7 +78,11 @@ def _heat_map(marked: Marked, field: str, key: str, title: str, caption: str) ->
 
 
 def _downsampled(run: Run, field: str) -> tuple[list[str], np.ndarray]:
-    """Return block names and `[blocks, rounds]` means, of at most `_ROWS` by `_COLUMNS` cells."""
+    """Return labels and `[blocks, rounds]` means, of at most `_ROWS` by `_COLUMNS` cells.
+
+    Where there are more blocks, neighbours share a row: `head.weight +2` is that block and the
+    next two.
+    """
     names = list(run.rows[-1]["simulation_only"][field])
     table = np.array(
         [[row["simulation_only"][field].get(name, math.nan) for row in run.rows] for name in names],
@@ -86,9 +90,11 @@ def _downsampled(run: Run, field: str) -> tuple[list[str], np.ndarray]:
     )
     table = _pooled(table, _COLUMNS)
     if len(names) <= _ROWS:
-        return names, table
+        return [_shortened(name) for name in names], table
     groups = np.array_split(np.arange(len(names)), _ROWS)
-    return [f"{names[group[0]]} +{len(group) - 1}" for group in groups], _pooled(table.T, _ROWS).T
+    return [f"{_shortened(names[group[0]])} +{len(group) - 1}" for group in groups], _pooled(
+        table.T, _ROWS
+    ).T
 
 
 def _pooled(table: np.ndarray, columns: int) -> np.ndarray:

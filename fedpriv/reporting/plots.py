@@ -93,6 +93,7 @@ def _budgets(axes: Axes, runs: Sequence[Marked]) -> None:
 
 def quality_by_round(runs: Sequence[Marked]) -> Plot | None:
     """Draw the held-out measure by round."""
+    runs = _measured_alike(runs)
     lines = [
         _line(marked.run.quality.rounds, marked.run.quality.values, marked, "", 0, "o")
         for marked in runs
@@ -113,6 +114,7 @@ def quality_by_round(runs: Sequence[Marked]) -> Plot | None:
 
 def quality_by_epsilon(runs: Sequence[Marked]) -> Plot | None:
     """Draw the held-out measure against what it cost; runs without privacy have no ε."""
+    runs = _measured_alike(runs)
     lines = [line for marked in runs for line in _quality_lines(marked)]
     if not lines:
         return None
@@ -129,6 +131,11 @@ def quality_by_epsilon(runs: Sequence[Marked]) -> Plot | None:
             f"Held-out {name} against ε",
             "What privacy buys. A dotted line is where a run without privacy ended.",
         )
+
+
+def _measured_alike(runs: Sequence[Marked]) -> list[Marked]:
+    """Return the runs with the first one's measure: an accuracy and an error rate share no axis."""
+    return [marked for marked in runs if marked.run.quality.name == runs[0].run.quality.name]
 
 
 def _quality_lines(marked: Marked) -> list[_Line]:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from fedpriv.config import ExperimentConfig
 from fedpriv.errors import InputError
-from fedpriv.privacy.ledger import Header, Release, _read
+from fedpriv.privacy.ledger import Header, Release, read_ledger
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.training.checkpoint import checkpoint_files
@@ -122,15 +122,15 @@ def read_run(path: Path) -> Run:
     rows = directory.read_metrics()
     if not rows:
         raise InputError(f"{path}: no finished round yet; there is nothing to report")
-    header, releases, _, _ = _read(directory.ledger)
-    if not releases:
+    ledger = read_ledger(directory.ledger)
+    if not ledger.releases:
         raise InputError(f"{directory.ledger}: charges nothing although rounds are finished")
     return Run(
         path=path,
         config=directory.config(),
         environment=directory.environment(),
-        header=header,
-        releases=tuple(releases),
+        header=ledger.header,
+        releases=ledger.releases,
         rows=tuple(rows),
         parameters=_parameters(directory),
     )

@@ -6,12 +6,26 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from fedpriv.reporting.reader import Run, read_run, run_labels
 from fedpriv.reporting.spent import Spent, spent
 from fedpriv.reporting.wording import rounded_up
+
+
+# Widths that break no word and leave room for the rest on a terminal of 80 columns.
+_WIDTHS = {
+    "rounds": 7,
+    "held out": 5,
+    "ε rdp": 7,
+    "ε pld": 6,
+    "δ": 5,
+    "clip C": 9,
+    "noise z": 5,
+    "cohort": 6,
+}
 
 
 def summary_table(runs: Sequence[Path]) -> Table:
@@ -24,14 +38,12 @@ def summary_table(runs: Sequence[Path]) -> Table:
         InputError: a directory holds no run, or a damaged one.
     """
     read = [read_run(path) for path in runs]
-    table = Table(title="runs" if len(read) > 1 else None)
+    # Folded, never cut: a terminal of 80 columns must still say "no privacy".
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("run", overflow="fold")
-    table.add_column("rounds", justify="right")
-    table.add_column("held-out", justify="right")
-    for name in ("ε rdp", "ε pld", "δ", "clip C", "noise z"):
-        table.add_column(name, justify="right")
-    table.add_column("server")
-    table.add_column("cohort", justify="right")
+    for name, width in _WIDTHS.items():
+        table.add_column(name, justify="right", overflow="fold", width=width)
+    table.add_column("server", overflow="fold")
     for label, run in zip(run_labels(read), read, strict=True):
         table.add_row(*_row(label, run))
     return table
@@ -45,8 +57,8 @@ def _row(label: str, run: Run) -> list[str]:
         f"{run.finished_rounds}/{run.config.rounds}",
         _quality(run),
         *_privacy(run, account),
-        escape(run.config.server.optimizer),
         f"{run.sampling.expected_cohort:g}",
+        escape(run.config.server.optimizer),
     ]
 
 
@@ -66,6 +78,6 @@ def _privacy(run: Run, account: Spent) -> list[str]:
         shown.get("rdp", "–"),
         shown.get("pld", "–"),
         f"{run.delta:g}",
-        f"{clipping} {last.bound:g}",
+        f"{clipping.replace('_', '-')} {last.bound:g}",
         f"{last.noise_multiplier:.4g}",
     ]
