@@ -108,9 +108,10 @@ class SamplingConfig(Section):
 class ClippingConfig(Section):
     """How a user's contribution is bounded."""
 
-    kind: Literal["global", "per_layer"] = Field(
+    kind: Literal["global", "per_layer", "adaptive"] = Field(
         default="per_layer",
-        description="global: one norm for the whole update; per_layer: one a tensor.",
+        description="global: one norm for the whole update; per_layer: one a tensor; adaptive: "
+        "bounds that follow a quantile of the norms (Andrew et al. 2021).",
     )
     # Below 1e-20 the squares of float32 block norms and their rounding come too near to zero.
     bound: Annotated[float, Field(ge=1e-20, le=1e20)] = Field(
@@ -124,10 +125,30 @@ class ClippingConfig(Section):
         description="per_layer: set every block of an update above C to norm C_h exactly.",
     )
 
+    adapts: Literal["global", "per_layer"] = Field(
+        default="global", description="adaptive: one bound for all, or one a tensor."
+    )
+    quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.5, description="adaptive: fraction of users whose norm should be within."
+    )
+    adapt_lr: Positive = Field(
+        default=0.2, description="adaptive: rate η of C ← C·exp(-η(fraction within - quantile))."
+    )
+    count_noise: Positive | None = Field(
+        default=None,
+        description="adaptive: noise standard deviation on each count of users within, charged "
+        "to z; null: the larger of z and a twentieth of the cohort, times √(number of bounds).",
+    )
+
     @model_validator(mode="after")
-    def _normalize_is_per_layer(self) -> ClippingConfig:
+    def _options_go_with_kind(self) -> ClippingConfig:
         if self.normalize and self.kind != "per_layer":
             raise ValueError("normalize: true goes with kind: per_layer only")
+        for name in ("adapts", "quantile", "adapt_lr", "count_noise"):
+            if self.kind != "adaptive" and name in self.model_fields_set:
+                default = type(self).model_fields[name].default
+                if getattr(self, name) != default:
+                    raise ValueError(f"{name} goes with kind: adaptive only")
         return self
 
 
@@ -158,6 +179,11 @@ class PrivacyConfig(Section):
     )
     sampling: SamplingConfig
     clipping: ClippingConfig
+    noise: Literal["spherical", "per_block"] = Field(
+        default="spherical",
+        description="spherical: the same noise everywhere; per_block: in proportion to each "
+        "tensor's own bound, at the same cost.",
+    )
     accountants: tuple[Literal["rdp", "pld"], ...] = Field(
         default=("rdp",),
         min_length=1,
@@ -169,6 +195,15 @@ class PrivacyConfig(Section):
     def _noise_is_given_once(self) -> PrivacyConfig:
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
             raise ValueError("write exactly one of noise_multiplier and target_epsilon")
+        if self.noise == "per_block" and (
+            self.clipping.kind == "global"
+            or self.clipping.normalize
+            or (self.clipping.kind == "adaptive" and self.clipping.adapts == "global")
+        ):
+            raise ValueError(
+                "noise: per_block has no proof unless every tensor is bounded on its own: write "
+                "clipping.kind: per_layer without normalize, or adaptive with adapts: per_layer"
+            )
         if "rdp" not in self.accountants:
             raise ValueError("accountants must include rdp, which budgets and calibration use")
         if "pld" in self.accountants and self.sampling.kind == "fixed_size":

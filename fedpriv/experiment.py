@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -36,6 +37,8 @@ from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.evaluate import evaluate
 from fedpriv.training.parameters import Layout
 
+# What a checkpoint calls the clip bounds as they have adapted.
+_BOUNDS = "clipping/bounds"
 _LOG = logging.getLogger("flwr")
 
 
@@ -76,6 +79,7 @@ class Experiment:
     trainer: CohortTrainer
     server: Server
     finished_rounds: int = 0
+    bounds: tuple[float, ...] = ()
     held_out: Examples = field(init=False)
 
     def __post_init__(self) -> None:
@@ -143,6 +147,7 @@ def reopen(path: Path) -> tuple[RunDirectory, Experiment]:
     if files:
         checkpoint = load_checkpoint(files[-1], experiment.config.fingerprint())
         experiment.server.load_state(checkpoint.tensors)
+        experiment.bounds = tuple(checkpoint.tensors[_BOUNDS].tolist())
         experiment.finished_rounds = checkpoint.round
     return directory, experiment
 
@@ -184,6 +189,7 @@ def train(
             _Recorder(experiment, directory, ledger, observer).record,
             stop,
             first_round=experiment.finished_rounds + 1,
+            bounds=experiment.bounds,
         )
         observer.begin(experiment)
         if drive is None:
@@ -211,7 +217,8 @@ class _Recorder:
         """Measure where due, then write the metrics line, then the checkpoint that makes it so."""
         row = self._row(record)
         self._directory.append_metrics(row)
-        tensors = self._experiment.server.state()
+        bounds = torch.tensor(record.bounds, dtype=torch.float64)
+        tensors = {**self._experiment.server.state(), _BOUNDS: bounds}
         fingerprint = self._experiment.config.fingerprint()
         save_checkpoint(
             self._directory.checkpoints,
@@ -228,6 +235,7 @@ class _Recorder:
             "delta": self._experiment.plan.delta,
             "lr": record.lr,
             "aggregate_norm": record.aggregate_norm,
+            "clip_bound": record.bound,
         }
         if record.round % config.evaluation.every == 0 or record.round == config.rounds:
             row["epsilon"] |= self._slow_epsilons()

@@ -27,6 +27,7 @@ from fedpriv.federation.messages import (
     work_of,
 )
 from fedpriv.federation.plan import build_trainer
+from fedpriv.privacy.clipping import with_bounds
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 
 app = ClientApp()
@@ -51,8 +52,10 @@ def train(message: Message, context: Context) -> Message:
 
     def answer() -> Message:
         trainer = _trainer(experiment_of(message), context)
-        round_, users, parameters = work_of(message)
-        summed = train_cohort(trainer, parameters, users, round_)
+        work = work_of(message)
+        if work.bounds:
+            trainer = replace(trainer, clipping=with_bounds(trainer.clipping, work.bounds))
+        summed = train_cohort(trainer, work.parameters, work.users, work.round)
         return sum_reply(message, _partition(context), summed)
 
     return _guarded(message, answer)

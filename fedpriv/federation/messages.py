@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -38,14 +38,37 @@ def query_message(node_id: int, config: ExperimentConfig) -> Message:
     return Message(content, node_id, MessageType.QUERY)
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a node is asked to do in a round.
+
+    Attributes:
+        round: the round.
+        users: user numbers, in the node's own numbering.
+        bounds: the clip bounds of the round where they adapt; empty where the config fixes them.
+        parameters: the flat parameters `[total]` to start from.
+    """
+
+    round: int
+    users: list[int]
+    bounds: list[float]
+    parameters: Tensor
+
+
 def train_message(
-    node_id: int, config: ExperimentConfig, arrays: ArrayRecord, round_: int, users: np.ndarray
+    node_id: int,
+    config: ExperimentConfig,
+    arrays: ArrayRecord,
+    round_: int,
+    users: np.ndarray,
+    bounds: Sequence[float],
 ) -> Message:
-    """Return the message that has a node train `users` in round `round_`."""
+    """Return the message that carries a node's `Work`."""
     work: dict[str, Any] = {
         "experiment": config.model_dump_json(),
         "round": round_,
         "users": users.tolist(),
+        "bounds": list(bounds),
     }
     return Message(
         RecordDict({"arrays": arrays, "config": ConfigRecord(work)}),
@@ -60,14 +83,12 @@ def experiment_of(message: Message) -> ExperimentConfig:
     return parse_config(json.loads(str(_config(message)["experiment"])))
 
 
-def work_of(message: Message) -> tuple[int, list[int], Tensor]:
-    """Return round, user numbers and flat parameters of a train message."""
-    config = _config(message)
-    users = config["users"]
-    assert isinstance(users, Sequence)
+def work_of(message: Message) -> Work:
+    """Return what a train message asks for."""
+    config: Any = _config(message)
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
-    return int(str(config["round"])), [int(user) for user in users], flat_tensor(arrays)
+    return Work(config["round"], config["users"], config["bounds"], flat_tensor(arrays))
 
 
 def hosting_reply(message: Message, partition: int, users: int | None) -> Message:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 
 import torch.nn.functional as F
 
-from fedpriv.config import ClippingConfig, ExperimentConfig, LocalConfig
+from fedpriv.config import ClippingConfig, ExperimentConfig, LocalConfig, PrivacyConfig
 from fedpriv.data.federated import FederatedDataset
 from fedpriv.data.registry import build_dataset
 from fedpriv.errors import InputError
@@ -15,12 +16,13 @@ from fedpriv.privacy.accounting import RdpAccountant
 from fedpriv.privacy.calibration import affordable_rounds, noise_multiplier_for
 from fedpriv.privacy.clipping import (
     SPLITS,
+    AdaptiveBounds,
     ClippingRule,
     GlobalClipping,
     PerLayerClipping,
     Unclipped,
 )
-from fedpriv.privacy.mechanisms import GaussianMechanism
+from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Sampling, build_sampling
 from fedpriv.training.cohort import CohortTrainer
@@ -46,6 +48,14 @@ class Plan:
     mechanism: GaussianMechanism
     layout: Layout
     randomness: Randomness
+
+    @property
+    def adaptive(self) -> AdaptiveBounds | None:
+        """How the clip bounds follow the norms; None where they are fixed."""
+        privacy = self.config.privacy
+        if privacy is None or privacy.clipping.kind != "adaptive":
+            return None
+        return AdaptiveBounds(privacy.clipping.quantile, privacy.clipping.adapt_lr)
 
     @property
     def budget(self) -> float | None:
@@ -92,34 +102,57 @@ def build_plan(config: ExperimentConfig, population: int, layout: Layout) -> Pla
         return Plan(config, sampling, GaussianMechanism(0.0, Unclipped()), layout, randomness)
     wanted = config.privacy.sampling
     sampling = build_sampling(wanted.kind, population, wanted.expected_cohort)
-    clipping = build_clipping(config.privacy.clipping, layout)
-    mechanism = GaussianMechanism(config.privacy.noise_multiplier or 0.0, clipping)
-    plan = Plan(config, sampling, mechanism, layout, randomness)
-    if config.privacy.target_epsilon is None:
-        return plan
-    return replace(plan, mechanism=_calibrated(plan, config.privacy.target_epsilon))
+    noise_multiplier = _noise_multiplier(config.privacy, config.rounds, sampling)
+    mechanism = _mechanism(config.privacy, noise_multiplier, sampling, layout)
+    return Plan(config, sampling, mechanism, layout, randomness)
 
 
-def _calibrated(plan: Plan, target_epsilon: float) -> GaussianMechanism:
-    assert plan.delta is not None
+def _noise_multiplier(privacy: PrivacyConfig, rounds: int, sampling: Sampling) -> float:
+    """Return z, as given or calibrated: the event depends on z alone, not on bounds or counts."""
+    if privacy.noise_multiplier is not None:
+        return privacy.noise_multiplier
+    assert privacy.target_epsilon is not None
     try:
-        noise_multiplier = noise_multiplier_for(
-            target_epsilon,
-            plan.delta,
-            plan.config.rounds,
-            plan.sampling.adjacency,
-            lambda z: plan.sampling.event(replace(plan.mechanism, noise_multiplier=z)),
+        return noise_multiplier_for(
+            privacy.target_epsilon,
+            privacy.delta,
+            rounds,
+            sampling.adjacency,
+            lambda z: sampling.event(GaussianMechanism(z, GlobalClipping(1.0))),
         )
     except ValueError as error:
         raise InputError(f"privacy.target_epsilon: {error}") from None
-    return replace(plan.mechanism, noise_multiplier=noise_multiplier)
+
+
+def _mechanism(
+    privacy: PrivacyConfig, noise_multiplier: float, sampling: Sampling, layout: Layout
+) -> GaussianMechanism:
+    clipping = build_clipping(privacy.clipping, layout)
+    counts = None
+    if privacy.clipping.kind == "adaptive":
+        number = len(bounds_of(clipping))
+        # A twentieth of the cohort is Andrew et al.'s choice; z keeps the price of the counts in
+        # a small cohort to 15% more noise on the updates.
+        default = max(sampling.expected_cohort / 20, noise_multiplier) * math.sqrt(number)
+        counts = CountNoise(number, privacy.clipping.count_noise or default)
+    try:
+        return GaussianMechanism(
+            noise_multiplier, clipping, counts, per_block=privacy.noise == "per_block"
+        )
+    except ValueError as error:
+        raise InputError(f"privacy.clipping.count_noise: {error}") from None
+
+
+def bounds_of(rule: ClippingRule) -> tuple[float, ...]:
+    """Return the bounds that adaptive clipping moves: one for a global rule, else one a block."""
+    return rule.block_bounds if isinstance(rule, PerLayerClipping) else (rule.bound,)
 
 
 def build_clipping(config: ClippingConfig | None, layout: Layout) -> ClippingRule:
     """Return the clipping rule of `config` for blocks of `layout`; None bounds nothing."""
     if config is None:
         return Unclipped()
-    if config.kind == "global":
+    if (config.adapts if config.kind == "adaptive" else config.kind) == "global":
         return GlobalClipping(config.bound)
     bounds = SPLITS[config.split](config.bound, layout.sizes)
     return PerLayerClipping(config.bound, bounds, config.normalize)

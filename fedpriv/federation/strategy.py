@@ -9,7 +9,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -27,10 +27,12 @@ from fedpriv.federation.messages import (
     sum_of,
     train_message,
 )
-from fedpriv.federation.plan import Plan
+from fedpriv.federation.plan import Plan, bounds_of
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.accounting import RdpAccountant
+from fedpriv.privacy.clipping import with_bounds
 from fedpriv.privacy.ledger import Ledger, Release
+from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.randomness import Purpose
 from fedpriv.training.cohort import CohortSum
 
@@ -50,6 +52,8 @@ class RoundRecord:
         nodes_lost: nodes that were asked and did not answer.
         sums: what each node saw, in the order of partitions. Private: simulation only.
         aggregate_norm: L2 norm of the averaged update, a function of the release.
+        bound: the clip bound C of the round; None without privacy.
+        bounds: the bounds of the next round where they adapt, a function of the release.
     """
 
     round: int
@@ -59,6 +63,8 @@ class RoundRecord:
     nodes_lost: int
     sums: tuple[CohortSum, ...]
     aggregate_norm: float
+    bound: float | None
+    bounds: tuple[float, ...]
 
 
 class PrivateFedAvg(Strategy):
@@ -77,11 +83,14 @@ class PrivateFedAvg(Strategy):
         on_round: Callable[[RoundRecord], None],
         stop: threading.Event,
         first_round: int = 1,
+        bounds: tuple[float, ...] | None = None,
     ) -> None:
         self.plan = plan
         self.server = server
         self.ledger = ledger
         self.next_round = first_round
+        #: The clip bounds of the next round where they adapt; empty where they are fixed.
+        self.bounds = bounds or (bounds_of(plan.mechanism.clipping) if plan.adaptive else ())
         self._on_round = on_round
         self._stop = stop
         self._abandoned = threading.Event()
@@ -110,7 +119,7 @@ class PrivateFedAvg(Strategy):
         shares = [(n, users) for n, users in self._known_hosting(grid).shares(cohort) if len(users)]
         self._asked = len(shares)
         return [
-            train_message(node.node_id, self.plan.config, arrays, server_round, users)
+            train_message(node.node_id, self.plan.config, arrays, server_round, users, self.bounds)
             for node, users in shares
         ]
 
@@ -123,14 +132,19 @@ class PrivateFedAvg(Strategy):
         contribute zero.
         """
         sums = self._sums(replies)
-        total = torch.zeros(self.plan.layout.total, dtype=torch.float64)
+        parameters = self.plan.layout.total
+        total = torch.zeros(parameters + len(self.bounds), dtype=torch.float64)
         for summed in sums:
-            total += summed.total
+            total[:parameters] += summed.total
+            total[parameters:] += self._within_bounds(summed)
 
-        released = self._paid_release(server_round, total)
-        average = released / self.plan.sampling.expected_cohort
+        average = self._paid_release(server_round, total) / self.plan.sampling.expected_cohort
+        average, within = average[:parameters], average[parameters:] + 0.5
         seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
         self.server.step(average, server_round, seed)
+
+        if self.plan.adaptive is not None:
+            self.bounds = self.plan.adaptive.next(self.bounds, within.tolist())
 
         self._record = self._recorded(server_round, sums, average)
         self.next_round = server_round + 1
@@ -153,7 +167,7 @@ class PrivateFedAvg(Strategy):
             self._check_budget(round_)
         released = self._noisy(total, round_, len(charges))
         release = Release.of(
-            round_, len(charges), self.plan.sampling, self.plan.mechanism, _digest(released)
+            round_, len(charges), self.plan.sampling, self._mechanism, _digest(released)
         )
         self.ledger.append(release)
         self._accountant.compose(release.event())
@@ -161,7 +175,26 @@ class PrivateFedAvg(Strategy):
 
     def _noisy(self, total: Tensor, round_: int, attempt: int) -> Tensor:
         generator = self.plan.randomness.numpy(Purpose.NOISE, round_, attempt)
-        return self.plan.mechanism.release(total, generator)
+        return self._mechanism.release(total, self.plan.layout.sizes, generator)
+
+    @property
+    def _mechanism(self) -> GaussianMechanism:
+        """The mechanism of this round: the plan's, with the bounds as they have adapted."""
+        planned = self.plan.mechanism
+        if not self.bounds:
+            return planned
+        return replace(planned, clipping=with_bounds(planned.clipping, self.bounds))
+
+    def _within_bounds(self, summed: CohortSum) -> Tensor:
+        """Return Σ(b - 1/2) over a node's users, b = 1 within the bound: float64 `[bounds]`.
+
+        Each user adds ±1/2 to each count, or 0 where its update was not finite.
+        """
+        if not self.bounds:
+            return torch.zeros(0, dtype=torch.float64)
+        finite = summed.users - summed.non_finite
+        above = summed.block_clipped if len(self.bounds) > 1 else [summed.clipped]
+        return finite / 2 - torch.tensor(above, dtype=torch.float64)
 
     def _check_budget(self, round_: int) -> None:
         if self.plan.budget is None or self.plan.delta is None:
@@ -312,6 +345,8 @@ class PrivateFedAvg(Strategy):
             nodes_lost=self._asked - len(sums),
             sums=tuple(sums),
             aggregate_norm=float(torch.linalg.vector_norm(average)),
+            bound=self.ledger.charges(round_)[-1].bound,
+            bounds=self.bounds,
         )
 
     # ---------------------------------------------------------------- not used

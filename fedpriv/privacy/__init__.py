@@ -7,15 +7,17 @@ from fedpriv.privacy.accounting import ACCOUNTANTS, Accountant, PldAccountant, R
 from fedpriv.privacy.calibration import affordable_rounds, noise_multiplier_for
 from fedpriv.privacy.clipping import (
     SPLITS,
+    AdaptiveBounds,
     ClippedUpdate,
     ClippingRule,
     GlobalClipping,
     PerLayerClipping,
     Unclipped,
     clip,
+    with_bounds,
 )
 from fedpriv.privacy.ledger import Header, Ledger, LedgerFile, Release, read_ledger
-from fedpriv.privacy.mechanisms import GaussianMechanism
+from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.privacy.sampling import (
     Adjacency,
@@ -30,9 +32,11 @@ __all__ = [
     "ACCOUNTANTS",
     "SPLITS",
     "Accountant",
+    "AdaptiveBounds",
     "Adjacency",
     "ClippedUpdate",
     "ClippingRule",
+    "CountNoise",
     "FixedSizeSampling",
     "FullParticipation",
     "GaussianMechanism",
@@ -54,4 +58,5 @@ __all__ = [
     "clip",
     "noise_multiplier_for",
     "read_ledger",
+    "with_bounds",
 ]

@@ -108,6 +108,42 @@ SPLITS: dict[str, Callable[[float, Sequence[int]], tuple[float, ...]]] = {
 }
 
 
+def with_bounds(rule: ClippingRule, bounds: Sequence[float]) -> ClippingRule:
+    """Return `rule` with other bounds: one for a global rule, else one a block.
+
+    Raises:
+        TypeError: the rule has no bounds to exchange.
+    """
+    if isinstance(rule, PerLayerClipping):
+        return PerLayerClipping(math.hypot(*bounds), tuple(bounds), rule.normalize)
+    if isinstance(rule, GlobalClipping):
+        return GlobalClipping(*bounds)
+    raise TypeError(f"{type(rule).__name__} has no bounds")
+
+
+@dataclass(frozen=True)
+class AdaptiveBounds:
+    """Bounds that follow a quantile of the update norms (Andrew et al. 2021, algorithm 1).
+
+    After each round C ← C·exp(-η·(b̃ - γ)), where b̃ is the noisy fraction of users whose norm was
+    within C. Only the noisy fraction is used, so the bounds are post-processing of the release.
+
+    Attributes:
+        quantile: γ, the fraction of users that should be within the bound.
+        lr: η, the rate of the geometric update.
+    """
+
+    quantile: float
+    lr: float
+
+    def next(self, bounds: Sequence[float], fractions: Sequence[float]) -> tuple[float, ...]:
+        """Return the bounds of the next round from the noisy `fractions` within each."""
+        return tuple(
+            min(max(bound * math.exp(-self.lr * (within - self.quantile)), 1e-20), 1e20)
+            for bound, within in zip(bounds, fractions, strict=True)
+        )
+
+
 @dataclass(frozen=True)
 class ClippedUpdate:
     """A user's bounded contribution, with what clipping saw of it (private: simulation only).

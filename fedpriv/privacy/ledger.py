@@ -21,7 +21,7 @@ import dp_accounting
 from fedpriv.errors import InputError
 from fedpriv.privacy.accounting import Accountant
 from fedpriv.privacy.clipping import GlobalClipping
-from fedpriv.privacy.mechanisms import GaussianMechanism
+from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
 
 VERSION = 1
@@ -58,10 +58,14 @@ class Release:
         population: N at this release.
         expected_cohort: expected number of sampled users; None where all take part.
         bound: the clip bound C; None where nothing bounds a contribution (no privacy).
-        noise_multiplier: z, with σ = z·C.
+        noise_multiplier: z of the whole release.
         sensitivity: L2 sensitivity of the sum under the ledger's adjacency; None if unbounded.
-        stddev: σ, the standard deviation of the noise on each coordinate of the sum.
-        digest: SHA-256 of the released noisy sum.
+        stddev: σ, the standard deviation of the noise on each coordinate of the sum; with
+            per-block noise that of a block with all of the bound, z·C.
+        noise_shape: spherical, or per_block.
+        counts: how many counts of users within a bound were released beside the sum.
+        count_stddev: the standard deviation of the noise on each of them; None without counts.
+        digest: SHA-256 of everything that was released.
     """
 
     round: int
@@ -73,6 +77,9 @@ class Release:
     noise_multiplier: float
     sensitivity: float | None
     stddev: float
+    noise_shape: str
+    counts: int
+    count_stddev: float | None
     digest: str
 
     @classmethod
@@ -97,15 +104,35 @@ class Release:
             noise_multiplier=mechanism.noise_multiplier,
             sensitivity=sampling.sensitivity(bound) if bounded else None,
             stddev=mechanism.stddev,
+            noise_shape="per_block" if mechanism.per_block else "spherical",
+            counts=mechanism.counts.counts if mechanism.counts else 0,
+            count_stddev=mechanism.counts.stddev if mechanism.counts else None,
             digest=digest,
         )
 
     def event(self) -> dp_accounting.DpEvent:
-        """Return the privacy event, rebuilt from the record alone."""
-        if self.bound is None or self.noise_multiplier == 0:
+        """Return the privacy event, rebuilt from the noise and bounds on record.
+
+        The multiplier is computed from them, not taken from `noise_multiplier`, so that a record
+        cannot claim more noise than it shows.
+        """
+        if self.bound is None or self.stddev == 0:
             return dp_accounting.NonPrivateDpEvent()
+        inverse_square = (self.bound / self.stddev) ** 2
+        if self.counts and self.count_stddev is not None:
+            inverse_square += CountNoise(self.counts, self.count_stddev).inverse_square
         sampling = build_sampling(self.sampling, self.population, self.expected_cohort)
-        return sampling.event(GaussianMechanism(self.noise_multiplier, GlobalClipping(self.bound)))
+        multiplier = _rounded_down(inverse_square**-0.5)
+        return sampling.event(GaussianMechanism(multiplier, GlobalClipping(self.bound)))
+
+
+def _rounded_down(multiplier: float) -> float:
+    """Return `multiplier` to 12 digits, never more than it was.
+
+    Bounds that adapt leave the multiplier alone but for its last bits; without rounding every
+    round would be an event of its own, and accounting would be slow.
+    """
+    return float(f"{multiplier * (1 - 1e-12):.12g}")
 
 
 class Ledger:

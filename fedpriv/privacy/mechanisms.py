@@ -2,40 +2,115 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedpriv.privacy.clipping import ClippingRule
+from fedpriv.privacy.clipping import ClippingRule, PerLayerClipping
+
+
+@dataclass(frozen=True)
+class CountNoise:
+    """The noisy counts of users within their bound, which adaptive clipping follows.
+
+    Each user adds ±1/2 to each of `counts` numbers, so their joint L2 sensitivity is √counts/2
+    (Andrew et al. 2021, remark 1).
+
+    Attributes:
+        counts: 1, or the number of blocks where each block has a bound of its own.
+        stddev: standard deviation σ_b of the noise on each count.
+    """
+
+    counts: int
+    stddev: float
+
+    @property
+    def inverse_square(self) -> float:
+        """(sensitivity / σ_b)², what the counts add to 1/z²."""
+        return self.counts / (2 * self.stddev) ** 2
 
 
 @dataclass(frozen=True)
 class GaussianMechanism:
-    """Releases sum + N(0, (z·C)^2 I).
+    """Releases the sum of clipped updates, and counts where there are any, with Gaussian noise.
+
+    The release is one Gaussian mechanism of multiplier z whatever its parts: with update noise of
+    multiplier z_Δ and counts of multiplier z_c, 1/z² = 1/z_Δ² + 1/z_c². With `per_block` noise
+    block h has multiplier z_Δ·√H relative to its own bound C_h, and 1/z_Δ² = Σ_h 1/(z_Δ²·H).
 
     Attributes:
-        noise_multiplier: z, the standard deviation of the noise divided by the clip bound C.
+        noise_multiplier: z of the whole release: what the accountant is told.
         clipping: the rule that bounds each contribution; its bound is C.
+        counts: noise of the counts for adaptive clipping; None where bounds are fixed.
+        per_block: noise of each block in proportion to its own bound, instead of spherical.
+
+    Raises:
+        ValueError: the counts alone already cost more than z allows, or per-block noise goes with
+            a rule that does not bound each block.
     """
 
     noise_multiplier: float
     clipping: ClippingRule
+    counts: CountNoise | None = None
+    per_block: bool = False
+
+    def __post_init__(self) -> None:
+        if self.noise_multiplier and self.counts and self._inverse_square_left() <= 0:
+            least = self.noise_multiplier * math.sqrt(self.counts.counts) / 2
+            raise ValueError(f"the noise on the counts must be above {least:.4g}")
+        if self.per_block and not (
+            isinstance(self.clipping, PerLayerClipping) and not self.clipping.normalize
+        ):
+            raise ValueError("per-block noise needs per-layer clipping without normalize")
+
+    @property
+    def update_multiplier(self) -> float:
+        """z_Δ: standard deviation of the noise on the updates divided by C."""
+        if self.noise_multiplier == 0:
+            return 0.0
+        return 1 / math.sqrt(self._inverse_square_left())
+
+    def _inverse_square_left(self) -> float:
+        spent = self.counts.inverse_square if self.counts else 0.0
+        return self.noise_multiplier**-2 - spent
 
     @property
     def stddev(self) -> float:
-        """Standard deviation of the noise on each coordinate of the sum: σ = z·C."""
+        """σ = z_Δ·C, on each coordinate of the sum of updates (spherical noise)."""
         # Without noise the bound may be infinite, and 0·inf is not a number.
-        return 0.0 if self.noise_multiplier == 0 else self.noise_multiplier * self.clipping.bound
+        return 0.0 if self.noise_multiplier == 0 else self.update_multiplier * self.clipping.bound
 
-    def release(self, total: Tensor, generator: np.random.Generator) -> Tensor:
-        """Return the float64 vector `total` + N(0, σ²), drawn from `generator`.
+    def block_stddevs(self, blocks: int) -> tuple[float, ...]:
+        """Return the standard deviation of the noise on each of `blocks` blocks."""
+        if not self.per_block:
+            return (self.stddev,) * blocks
+        assert isinstance(self.clipping, PerLayerClipping)
+        scale = self.update_multiplier * math.sqrt(blocks)
+        return tuple(scale * bound for bound in self.clipping.block_bounds)
+
+    def release(
+        self, total: Tensor, sizes: Sequence[int], generator: np.random.Generator
+    ) -> Tensor:
+        """Return the float64 vector `total` with noise drawn from `generator`.
+
+        Args:
+            total: the sum of updates, block after block, then the sum of counts.
+            sizes: number of coordinates of each block.
+            generator: the owner of this release's noise.
 
         The noise is drawn once, here, at full strength, whoever dropped out of the sum. It is
         drawn in float64: the remaining floating-point gap (Mironov 2012) is stated in reports.
         """
-        if self.stddev == 0:
+        if self.noise_multiplier == 0:
             return total.clone()
+        stddevs, repeats = list(self.block_stddevs(len(sizes))), list(sizes)
+        if self.counts is not None:
+            stddevs.append(self.counts.stddev)
+            repeats.append(self.counts.counts)
+        scale = torch.tensor(stddevs, dtype=torch.float64).repeat_interleave(torch.tensor(repeats))
         noise = torch.from_numpy(generator.standard_normal(total.numel()))
-        return total + self.stddev * noise.to(total.device).view_as(total)
+        return total + (scale * noise).to(total.device)

@@ -68,11 +68,12 @@ class Sampling(Protocol):
 
 
 def _gaussian(sampling: Sampling, mechanism: GaussianMechanism) -> dp_accounting.DpEvent:
-    """Return the event of the unsampled mechanism: σ over the sensitivity of the sum."""
-    if mechanism.stddev == 0:
+    """Return the event of the unsampled mechanism: noise over the sensitivity of the sum."""
+    if mechanism.noise_multiplier == 0:
         return dp_accounting.NonPrivateDpEvent()
-    sensitivity = sampling.sensitivity(mechanism.clipping.bound)
-    return dp_accounting.GaussianDpEvent(mechanism.stddev / sensitivity)
+    # Every part of a release moves in proportion to the sensitivity for C = 1: C itself for the
+    # updates, √counts/2 for the counts of adaptive clipping.
+    return dp_accounting.GaussianDpEvent(mechanism.noise_multiplier / sampling.sensitivity(1.0))
 
 
 @dataclass(frozen=True)

@@ -92,9 +92,8 @@ def _downsampled(run: Run, field: str) -> tuple[list[str], np.ndarray]:
     if len(names) <= _ROWS:
         return [_shortened(name) for name in names], table
     groups = np.array_split(np.arange(len(names)), _ROWS)
-    return [f"{_shortened(names[group[0]])} +{len(group) - 1}" for group in groups], _pooled(
-        table.T, _ROWS
-    ).T
+    labels = [f"{_shortened(names[group[0]])} +{len(group) - 1}" for group in groups]
+    return labels, _pooled(table.T, _ROWS).T
 
 
 def _pooled(table: np.ndarray, columns: int) -> np.ndarray:

@@ -67,7 +67,7 @@ class Run:
     def private(self) -> bool:
         """Whether every release was bounded and noisy. The ledger decides, not the config."""
         return self.delta is not None and all(
-            release.bound is not None and release.noise_multiplier > 0 for release in self.releases
+            release.bound is not None and release.stddev > 0 for release in self.releases
         )
 
     @property

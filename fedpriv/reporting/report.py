@@ -176,11 +176,11 @@ def _cards(each: Reported) -> list[Card]:
     ]
     if run.private:
         cards.append(
-            Card("Noise multiplier", f"{last.noise_multiplier:.4g}", f"σ = {last.stddev:.4g}")
+            Card("Noise multiplier z", f"{last.noise_multiplier:.4g}", f"σ = {last.stddev:.4g}")
         )
     if run.private and run.config.privacy is not None:
         kind = run.config.privacy.clipping.kind.replace("_", "-")
-        cards.append(Card("Clip bound C", f"{last.bound:g}", kind))
+        cards.append(Card("Clip bound C", f"{last.bound:.4g}", kind))
     speed = f"{users / run.seconds:,.0f} users/s" if run.seconds > 0 else ""
     return [*cards, Card("Wall time", duration(run.seconds), speed)]
 
@@ -242,7 +242,7 @@ _COMPARISON_HEADS = ("rounds", "clip bound", "noise", "cohort", "server", "time"
 def _comparison(each: Reported) -> list[str]:
     """Return a run's cells under `_COMPARISON_HEADS`."""
     run, last = each.run, each.run.releases[-1]
-    bound = "none" if last.bound is None else f"{last.bound:g}"
+    bound = "none" if last.bound is None else f"{last.bound:.4g}"
     return [
         f"{run.finished_rounds:,} of {run.config.rounds:,}",
         bound,

@@ -7,7 +7,7 @@ privacy gets a statement too: that it has none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import groupby
@@ -17,7 +17,7 @@ from fedpriv.privacy.sampling import Adjacency
 from fedpriv.reporting.attacker import Attacker, strongest_attacker
 from fedpriv.reporting.reader import Run
 from fedpriv.reporting.spent import Spent
-from fedpriv.reporting.wording import percent_up, round_ranges, rounded_up
+from fedpriv.reporting.wording import percent_up, round_ranges, rounded_up, value_range
 
 NO_PRIVACY = "This run has no privacy: nothing bounds what its models reveal about its users."
 
@@ -52,24 +52,26 @@ class Guarantee:
 
 @dataclass(frozen=True)
 class ReleaseGroup:
-    """Releases that are alike but for their round.
+    """Releases that are alike but for their round, and for the bound where it adapts.
 
     Attributes:
         rounds: such as `1–60`.
         count: how many releases.
         sampling: how the cohort was drawn.
-        bound: clip bound C; None where nothing bounded a contribution.
-        sensitivity: L2 sensitivity of the sum; None where unbounded.
-        stddev: σ on each coordinate of the sum.
-        noise_multiplier: z = σ/C.
+        bound: clip bound C, or its least and largest value; `none` where nothing bounded.
+        sensitivity: L2 sensitivity of the sum, likewise.
+        stddev: σ on each coordinate of the sum, likewise.
+        counts: the noisy counts that were released beside the sum, and their noise.
+        noise_multiplier: z of the whole release.
     """
 
     rounds: str
     count: int
     sampling: str
-    bound: float | None
-    sensitivity: float | None
-    stddev: float
+    bound: str
+    sensitivity: str
+    stddev: str
+    counts: str
     noise_multiplier: float
 
 
@@ -142,33 +144,39 @@ def _shared_cohorts(run: Run) -> tuple[str, ...]:
 
 
 def release_groups(releases: Iterable[Release]) -> tuple[ReleaseGroup, ...]:
-    """Return the releases with those that differ only in round and attempt put together."""
+    """Return the releases with those put together that differ only in round, attempt and bound."""
 
-    def alike(release: Release) -> tuple[str, str, str, float, float]:
+    def alike(release: Release) -> tuple[str, bool, float, str]:
         return (
             _drawn(release),
-            str(release.bound),
-            str(release.sensitivity),
-            release.stddev,
+            release.bound is None,
             release.noise_multiplier,
+            _counts(release) + release.noise_shape,
         )
 
-    groups = []
-    for _, same in groupby(sorted(releases, key=alike), alike):
-        members = list(same)
-        first = members[0]
-        groups.append(
-            ReleaseGroup(
-                rounds=round_ranges([release.round for release in members]),
-                count=len(members),
-                sampling=_drawn(first),
-                bound=first.bound,
-                sensitivity=first.sensitivity,
-                stddev=first.stddev,
-                noise_multiplier=first.noise_multiplier,
-            )
-        )
-    return tuple(groups)
+    groups = (list(same) for _, same in groupby(sorted(releases, key=alike), alike))
+    return tuple(_group(members) for members in groups)
+
+
+def _group(members: Sequence[Release]) -> ReleaseGroup:
+    first = members[0]
+    shape = "" if first.noise_shape == "spherical" else ", in proportion to each block's bound"
+    return ReleaseGroup(
+        rounds=round_ranges([release.round for release in members]),
+        count=len(members),
+        sampling=_drawn(first),
+        bound=value_range([release.bound for release in members]),
+        sensitivity=value_range([release.sensitivity for release in members]),
+        stddev=value_range([release.stddev for release in members]) + shape,
+        counts=_counts(first),
+        noise_multiplier=first.noise_multiplier,
+    )
+
+
+def _counts(release: Release) -> str:
+    if not release.counts:
+        return "none"
+    return f"{release.counts}, noise σ {release.count_stddev:.4g}"
 
 
 def to_markdown(statement: Statement, title: str) -> str:
@@ -185,18 +193,13 @@ def to_markdown(statement: Statement, title: str) -> str:
 
 
 def _markdown_table(releases: Iterable[ReleaseGroup]) -> str:
-    lines = [
-        "| rounds | releases | cohort | clip bound | sensitivity | noise σ of the sum | σ/C |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = ["rounds", "releases", "cohort", "clip bound C", "sensitivity"]
+    heads += ["noise σ of the sum", "counts", "z"]
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for each in releases:
-        bound, sensitivity = (
-            "none" if value is None else f"{value:g}" for value in (each.bound, each.sensitivity)
-        )
-        lines.append(
-            f"| {each.rounds} | {each.count} | {each.sampling} | {bound} | {sensitivity} "
-            f"| {each.stddev:.6g} | {each.noise_multiplier:.6g} |"
-        )
+        cells = [each.rounds, str(each.count), each.sampling, each.bound, each.sensitivity]
+        cells += [each.stddev, each.counts, f"{each.noise_multiplier:.6g}"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -349,7 +352,7 @@ def _mechanism(run: Run) -> tuple[str, ...]:
         f"DP-FedAvg (McMahan et al. 2018): {_clipping(run)} so that a user's contribution to a "
         "round has an L2 norm of at most C; a NaN or infinite update contributes zero.",
         "Gaussian noise N(0, σ²) is added once, centrally, to each coordinate of the sum, at full "
-        "strength whoever dropped out.",
+        f"strength whoever dropped out.{_count_release(run.releases[-1])}",
         "The sum is divided by the expected cohort size, which is public, never by the number that "
         f"answered. The server optimizer ({run.config.server.optimizer}) and everything after it "
         "are post-processing and cost nothing.",
@@ -360,10 +363,26 @@ def _clipping(run: Run) -> str:
     clipping = run.config.privacy.clipping if run.config.privacy else None
     if clipping is None or clipping.kind == "global":
         return "each update is clipped as a whole"
+    if clipping.kind == "adaptive":
+        what = {"global": "the update", "per_layer": "each block"}[clipping.adapts]
+        return (
+            f"{what} is clipped to a bound that follows the {clipping.quantile:g} quantile of the "
+            "norms (Andrew et al. 2021)"
+        )
     shares = {"uniform": "C/√H each", "dim": "C·√(d_h/Σd) each"}[clipping.split]
     if clipping.normalize:
         return f"an update above C has each of its H blocks set to its share of C ({shares})"
     return f"each of the H blocks of an update is clipped to its share of C ({shares})"
+
+
+def _count_release(release: Release) -> str:
+    if not release.counts:
+        return ""
+    return (
+        " Counts of the users within their bound are released with it, with noise of their own; z "
+        "is that of both together, so the counts are paid for, and the bounds that follow them are "
+        "post-processing."
+    )
 
 
 def _sampling(run: Run) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from fedpriv.reporting.reader import Run, read_run, run_labels
 from fedpriv.reporting.spent import Spent, spent
 from fedpriv.reporting.wording import rounded_up
 
-
 # Widths that break no word and leave room for the rest on a terminal of 80 columns.
 _WIDTHS = {
     "rounds": 7,
@@ -78,6 +77,6 @@ def _privacy(run: Run, account: Spent) -> list[str]:
         shown.get("rdp", "–"),
         shown.get("pld", "–"),
         f"{run.delta:g}",
-        f"{clipping.replace('_', '-')} {last.bound:g}",
+        f"{clipping.replace('_', '-')} {last.bound:.4g}",
         f"{last.noise_multiplier:.4g}",
     ]

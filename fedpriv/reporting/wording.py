@@ -33,6 +33,15 @@ def round_ranges(rounds: Sequence[int]) -> str:
     return ", ".join(f"{a}–{b}" if a < b else f"{a}" for a, b in ranges)
 
 
+def value_range(values: Sequence[float | None]) -> str:
+    """Return `0.5` for equal values, `0.4–0.6` for others, and `none` where there are none."""
+    present = [value for value in values if value is not None]
+    if not present:
+        return "none"
+    low, high = f"{min(present):.6g}", f"{max(present):.6g}"
+    return low if low == high else f"{low}–{high}"
+
+
 def duration(seconds: float) -> str:
     """Return seconds as a reader would say them: `42.0 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds < 100:

@@ -21,6 +21,7 @@ from in_process import (
 from fedpriv import experiment
 from fedpriv.data.registry import build_dataset
 from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
+from fedpriv.federation.plan import bounds_of
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.models.registry import build_model
 from fedpriv.privacy import Adjacency, Ledger, Purpose, Randomness, RdpAccountant
@@ -202,8 +203,15 @@ def test_values_gathered_from_users_are_marked(tmp_path):
     directory, _ = train_small(tmp_path / "run")
     for row in directory.read_metrics():
         assert set(row) <= {
-            "round", "epsilon", "delta", "lr", "aggregate_norm", "held_out", "simulation_only",
-        }  # fmt: skip
+            "round",
+            "epsilon",
+            "delta",
+            "lr",
+            "aggregate_norm",
+            "clip_bound",
+            "held_out",
+            "simulation_only",
+        }
         assert row["simulation_only"]["cohort"] >= 0
 
 
@@ -256,6 +264,56 @@ def test_noise_is_never_used_again_with_another_sum(tmp_path, monkeypatch):
     for release in releases:
         accountant.compose(release.event())
     assert last["epsilon"]["rdp"] == pytest.approx(accountant.epsilon(1e-3))
+
+
+@pytest.mark.parametrize("adapts", ["global", "per_layer"])
+def test_adaptive_bounds_follow_the_noisy_counts_and_cost_the_same(tmp_path, adapts):
+    changes = {
+        "rounds": 6,
+        "privacy__sampling__expected_cohort": 30,
+        "privacy__clipping": {
+            "kind": "adaptive",
+            "bound": 1e-3,
+            "adapts": adapts,
+            "adapt_lr": 1.0,
+        },
+    }
+    directory, whole = train_small(tmp_path / "run", **changes)
+    rows, releases = directory.read_metrics(), list(Ledger.open(directory.ledger))
+    bounds = [row["clip_bound"] for row in rows]
+    assert bounds == [release.bound for release in releases]
+    assert bounds[0] == pytest.approx(1e-3)
+    assert bounds[-1] > 2 * bounds[0]  # far below the norms at first, so it must grow
+    for release in releases:
+        assert release.counts == (1 if adapts == "global" else len(whole.plan.layout.names))
+        joint = (release.bound / release.stddev) ** 2 + release.counts / (
+            2 * release.count_stddev
+        ) ** 2
+        assert joint**-0.5 == pytest.approx(1.0)
+    fixed, _ = train_small(tmp_path / "fixed", rounds=6, privacy__sampling__expected_cohort=30)
+    assert rows[-1]["epsilon"]["rdp"] == pytest.approx(
+        fixed.read_metrics()[-1]["epsilon"]["rdp"], rel=1e-9
+    )
+
+
+def test_adapted_bounds_survive_a_resume(tmp_path):
+    changes = {"privacy__clipping": {"kind": "adaptive", "bound": 0.01, "adapts": "per_layer"}}
+    _, whole = train_small(tmp_path / "whole", **changes)
+    with pytest.raises(WorkerLost):
+        train_small(tmp_path / "lost", InProcessGrid(dead=[0, 1]), **changes)
+    _, reopened = experiment.reopen(tmp_path / "lost")
+    assert len(reopened.bounds) == len(whole.plan.layout.names)
+    assert reopened.bounds != bounds_of(whole.plan.mechanism.clipping)
+    resume_small(tmp_path / "lost")
+    assert len(Ledger.open(tmp_path / "lost" / "ledger.jsonl")) == 4
+
+
+def test_per_block_noise_trains_and_costs_the_same(tmp_path):
+    directory, _ = train_small(tmp_path / "run", privacy__noise="per_block")
+    other, _ = train_small(tmp_path / "other")
+    assert (
+        directory.read_metrics()[-1]["epsilon"]["rdp"] == other.read_metrics()[-1]["epsilon"]["rdp"]
+    )
 
 
 def test_without_privacy_no_epsilon_is_ever_given(tmp_path):

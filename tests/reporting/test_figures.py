@@ -76,6 +76,18 @@ def test_heat_maps_are_pooled_to_what_can_be_seen() -> None:
     assert pooled.mean() == pytest.approx(479.5)
 
 
+def test_neighbouring_blocks_share_a_row_where_there_are_many(make_run) -> None:
+    path = make_run()
+    metrics = path / "metrics.jsonl"
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for row in rows:
+        row["simulation_only"]["block_norms"] = {f"block{i}.weight": float(i) for i in range(80)}
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labels, values = heat_maps._downsampled(read_run(path), "block_norms")
+    assert labels[:2] == ["block0.weight +1", "block2.weight +1"]
+    assert values[:2, 0].tolist() == [0.5, 2.5]
+
+
 @pytest.mark.parametrize(
     ("name", "shown"),
     [

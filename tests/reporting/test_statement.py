@@ -1,10 +1,18 @@
 """What a privacy statement must say."""
 
+from dataclasses import replace
+
 import pytest
 
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.spent import spent
-from fedpriv.reporting.statement import NO_PRIVACY, Statement, privacy_statement, to_markdown
+from fedpriv.reporting.statement import (
+    NO_PRIVACY,
+    Statement,
+    privacy_statement,
+    release_groups,
+    to_markdown,
+)
 
 FIXED_SIZE = {
     "delta": 1e-5,
@@ -60,14 +68,31 @@ def test_the_guarantees_name_accountant_and_attacker(make_run) -> None:
 
 def test_equal_releases_are_one_group(make_run) -> None:
     (group,) = statement_of(make_run()).releases
-    assert (group.rounds, group.count, group.bound, group.sensitivity) == ("1–6", 6, 0.5, 0.5)
-    assert group.stddev == pytest.approx(0.55)
+    assert (group.rounds, group.count, group.counts) == ("1–6", 6, "none")
+    assert (group.bound, group.sensitivity, group.stddev) == ("0.5", "0.5", "0.55")
+
+
+def test_bounds_that_adapt_are_one_group_with_their_range(make_run) -> None:
+    first = read_run(make_run()).releases[0]
+    counted = replace(first, counts=1, count_stddev=20.0)
+    (group,) = release_groups([counted, replace(counted, round=2, bound=0.7, stddev=0.77)])
+    assert (group.rounds, group.bound, group.stddev) == ("1–2", "0.5–0.7", "0.55–0.77")
+    assert group.counts == "1, noise σ 20"
+
+
+def test_adaptive_clipping_says_that_its_counts_are_paid_for(make_run) -> None:
+    adaptive = FIXED_SIZE | {"clipping": {"kind": "adaptive", "bound": 0.5}}
+    run = read_run(make_run(privacy=adaptive))
+    counted = replace(run, releases=(replace(run.releases[0], counts=1, count_stddev=20.0),))
+    mechanism = text_of(privacy_statement(counted, spent(counted)), "mechanism")
+    assert "0.5 quantile" in mechanism
+    assert "the counts are paid for" in mechanism
 
 
 def test_fixed_size_sampling_is_replace_one_with_twice_the_bound(make_run) -> None:
     statement = statement_of(make_run(privacy=FIXED_SIZE))
     assert "Replace one" in text_of(statement, "adjacency")
-    assert statement.releases[0].sensitivity == 1.0
+    assert statement.releases[0].sensitivity == "1"
     (guarantee,) = statement.guarantees
     assert "which of two given users" in guarantee.meaning
 
@@ -97,4 +122,4 @@ def test_markdown_holds_every_section(make_run) -> None:
     assert text.startswith("# Privacy statement: tiny")
     for section in statement.sections:
         assert f"## {section.label}\n" in text
-    assert "| 1–6 | 6 | Poisson 100 of 2,000 | 0.5 | 0.5 | 0.55 | 1.1 |" in text
+    assert "| 1–6 | 6 | Poisson 100 of 2,000 | 0.5 | 0.5 | 0.55 | none | 1.1 |" in text
