@@ -21,6 +21,7 @@ from fedpriv.errors import InputError
 from fedpriv.models.registry import ModelConfig
 from fedpriv.optimizers.normalize import NORMALIZERS
 from fedpriv.optimizers.schedules import ScheduleConfig
+from fedpriv.privacy.sampling import Adjacency, build_sampling
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -177,6 +178,11 @@ class PrivacyConfig(Section):
         default=None,
         description="Instead of noise_multiplier: calibrate z so that all rounds cost this.",
     )
+    adjacency: Literal["add_or_remove_one", "replace_one", "zero_out"] | None = Field(
+        default=None,
+        description="Which two populations must be hard to tell apart; null: add_or_remove_one, "
+        "or replace_one with fixed_size sampling.",
+    )
     sampling: SamplingConfig
     clipping: ClippingConfig
     noise: Literal["spherical", "per_block"] = Field(
@@ -195,6 +201,7 @@ class PrivacyConfig(Section):
     def _noise_is_given_once(self) -> PrivacyConfig:
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
             raise ValueError("write exactly one of noise_multiplier and target_epsilon")
+        _check_adjacency(self.sampling.kind, self.adjacency)
         if self.noise == "per_block" and (
             self.clipping.kind == "global"
             or self.clipping.normalize
@@ -316,6 +323,11 @@ class ExperimentConfig(Section):
     def to_yaml(self) -> str:
         """Return the resolved config as YAML, in the schema's order."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _check_adjacency(kind: str, adjacency: str | None) -> None:
+    """Raise ValueError, with the reason, where the pair has no proof."""
+    build_sampling(kind, 1, 1, Adjacency(adjacency) if adjacency else None)
 
 
 def _check_cohort(key: str, cohort: float | None, population: int) -> None:

@@ -24,7 +24,7 @@ from fedpriv.privacy.clipping import (
 )
 from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
 from fedpriv.privacy.randomness import Randomness
-from fedpriv.privacy.sampling import Sampling, build_sampling
+from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.device import resolve_device
 from fedpriv.training.local import LocalTraining
@@ -101,7 +101,8 @@ def build_plan(config: ExperimentConfig, population: int, layout: Layout) -> Pla
         sampling = build_sampling(kind, population, config.cohort)
         return Plan(config, sampling, GaussianMechanism(0.0, Unclipped()), layout, randomness)
     wanted = config.privacy.sampling
-    sampling = build_sampling(wanted.kind, population, wanted.expected_cohort)
+    adjacency = Adjacency(config.privacy.adjacency) if config.privacy.adjacency else None
+    sampling = build_sampling(wanted.kind, population, wanted.expected_cohort, adjacency)
     noise_multiplier = _noise_multiplier(config.privacy, config.rounds, sampling)
     mechanism = _mechanism(config.privacy, noise_multiplier, sampling, layout)
     return Plan(config, sampling, mechanism, layout, randomness)

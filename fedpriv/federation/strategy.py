@@ -40,6 +40,10 @@ from fedpriv.training.cohort import CohortSum
 _POLL_SECONDS = 0.005
 
 
+class RoundChanged(Exception):  # noqa: N818 - not an error: the round is drawn afresh
+    """A repeated round gave another sum than the one that was charged."""
+
+
 @dataclass(frozen=True)
 class RoundRecord:
     """What a finished round says of itself.
@@ -94,6 +98,7 @@ class PrivateFedAvg(Strategy):
         self._on_round = on_round
         self._stop = stop
         self._abandoned = threading.Event()
+        self._changed: set[int] = set()
         self._hosting: Hosting | None = None
         self._record: RoundRecord | None = None
         self._started = 0.0
@@ -112,9 +117,10 @@ class PrivateFedAvg(Strategy):
             BudgetError: the round would exceed the privacy budget; nothing has been drawn.
         """
         self._started = time.perf_counter()
-        if not self.ledger.charges(server_round):
+        attempt = self._attempt(server_round)
+        if attempt == len(self.ledger.charges(server_round)):
             self._check_budget(server_round)
-        generator = self.plan.randomness.numpy(Purpose.SAMPLING, server_round)
+        generator = self.plan.randomness.numpy(Purpose.SAMPLING, server_round, attempt)
         cohort = self.plan.sampling.draw(generator)
         shares = [(n, users) for n, users in self._known_hosting(grid).shares(cohort) if len(users)]
         self._asked = len(shares)
@@ -155,23 +161,35 @@ class PrivateFedAvg(Strategy):
     def _paid_release(self, round_: int, total: Tensor) -> Tensor:
         """Return `total` with noise, after the ledger has been charged for it.
 
-        A round that was charged before (the process died between charge and checkpoint) may have
-        been seen. Where the same noise gives the same release again, it is paid for already; where
-        the sum has changed, the old noise must not be used again: fresh noise, a new charge.
+        Raises:
+            RoundChanged: the round was charged before and its repetition gave another sum.
         """
-        charges = self.ledger.charges(round_)
-        if charges:
-            again = self._noisy(total, round_, charges[-1].attempt)
-            if _digest(again) == charges[-1].digest:
-                return again
-            self._check_budget(round_)
-        released = self._noisy(total, round_, len(charges))
+        attempt, charges = self._attempt(round_), self.ledger.charges(round_)
+        released = self._noisy(total, round_, attempt)
+        if attempt < len(charges):
+            if _digest(released) != charges[attempt].digest:
+                self._changed.add(round_)
+                raise RoundChanged(round_)
+            return released
         release = Release.of(
-            round_, len(charges), self.plan.sampling, self._mechanism, _digest(released)
+            round_, attempt, self.plan.sampling, self._mechanism, _digest(released)
         )
         self.ledger.append(release)
         self._accountant.compose(release.event())
         return released
+
+    def _attempt(self, round_: int) -> int:
+        """Return which draw of cohort and noise the round uses.
+
+        A round that was charged before (the process died between charge and checkpoint) may have
+        been seen. A simulation repeats its last draw: the same cohort and noise give the same
+        release, which is paid for. Where the sum turned out to have changed, neither may be used
+        again: old noise would reveal the change, and an old cohort with fresh noise would cost
+        more than two independent draws. Then, and in a deployment, all is drawn afresh.
+        """
+        charged = len(self.ledger.charges(round_))
+        repeats = self.plan.randomness.reproducible and round_ not in self._changed
+        return charged - 1 if charged and repeats else charged
 
     def _noisy(self, total: Tensor, round_: int, attempt: int) -> Tensor:
         generator = self.plan.randomness.numpy(Purpose.NOISE, round_, attempt)
@@ -236,9 +254,10 @@ class PrivateFedAvg(Strategy):
         arrays = flat_record(self.server.parameters())
         result = Result(arrays=arrays)
         for round_ in range(self.next_round, self.plan.config.rounds + 1):
-            messages = list(self.configure_train(round_, arrays, ConfigRecord(), grid))
-            replies = self._exchange(grid, messages)
-            new_arrays, metrics = self.aggregate_train(round_, replies)
+            try:
+                new_arrays, metrics = self._run_round(round_, arrays, grid)
+            except RoundChanged:
+                new_arrays, metrics = self._run_round(round_, arrays, grid)
             assert new_arrays is not None
             assert metrics is not None
             result.arrays = arrays = new_arrays
@@ -250,6 +269,12 @@ class PrivateFedAvg(Strategy):
             if self._record.nodes_lost and not self._deployed:
                 raise WorkerLost(f"{self._record.nodes_lost} workers died in round {round_}")
         return result
+
+    def _run_round(
+        self, round_: int, arrays: ArrayRecord, grid: Grid
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        messages = list(self.configure_train(round_, arrays, ConfigRecord(), grid))
+        return self.aggregate_train(round_, self._exchange(grid, messages))
 
     def restart(self) -> None:
         """Prepare for another simulation: all its node ids will differ."""

@@ -119,7 +119,9 @@ class PldAccountant:
 
     def compose(self, event: dp_accounting.DpEvent, count: int = 1) -> None:
         """Count `event`, `count` times."""
-        if not pld.PLDAccountant(self._adjacency.relation).supports(event):
+        plain = isinstance(event, dp_accounting.GaussianDpEvent | dp_accounting.NonPrivateDpEvent)
+        replaced = self._adjacency is Adjacency.REPLACE_ONE
+        if (replaced and not plain) or not self._empty().supports(event):
             raise dp_accounting.UnsupportedEventError(
                 f"PLD accounting has no proof for {event} under {self._adjacency.value}"
             )
@@ -136,10 +138,17 @@ class PldAccountant:
 
     def _accountant(self) -> pld.PLDAccountant:
         if self._composed is None:
-            self._composed = pld.PLDAccountant(self._adjacency.relation)
+            self._composed = self._empty()
             for event, count in self._counts.items():
                 self._composed.compose(event, count)
         return self._composed
+
+    def _empty(self) -> pld.PLDAccountant:
+        # Our events carry the sensitivity 2C of replace-one in their multiplier, as dp-accounting's
+        # RDP expects. Its PLD doubles the sensitivity itself, and would count it twice.
+        if self._adjacency is Adjacency.REPLACE_ONE:
+            return pld.PLDAccountant(Adjacency.ADD_OR_REMOVE_ONE.relation)
+        return pld.PLDAccountant(self._adjacency.relation)
 
 
 #: The accountants by their name in a config.

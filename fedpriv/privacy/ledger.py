@@ -55,6 +55,7 @@ class Release:
         round: the round, counted from 1.
         attempt: 0, or how many times this round had been charged before.
         sampling: kind of sampling.
+        adjacency: the adjacency under which this release is analysed.
         population: N at this release.
         expected_cohort: expected number of sampled users; None where all take part.
         bound: the clip bound C; None where nothing bounds a contribution (no privacy).
@@ -71,6 +72,7 @@ class Release:
     round: int
     attempt: int
     sampling: str
+    adjacency: str
     population: int
     expected_cohort: float | None
     bound: float | None
@@ -98,6 +100,7 @@ class Release:
             round=round_,
             attempt=attempt,
             sampling=sampling.kind,
+            adjacency=sampling.adjacency.value,
             population=sampling.population,
             expected_cohort=sampling.expected_cohort,
             bound=bound if bounded else None,
@@ -121,7 +124,8 @@ class Release:
         inverse_square = (self.bound / self.stddev) ** 2
         if self.counts and self.count_stddev is not None:
             inverse_square += CountNoise(self.counts, self.count_stddev).inverse_square
-        sampling = build_sampling(self.sampling, self.population, self.expected_cohort)
+        adjacency = Adjacency(self.adjacency)
+        sampling = build_sampling(self.sampling, self.population, self.expected_cohort, adjacency)
         multiplier = _rounded_down(inverse_square**-0.5)
         return sampling.event(GaussianMechanism(multiplier, GlobalClipping(self.bound)))
 

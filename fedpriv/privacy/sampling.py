@@ -24,11 +24,26 @@ class Adjacency(enum.Enum):
 
     ADD_OR_REMOVE_ONE = "add_or_remove_one"
     REPLACE_ONE = "replace_one"
+    ZERO_OUT = "zero_out"
 
     @property
     def relation(self) -> NeighboringRelation:
         """The same relation in dp-accounting's terms."""
-        return NeighboringRelation[self.name]
+        return _RELATIONS[self]
+
+    def sensitivity(self, bound: float) -> float:
+        """Return the L2 sensitivity of a sum of contributions of norm at most `bound`.
+
+        One contribution comes, goes or becomes zero: C. One is exchanged for another: 2C.
+        """
+        return 2 * bound if self is Adjacency.REPLACE_ONE else bound
+
+
+_RELATIONS = {
+    Adjacency.ADD_OR_REMOVE_ONE: NeighboringRelation.ADD_OR_REMOVE_ONE,
+    Adjacency.REPLACE_ONE: NeighboringRelation.REPLACE_ONE,
+    Adjacency.ZERO_OUT: NeighboringRelation.REPLACE_SPECIAL,
+}
 
 
 class Sampling(Protocol):
@@ -72,7 +87,8 @@ def _gaussian(sampling: Sampling, mechanism: GaussianMechanism) -> dp_accounting
     if mechanism.noise_multiplier == 0:
         return dp_accounting.NonPrivateDpEvent()
     # Every part of a release moves in proportion to the sensitivity for C = 1: C itself for the
-    # updates, √counts/2 for the counts of adaptive clipping.
+    # updates, √counts/2 for the counts of adaptive clipping. So the event's multiplier is z for
+    # sensitivity C, and z/2 for 2C.
     return dp_accounting.GaussianDpEvent(mechanism.noise_multiplier / sampling.sensitivity(1.0))
 
 
@@ -80,13 +96,13 @@ def _gaussian(sampling: Sampling, mechanism: GaussianMechanism) -> dp_accounting
 class PoissonSampling:
     """Each user takes part independently with probability q = expected_cohort / N.
 
-    Adding or removing one user changes the sum by that user's contribution: sensitivity C.
+    Adding, removing or zeroing one user changes the sum by its contribution: sensitivity C.
     """
 
     population: int
     expected_cohort: float
+    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE
     kind = "poisson"
-    adjacency = Adjacency.ADD_OR_REMOVE_ONE
 
     @property
     def probability(self) -> float:
@@ -99,8 +115,8 @@ class PoissonSampling:
         return _distinct(generator, self.population, size)
 
     def sensitivity(self, bound: float) -> float:
-        """Return C."""
-        return bound
+        """Return the adjacency's sensitivity for contributions of norm `bound`."""
+        return self.adjacency.sensitivity(bound)
 
     def event(self, mechanism: GaussianMechanism) -> dp_accounting.DpEvent:
         """Return the Poisson-sampled Gaussian (Mironov, Talwar, Zhang 2019)."""
@@ -134,7 +150,7 @@ class FixedSizeSampling:
 
     def sensitivity(self, bound: float) -> float:
         """Return 2C."""
-        return 2 * bound
+        return self.adjacency.sensitivity(bound)
 
     def event(self, mechanism: GaussianMechanism) -> dp_accounting.DpEvent:
         """Return the Gaussian sampled without replacement (Wang, Balle, Kasiviswanathan 2019)."""
@@ -146,11 +162,11 @@ class FixedSizeSampling:
 
 @dataclass(frozen=True)
 class FullParticipation:
-    """Every user in every round: no amplification by sampling, sensitivity C."""
+    """Every user in every round: no amplification by sampling."""
 
     population: int
+    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE
     kind = "all"
-    adjacency = Adjacency.ADD_OR_REMOVE_ONE
 
     @property
     def expected_cohort(self) -> float:
@@ -162,8 +178,8 @@ class FullParticipation:
         return np.arange(self.population)
 
     def sensitivity(self, bound: float) -> float:
-        """Return C."""
-        return bound
+        """Return the adjacency's sensitivity for contributions of norm `bound`."""
+        return self.adjacency.sensitivity(bound)
 
     def event(self, mechanism: GaussianMechanism) -> dp_accounting.DpEvent:
         """Return the plain Gaussian mechanism."""
@@ -174,21 +190,49 @@ def _distinct(generator: np.random.Generator, population: int, size: int) -> np.
     return np.sort(generator.choice(population, size=size, replace=False, shuffle=False))
 
 
-def build_sampling(kind: str, population: int, expected_cohort: float | None) -> Sampling:
+#: Which adjacencies each sampling has a proof for; the first is its default.
+PROVEN: dict[str, tuple[Adjacency, ...]] = {
+    "poisson": (Adjacency.ADD_OR_REMOVE_ONE, Adjacency.ZERO_OUT),
+    "fixed_size": (Adjacency.REPLACE_ONE,),
+    "all": (Adjacency.ADD_OR_REMOVE_ONE, Adjacency.ZERO_OUT, Adjacency.REPLACE_ONE),
+}
+_REFUSED = {
+    ("poisson", Adjacency.REPLACE_ONE): "the accountant bounds Poisson sampling for users who "
+    "come or go, not for one exchanged for another; write add_or_remove_one",
+    ("fixed_size", Adjacency.ADD_OR_REMOVE_ONE): "a user more or less changes every other user's "
+    "chance to be sampled; write replace_one",
+    ("fixed_size", Adjacency.ZERO_OUT): "the accountant bounds sampling without replacement for "
+    "replace_one alone, which covers zero_out; write replace_one",
+}
+
+
+def build_sampling(
+    kind: str,
+    population: int,
+    expected_cohort: float | None,
+    adjacency: Adjacency | None = None,
+) -> Sampling:
     """Return the sampling called `kind`; `expected_cohort` is ignored where all take part.
 
+    Without `adjacency` the sampling's own one holds (see `PROVEN`).
+
     Raises:
-        ValueError: unknown kind, a cohort that is not in (0, population], or a fixed-size cohort
-            that is not a whole number.
+        ValueError: unknown kind, a cohort that is not in (0, population], a fixed-size cohort
+            that is not a whole number, or an adjacency without a proof, with the reason.
     """
+    if kind not in PROVEN:
+        raise ValueError(f"unknown sampling {kind!r}: write poisson, fixed_size or all")
+    adjacency = adjacency or PROVEN[kind][0]
+    if adjacency not in PROVEN[kind]:
+        raise ValueError(
+            f"{adjacency.value} has no proof with {kind} sampling: {_REFUSED[kind, adjacency]}"
+        )
     if kind == "all":
-        return FullParticipation(population)
+        return FullParticipation(population, adjacency)
     if expected_cohort is None or not 0 < expected_cohort <= population:
         raise ValueError(f"expected_cohort must lie in (0, {population}], got {expected_cohort}")
     if kind == "poisson":
-        return PoissonSampling(population, float(expected_cohort))
-    if kind == "fixed_size":
-        if not math.isclose(expected_cohort, round(expected_cohort)):
-            raise ValueError(f"a fixed-size cohort is a whole number, got {expected_cohort}")
-        return FixedSizeSampling(population, round(expected_cohort))
-    raise ValueError(f"unknown sampling {kind!r}: write poisson, fixed_size or all")
+        return PoissonSampling(population, float(expected_cohort), adjacency)
+    if not math.isclose(expected_cohort, round(expected_cohort)):
+        raise ValueError(f"a fixed-size cohort is a whole number, got {expected_cohort}")
+    return FixedSizeSampling(population, round(expected_cohort))

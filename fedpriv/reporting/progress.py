@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from functools import partial
 from typing import Any
 
@@ -30,7 +29,8 @@ class ProgressLines:
         self._console = console
         self._rounds = 0
         self._held_out: dict[str, float] | None = None
-        self._started = time.perf_counter()
+        self._budget: float | None = None
+        self._thresholds = [0.5, 0.75, 0.9, 0.95]
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("round"),
@@ -54,6 +54,7 @@ class ProgressLines:
         """Say what is about to be run and what it will cost."""
         config, plan = experiment.config, experiment.plan
         self._rounds = config.rounds
+        self._budget = plan.budget
         self._progress.update(self._task, total=config.rounds, completed=experiment.finished_rounds)
         say = partial(self._console.print, soft_wrap=True)
         say(f"[bold]{config.name}[/bold]: {experiment.trainer.dataset.description}")
@@ -93,6 +94,7 @@ class ProgressLines:
             parts.append(f"[bold]accuracy {row['held_out']['accuracy']:.3f}[/bold]")
         parts.append(epsilon_text(row))
         parts.append(f"{seen['users_per_second']:.0f} users/s")
+        self._warn_of_budget(row["epsilon"]["rdp"])
         if seen["nodes_lost"]:
             parts.append(f"[yellow]{seen['nodes_lost']} nodes lost[/yellow]")
         if seen["non_finite"]:
@@ -102,6 +104,16 @@ class ProgressLines:
         self._progress.update(
             self._task, completed=row["round"], status=accuracy + epsilon_text(row)
         )
+
+    def _warn_of_budget(self, epsilon: float | None) -> None:
+        """Say once when each threshold of the budget is passed."""
+        while (
+            self._budget is not None
+            and epsilon is not None
+            and self._thresholds
+            and epsilon >= self._thresholds[0] * self._budget
+        ):
+            self.say(f"{self._thresholds.pop(0):.0%} of the budget of ε = {self._budget:g} spent")
 
     def say(self, sentence: str) -> None:
         """Print a sentence."""

@@ -119,27 +119,10 @@ def privacy_statement(run: Run, account: Spent) -> Statement:
     return Statement(
         private=run.private,
         headline=_headline(guarantees) if run.private else NO_PRIVACY,
-        alarms=account.disagreements + _shared_cohorts(run),
+        alarms=account.disagreements,
         guarantees=guarantees,
         sections=_sections(run, account),
         releases=release_groups(run.releases),
-    )
-
-
-def _shared_cohorts(run: Run) -> tuple[str, ...]:
-    """Warn of rounds whose repetition drew the same cohort.
-
-    Two releases over one draw are one sampled mechanism with the noise of both: more than two
-    sampled mechanisms cost. A deployment draws anew, because its seed is never kept.
-    """
-    repeated = [release.round for release in run.releases if release.attempt > 0]
-    amplified = run.sampling.kind != "all"
-    if not (repeated and amplified and run.private) or run.config.runtime.deployment:
-        return ()
-    return (
-        f"Rounds {round_ranges(repeated)} were released again over the cohort that the seed had "
-        "drawn for them before. The ledger charges them as independent draws, so the ε below is "
-        "that of a run that draws anew, and too low for this one.",
     )
 
 
@@ -242,6 +225,7 @@ def _meaning(attacker: Attacker, adjacency: Adjacency) -> str:
             "which of two given users' data were used",
             "cases of the one that it looks for",
         ),
+        Adjacency.ZERO_OUT: ("whether one given user's data counted", "users whose data did"),
     }[adjacency]
     return (
         f"An attacker who sees every released model and knows everybody else's data guesses "
@@ -311,6 +295,12 @@ def _adjacency(run: Run) -> tuple[str, ...]:
             "Replace one: two populations of the same size that differ in one user's data.",
             "The sum then moves by up to 2C, twice the clip bound, and the noise is accounted "
             "against that.",
+            _PUBLIC,
+        )
+    if run.adjacency is Adjacency.ZERO_OUT:
+        return (
+            "Zero out: one user's data, in a population of known size, replaced by nothing.",
+            "The sum then moves by up to C, the clip bound.",
             _PUBLIC,
         )
     return (
@@ -420,7 +410,7 @@ def _releases(run: Run) -> tuple[str, ...]:
     if repeated:
         sentences.append(
             f"{len(repeated)} of them repeat a round that had been charged before (rounds "
-            f"{round_ranges(repeated)}), with fresh noise; each is charged as a draw of its own."
+            f"{round_ranges(repeated)}), with a fresh cohort and fresh noise; each is charged as a draw of its own."
         )
     else:
         sentences.append("No round was released twice.")

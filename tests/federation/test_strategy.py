@@ -170,7 +170,7 @@ def test_the_cohort_that_trains_is_the_one_that_was_drawn(tmp_path):
             work = message.content["config"]
             by_round.setdefault(work["round"], []).extend(work["users"])
     for round_, users in by_round.items():
-        generator = Randomness.simulation(5).numpy(Purpose.SAMPLING, round_)
+        generator = Randomness.simulation(5).numpy(Purpose.SAMPLING, round_, 0)
         assert sorted(users) == prepared.plan.sampling.draw(generator).tolist()
 
 
@@ -242,8 +242,8 @@ def test_a_round_that_is_run_again_repeats_its_release_and_is_not_charged_twice(
     assert [r.attempt for r in Ledger.open(directory.ledger)] == [0, 0, 0, 0]
 
 
-def test_noise_is_never_used_again_with_another_sum(tmp_path, monkeypatch):
-    """Where the sum of a charged round has changed, fresh noise is drawn and charged."""
+def test_neither_noise_nor_cohort_is_used_again_with_another_sum(tmp_path, monkeypatch):
+    """Where the sum of a charged round has changed, both are drawn afresh and charged."""
     with monkeypatch.context() as patched:
         crash_after(patched, "_paid_release")
         with pytest.raises(RuntimeError, match="crash"):
@@ -256,7 +256,12 @@ def test_noise_is_never_used_again_with_another_sum(tmp_path, monkeypatch):
             "fedpriv.federation.messages.flat_tensor",
             lambda record: torch.from_numpy(np.array(record["flat"].numpy())) * (1 + 1e-12),
         )
-        directory, _ = resume_small(tmp_path / "run", InProcessGrid(nodes=1))
+        grid = InProcessGrid(nodes=1)
+        directory, resumed = resume_small(tmp_path / "run", grid)
+    trained = [m.content["config"] for m in grid.sent if m.metadata.message_type == "train"]
+    for attempt, work in enumerate([w for w in trained if w["round"] == 2]):
+        generator = Randomness.simulation(5).numpy(Purpose.SAMPLING, 2, attempt)
+        assert work["users"] == resumed.plan.sampling.draw(generator).tolist()
     releases = list(Ledger.open(directory.ledger))
     assert [(r.round, r.attempt) for r in releases][:3] == [(1, 0), (2, 0), (2, 1)]
     last = directory.read_metrics()[-1]

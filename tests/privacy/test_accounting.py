@@ -136,3 +136,26 @@ def test_looking_ahead_composes_nothing():
     accountant.compose(event, 7)
     assert accountant.epsilon(1e-5) == ahead
     assert NeighboringRelation.ADD_OR_REMOVE_ONE is ADD_REMOVE.relation
+
+
+def test_zero_out_costs_what_add_or_remove_costs():
+    for kind in (RdpAccountant, PldAccountant):
+        spent = []
+        for adjacency in (Adjacency.ZERO_OUT, ADD_REMOVE):
+            accountant = kind(adjacency)
+            accountant.compose(poisson(1.0, 1000, 50.0), 100)
+            spent.append(accountant.epsilon(1e-5))
+        assert spent[0] == pytest.approx(spent[1], rel=1e-9)
+
+
+def test_replace_one_doubles_the_sensitivity_once_whatever_the_accountant():
+    """dp-accounting's PLD doubles it for REPLACE_ONE and its RDP does not: ours agree."""
+    event = FullParticipation(1000, Adjacency.REPLACE_ONE).event(mechanism(3.0))
+    exact = dp_accounting.get_epsilon_gaussian(1.5, 1e-5)
+    tight, loose = PldAccountant(Adjacency.REPLACE_ONE), RdpAccountant(Adjacency.REPLACE_ONE)
+    tight.compose(event)
+    loose.compose(event)
+    assert tight.epsilon(1e-5) == pytest.approx(exact, rel=1e-3)
+    assert exact < loose.epsilon(1e-5) < 1.1 * exact
+    with pytest.raises(dp_accounting.UnsupportedEventError):
+        tight.compose(poisson(1.0, 1000, 50.0))

@@ -13,6 +13,7 @@ from fedpriv.privacy import (
     Unclipped,
     build_sampling,
 )
+from fedpriv.privacy.sampling import PROVEN
 
 MECHANISM = GaussianMechanism(1.5, GlobalClipping(0.25))
 
@@ -92,3 +93,28 @@ def test_adjacency_is_a_property_of_the_sampling():
 def test_impossible_samplings_are_refused(kind, cohort):
     with pytest.raises(ValueError, match=r"cohort|unknown"):
         build_sampling(kind, 100, cohort)
+
+
+@pytest.mark.parametrize(
+    ("kind", "adjacency", "reason"),
+    [
+        ("poisson", Adjacency.REPLACE_ONE, "come or go"),
+        ("fixed_size", Adjacency.ADD_OR_REMOVE_ONE, "every other user's chance"),
+        ("fixed_size", Adjacency.ZERO_OUT, "covers zero_out"),
+    ],
+)
+def test_pairs_without_a_proof_are_refused_with_the_reason(kind, adjacency, reason):
+    with pytest.raises(ValueError, match=reason):
+        build_sampling(kind, 100, 10, adjacency)
+
+
+def test_what_is_proven_is_built():
+    for kind, adjacencies in PROVEN.items():
+        for adjacency in adjacencies:
+            assert build_sampling(kind, 100, 10, adjacency).adjacency is adjacency
+
+
+def test_zero_out_has_sensitivity_c_and_full_participation_under_replace_one_2c():
+    assert PoissonSampling(100, 10.0, Adjacency.ZERO_OUT).sensitivity(0.25) == 0.25
+    everyone = FullParticipation(100, Adjacency.REPLACE_ONE)
+    assert everyone.event(MECHANISM) == dp_accounting.GaussianDpEvent(0.75)

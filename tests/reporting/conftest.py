@@ -16,7 +16,7 @@ from fedpriv.privacy import (
     Unclipped,
     build_sampling,
 )
-from fedpriv.privacy.sampling import Sampling
+from fedpriv.privacy.sampling import Adjacency, Sampling
 from fedpriv.reporting.run_directory import RunDirectory
 
 POPULATION, COHORT, DELTA = 2000, 100.0, 1e-5
@@ -48,7 +48,12 @@ def sampling_and_mechanism(config: ExperimentConfig) -> tuple[Sampling, Gaussian
     privacy = config.privacy
     if privacy is None:
         return build_sampling("poisson", POPULATION, COHORT), GaussianMechanism(0.0, Unclipped())
-    sampling = build_sampling(privacy.sampling.kind, POPULATION, privacy.sampling.expected_cohort)
+    sampling = build_sampling(
+        privacy.sampling.kind,
+        POPULATION,
+        privacy.sampling.expected_cohort,
+        Adjacency(privacy.adjacency) if privacy.adjacency else None,
+    )
     clipping = GlobalClipping(privacy.clipping.bound)
     return sampling, GaussianMechanism(privacy.noise_multiplier or 0.0, clipping)
 

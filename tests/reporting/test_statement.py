@@ -21,6 +21,14 @@ FIXED_SIZE = {
     "clipping": {"kind": "global", "bound": 0.5},
 }
 
+ZERO_OUT = {
+    "delta": 1e-5,
+    "noise_multiplier": 2.0,
+    "adjacency": "zero_out",
+    "sampling": {"kind": "poisson", "expected_cohort": 100},
+    "clipping": {"kind": "global", "bound": 0.5},
+}
+
 
 def statement_of(path) -> Statement:
     run = read_run(path)
@@ -97,11 +105,16 @@ def test_fixed_size_sampling_is_replace_one_with_twice_the_bound(make_run) -> No
     assert "which of two given users" in guarantee.meaning
 
 
-def test_a_repeated_round_is_said_and_warned_of(make_run) -> None:
+def test_zero_out_is_said(make_run) -> None:
+    statement = statement_of(make_run(privacy=ZERO_OUT))
+    assert "Zero out" in text_of(statement, "adjacency")
+    assert statement.guarantees[0].meaning
+
+
+def test_a_repeated_round_is_said(make_run) -> None:
     statement = statement_of(make_run(attempts={2: 2}))
     assert "1 of them repeat" in text_of(statement, "releases")
     assert statement.releases[0].count == 7
-    assert any("over the cohort" in alarm for alarm in statement.alarms)
 
 
 def test_a_deployment_says_where_its_seed_came_from(make_run) -> None:

@@ -1,0 +1,560 @@
+"""Planning: what a budget buys, and what a recipe costs, before anything is trained.
+
+The answers rest on the same sampling, calibration and accountants as a run, so that a run of the
+planned recipe spends what was planned. Budgets are held against ε by RDP, as in a run; ε by PLD
+stands beside it where it has a proof.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import dp_accounting
+
+from fedpriv.errors import InputError
+from fedpriv.privacy.accounting import PldAccountant, RdpAccountant
+from fedpriv.privacy.calibration import affordable_rounds, noise_multiplier_for
+from fedpriv.privacy.clipping import GlobalClipping
+from fedpriv.privacy.composition import PLD_UP_TO, Bill, charge
+from fedpriv.privacy.mechanisms import GaussianMechanism
+from fedpriv.privacy.sampling import PROVEN, Adjacency, Sampling, build_sampling
+
+# With extreme noise dp-accounting loses ε in rounding, warns at every order and answers zero.
+# `Recipe.bill` refuses such an answer, so the warnings say nothing more.
+logging.getLogger("absl").addFilter(lambda record: "Negative Renyi" not in str(record.msg))
+
+#: Beyond these noise multipliers floating point overflows.
+_LEAST_NOISE, _MOST_NOISE = 1e-9, 1e9
+#: No more rounds than this are looked for: nobody runs them.
+MOST_ROUNDS = 10**9
+#: After which shares of the rounds a plan says what was spent; the first round is always said.
+_MILESTONES = (0.1, 0.25, 0.5, 1.0)
+_CURVE_POINTS = 200
+# PLD costs up to seconds a point, and its curve is smooth.
+_PLD_SHARES = (0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+# A δ below this is indistinguishable from zero in floating point, and zero has no ε by RDP.
+_SMALLEST_DELTA = 1e-300
+
+
+@dataclass(frozen=True)
+class BudgetQuestion:
+    """What is known of a recipe, and which of its quantities is asked for.
+
+    Attributes:
+        population: N, the number of users.
+        deltas: every δ at which ε is said; what is solved for holds at the first.
+        rounds: number of releases; with `solve="rounds"` the most that are considered.
+        cohort: expected number of users in a round; with `solve="cohort"` the most that are
+            considered; None with `sampling="all"`.
+        noise_multiplier: z, standard deviation of the noise divided by the clip bound.
+        epsilon: the budget ε.
+        sampling: poisson, fixed_size or all.
+        adjacency: None for the one that goes with the sampling.
+        solve: epsilon, noise, delta, rounds or cohort; None asks for whichever of ε and noise
+            is not given.
+    """
+
+    population: int
+    deltas: tuple[float, ...] = ()
+    rounds: int | None = None
+    cohort: float | None = None
+    noise_multiplier: float | None = None
+    epsilon: float | None = None
+    sampling: str = "poisson"
+    adjacency: str | None = None
+    solve: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a run releases: everything that bears on its ε.
+
+    Attributes:
+        sampling: who takes part in a round.
+        noise_multiplier: z.
+        rounds: number of releases.
+    """
+
+    sampling: Sampling
+    noise_multiplier: float
+    rounds: int
+
+    def event(self) -> dp_accounting.DpEvent:
+        """Return the privacy event of one release."""
+        return _event(self.sampling, self.noise_multiplier)
+
+    def bill(self, deltas: Sequence[float], rounds: int, tight: bool = True) -> Bill:
+        """Return what the first `rounds` cost.
+
+        Raises:
+            InputError: there is so much noise that ε is lost in rounding.
+        """
+        bill = charge({self.event(): rounds}, self.sampling.adjacency, deltas, tight)
+        for delta, cost in zip(deltas, bill.costs, strict=True):
+            if cost.epsilon == 0 and delta < self._distance(rounds):
+                raise InputError(
+                    f"--noise-multiplier: with {self.noise_multiplier:g} so little of ε is left "
+                    "that rounding swallows it; write a smaller one"
+                )
+        return bill
+
+    def _distance(self, rounds: int) -> float:
+        """Bound the total variation distance from above: at a smaller δ no ε is zero.
+
+        By the union bound over rounds, or by Pinsker's inequality from the Rényi divergence of
+        order 2, which bounds the one of Kullback and Leibler.
+        """
+        probability = self.sampling.expected_cohort / self.sampling.population
+        shift = self.sampling.sensitivity(1.0) / self.noise_multiplier
+        union = rounds * probability * math.erf(shift / math.sqrt(8))
+        return min(union, math.sqrt(rounds * math.log1p(probability**2 * math.expm1(shift**2)) / 2))
+
+
+@dataclass(frozen=True)
+class BudgetAnswer:
+    """The recipe, complete, and what it costs.
+
+    Attributes:
+        question: what was asked, with `solve` filled in.
+        recipe: the recipe, with the quantity that was solved for filled in.
+        after: number of rounds and what they cost, for the first and 10, 25, 50, 100%.
+        notes: what the reader should know, a sentence each.
+        delta_pld: δ by PLD at the question's ε, where δ was asked for and PLD knows it.
+    """
+
+    question: BudgetQuestion
+    recipe: Recipe
+    after: tuple[tuple[int, Bill], ...]
+    notes: tuple[str, ...] = ()
+    delta_pld: float | None = None
+
+    @property
+    def total(self) -> Bill:
+        """What all rounds cost."""
+        return self.after[-1][1]
+
+
+def answer(question: BudgetQuestion) -> BudgetAnswer:
+    """Answer `question`.
+
+    Raises:
+        InputError: a value out of bounds, too much or too little is given, or nothing fits the
+            budget; the message names the option to mend.
+    """
+    question = replace(question, solve=_asked_for(question))
+    _check_values(question)
+    _check_completeness(question)
+    recipe, deltas = _SOLVERS[str(question.solve)](question)
+    after = tuple((rounds, recipe.bill(deltas, rounds)) for rounds in _milestones(recipe.rounds))
+    return BudgetAnswer(
+        question=question,
+        recipe=recipe,
+        after=after,
+        notes=_notes(question, recipe, after[-1][1]),
+        delta_pld=_delta_pld(question, recipe, after[-1][1]),
+    )
+
+
+# -------------------------------------------------------------------- checking the question
+
+_NEEDS = {
+    "epsilon": ("noise_multiplier", "rounds", "cohort", "deltas"),
+    "noise": ("epsilon", "rounds", "cohort", "deltas"),
+    "delta": ("noise_multiplier", "epsilon", "rounds", "cohort"),
+    "rounds": ("noise_multiplier", "epsilon", "cohort", "deltas"),
+    "cohort": ("noise_multiplier", "epsilon", "rounds", "deltas"),
+}
+# What is solved for cannot be given too. Rounds and cohort can: as the most to consider.
+_REFUSES = {"epsilon": "epsilon", "noise": "noise_multiplier", "delta": "deltas"}
+
+
+def _asked_for(question: BudgetQuestion) -> str:
+    if question.solve is not None:
+        _check_choice("--solve", question.solve, tuple(_NEEDS))
+        return question.solve
+    noise, budget = question.noise_multiplier is not None, question.epsilon is not None
+    if noise and budget:
+        raise InputError(
+            "--noise-multiplier and --epsilon: write one of them, or say with --solve rounds, "
+            "cohort or delta what both are given for"
+        )
+    if not noise and not budget:
+        raise InputError("write --noise-multiplier to learn its ε, or --epsilon to learn the noise")
+    return "epsilon" if noise else "noise"
+
+
+def _check_values(question: BudgetQuestion) -> None:
+    _check_choice("--sampling", question.sampling, tuple(PROVEN))
+    if question.adjacency is not None:
+        _check_choice("--adjacency", question.adjacency, tuple(each.value for each in Adjacency))
+    _check_count("--population", question.population)
+    if question.rounds is not None:
+        _check_count("--rounds", question.rounds, MOST_ROUNDS)
+    if question.noise_multiplier is not None:
+        _check_noise(question.noise_multiplier)
+    if question.epsilon is not None:
+        _check_positive("--epsilon", question.epsilon)
+    for delta in question.deltas:
+        check_delta(delta)
+    if question.sampling == "all":
+        if question.cohort is not None or question.solve == "cohort":
+            raise InputError("--cohort: with --sampling all it is the population; leave it out")
+    elif question.cohort is not None:
+        _check_cohort(question.cohort, question.population)
+
+
+def _check_completeness(question: BudgetQuestion) -> None:
+    solve = str(question.solve)
+    for field in _NEEDS[solve]:
+        implied = field == "cohort" and question.sampling == "all"
+        if not implied and getattr(question, field) in (None, ()):
+            raise InputError(f"{_option(field)}: needed to solve for {solve}")
+    refused = _REFUSES.get(solve)
+    if refused and getattr(question, refused) not in (None, ()):
+        raise InputError(f"{_option(refused)}: it is what --solve {solve} looks for; leave it out")
+
+
+def _option(field: str) -> str:
+    return "--delta" if field == "deltas" else "--" + field.replace("_", "-")
+
+
+def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{option}: write {', '.join(choices[:-1])} or {choices[-1]}, not {value}")
+
+
+def _check_count(option: str, value: int, most: int | None = None) -> None:
+    if value < 1:
+        raise InputError(f"{option}: write a whole number of at least 1, got {value}")
+    if most is not None and value > most:
+        raise InputError(f"{option}: write at most {most:,}, got {value:,}")
+
+
+def _check_positive(option: str, value: float) -> None:
+    if not (value > 0 and math.isfinite(value)):
+        raise InputError(f"{option}: write a number above 0, got {value:g}")
+
+
+def _check_noise(noise_multiplier: float) -> None:
+    _check_positive("--noise-multiplier", noise_multiplier)
+    if not _LEAST_NOISE <= noise_multiplier <= _MOST_NOISE:
+        raise InputError(
+            f"--noise-multiplier: write a number from {_LEAST_NOISE:g} to {_MOST_NOISE:g}, "
+            f"got {noise_multiplier:g}"
+        )
+
+
+def check_delta(delta: float) -> None:
+    """Raise InputError unless `delta` lies in (0, 1)."""
+    if not 0 < delta < 1:
+        raise InputError(f"--delta: write a number above 0 and below 1, got {delta:g}")
+
+
+def _check_cohort(cohort: float, population: int) -> None:
+    if not 0 < cohort <= population:
+        raise InputError(
+            f"--cohort: write a number above 0 and at most the population of {population}, "
+            f"got {cohort:g}"
+        )
+
+
+# -------------------------------------------------------------------- solving
+
+
+def _solve_epsilon(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
+    return _given(question), question.deltas
+
+
+def _solve_delta(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
+    assert question.epsilon is not None
+    recipe = _given(question)
+    accountant = RdpAccountant(recipe.sampling.adjacency)
+    accountant.compose(recipe.event(), recipe.rounds)
+    delta = max(accountant.delta(question.epsilon), _SMALLEST_DELTA)
+    if not delta < 1:
+        raise InputError(f"--epsilon: no δ below 1 is proved at ε = {question.epsilon:g}; raise it")
+    return recipe, (delta,)
+
+
+def _solve_noise(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
+    assert question.epsilon is not None
+    assert question.rounds is not None
+    sampling = _sampling(question)
+    try:
+        noise_multiplier = noise_multiplier_for(
+            question.epsilon,
+            question.deltas[0],
+            question.rounds,
+            sampling.adjacency,
+            lambda z: _event(sampling, z),
+        )
+    except ValueError as error:
+        raise InputError(f"--epsilon: {error}") from None
+    recipe = Recipe(sampling, noise_multiplier, question.rounds)
+    try:
+        recipe.bill(question.deltas, recipe.rounds, tight=False)
+    except InputError:
+        raise InputError(
+            f"--epsilon: no noise proves an ε as small as {question.epsilon:g} at "
+            f"δ = {question.deltas[0]:g} by RDP; write a larger one"
+        ) from None
+    return recipe, question.deltas
+
+
+def _solve_rounds(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
+    assert question.epsilon is not None
+    most = question.rounds or MOST_ROUNDS
+    recipe = _given(replace(question, rounds=most))
+    adjacency, delta = recipe.sampling.adjacency, question.deltas[0]
+    rounds = affordable_rounds(recipe.event(), adjacency, question.epsilon, delta, most)
+    if rounds == 0:
+        one = recipe.bill([delta], 1, tight=False).first.epsilon
+        raise InputError(
+            f"--epsilon: not one round fits, it costs ε = {one:.4g}; raise --epsilon or "
+            "--noise-multiplier"
+        )
+    return replace(recipe, rounds=rounds), question.deltas
+
+
+def _solve_cohort(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
+    """Find the largest whole cohort within the budget: at a given z, ε grows with the cohort."""
+    assert question.epsilon is not None
+    delta = question.deltas[0]
+
+    def at(cohort: int) -> Recipe:
+        return _given(replace(question, cohort=cohort))
+
+    def spent(cohort: int) -> float:
+        recipe = at(cohort)
+        return recipe.bill([delta], recipe.rounds, tight=False).first.epsilon
+
+    low, high = 0, math.floor(question.cohort or question.population)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if spent(middle) <= question.epsilon:
+            low = middle
+        else:
+            high = middle - 1
+    if low == 0:
+        raise InputError(
+            f"--epsilon: not even a cohort of one user fits, it costs ε = {spent(1):.4g}; raise "
+            "--epsilon or --noise-multiplier"
+        )
+    return at(low), question.deltas
+
+
+_SOLVERS: dict[str, Callable[[BudgetQuestion], tuple[Recipe, tuple[float, ...]]]] = {
+    "epsilon": _solve_epsilon,
+    "noise": _solve_noise,
+    "delta": _solve_delta,
+    "rounds": _solve_rounds,
+    "cohort": _solve_cohort,
+}
+
+
+def _given(question: BudgetQuestion) -> Recipe:
+    assert question.noise_multiplier is not None
+    assert question.rounds is not None
+    return Recipe(_sampling(question), question.noise_multiplier, question.rounds)
+
+
+def _sampling(question: BudgetQuestion) -> Sampling:
+    adjacency = Adjacency(question.adjacency) if question.adjacency else None
+    if adjacency and adjacency not in PROVEN[question.sampling]:
+        proven = " or ".join(each.value for each in PROVEN[question.sampling])
+        raise InputError(
+            f"--adjacency: {adjacency.value} has no proof with --sampling {question.sampling}; "
+            f"write {proven}"
+        )
+    try:
+        return build_sampling(question.sampling, question.population, question.cohort, adjacency)
+    except ValueError as error:
+        raise InputError(f"--cohort: {error}") from None
+
+
+def _event(sampling: Sampling, noise_multiplier: float) -> dp_accounting.DpEvent:
+    """Return the event at z; what the clip bound is does not bear on it."""
+    return sampling.event(GaussianMechanism(noise_multiplier, GlobalClipping(1.0)))
+
+
+def _milestones(rounds: int) -> list[int]:
+    return sorted({1, *(math.ceil(share * rounds) for share in _MILESTONES)})
+
+
+def _notes(question: BudgetQuestion, recipe: Recipe, total: Bill) -> tuple[str, ...]:
+    notes = []
+    unwise = [cost.delta for cost in total.costs if (cost.delta or 0) >= 1 / question.population]
+    if unwise:
+        notes.append(
+            f"δ = {max(d for d in unwise if d):g} is not below 1/population = "
+            f"{1 / question.population:g}: a run refuses it"
+        )
+    if question.solve == "rounds" and recipe.rounds == (question.rounds or MOST_ROUNDS):
+        notes.append(f"all {recipe.rounds:,} rounds that were considered fit into the budget")
+    most = question.cohort or question.population
+    if question.solve == "cohort" and recipe.sampling.expected_cohort == math.floor(most):
+        notes.append(f"the largest cohort that was considered, {math.floor(most):,}, fits")
+    return (*notes, total.without_pld) if total.without_pld else tuple(notes)
+
+
+def _delta_pld(question: BudgetQuestion, recipe: Recipe, total: Bill) -> float | None:
+    if question.solve != "delta" or question.epsilon is None or total.without_pld:
+        return None
+    accountant = PldAccountant(recipe.sampling.adjacency)
+    accountant.compose(recipe.event(), recipe.rounds)
+    return accountant.delta(question.epsilon)
+
+
+# -------------------------------------------------------------------- curves
+
+
+@dataclass(frozen=True)
+class Curve:
+    """ε by round under one accountant.
+
+    Attributes:
+        rounds: numbers of rounds, ascending.
+        epsilons: ε after each.
+    """
+
+    rounds: tuple[int, ...]
+    epsilons: tuple[float, ...]
+
+
+def epsilon_curves(recipe: Recipe, delta: float) -> dict[str, Curve]:
+    """Return ε by round at `delta` for `rdp` and, as far as it is known, for `pld`."""
+    event, adjacency = recipe.event(), recipe.sampling.adjacency
+    step = max(1, recipe.rounds // _CURVE_POINTS)
+    rounds = sorted({*range(1, recipe.rounds, step), recipe.rounds})
+    rdp = RdpAccountant(adjacency)
+    curves = {"rdp": _curve({count: rdp.epsilon_after(event, delta, count) for count in rounds})}
+    counts = sorted({1, *(math.ceil(share * recipe.rounds) for share in _PLD_SHARES)})
+    tight = {count: recipe.bill([delta], count).first.epsilon_pld for count in counts}
+    known = {count: epsilon for count, epsilon in tight.items() if epsilon is not None}
+    return curves | ({"pld": _curve(known)} if known else {})
+
+
+def _curve(points: dict[int, float]) -> Curve:
+    return Curve(tuple(points), tuple(points.values()))
+
+
+# -------------------------------------------------------------------- extrapolation
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """A trained recipe, and by what its population and cohort are scaled (Poisson sampling).
+
+    The noise standard deviation on the *mean*, z·C/S for a cohort S, is held fixed, so that the
+    model learns as it did: z grows with the cohort, and q = S/N (Pelikan et al. 2025).
+
+    Attributes:
+        population: N of the trained recipe.
+        cohort: S of the trained recipe.
+        noise_multiplier: z of the trained recipe.
+        rounds: number of releases, unscaled.
+        delta: δ, unscaled.
+        population_factors: by what N is multiplied, one row each.
+        cohort_factors: by what S is multiplied, one column each.
+        tight: whether to compute ε by PLD too.
+    """
+
+    population: int
+    cohort: float
+    noise_multiplier: float
+    rounds: int
+    delta: float
+    population_factors: tuple[float, ...]
+    cohort_factors: tuple[float, ...]
+    tight: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One scaled recipe and its ε; the fields are those of the trained recipe, scaled."""
+
+    population: int
+    cohort: float
+    noise_multiplier: float
+    rounds: int
+    delta: float
+    epsilon: float
+    epsilon_pld: float | None
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The scaled recipes.
+
+    Attributes:
+        cells: those that are possible, by population and then cohort, ascending.
+        left_out: (population, cohort) of those whose cohort exceeds the population.
+        notes: what the reader should know, a sentence each.
+    """
+
+    cells: tuple[Cell, ...]
+    left_out: tuple[tuple[int, float], ...]
+    notes: tuple[str, ...]
+
+
+def extrapolate(recipe: Extrapolation) -> Grid:
+    """Return ε of every scaled recipe.
+
+    Raises:
+        InputError: a value out of bounds, or no cohort fits its population.
+    """
+    _check_extrapolation(recipe)
+    pairs = [
+        (round(recipe.population * many), recipe.cohort * larger, recipe.noise_multiplier * larger)
+        for many in sorted(set(recipe.population_factors))
+        for larger in sorted(set(recipe.cohort_factors))
+    ]
+    cells = tuple(_cell(recipe, *pair) for pair in pairs if pair[1] <= pair[0])
+    left_out = tuple((population, cohort) for population, cohort, _ in pairs if cohort > population)
+    if not cells:
+        raise InputError("--scale-cohort: every cohort exceeds its population; write smaller ones")
+    return Grid(cells, left_out, _grid_notes(recipe, cells, left_out))
+
+
+def _check_extrapolation(recipe: Extrapolation) -> None:
+    _check_count("--population", recipe.population)
+    _check_cohort(recipe.cohort, recipe.population)
+    _check_noise(recipe.noise_multiplier)
+    _check_count("--rounds", recipe.rounds, MOST_ROUNDS)
+    check_delta(recipe.delta)
+    for factor in recipe.population_factors:
+        _check_positive("--scale-population", factor)
+        _check_count("--scale-population", round(recipe.population * factor))
+    for factor in recipe.cohort_factors:
+        _check_positive("--scale-cohort", factor)
+        _check_noise(recipe.noise_multiplier * factor)
+
+
+def _cell(recipe: Extrapolation, population: int, cohort: float, noise_multiplier: float) -> Cell:
+    sampling = build_sampling("poisson", population, cohort)
+    scaled = Recipe(sampling, noise_multiplier, recipe.rounds)
+    cost = scaled.bill([recipe.delta], recipe.rounds, recipe.tight).first
+    return Cell(
+        population=population,
+        cohort=cohort,
+        noise_multiplier=noise_multiplier,
+        rounds=recipe.rounds,
+        delta=recipe.delta,
+        epsilon=cost.epsilon,
+        epsilon_pld=cost.epsilon_pld,
+    )
+
+
+def _grid_notes(
+    recipe: Extrapolation, cells: Sequence[Cell], left_out: Sequence[tuple[int, float]]
+) -> tuple[str, ...]:
+    notes = []
+    if left_out:
+        pairs = ", ".join(f"{cohort:,.15g} of {population:,}" for population, cohort in left_out)
+        notes.append(f"left out, the cohort exceeds the population: {pairs}")
+    if recipe.tight and any(cell.epsilon_pld is None for cell in cells):
+        notes.append(f"no PLD where RDP gives an ε above {PLD_UP_TO:g}")
+    return tuple(notes)

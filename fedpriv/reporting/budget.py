@@ -1,0 +1,338 @@
+"""Plans and extrapolations as tables, JSON, CSV and figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import asdict
+from decimal import ROUND_CEILING, Context
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from fedpriv.errors import InputError
+from fedpriv.privacy.composition import Cost
+from fedpriv.privacy.planning import BudgetAnswer, Cell, Curve, Extrapolation, Grid
+from fedpriv.reporting.wording import rounded_up
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+_BLUE, _VERMILLION, _BLACK = "#0072B2", "#D55E00", "#000000"
+_STYLE = {
+    "font.size": 9,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.7,
+    "svg.hashsalt": "fedpriv",
+}
+# From here on ε is a power of ten to the reader.
+_SCIENTIFIC_FROM = 1e4
+
+
+# -------------------------------------------------------------------- words and numbers
+
+
+def epsilon_text(epsilon: float | None) -> str:
+    """Return ε rounded up; `none` where there is no privacy, a dash where it is not known."""
+    if epsilon is None:
+        return "–"
+    if math.isinf(epsilon):
+        return "none"
+    return rounded_up(epsilon) if epsilon < _SCIENTIFIC_FROM else significant_up(epsilon, 4)
+
+
+def significant_up(value: float, digits: int) -> str:
+    """Return `value` in scientific notation with `digits` digits, rounded towards infinity."""
+    # Twelve digits first, so that 0.1 is not rounded up for what binary fractions add to it.
+    exact = Context(prec=digits, rounding=ROUND_CEILING).create_decimal(f"{value:.12g}")
+    return f"{exact:.{digits - 1}e}"
+
+
+def to_json(document: Mapping[str, Any]) -> str:
+    """Return one strict JSON document: what is not a finite number is null."""
+    return json.dumps(_strict(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _strict(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_strict(row) for row in rows)
+    return text.getvalue()
+
+
+# -------------------------------------------------------------------- a plan
+
+
+def plan_table(answer: BudgetAnswer) -> RenderableType:
+    """Return the recipe, with what was solved for marked, and ε as the rounds go on."""
+    spent = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("rounds", "δ", "ε by RDP", "order", "ε by PLD"):
+        spent.add_column(name, justify="right")
+    for rounds, bill in answer.after:
+        for cost in bill.costs:
+            spent.add_row(f"{rounds:,}", f"{cost.delta:.4g}", *_cost_texts(cost))
+    return Group(_recipe_table(answer), "", "ε after so many rounds", spent)
+
+
+def _cost_texts(cost: Cost) -> tuple[str, str, str]:
+    order = "–" if cost.best_order is None else f"{cost.best_order:g}"
+    return epsilon_text(cost.epsilon), order, epsilon_text(cost.epsilon_pld)
+
+
+def _recipe_table(answer: BudgetAnswer) -> Table:
+    recipe, sampling, total = answer.recipe, answer.recipe.sampling, answer.total.first
+    cohort = sampling.expected_cohort
+    delta = f"{total.delta:.4g}"
+    if answer.question.solve == "delta" and total.delta is not None:
+        delta = f"{significant_up(total.delta, 3)} by RDP"
+        if answer.delta_pld is not None:
+            delta += f", {significant_up(answer.delta_pld, 3)} by PLD"
+    rows = {
+        "": ("population", f"{sampling.population:,} users"),
+        "sampling": ("sampling", f"{sampling.kind}, {sampling.adjacency.value} adjacency"),
+        "cohort": ("cohort", f"{cohort:,g} users, q = {cohort / sampling.population:.4g}"),
+        "rounds": ("rounds", f"{recipe.rounds:,}"),
+        "noise": ("noise multiplier z", _noise_text(answer)),
+        "delta": ("δ", delta),
+        "epsilon": ("ε", _epsilon_line(answer)),
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for key, (name, value) in rows.items():
+        style = "bold" if key == answer.question.solve else None
+        table.add_row(name, value, style=style)
+    return table
+
+
+def _noise_text(answer: BudgetAnswer) -> str:
+    noise = answer.recipe.noise_multiplier
+    # Rounded up: a reader who types it in again must not overspend.
+    return rounded_up(noise, 6) if answer.question.solve == "noise" else f"{noise:.6g}"
+
+
+def _epsilon_line(answer: BudgetAnswer) -> str:
+    total, target = answer.total.first, answer.question.epsilon
+    pld = "" if total.epsilon_pld is None else f", {epsilon_text(total.epsilon_pld)} by PLD"
+    budget = "" if target is None else f", of a budget of {target:g}"
+    return f"{epsilon_text(total.epsilon)} by RDP{pld}{budget}"
+
+
+def plan_document(answer: BudgetAnswer) -> dict[str, Any]:
+    """Return a plan as a document for `to_json`.
+
+    `epsilon`, `best_order` and `epsilon_pld` are those after all rounds at the first δ;
+    `deltas` has all δ after all rounds, `after` has all δ after the first rounds and on.
+    """
+    recipe, question = answer.recipe, answer.question
+    return {
+        "solved_for": question.solve,
+        "sampling": recipe.sampling.kind,
+        "adjacency": recipe.sampling.adjacency.value,
+        "population": recipe.sampling.population,
+        "cohort": recipe.sampling.expected_cohort,
+        "noise_multiplier": recipe.noise_multiplier,
+        "rounds": recipe.rounds,
+        "budget": question.epsilon,
+        **asdict(answer.total.first),
+        "delta_pld": answer.delta_pld,
+        "deltas": [asdict(cost) for cost in answer.total.costs],
+        "after": _rows_after(answer),
+        "notes": answer.notes,
+    }
+
+
+def _rows_after(answer: BudgetAnswer) -> list[dict[str, Any]]:
+    return [
+        {"rounds": rounds, **asdict(cost)} for rounds, bill in answer.after for cost in bill.costs
+    ]
+
+
+def plan_csv(answer: BudgetAnswer) -> str:
+    """Return one row for each δ and number of rounds."""
+    recipe = answer.recipe
+    fixed = {
+        "sampling": recipe.sampling.kind,
+        "population": recipe.sampling.population,
+        "cohort": recipe.sampling.expected_cohort,
+        "noise_multiplier": recipe.noise_multiplier,
+    }
+    return _to_csv([fixed | row for row in _rows_after(answer)])
+
+
+def plan_plot(answer: BudgetAnswer, curves: Mapping[str, Curve], path: Path) -> None:
+    """Draw ε by round under each accountant, with the budget, to `path`.
+
+    Raises:
+        InputError: `path` cannot be written.
+    """
+    delta, budget = answer.total.first.delta, answer.question.epsilon
+    with _figure(6.4, 4.2, path) as (figure, axes):
+        rdp = curves["rdp"]
+        axes.plot(rdp.rounds, rdp.epsilons, color=_BLUE, label="by RDP")
+        if "pld" in curves:
+            pld = curves["pld"]
+            style = {"color": _VERMILLION, "linestyle": "--", "marker": "o", "markersize": 3.5}
+            axes.plot(pld.rounds, pld.epsilons, label="by PLD", **style)
+        if budget is not None:
+            axes.axhline(budget, color=_BLACK, linestyle=":", label=f"budget ε = {budget:g}")
+        axes.set_xlabel("rounds")
+        axes.set_ylabel(f"ε at δ = {delta:.3g} (no unit)")
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.15g}")
+        axes.set_title(_title(answer), fontsize=9, loc="left")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+
+
+def _title(answer: BudgetAnswer) -> str:
+    sampling = answer.recipe.sampling
+    return (
+        f"{sampling.expected_cohort:,g} of {sampling.population:,} users a round "
+        f"({sampling.kind.replace('_', ' ')} sampling), z = {answer.recipe.noise_multiplier:.4g}"
+    )
+
+
+# -------------------------------------------------------------------- an extrapolation
+
+
+def grid_table(recipe: Extrapolation, grid: Grid) -> RenderableType:
+    """Return ε with populations as rows and cohorts as columns; a dot is left out."""
+    cells = {(cell.population, cell.cohort): cell for cell in grid.cells}
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("population", justify="right")
+    cohorts = _cohorts(grid)
+    for cohort, cell in cohorts.items():
+        table.add_column(f"cohort {cohort:,.15g}\nz = {cell.noise_multiplier:.4g}", justify="right")
+    for population in _populations(grid):
+        row = [cells.get((population, cohort)) for cohort in cohorts]
+        table.add_row(
+            f"{population:,}", *("·" if c is None else _cell_text(c, recipe) for c in row)
+        )
+    accountant = "PLD" if recipe.tight else "RDP"
+    heading = f"ε by {accountant} after {recipe.rounds:,} rounds at δ = {recipe.delta:g}"
+    return Group(heading, table)
+
+
+def _cell_text(cell: Cell, recipe: Extrapolation) -> str:
+    return epsilon_text(cell.epsilon_pld if recipe.tight else cell.epsilon)
+
+
+def _cohorts(grid: Grid) -> dict[float, Cell]:
+    """Return every cohort, ascending, with a cell that has it."""
+    return {cell.cohort: cell for cell in sorted(grid.cells, key=lambda cell: cell.cohort)}
+
+
+def _populations(grid: Grid) -> list[int]:
+    return sorted({cell.population for cell in grid.cells})
+
+
+def grid_rows(recipe: Extrapolation, grid: Grid) -> list[dict[str, Any]]:
+    """Return one row a cell; `epsilon` is by RDP, and `epsilon_pld` is there if asked for."""
+    rows = [asdict(cell) for cell in grid.cells]
+    if not recipe.tight:
+        for row in rows:
+            del row["epsilon_pld"]
+    return rows
+
+
+def grid_csv(recipe: Extrapolation, grid: Grid) -> str:
+    """Return `grid_rows` as CSV."""
+    return _to_csv(grid_rows(recipe, grid))
+
+
+def grid_plot(recipe: Extrapolation, grid: Grid, path: Path) -> None:
+    """Draw ε as a heat map, logarithmic, with its numbers in the cells, to `path`.
+
+    Raises:
+        InputError: `path` cannot be written.
+    """
+    cohorts, populations = list(_cohorts(grid)), _populations(grid)
+    values = np.full((len(populations), len(cohorts)), np.nan)
+    for cell in grid.cells:
+        epsilon = cell.epsilon_pld if recipe.tight else cell.epsilon
+        known = math.nan if epsilon is None else epsilon
+        values[populations.index(cell.population), cohorts.index(cell.cohort)] = known
+    with _figure(2.4 + 0.95 * len(cohorts), 1.7 + 0.55 * len(populations), path) as (figure, axes):
+        axes.grid(visible=False)
+        axes.set_facecolor("#eeeeee")
+        norm = LogNorm(*_limits(values))
+        image = axes.imshow(values, cmap="cividis_r", norm=norm, aspect="auto")
+        _write_cells(axes, values, norm)
+        axes.set_xticks(range(len(cohorts)), [f"{cohort:,.15g}" for cohort in cohorts])
+        axes.set_yticks(range(len(populations)), [f"{count:,}" for count in populations])
+        axes.tick_params(length=0)
+        axes.set_xlabel("expected cohort (users a round)")
+        axes.set_ylabel("population (users)")
+        accountant = "PLD" if recipe.tight else "RDP"
+        bar = figure.colorbar(image, ax=axes, label=f"ε at δ = {recipe.delta:g} (no unit)")
+        bar.outline.set_visible(False)
+        title = f"ε by {accountant} after {recipe.rounds:,} rounds, noise on the mean held fixed"
+        axes.set_title(title, fontsize=9, loc="left")
+
+
+def _limits(values: np.ndarray) -> tuple[float, float]:
+    """Return the ends of the colours, never equal."""
+    shown = values[np.isfinite(values) & (values > 0)]
+    low, high = (float(shown.min()), float(shown.max())) if shown.size else (1.0, 1.0)
+    return low, max(high, 10 * low)
+
+
+def _write_cells(axes: Axes, values: np.ndarray, norm: LogNorm) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        text = _short(value) if np.isfinite(value) else "–"
+        # The map runs from light to dark: white numbers where it is dark.
+        dark = np.isfinite(value) and norm(value) > 0.5
+        colour = "white" if dark else "black"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+
+
+def _short(value: float) -> str:
+    if value >= _SCIENTIFIC_FROM:
+        return significant_up(value, 2).replace("e+0", "e")
+    return rounded_up(value, 2 if value < 100 else 0)
+
+
+# -------------------------------------------------------------------- drawing
+
+
+def check_plot_path(path: Path) -> None:
+    """Raise InputError unless `path` names a PNG or SVG file."""
+    if path.suffix.lower() not in (".png", ".svg"):
+        raise InputError(f"--plot: write a file that ends with .png or .svg, got {path}")
+
+
+@contextmanager
+def _figure(width: float, height: float, path: Path) -> Iterator[tuple[Figure, Axes]]:
+    """Give a figure of so many inches and write it to `path` when it is drawn."""
+    with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.add_subplot()
+        try:
+            figure.savefig(path, dpi=150)
+        except OSError as error:
+            raise InputError(f"--plot: cannot write {path} ({error.strerror})") from None

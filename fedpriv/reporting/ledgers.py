@@ -1,0 +1,261 @@
+"""Ledgers shown, verified and merged, without ever changing one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from fedpriv.errors import InputError
+from fedpriv.privacy.composition import Account, Bill, Merged, grouped
+from fedpriv.privacy.composition import Group as Releases
+from fedpriv.privacy.ledger import read_ledger
+from fedpriv.reporting.budget import epsilon_text
+from fedpriv.reporting.reader import read_run
+from fedpriv.reporting.run_directory import RunDirectory
+from fedpriv.reporting.spent import spent
+from fedpriv.reporting.wording import round_ranges
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A ledger as it was found.
+
+    Attributes:
+        path: the ledger file.
+        run: the run directory that it lies in; None for a ledger alone.
+        account: what it holds.
+        torn: whether its last line was never finished, and so charges nothing.
+    """
+
+    path: Path
+    run: Path | None
+    account: Account
+    torn: bool
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the reader should know, a sentence each."""
+        if not self.torn:
+            return ()
+        return (f"{self.path}: the last line is torn; it was never used and charges nothing",)
+
+
+def open_ledger(path: Path) -> Opened:
+    """Read the ledger at `path`, a file or a folder with a `ledger.jsonl`; nothing is written.
+
+    Raises:
+        InputError: no ledger there, or one with an edited, dropped or reordered line.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder; name a run directory or a ledger.jsonl")
+    file = path / "ledger.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"{path}: there is no ledger.jsonl in it; name a run directory")
+    read = read_ledger(file)
+    folder = file.parent if (file.parent / "config.yaml").is_file() else None
+    account = Account(str(path), read.header, read.releases)
+    return Opened(file, folder, account, read.torn_bytes > 0)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A ledger whose every line is intact and which its run's metrics do not contradict.
+
+    Attributes:
+        opened: the ledger.
+        bill: what it costs, from the file alone.
+        compared: whether there were metrics to compare with.
+    """
+
+    opened: Opened
+    bill: Bill
+    compared: bool
+
+
+def verify(path: Path) -> Verified:
+    """Check the ledger at `path`, and the metrics of its run against it.
+
+    Lines cut off at the end leave a shorter chain that is intact in itself: they are found by the
+    metrics of the finished rounds, and so only in a run directory.
+
+    Raises:
+        InputError: an edited, dropped or reordered line, by its number, or metrics that say
+            something else than the ledger.
+    """
+    opened = open_ledger(path)
+    compared = opened.run is not None and bool(RunDirectory(opened.run).read_metrics())
+    if compared and opened.run is not None:
+        disagreements = spent(read_run(opened.run)).disagreements
+        if disagreements:
+            raise InputError(f"{opened.run} CONTRADICTS ITS LEDGER: {' '.join(disagreements)}")
+    return Verified(opened, opened.account.bill(opened.account.header.delta), compared)
+
+
+# -------------------------------------------------------------------- documents
+
+
+def ledger_document(opened: Opened, bill: Bill) -> dict[str, Any]:
+    """Return a ledger, its groups of releases and what they cost, as a document for JSON."""
+    account = opened.account
+    return {
+        "path": str(opened.path),
+        "header": asdict(account.header),
+        "releases": len(account.releases),
+        "torn_last_line": opened.torn,
+        **_cost(bill),
+        "groups": [_group_document(group) for group in grouped(account.releases)],
+    }
+
+
+def _cost(bill: Bill) -> dict[str, Any]:
+    return {**asdict(bill.first), "without_pld": bill.without_pld}
+
+
+def _group_document(group: Releases) -> dict[str, Any]:
+    first, bounds = group.releases[0], group.bounds
+    return {
+        "releases": len(group.releases),
+        "repeated": group.repeated,
+        "rounds": round_ranges(group.rounds),
+        "sampling": first.sampling,
+        "population": first.population,
+        "expected_cohort": first.expected_cohort,
+        "noise_multiplier": first.noise_multiplier,
+        "smallest_bound": bounds[0] if bounds else None,
+        "largest_bound": bounds[1] if bounds else None,
+        "event": str(first.event()),
+    }
+
+
+def verified_document(verified: Verified) -> dict[str, Any]:
+    """Return the result of a verification as a document for JSON."""
+    account = verified.opened.account
+    return {
+        "path": str(verified.opened.path),
+        "intact": True,
+        "metrics_agree": True if verified.compared else None,
+        "torn_last_line": verified.opened.torn,
+        "releases": len(account.releases),
+        "rounds": round_ranges([release.round for release in account.releases]),
+        "population": account.header.population,
+        "unit": account.header.unit,
+        "adjacency": account.header.adjacency,
+        **_cost(verified.bill),
+    }
+
+
+def merged_document(merged: Merged) -> dict[str, Any]:
+    """Return several ledgers as one, as a document for JSON."""
+    header = merged.accounts[0].header
+    return {
+        "population": header.population,
+        "unit": header.unit,
+        "adjacency": header.adjacency,
+        "releases": sum(len(account.releases) for account in merged.accounts),
+        **_cost(merged.total),
+        "runs": [
+            {"path": account.name, "releases": len(account.releases), **_cost(bill)}
+            for account, bill in zip(merged.accounts, merged.bills, strict=True)
+        ],
+    }
+
+
+# -------------------------------------------------------------------- tables
+
+
+def ledger_table(opened: Opened, bill: Bill) -> RenderableType:
+    """Return a ledger's groups of releases and what they cost."""
+    header = opened.account.header
+    heading = (
+        f"{escape(str(opened.path))}: {header.population:,} users, unit {header.unit}, "
+        f"{header.adjacency} adjacency"
+    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("rounds", overflow="fold")
+    for name in ("releases", "of them again", "cohort", "clip C", "noise z"):
+        table.add_column(name, justify="right")
+    table.add_column("sampling")
+    for group in grouped(opened.account.releases):
+        table.add_row(*_group_row(group))
+    return Group(heading, table, cost_line(bill))
+
+
+def _group_row(group: Releases) -> list[str]:
+    first = group.releases[0]
+    cohort = "all" if first.expected_cohort is None else f"{first.expected_cohort:,g}"
+    return [
+        round_ranges(group.rounds),
+        f"{len(group.releases):,}",
+        f"{group.repeated:,}",
+        cohort,
+        _bounds(group),
+        f"{first.noise_multiplier:.4g}",
+        first.sampling,
+    ]
+
+
+def _bounds(group: Releases) -> str:
+    if group.bounds is None:
+        return "unbounded"
+    low, high = group.bounds
+    return f"{low:.4g}" if low == high else f"{low:.4g}–{high:.4g}"
+
+
+def cost_line(bill: Bill) -> str:
+    """Return ε by each accountant in one line."""
+    cost = bill.first
+    if cost.delta is None:
+        return "[bold red]no privacy[/bold red]: nothing is bounded and noisy"
+    known = f", {epsilon_text(cost.epsilon_pld)} by PLD" if cost.epsilon_pld is not None else ""
+    reason = f" ({bill.without_pld})" if bill.without_pld else ""
+    return f"ε = {epsilon_text(cost.epsilon)} by RDP{known}, at δ = {cost.delta:g}{reason}"
+
+
+def verified_lines(verified: Verified) -> RenderableType:
+    """Return what a verification found, line by line."""
+    opened = verified.opened
+    rounds = round_ranges([release.round for release in opened.account.releases]) or "none"
+    metrics = (
+        "metrics.jsonl agrees with it"
+        if verified.compared
+        else "no metrics to compare with: lines cut off at its end would not be found"
+    )
+    return Group(
+        f"{escape(str(opened.path))}: intact",
+        f"{len(opened.account.releases):,} releases, rounds {rounds}",
+        metrics,
+        cost_line(verified.bill),
+    )
+
+
+def merged_table(merged: Merged) -> RenderableType:
+    """Return what each run costs and what all cost together."""
+    header = merged.accounts[0].header
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    total = merged.total.first
+    count = sum(len(account.releases) for account in merged.accounts)
+    table.add_column("run", "all together", overflow="fold")
+    table.add_column("releases", f"{count:,}", justify="right")
+    table.add_column("ε by RDP", epsilon_text(total.epsilon), justify="right")
+    table.add_column("ε by PLD", epsilon_text(total.epsilon_pld), justify="right")
+    for account, bill in zip(merged.accounts, merged.bills, strict=True):
+        costs = (epsilon_text(bill.first.epsilon), epsilon_text(bill.first.epsilon_pld))
+        table.add_row(escape(account.name), f"{len(account.releases):,}", *costs)
+    heading = (
+        f"{header.population:,} users, taken to be the same people in every run; "
+        f"unit {header.unit}, {header.adjacency} adjacency, δ = {total.delta:g}"
+    )
+    return Group(heading, table)
+
+
+def merge_notes(opened: Sequence[Opened], merged: Merged) -> tuple[str, ...]:
+    """Return what the reader of a merge should know, a sentence each."""
+    notes = [note for each in opened for note in each.notes]
+    return (*notes, merged.total.without_pld) if merged.total.without_pld else tuple(notes)
