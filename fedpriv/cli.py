@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from fedpriv.config import ExperimentConfig, load_config
-from fedpriv.errors import BudgetError, FedprivError, Interrupted
+from fedpriv.errors import BudgetError, FedprivError, InputError, Interrupted
 
 if TYPE_CHECKING:
     from fedpriv.experiment import Experiment
@@ -26,11 +27,23 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at and check configs.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+budget_app = typer.Typer(help="Plan what privacy costs, before a run.", no_args_is_help=True)
+app.add_typer(budget_app, name="budget")
+ledger_app = typer.Typer(
+    help="Look at, check and add up what runs spent; a ledger is never changed.",
+    no_args_is_help=True,
+)
+app.add_typer(ledger_app, name="ledger")
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, e.g. privacy.delta=1e-6; repeatable")
 ]
 ConfigPath = Annotated[Path, typer.Argument(help="a config in YAML")]
+Population = Annotated[int, typer.Option(help="number of users N")]
+BudgetFormat = Annotated[str, typer.Option("--format", help="table, json or csv")]
+LedgerFormat = Annotated[str, typer.Option("--format", help="table or json")]
+PlotPath = Annotated[Path | None, typer.Option("--plot", help="also draw it: FILE.png or .svg")]
+LedgerPath = Annotated[Path, typer.Argument(help="a run directory or a ledger file")]
 
 _errors = Console(stderr=True)
 
@@ -56,10 +69,27 @@ def resume(directory: Annotated[Path, typer.Argument(help="the folder of a run")
 @app.command()
 def report(
     directories: Annotated[list[Path], typer.Argument(help="one or more run directories")],
+    format: Annotated[str, typer.Option(help="html, md, json or csv")] = "html",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="the file; by default html goes into the run directory, text to stdout"),
+    ] = None,
 ) -> None:
-    """Write the report of a run."""
-    for directory in directories:
-        _conclude(directory)
+    """Report on a run, or compare several."""
+    from fedpriv.reporting.report import render
+
+    _check_format(format, "html", "md", "json", "csv")
+    if format == "html":
+        _conclude(directories, output)
+        return
+    text = render(directories, cast(Literal["md", "json", "csv"], format))
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--output: cannot write {output} ({error.strerror})") from None
 
 
 @config_app.command()
@@ -87,6 +117,181 @@ def schema() -> None:
     print(json.dumps(ExperimentConfig.model_json_schema(), indent=2))
 
 
+@budget_app.command()
+def plan(
+    population: Population,
+    delta: Annotated[
+        list[float] | None,
+        typer.Option(help="δ; repeatable: what is solved for holds at the first"),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="number of rounds; with --solve rounds the most to consider")
+    ] = None,
+    cohort: Annotated[
+        float | None,
+        typer.Option(help="expected users a round; with --solve cohort the most to consider"),
+    ] = None,
+    noise_multiplier: Annotated[
+        float | None, typer.Option(help="z: standard deviation of the noise over the clip bound")
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(help="the budget ε")] = None,
+    sampling: Annotated[str, typer.Option(help="poisson, fixed_size or all")] = "poisson",
+    adjacency: Annotated[
+        str | None,
+        typer.Option(help="add_or_remove_one, replace_one or zero_out; default: the sampling's"),
+    ] = None,
+    solve: Annotated[
+        str | None,
+        typer.Option(
+            help="epsilon, noise, delta, rounds (the most) or cohort (the largest) that the budget "
+            "allows; default: whichever of ε and noise is not given"
+        ),
+    ] = None,
+    format: BudgetFormat = "table",
+    plot: PlotPath = None,
+) -> None:
+    """Say what a recipe costs, or what a budget allows.
+
+    Budgets are held against ε by RDP, as in a run; ε by PLD stands beside it where it has a proof.
+    """
+    from fedpriv.privacy import planning
+    from fedpriv.reporting import budget
+
+    _check_format(format, "table", "json", "csv")
+    if plot is not None:
+        budget.check_plot_path(plot)
+    answer = planning.answer(
+        planning.BudgetQuestion(
+            population=population,
+            deltas=tuple(delta or ()),
+            rounds=rounds,
+            cohort=cohort,
+            noise_multiplier=noise_multiplier,
+            epsilon=epsilon,
+            sampling=sampling,
+            adjacency=adjacency,
+            solve=solve,
+        )
+    )
+    if plot is not None:
+        curves = planning.epsilon_curves(answer.recipe, answer.deltas[0])
+        budget.plan_plot(answer, curves, plot)
+    _say(answer.notes)
+    if format == "table":
+        Console().print(budget.plan_table(answer))
+    elif format == "json":
+        sys.stdout.write(budget.to_json(budget.plan_document(answer)))
+    else:
+        sys.stdout.write(budget.plan_csv(answer))
+
+
+@budget_app.command()
+def extrapolate(
+    population: Population,
+    cohort: Annotated[float, typer.Option(help="expected users a round S")],
+    noise_multiplier: Annotated[float, typer.Option(help="z of the trained recipe")],
+    rounds: Annotated[int, typer.Option(help="number of rounds")],
+    delta: Annotated[float, typer.Option(help="δ")],
+    scale_population: Annotated[str, typer.Option(help="factors, such as 1,10,100")] = "1",
+    scale_cohort: Annotated[str, typer.Option(help="factors, such as 1,10,100")] = "1",
+    accountant: Annotated[str, typer.Option(help="rdp, or pld to have ε by both")] = "rdp",
+    format: BudgetFormat = "table",
+    plot: PlotPath = None,
+) -> None:
+    """Say what a recipe that trains well would cost with more users (Poisson sampling).
+
+    The noise on the mean, z·C/S, is held fixed: z grows with the cohort S, and q = S/N.
+    """
+    from fedpriv.privacy import planning
+    from fedpriv.reporting import budget
+
+    _check_format(format, "table", "json", "csv")
+    if accountant not in ("rdp", "pld"):
+        raise InputError(f"--accountant: write rdp or pld, not {accountant}")
+    if plot is not None:
+        budget.check_plot_path(plot)
+    recipe = planning.Extrapolation(
+        population=population,
+        cohort=cohort,
+        noise_multiplier=noise_multiplier,
+        rounds=rounds,
+        delta=delta,
+        population_factors=_factors("--scale-population", scale_population),
+        cohort_factors=_factors("--scale-cohort", scale_cohort),
+        tight=accountant == "pld",
+    )
+    grid = planning.extrapolate(recipe)
+    if plot is not None:
+        budget.grid_plot(recipe, grid, plot)
+    _say(grid.notes)
+    if format == "table":
+        Console().print(budget.grid_table(recipe, grid))
+    elif format == "json":
+        sys.stdout.write(budget.to_json(budget.grid_rows(recipe, grid)))
+    else:
+        sys.stdout.write(budget.grid_csv(recipe, grid))
+
+
+@ledger_app.command("show")
+def show_ledger(path: LedgerPath, format: LedgerFormat = "table") -> None:
+    """Print the releases of a ledger, those that cost the same in one line, and their ε."""
+    from fedpriv.reporting import ledgers
+    from fedpriv.reporting.budget import to_json
+
+    _check_format(format, "table", "json")
+    opened = ledgers.open_ledger(path)
+    bill = opened.account.bill(opened.account.header.delta)
+    _say(opened.notes)
+    if format == "json":
+        sys.stdout.write(to_json(ledgers.ledger_document(opened, bill)))
+    else:
+        Console().print(ledgers.ledger_table(opened, bill))
+
+
+@ledger_app.command()
+def verify(path: LedgerPath, format: LedgerFormat = "table") -> None:
+    """Check every line of a ledger, compute ε from it alone, and compare with the run's metrics."""
+    from fedpriv.reporting import ledgers
+    from fedpriv.reporting.budget import to_json
+
+    _check_format(format, "table", "json")
+    verified = ledgers.verify(path)
+    _say(verified.opened.notes)
+    if format == "json":
+        sys.stdout.write(to_json(ledgers.verified_document(verified)))
+    else:
+        Console().print(ledgers.verified_lines(verified), soft_wrap=True)
+
+
+@ledger_app.command()
+def merge(
+    paths: Annotated[list[Path], typer.Argument(help="run directories or ledger files")],
+    delta: Annotated[
+        float | None, typer.Option(help="δ; by default the one that the ledgers share")
+    ] = None,
+    format: LedgerFormat = "table",
+) -> None:
+    """Say what several runs over one population cost its users together.
+
+    Equal populations are taken to be the same people, the worst case: the runs compose in sequence.
+    """
+    from fedpriv.privacy import composition
+    from fedpriv.privacy.planning import check_delta
+    from fedpriv.reporting import ledgers
+    from fedpriv.reporting.budget import to_json
+
+    _check_format(format, "table", "json")
+    if delta is not None:
+        check_delta(delta)
+    opened = [ledgers.open_ledger(path) for path in paths]
+    merged = composition.merge([each.account for each in opened], delta)
+    _say(ledgers.merge_notes(opened, merged))
+    if format == "json":
+        sys.stdout.write(to_json(ledgers.merged_document(merged)))
+    else:
+        Console().print(ledgers.merged_table(merged))
+
+
 def _train(directory: RunDirectory, prepared: Experiment) -> None:
     """Run the rounds that are left; the report is written also where the run was stopped."""
     from fedpriv import experiment
@@ -97,21 +302,42 @@ def _train(directory: RunDirectory, prepared: Experiment) -> None:
             experiment.train(prepared, directory, progress)
     except (BudgetError, Interrupted) as stopped:
         if directory.read_metrics():
-            _conclude(directory.path)
+            _conclude([directory.path])
         if isinstance(stopped, Interrupted):
             raise Interrupted(
                 f"{stopped}; continue with: fedpriv resume {directory.path}"
             ) from None
         raise
-    _conclude(directory.path)
+    _conclude([directory.path])
 
 
-def _conclude(directory: Path) -> None:
+def _conclude(directories: list[Path], output: Path | None = None) -> None:
     from fedpriv.reporting.report import write_report
     from fedpriv.reporting.summary import summary_table
 
-    Console().print(summary_table([directory]))
-    _errors.print(f"report: {write_report([directory])}", soft_wrap=True)
+    written = write_report(directories, output)
+    Console().print(summary_table(directories))
+    _errors.print(f"report: {written}", soft_wrap=True)
+
+
+def _check_format(value: str, *formats: str) -> None:
+    if value not in formats:
+        raise InputError(f"--format: write {', '.join(formats[:-1])} or {formats[-1]}, not {value}")
+
+
+def _say(notes: Iterable[str]) -> None:
+    for note in notes:
+        _errors.print(f"note: {escape(note)}", soft_wrap=True)
+
+
+def _factors(option: str, text: str) -> tuple[float, ...]:
+    """Return the numbers in a list such as 1,10,100."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"{option}: write numbers with commas between, such as 1,10,100, got {text!r}"
+        ) from None
 
 
 def main() -> None:

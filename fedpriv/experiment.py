@@ -24,7 +24,7 @@ from fedpriv.federation.plan import Plan, build_plan, build_trainer, population_
 from fedpriv.federation.simulation import simulate
 from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
 from fedpriv.optimizers.server import Server
-from fedpriv.privacy.accounting import ACCOUNTANTS
+from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant
 from fedpriv.privacy.ledger import Header, Ledger
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.training.checkpoint import (
@@ -238,7 +238,7 @@ class _Recorder:
             "clip_bound": record.bound,
         }
         if record.round % config.evaluation.every == 0 or record.round == config.rounds:
-            row["epsilon"] |= self._slow_epsilons()
+            row["epsilon"] |= self._slow_epsilons(record.epsilon)
             row["held_out"] = asdict(self._evaluate())
         row["simulation_only"] = _seen(record, self._experiment.plan.layout.names)
         return row
@@ -252,16 +252,16 @@ class _Recorder:
             experiment.config.evaluation.batch_size,
         )
 
-    def _slow_epsilons(self) -> dict[str, float | None]:
-        """Return ε by the accountants that take too long for every round."""
+    def _slow_epsilons(self, by_rdp: float | None) -> dict[str, float | None]:
+        """Return ε by PLD, which takes too long for every round, where it is of use."""
         privacy = self._experiment.config.privacy
-        spent: dict[str, float | None] = {}
-        for name in privacy.accountants if privacy else ():
-            if privacy is not None and name != "rdp":
-                accountant = ACCOUNTANTS[name](self._ledger.adjacency)
-                self._ledger.compose_into(accountant)
-                spent[name] = _finite(accountant.epsilon(privacy.delta))
-        return spent
+        if privacy is None or "pld" not in privacy.accountants:
+            return {}
+        if by_rdp is None or by_rdp > PLD_UP_TO:
+            return {"pld": None} if by_rdp == math.inf else {}
+        accountant = PldAccountant(self._ledger.adjacency)
+        self._ledger.compose_into(accountant)
+        return {"pld": accountant.epsilon(privacy.delta)}
 
 
 def _finite(epsilon: float | None) -> float | None:

@@ -39,7 +39,7 @@ CLIPPING = {
 }
 OPTIMIZERS = {
     "adam": ["server.optimizer=adam", "server.lr=0.02"],
-    "lamb": ["server.optimizer=lamb", "server.lr=0.04"],
+    "lamb": ["server.optimizer=lamb", "server.lr=0.02"],
 }
 
 

@@ -31,6 +31,12 @@ logging.getLogger("absl").addFilter(lambda record: "Excluding this order" not in
 ORDERS: tuple[float, ...] = tuple(float(order) for order in DEFAULT_RDP_ORDERS)
 
 
+_ROUNDING = 1e-12
+
+#: Above this ε a privacy-loss distribution takes seconds and gigabytes, and says nothing of use.
+PLD_UP_TO = 100.0
+
+
 class Accountant(Protocol):
     """Composes privacy events and answers with (ε, δ). It never answers below the truth."""
 
@@ -61,7 +67,9 @@ def _rdp_curve(
     """Return the Rényi divergence of one `event` at `orders`: float64 `[len(orders)]`."""
     accountant = rdp.RdpAccountant(orders, adjacency.relation)
     accountant.compose(event)
-    curve = accountant.rdp
+    # A divergence below this is lost in the rounding of the series, which can come out as zero or
+    # below: ε = 0 would follow. A floor keeps the answer above the truth.
+    curve = np.maximum(accountant.rdp, _ROUNDING)
     curve.setflags(write=False)
     return curve
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import dp_accounting
-from dp_accounting import rdp
+from scipy.optimize import brentq
 
-from fedpriv.privacy.accounting import ORDERS, RdpAccountant
+from fedpriv.privacy.accounting import RdpAccountant
 from fedpriv.privacy.sampling import Adjacency
 
 _TOLERANCE = 1e-6
+# With more noise than this nothing is learnt, and rounding decides what is proved.
+_MOST_NOISE = 2.0**30
 
 
 def noise_multiplier_for(
@@ -38,22 +40,19 @@ def noise_multiplier_for(
         accountant.compose(event_at(noise_multiplier), rounds)
         return accountant.epsilon(delta)
 
-    try:
-        found = dp_accounting.calibrate_dp_mechanism(
-            lambda: rdp.RdpAccountant(ORDERS, adjacency.relation),
-            lambda z: dp_accounting.SelfComposedDpEvent(event_at(z), rounds),
-            epsilon,
-            delta,
-            dp_accounting.LowerEndpointAndGuess(0.0, 1.0),
-            tol=_TOLERANCE,
-        )
-    except dp_accounting.mechanism_calibration.NoBracketIntervalFoundError:
-        raise ValueError(f"no noise multiplier reaches ε = {epsilon:g} at δ = {delta:g}") from None
-    noise_multiplier = float(found)
-    # The search stops within its tolerance on either side of the target: step onto the safe one.
-    while spent(noise_multiplier) > epsilon:
-        noise_multiplier += _TOLERANCE
-    return noise_multiplier
+    high = 1.0
+    while spent(high) > epsilon:
+        high *= 2
+        if high > _MOST_NOISE:
+            raise ValueError(
+                f"no noise multiplier reaches {epsilon:g} at δ = {delta:g}; write a larger one"
+            )
+    low = high / 2
+    while spent(low) <= epsilon and low > _TOLERANCE:
+        low /= 2
+    found = float(brentq(lambda z: spent(z) - epsilon, low, high, xtol=_TOLERANCE))
+    # The search ends within its tolerance on either side of the target: take the safe one.
+    return found if spent(found) <= epsilon else found + _TOLERANCE
 
 
 def affordable_rounds(

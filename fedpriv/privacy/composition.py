@@ -16,13 +16,9 @@ from itertools import combinations
 import dp_accounting
 
 from fedpriv.errors import InputError
-from fedpriv.privacy.accounting import PldAccountant, RdpAccountant
+from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant, RdpAccountant
 from fedpriv.privacy.ledger import Header, Release
 from fedpriv.privacy.sampling import Adjacency
-
-#: Beyond this ε by RDP no privacy loss distribution is composed: its arrays grow with ε to
-#: gigabytes, and an ε of a hundred protects nobody whichever way it is computed.
-PLD_UP_TO = 100.0
 
 
 @dataclass(frozen=True)

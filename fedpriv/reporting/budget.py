@@ -6,9 +6,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import asdict
 from decimal import ROUND_CEILING, Context
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -42,6 +42,8 @@ _STYLE = {
 }
 # From here on ε is a power of ten to the reader.
 _SCIENTIFIC_FROM = 1e4
+# A line through fewer points than this shows them.
+_FEW = 20
 
 
 # -------------------------------------------------------------------- words and numbers
@@ -63,7 +65,7 @@ def significant_up(value: float, digits: int) -> str:
     return f"{exact:.{digits - 1}e}"
 
 
-def to_json(document: Mapping[str, Any]) -> str:
+def to_json(document: Mapping[str, Any] | Sequence[Any]) -> str:
     """Return one strict JSON document: what is not a finite number is null."""
     return json.dumps(_strict(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
@@ -116,7 +118,7 @@ def _recipe_table(answer: BudgetAnswer) -> Table:
     rows = {
         "": ("population", f"{sampling.population:,} users"),
         "sampling": ("sampling", f"{sampling.kind}, {sampling.adjacency.value} adjacency"),
-        "cohort": ("cohort", f"{cohort:,g} users, q = {cohort / sampling.population:.4g}"),
+        "cohort": ("cohort", f"{cohort:,.15g} users, q = {cohort / sampling.population:.4g}"),
         "rounds": ("rounds", f"{recipe.rounds:,}"),
         "noise": ("noise multiplier z", _noise_text(answer)),
         "delta": ("δ", delta),
@@ -193,17 +195,20 @@ def plan_plot(answer: BudgetAnswer, curves: Mapping[str, Curve], path: Path) -> 
     delta, budget = answer.total.first.delta, answer.question.epsilon
     with _figure(6.4, 4.2, path) as (figure, axes):
         rdp = curves["rdp"]
-        axes.plot(rdp.rounds, rdp.epsilons, color=_BLUE, label="by RDP")
+        marker = "s" if len(rdp.rounds) < _FEW else ""
+        axes.plot(rdp.rounds, rdp.epsilons, color=_BLUE, marker=marker, ms=3.5, label="by RDP")
         if "pld" in curves:
             pld = curves["pld"]
-            style = {"color": _VERMILLION, "linestyle": "--", "marker": "o", "markersize": 3.5}
-            axes.plot(pld.rounds, pld.epsilons, label="by PLD", **style)
+            axes.plot(
+                pld.rounds, pld.epsilons, "o--", color=_VERMILLION, ms=3.5, label="by PLD (at dots)"
+            )
         if budget is not None:
             axes.axhline(budget, color=_BLACK, linestyle=":", label=f"budget ε = {budget:g}")
         axes.set_xlabel("rounds")
         axes.set_ylabel(f"ε at δ = {delta:.3g} (no unit)")
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.15g}")
         axes.set_title(_title(answer), fontsize=9, loc="left")
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
@@ -212,7 +217,7 @@ def plan_plot(answer: BudgetAnswer, curves: Mapping[str, Curve], path: Path) -> 
 def _title(answer: BudgetAnswer) -> str:
     sampling = answer.recipe.sampling
     return (
-        f"{sampling.expected_cohort:,g} of {sampling.population:,} users a round "
+        f"{sampling.expected_cohort:,.15g} of {sampling.population:,} users a round "
         f"({sampling.kind.replace('_', ' ')} sampling), z = {answer.recipe.noise_multiplier:.4g}"
     )
 
@@ -224,10 +229,10 @@ def grid_table(recipe: Extrapolation, grid: Grid) -> RenderableType:
     """Return ε with populations as rows and cohorts as columns; a dot is left out."""
     cells = {(cell.population, cell.cohort): cell for cell in grid.cells}
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("population", justify="right")
+    table.add_column("population ↓\ncohort →", justify="right")
     cohorts = _cohorts(grid)
     for cohort, cell in cohorts.items():
-        table.add_column(f"cohort {cohort:,.15g}\nz = {cell.noise_multiplier:.4g}", justify="right")
+        table.add_column(f"{cohort:,.15g}\nz {cell.noise_multiplier:.4g}", justify="right")
     for population in _populations(grid):
         row = [cells.get((population, cohort)) for cohort in cohorts]
         table.add_row(
@@ -271,28 +276,43 @@ def grid_plot(recipe: Extrapolation, grid: Grid, path: Path) -> None:
     Raises:
         InputError: `path` cannot be written.
     """
+    cohorts, populations = _cohorts(grid), _populations(grid)
+    values = _grid_values(recipe, grid)
+    width, height = max(5.6, 2.4 + 0.95 * len(cohorts)), 2.1 + 0.55 * len(populations)
+    with _figure(width, height, path) as (figure, axes):
+        axes.grid(visible=False)
+        axes.set_facecolor("#eeeeee")
+        norm = LogNorm(*_limits(values))
+        image = axes.imshow(
+            np.ma.masked_invalid(values), cmap="cividis_r", norm=norm, aspect="auto"
+        )
+        _write_cells(axes, values, norm)
+        names = [f"{c:,.15g}\nz = {cell.noise_multiplier:.4g}" for c, cell in cohorts.items()]
+        axes.set_xticks(range(len(cohorts)), names)
+        axes.set_yticks(range(len(populations)), [f"{count:,}" for count in populations])
+        axes.tick_params(length=0)
+        axes.set_xlabel("expected cohort (users a round) and its noise multiplier")
+        axes.set_ylabel("population (users)")
+        bar = figure.colorbar(image, ax=axes, label=f"ε at δ = {recipe.delta:g} (no unit)")
+        bar.outline.set_visible(False)
+        axes.set_title(_grid_title(recipe, grid), fontsize=9, loc="left")
+
+
+def _grid_values(recipe: Extrapolation, grid: Grid) -> np.ndarray:
+    """Return ε as `[populations, cohorts]`: nan where left out, inf where PLD does not know it."""
     cohorts, populations = list(_cohorts(grid)), _populations(grid)
     values = np.full((len(populations), len(cohorts)), np.nan)
     for cell in grid.cells:
         epsilon = cell.epsilon_pld if recipe.tight else cell.epsilon
-        known = math.nan if epsilon is None else epsilon
-        values[populations.index(cell.population), cohorts.index(cell.cohort)] = known
-    with _figure(2.4 + 0.95 * len(cohorts), 1.7 + 0.55 * len(populations), path) as (figure, axes):
-        axes.grid(visible=False)
-        axes.set_facecolor("#eeeeee")
-        norm = LogNorm(*_limits(values))
-        image = axes.imshow(values, cmap="cividis_r", norm=norm, aspect="auto")
-        _write_cells(axes, values, norm)
-        axes.set_xticks(range(len(cohorts)), [f"{cohort:,.15g}" for cohort in cohorts])
-        axes.set_yticks(range(len(populations)), [f"{count:,}" for count in populations])
-        axes.tick_params(length=0)
-        axes.set_xlabel("expected cohort (users a round)")
-        axes.set_ylabel("population (users)")
-        accountant = "PLD" if recipe.tight else "RDP"
-        bar = figure.colorbar(image, ax=axes, label=f"ε at δ = {recipe.delta:g} (no unit)")
-        bar.outline.set_visible(False)
-        title = f"ε by {accountant} after {recipe.rounds:,} rounds, noise on the mean held fixed"
-        axes.set_title(title, fontsize=9, loc="left")
+        place = populations.index(cell.population), cohorts.index(cell.cohort)
+        values[place] = math.inf if epsilon is None else epsilon
+    return values
+
+
+def _grid_title(recipe: Extrapolation, grid: Grid) -> str:
+    accountant = "PLD" if recipe.tight else "RDP"
+    title = f"ε by {accountant} after {recipe.rounds:,} rounds\nnoise on the mean held fixed"
+    return title + ("; –: the cohort exceeds the population" if grid.left_out else "")
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
@@ -304,16 +324,17 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
 
 def _write_cells(axes: Axes, values: np.ndarray, norm: LogNorm) -> None:
     for (row, column), value in np.ndenumerate(values):
-        text = _short(value) if np.isfinite(value) else "–"
         # The map runs from light to dark: white numbers where it is dark.
-        dark = np.isfinite(value) and norm(value) > 0.5
+        dark = math.isfinite(value) and norm(value) > 0.5
         colour = "white" if dark else "black"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+        axes.text(column, row, _short(value), ha="center", va="center", color=colour, fontsize=8)
 
 
 def _short(value: float) -> str:
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "not\ncomputed"
     if value >= _SCIENTIFIC_FROM:
-        return significant_up(value, 2).replace("e+0", "e")
+        return significant_up(value, 2).replace("e+", "e")
     return rounded_up(value, 2 if value < 100 else 0)
 
 
@@ -321,9 +342,11 @@ def _short(value: float) -> str:
 
 
 def check_plot_path(path: Path) -> None:
-    """Raise InputError unless `path` names a PNG or SVG file."""
+    """Raise InputError unless `path` names a PNG or SVG file in a folder that exists."""
     if path.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"--plot: write a file that ends with .png or .svg, got {path}")
+    if not path.parent.is_dir():
+        raise InputError(f"--plot: there is no folder {path.parent}; make it, or name another")
 
 
 @contextmanager

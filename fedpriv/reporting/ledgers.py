@@ -179,7 +179,7 @@ def ledger_table(opened: Opened, bill: Bill) -> RenderableType:
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("rounds", overflow="fold")
-    for name in ("releases", "of them again", "cohort", "clip C", "noise z"):
+    for name in ("releases", "repeated", "cohort", "clip C", "noise z"):
         table.add_column(name, justify="right")
     table.add_column("sampling")
     for group in grouped(opened.account.releases):
@@ -189,7 +189,7 @@ def ledger_table(opened: Opened, bill: Bill) -> RenderableType:
 
 def _group_row(group: Releases) -> list[str]:
     first = group.releases[0]
-    cohort = "all" if first.expected_cohort is None else f"{first.expected_cohort:,g}"
+    cohort = "all" if first.expected_cohort is None else f"{first.expected_cohort:,.15g}"
     return [
         round_ranges(group.rounds),
         f"{len(group.releases):,}",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedpriv.privacy.accounting import ACCOUNTANTS, Accountant
+from fedpriv.privacy.accounting import ACCOUNTANTS, PLD_UP_TO, Accountant
 from fedpriv.privacy.ledger import Release
 from fedpriv.reporting.reader import Run
 
@@ -34,8 +34,10 @@ def spent(run: Run) -> Spent:
     """Charge the accountants of the run's config with its ledger and check the metrics."""
     if not run.private or run.delta is None:
         return Spent({}, {}, _disagreements(run, {}))
-    names: Iterable[str] = run.config.privacy.accountants if run.config.privacy else ("rdp",)
-    accountants = {name: _charged(run, name, run.releases) for name in names}
+    accountants = {"rdp": _charged(run, "rdp", run.releases)}
+    wanted = run.config.privacy.accountants if run.config.privacy else ()
+    if "pld" in wanted and accountants["rdp"].epsilon(run.delta) <= PLD_UP_TO:
+        accountants["pld"] = _charged(run, "pld", run.releases)
     epsilons = {name: each.epsilon(run.delta) for name, each in accountants.items()}
     return Spent(accountants, epsilons, _disagreements(run, epsilons))
 

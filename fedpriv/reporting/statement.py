@@ -410,7 +410,8 @@ def _releases(run: Run) -> tuple[str, ...]:
     if repeated:
         sentences.append(
             f"{len(repeated)} of them repeat a round that had been charged before (rounds "
-            f"{round_ranges(repeated)}), with a fresh cohort and fresh noise; each is charged as a draw of its own."
+            f"{round_ranges(repeated)}), with a fresh cohort and fresh noise; each is charged as "
+            "a draw of its own."
         )
     else:
         sentences.append("No round was released twice.")

@@ -4,6 +4,7 @@ import dp_accounting
 import pytest
 from dp_accounting import pld, rdp
 from dp_accounting.privacy_accountant import NeighboringRelation
+from opacus.accountants import PRVAccountant
 from opacus.accountants import RDPAccountant as OpacusRdp
 
 from fedpriv.privacy import (
@@ -138,6 +139,17 @@ def test_looking_ahead_composes_nothing():
     assert NeighboringRelation.ADD_OR_REMOVE_ONE is ADD_REMOVE.relation
 
 
+@pytest.mark.parametrize("noise", [1e4, 1e6, 1e9])
+def test_so_much_noise_that_rounding_decides_is_never_free(noise):
+    """Even z = 1e6 leaves δ(0) = 1/(z·√(2π)) in one round: ε = 0 at δ = 1e-9 would be untrue."""
+    event = poisson(noise, 1000, 10.0)
+    ours, tight = RdpAccountant(ADD_REMOVE), PldAccountant(ADD_REMOVE)
+    ours.compose(event, 1000)
+    tight.compose(event, 1000)
+    assert ours.epsilon(1e-9) > 0
+    assert ours.epsilon(1e-9) >= tight.epsilon(1e-9)
+
+
 def test_zero_out_costs_what_add_or_remove_costs():
     for kind in (RdpAccountant, PldAccountant):
         spent = []
@@ -159,3 +171,16 @@ def test_replace_one_doubles_the_sensitivity_once_whatever_the_accountant():
     assert exact < loose.epsilon(1e-5) < 1.1 * exact
     with pytest.raises(dp_accounting.UnsupportedEventError):
         tight.compose(poisson(1.0, 1000, 50.0))
+
+
+@pytest.mark.parametrize(
+    ("noise", "rate", "rounds"),
+    itertools.product([0.8, 1.0, 1.2, 1.5], [0.02, 0.05, 0.1, 0.2], [400, 1000]),
+)
+def test_pld_agrees_with_the_prv_accountant_of_opacus(noise, rate, rounds):
+    """Gopi, Lee, Wutschitz 2021, another way to compose the same distributions."""
+    ours, theirs = PldAccountant(ADD_REMOVE), PRVAccountant()
+    ours.compose(poisson(noise, 10_000, 10_000 * rate), rounds)
+    theirs.history = [(noise, rate, rounds)]
+    for delta in (1e-5, 1e-7):
+        assert ours.epsilon(delta) == pytest.approx(theirs.get_epsilon(delta), rel=0.02)

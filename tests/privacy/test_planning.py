@@ -1,0 +1,219 @@
+import math
+from typing import Any
+
+import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, pld, rdp
+
+from fedpriv.errors import InputError
+from fedpriv.privacy.planning import (
+    MOST_ROUNDS,
+    BudgetAnswer,
+    BudgetQuestion,
+    Extrapolation,
+    answer,
+    epsilon_curves,
+    extrapolate,
+)
+
+SMALL: dict[str, Any] = {"population": 1000, "rounds": 50, "cohort": 20.0, "deltas": (1e-5,)}
+
+
+def ask(**changes: Any) -> BudgetAnswer:
+    return answer(BudgetQuestion(**{**SMALL, **changes}))
+
+
+def by_rdp(noise: float, rounds: int, cohort: float = 20.0) -> rdp.RdpAccountant:
+    accountant = rdp.RdpAccountant()
+    event = PoissonSampledDpEvent(cohort / 1000, GaussianDpEvent(noise))
+    accountant.compose(event, rounds)
+    return accountant
+
+
+def test_epsilon_of_a_noise_is_dp_accountings():
+    found = ask(noise_multiplier=1.0, deltas=(1e-5, 1e-8))
+    tight = pld.PLDAccountant()
+    tight.compose(PoissonSampledDpEvent(0.02, GaussianDpEvent(1.0)), 50)
+    for cost in found.total.costs:
+        epsilon, order = by_rdp(1.0, 50).get_epsilon_and_optimal_order(cost.delta)
+        assert (cost.epsilon, cost.best_order) == (pytest.approx(epsilon, rel=1e-12), order)
+        assert cost.epsilon_pld == pytest.approx(tight.get_epsilon(cost.delta), rel=1e-6)
+    assert [rounds for rounds, _ in found.after] == [1, 5, 13, 25, 50]
+    for rounds, bill in found.after:
+        assert bill.first.epsilon == pytest.approx(by_rdp(1.0, rounds).get_epsilon(1e-5), rel=1e-12)
+
+
+@pytest.mark.parametrize(("noise", "published"), [(0.01024, 1.1e7), (0.003072, 1.2e8)])
+def test_published_points_of_speech_training(noise, published):
+    """Pelikan et al. 2025: 1,024 of 34,753 users, about 2,000 rounds, δ = 1e-9."""
+    question = BudgetQuestion(34_753, (1e-9,), 2000, 1024.0, noise_multiplier=noise)
+    assert answer(question).total.first.epsilon == pytest.approx(published, rel=0.08)
+
+
+@pytest.mark.parametrize("sampling", ["poisson", "fixed_size", "all"])
+def test_noise_for_a_budget_keeps_it_and_wastes_nothing(sampling):
+    changes: dict[str, Any] = {"sampling": sampling} | (
+        {"cohort": None} if sampling == "all" else {}
+    )
+    found = ask(epsilon=2.0, **changes)
+    assert 2.0 - 1e-3 < found.total.first.epsilon <= 2.0
+    less = ask(noise_multiplier=found.recipe.noise_multiplier - 1e-4, **changes)
+    assert less.total.first.epsilon > 2.0
+
+
+def test_rounds_for_a_budget_are_the_most():
+    found = ask(epsilon=2.0, noise_multiplier=1.0, solve="rounds", rounds=None)
+    rounds = found.recipe.rounds
+    assert by_rdp(1.0, rounds).get_epsilon(1e-5) <= 2.0 < by_rdp(1.0, rounds + 1).get_epsilon(1e-5)
+    capped = ask(epsilon=2.0, noise_multiplier=1.0, solve="rounds", rounds=7)
+    assert capped.recipe.rounds == 7
+    assert "all 7 rounds" in capped.notes[0]
+    with pytest.raises(InputError, match="not one round fits"):
+        ask(epsilon=0.1, noise_multiplier=1.0, solve="rounds", rounds=None)
+
+
+def test_the_cohort_for_a_budget_is_the_largest():
+    found = ask(epsilon=2.0, noise_multiplier=1.0, solve="cohort", cohort=None)
+    largest = found.recipe.sampling.expected_cohort
+    cohorts = [1.0, 10.0, largest, largest + 1, 200.0, 1000.0]
+    spent = [by_rdp(1.0, 50, cohort).get_epsilon(1e-5) for cohort in cohorts]
+    assert spent == sorted(spent)
+    assert spent[2] <= 2.0 < spent[3]
+    capped = ask(epsilon=2.0, noise_multiplier=1.0, solve="cohort", cohort=5.5)
+    assert capped.recipe.sampling.expected_cohort == 5
+    assert "5, fits" in capped.notes[0]
+    with pytest.raises(InputError, match="not even a cohort of one"):
+        ask(epsilon=0.1, noise_multiplier=0.3, solve="cohort", cohort=None)
+
+
+def test_delta_for_an_epsilon():
+    found = ask(epsilon=2.0, noise_multiplier=1.0, solve="delta", deltas=())
+    assert found.deltas == (pytest.approx(by_rdp(1.0, 50).get_delta(2.0), rel=1e-12),)
+    assert found.total.first.epsilon == pytest.approx(2.0, rel=1e-6)
+    assert found.delta_pld is not None
+    assert 0 < found.delta_pld < found.deltas[0]
+    with pytest.raises(InputError, match="no δ below 1"):
+        ask(epsilon=1e-3, noise_multiplier=0.1, solve="delta", deltas=())
+
+
+def test_what_rounding_would_make_free_is_not():
+    """With extreme noise dp-accounting's RDP answers zero, which the first round disproves."""
+    noise, delta = 1e8, 1e-10
+    event = PoissonSampledDpEvent(0.03, GaussianDpEvent(noise))
+    accountant = rdp.RdpAccountant()
+    accountant.compose(event, 2000)
+    assert accountant.get_epsilon(delta) == 0
+    assert 0.03 * math.erf(1 / (noise * math.sqrt(8))) > delta
+    found = ask(noise_multiplier=noise, rounds=2000, cohort=30.0, deltas=(delta,))
+    assert found.total.first.epsilon > 0
+    with pytest.raises(InputError, match="--epsilon: no noise multiplier reaches"):
+        ask(epsilon=1e-3, deltas=(delta,))
+
+
+def test_an_epsilon_that_is_truly_zero_is_answered():
+    found = ask(noise_multiplier=10.0, rounds=1, cohort=1e-4, deltas=(1e-4,))
+    assert found.total.first.epsilon == 0
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "nobody": ({"population": 0, "noise_multiplier": 1.0}, "--population"),
+    "no rounds": ({"rounds": 0, "noise_multiplier": 1.0}, "--rounds"),
+    "too many rounds": ({"rounds": MOST_ROUNDS + 1, "noise_multiplier": 1.0}, "--rounds"),
+    "rounds missing": ({"rounds": None, "noise_multiplier": 1.0}, "--rounds: needed"),
+    "delta missing": ({"deltas": (), "noise_multiplier": 1.0}, "--delta: needed"),
+    "delta of one": ({"deltas": (1e-5, 1.0), "noise_multiplier": 1.0}, "--delta"),
+    "delta not a number": ({"deltas": (math.nan,), "noise_multiplier": 1.0}, "--delta"),
+    "cohort missing": ({"cohort": None, "noise_multiplier": 1.0}, "--cohort: needed"),
+    "cohort too large": ({"cohort": 1001.0, "noise_multiplier": 1.0}, "--cohort"),
+    "half a user": (
+        {"cohort": 2.5, "sampling": "fixed_size", "noise_multiplier": 1.0},
+        "whole number",
+    ),
+    "a cohort of all": ({"sampling": "all", "noise_multiplier": 1.0}, "leave it out"),
+    "no noise": ({"noise_multiplier": 0.0}, "--noise-multiplier"),
+    "infinite noise": ({"noise_multiplier": math.inf}, "--noise-multiplier"),
+    "noise beyond floats": ({"noise_multiplier": 1e200}, "--noise-multiplier"),
+    "no budget": ({"epsilon": 0.0}, "--epsilon"),
+    "neither": ({}, "--noise-multiplier to learn"),
+    "both": ({"noise_multiplier": 1.0, "epsilon": 1.0}, "--solve"),
+    "noise twice": ({"noise_multiplier": 1.0, "epsilon": 1.0, "solve": "noise"}, "leave it out"),
+    "an unknown quantity": ({"noise_multiplier": 1.0, "solve": "users"}, "--solve"),
+    "an unknown sampling": ({"noise_multiplier": 1.0, "sampling": "shuffled"}, "--sampling"),
+    "an unknown adjacency": ({"noise_multiplier": 1.0, "adjacency": "swap"}, "--adjacency"),
+    "no proof": ({"noise_multiplier": 1.0, "adjacency": "replace_one"}, "has no proof"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_questions_name_the_option(case):
+    changes, words = BAD[case]
+    with pytest.raises(InputError, match=words):
+        ask(**changes)
+
+
+def test_notes_say_what_a_run_would_refuse():
+    assert "1/population" in ask(noise_multiplier=1.0, deltas=(0.01,)).notes[0]
+
+
+def test_curves_end_at_the_plan():
+    found = ask(noise_multiplier=1.0, rounds=450)
+    curves = epsilon_curves(found.recipe, 1e-5)
+    total = found.total.first
+    assert (curves["rdp"].rounds[-1], curves["rdp"].epsilons[-1]) == (450, total.epsilon)
+    assert (curves["pld"].rounds[-1], curves["pld"].epsilons[-1]) == (450, total.epsilon_pld)
+    for curve in curves.values():
+        assert list(curve.epsilons) == sorted(curve.epsilons)
+    fixed = ask(noise_multiplier=1.0, sampling="fixed_size")
+    assert set(epsilon_curves(fixed.recipe, 1e-5)) == {"rdp"}
+
+
+SPEECH: dict[str, Any] = {
+    "population": 34_753,
+    "cohort": 1024.0,
+    "noise_multiplier": 0.003072,
+    "rounds": 2000,
+    "delta": 1e-9,
+    "population_factors": (1000.0, 1.0),
+    "cohort_factors": (1.0, 300.0),
+}
+
+
+def test_extrapolation_holds_the_noise_on_the_mean():
+    grid = extrapolate(Extrapolation(**SPEECH))
+    assert [(cell.population, cell.cohort) for cell in grid.cells] == [
+        (34_753, 1024.0),
+        (34_753_000, 1024.0),
+        (34_753_000, 307_200.0),
+    ]
+    assert grid.left_out == ((34_753, 307_200.0),)
+    assert "307,200 of 34,753" in grid.notes[0]
+    on_the_mean = [cell.noise_multiplier / cell.cohort for cell in grid.cells]
+    assert on_the_mean == pytest.approx([3e-6] * 3, rel=1e-12)
+    assert grid.cells[-1].epsilon == pytest.approx(4.65, abs=0.005)
+    assert grid.cells[0].epsilon == pytest.approx(1.2e8, rel=0.08)
+    assert all(cell.epsilon_pld is None for cell in grid.cells)
+
+
+def test_extrapolation_by_pld_is_tighter_where_it_is_affordable():
+    grid = extrapolate(Extrapolation(**SPEECH | {"tight": True}))
+    assert grid.cells[0].epsilon_pld is None
+    assert "above 100" in grid.notes[-1]
+    assert grid.cells[-1].epsilon_pld == pytest.approx(4.208, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"population": 0}, "--population"),
+        ({"cohort": 40_000.0}, "--cohort"),
+        ({"noise_multiplier": -1.0}, "--noise-multiplier"),
+        ({"rounds": 0}, "--rounds"),
+        ({"delta": 2.0}, "--delta"),
+        ({"population_factors": (0.0,)}, "--scale-population"),
+        ({"population_factors": (1e-6,)}, "--scale-population"),
+        ({"cohort_factors": (math.nan,)}, "--scale-cohort"),
+        ({"population_factors": (1.0,), "cohort_factors": (300.0,)}, "every cohort exceeds"),
+    ],
+)
+def test_bad_extrapolations_name_the_option(changes, words):
+    with pytest.raises(InputError, match=words):
+        extrapolate(Extrapolation(**SPEECH | changes))
