@@ -19,11 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedpriv.data.registry import DataConfig
 from fedpriv.errors import InputError
 from fedpriv.models.registry import ModelConfig
-from fedpriv.optimizers.normalize import NORMALIZERS
 from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.privacy.sampling import Adjacency, build_sampling
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+# Beyond these bounds nothing is learnt and floating point overflows.
+Rate = Annotated[float, Field(gt=0, le=1e6)]
+CountNoise = Annotated[float, Field(ge=1e-6, le=1e9)]
 
 
 class Section(BaseModel):
@@ -45,14 +47,14 @@ class LocalConfig(Section):
         default=10, description="Examples a local step."
     )
     optimizer: Literal["sgd"] = Field(default="sgd", description="Local optimizer.")
-    lr: Positive = Field(default=0.1, description="Local learning rate.")
+    lr: Rate = Field(default=0.1, description="Local learning rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="Local SGD momentum."
     )
     max_grad_norm: Positive | None = Field(
         default=None, description="L2 norm to which each local gradient is clipped; null for none."
     )
-    proximal_mu: Annotated[float, Field(ge=0)] = Field(
+    proximal_mu: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=0.0,
         description="FedProx (Li et al. 2020): weight μ of μ/2·‖θ − θ_start‖² in the loss.",
     )
@@ -64,7 +66,7 @@ class ServerConfig(Section):
     optimizer: str = Field(
         default="lamb", description="Any optimizer of torch.optim or pytorch_optimizer, by name."
     )
-    lr: Positive = Field(default=0.01, description="Server learning rate, before the schedule.")
+    lr: Rate = Field(default=0.01, description="Server learning rate, before the schedule.")
     options: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of the optimizer, e.g. betas."
     )
@@ -75,12 +77,6 @@ class ServerConfig(Section):
         default=None,
         description="Layer-wise normalisation of the averaged update before the optimizer.",
     )
-
-    @model_validator(mode="after")
-    def _known_normalizer(self) -> ServerConfig:
-        if self.normalize is not None and self.normalize not in NORMALIZERS:
-            raise ValueError(f"normalize must be null or one of {', '.join(sorted(NORMALIZERS))}")
-        return self
 
 
 class SamplingConfig(Section):
@@ -132,10 +128,10 @@ class ClippingConfig(Section):
     quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.5, description="adaptive: fraction of users whose norm should be within."
     )
-    adapt_lr: Positive = Field(
+    adapt_lr: Annotated[float, Field(gt=0, le=10)] = Field(
         default=0.2, description="adaptive: rate η of C ← C·exp(-η(fraction within - quantile))."
     )
-    count_noise: Positive | None = Field(
+    count_noise: CountNoise | None = Field(
         default=None,
         description="adaptive: noise standard deviation on each count of users within, charged "
         "to z; null: the larger of z and a twentieth of the cohort, times √(number of bounds).",
@@ -201,6 +197,8 @@ class PrivacyConfig(Section):
     def _noise_is_given_once(self) -> PrivacyConfig:
         if (self.noise_multiplier is None) == (self.target_epsilon is None):
             raise ValueError("write exactly one of noise_multiplier and target_epsilon")
+        if self.noise_multiplier and not 1e-6 <= self.noise_multiplier <= 1e6:
+            raise ValueError("noise_multiplier must be 0 (no privacy) or from 1e-6 to 1e6")
         _check_adjacency(self.sampling.kind, self.adjacency)
         if self.noise == "per_block" and (
             self.clipping.kind == "global"
@@ -221,7 +219,7 @@ class PrivacyConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """Where and how the simulation runs; bears on speed only."""
+    """Where and how the run is carried out."""
 
     workers: Annotated[int, Field(ge=1)] = Field(
         default=2, description="Ray workers, one Flower node each"
@@ -342,10 +340,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
         InputError: missing or unreadable file, bad YAML, unknown key, impossible value.
     """
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = _load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot read the config ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(document, dict):
         raise InputError(f"{path}: a config is a mapping of keys, such as 'rounds: 60'")
@@ -372,7 +370,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
         raise InputError(f"--set takes key=value, such as privacy.delta=1e-6; got {override!r}")
     try:
         value = _parse_value(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"--set {key}: {text!r} is not a YAML value") from None
     *parents, last = key.split(".")
     section = document
@@ -389,9 +387,24 @@ def _apply(document: dict[str, Any], override: str) -> None:
 def _parse_value(text: str) -> Any:
     # YAML 1.1 reads 1e-6 as a string: only 1.0e-6 is a number to it.
     try:
-        return float(text) if "e" in text.lower() else yaml.safe_load(text)
+        return float(text) if "e" in text.lower() else _load_yaml(text)
     except ValueError:
-        return yaml.safe_load(text)
+        return _load_yaml(text)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is written twice: the last one would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"the key {twice[0]} is written twice")
+        return super().construct_mapping(node, deep)
+
+
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_StrictLoader)
 
 
 def _one_line(error: ValidationError) -> str:

@@ -152,18 +152,24 @@ def reopen(path: Path) -> tuple[RunDirectory, Experiment]:
     return directory, experiment
 
 
+#: What `flwr run --run-config` sets: a config and overrides for it, or a run to continue.
+_RUN_CONFIG = ("config", "set", "resume")
+
 flower_app = ServerApp()
 
 
 @flower_app.main()
 def _under_flower(grid: Grid, context: Context) -> None:
-    """Train the config that `flwr run --run-config` names, over the nodes that Flower connects."""
-    path = str(context.run_config.get("config") or "")
-    if not path:
+    """Train the config, or continue the run, that `flwr run --run-config` names."""
+    settings = {name: str(context.run_config.get(name) or "") for name in _RUN_CONFIG}
+    if settings["resume"]:
+        directory, experiment = reopen(Path(settings["resume"]))
+    elif settings["config"]:
+        experiment = prepare(load_config(Path(settings["config"]), settings["set"].split()))
+        directory = create(experiment)
+    else:
         raise InputError("write flwr run APP --run-config 'config=\"/path/to/config.yaml\"'")
-    config = load_config(Path(path), str(context.run_config.get("set") or "").split())
-    experiment = prepare(config)
-    train(experiment, create(experiment), LogLines(), lambda strategy: strategy.start(grid))
+    train(experiment, directory, LogLines(), lambda strategy: strategy.start(grid))
 
 
 def train(
@@ -179,8 +185,13 @@ def train(
         BudgetError: the budget stopped the run; what was paid for is kept.
         Interrupted: the user stopped the run, which can be resumed.
     """
+    if drive is None and experiment.config.runtime.deployment:
+        raise InputError(
+            "runtime.deployment: true trains over real nodes: use flwr run simulations/flower_app"
+        )
     with directory.lock(), _stop_signal(observer) as stop:
         ledger = directory.open_ledger(experiment.header())
+        _check_state(experiment, directory, ledger)
         directory.keep_metrics(experiment.finished_rounds)
         strategy = PrivateFedAvg(
             experiment.plan,
@@ -196,6 +207,25 @@ def train(
             simulate(strategy, experiment.config.runtime)
         else:
             drive(strategy)
+
+
+def _check_state(experiment: Experiment, directory: RunDirectory, ledger: Ledger) -> None:
+    """Check, under the lock, that what was restored is still the newest state and is paid for.
+
+    Raises:
+        InputError: another process has moved the run on, or the ledger lacks a finished round: a
+            chain of hashes cannot show lines that are missing at its end.
+    """
+    files = checkpoint_files(directory.checkpoints)
+    newest = int(files[-1].stem.removeprefix("round-")) if files else 0
+    if newest != experiment.finished_rounds:
+        raise InputError(f"{directory.path}: another process has moved this run on; resume again")
+    unpaid = set(range(1, newest + 1)) - {release.round for release in ledger}
+    if unpaid:
+        raise InputError(
+            f"{directory.ledger} charges nothing for round {min(unpaid)}, which is finished: lines "
+            "are missing at its end, and without them the run's ε is unknown"
+        )
 
 
 class _Recorder:
@@ -236,11 +266,14 @@ class _Recorder:
             "lr": record.lr,
             "aggregate_norm": record.aggregate_norm,
             "clip_bound": record.bound,
+            "seconds": record.seconds,
+            "nodes_lost": record.nodes_lost,
         }
         if record.round % config.evaluation.every == 0 or record.round == config.rounds:
             row["epsilon"] |= self._slow_epsilons(record.epsilon)
             row["held_out"] = asdict(self._evaluate())
-        row["simulation_only"] = _seen(record, self._experiment.plan.layout.names)
+        if not config.runtime.deployment:
+            row["simulation_only"] = _seen(record, self._experiment.plan.layout.names)
         return row
 
     def _evaluate(self) -> Any:
@@ -277,9 +310,7 @@ def _seen(record: RoundRecord, names: tuple[str, ...]) -> dict[str, Any]:
     return {
         "cohort": users,
         "examples": sum(s.examples for s in sums),
-        "seconds": record.seconds,
         "users_per_second": users / record.seconds,
-        "nodes_lost": record.nodes_lost,
         "non_finite": sum(s.non_finite for s in sums),
         "loss": sum(s.loss for s in sums) / finite,
         "norm": sum(s.norm for s in sums) / finite,

@@ -73,6 +73,7 @@ OVERRIDES = {
     ),
     "an unknown optimizer": (["server.optimizer=lamp"], ["server.optimizer", "lamb"]),
     "an impossible option": (["server.options.beta=1"], ["server.options.beta"]),
+    "an unknown normaliser": (["server.normalize=whiten"], ["server.normalize"]),
     "an unknown data set": (["data.name=digit"], ["data.name", "digits"]),
     "more users than examples": (["data.users=5000"], ["data.users"]),
     "an unknown model": (["model.name=vitt"], ["model.name", "vit"]),
@@ -139,6 +140,13 @@ def test_the_ledger_of_another_config(fedpriv, tmp_path):
     ledger.write_bytes(other)
     assert_one_line(fedpriv("resume", tmp_path / "run"), "another configuration")
     assert ledger.read_bytes() == other
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"5", b"[]", b'{"x": 1}'])
+def test_damaged_metrics(fedpriv, tmp_path, line):
+    directory, _ = train_small(tmp_path / "run")
+    directory.metrics.write_bytes(line + b"\n" + directory.metrics.read_bytes())
+    assert_one_line(fedpriv("resume", tmp_path / "run"), "metrics.jsonl", "line 1")
 
 
 def test_a_ledger_that_is_gone(fedpriv, tmp_path):

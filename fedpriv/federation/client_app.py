@@ -41,7 +41,7 @@ def describe(message: Message, context: Context) -> Message:
         config = experiment_of(message)
         trainer = _trainer(config, context)
         users = trainer.dataset.population if config.runtime.deployment else None
-        return hosting_reply(message, _partition(context), users)
+        return hosting_reply(message, _partition(context), _partitions(context), users)
 
     return _guarded(message, answer)
 
@@ -73,14 +73,18 @@ def _partition(context: Context) -> int:
     return int(context.node_config["partition-id"])
 
 
+def _partitions(context: Context) -> int:
+    return int(context.node_config["num-partitions"])
+
+
 def _trainer(config: ExperimentConfig, context: Context) -> CohortTrainer:
     if not config.runtime.deployment:
         return _cached_trainer(config.model_dump_json())
     folder = context.node_config.get("data-path")
     if folder is None:
         trainer = _cached_trainer(config.model_dump_json())
-        partitions = int(context.node_config["num-partitions"])
-        return replace(trainer, dataset=Share(trainer.dataset, _partition(context), partitions))
+        share = Share(trainer.dataset, _partition(context), _partitions(context))
+        return replace(trainer, dataset=share)
     data = config.data.model_copy(update={"path": Path(str(folder)), "users": None})
     return _cached_trainer(config.model_copy(update={"data": data}).model_dump_json())
 

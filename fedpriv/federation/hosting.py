@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedpriv.errors import InputError
+
 
 @dataclass(frozen=True)
 class NodeUsers:
@@ -14,11 +16,13 @@ class NodeUsers:
     Attributes:
         node_id: Flower's id, random in every run.
         partition: the node's own stable number.
+        partitions: how many nodes it takes to be there.
         users: how many users it hosts; None where it can host any (simulation).
     """
 
     node_id: int
     partition: int
+    partitions: int
     users: int | None
 
 
@@ -35,7 +39,19 @@ class Hosting:
 
     @classmethod
     def of(cls, nodes: list[NodeUsers]) -> Hosting:
-        """Return the hosting by `nodes`, whatever order they answered in."""
+        """Return the hosting by `nodes`, whatever order they answered in.
+
+        Raises:
+            InputError: two nodes have one number, or they disagree on how many there are: the
+                same user could then be trained twice in a round, and add up to 2C.
+        """
+        numbers = sorted(node.partition for node in nodes)
+        totals = {node.partitions for node in nodes}
+        if len(set(numbers)) < len(numbers) or len(totals) > 1 or numbers[-1] >= min(totals):
+            raise InputError(
+                f"nodes must have partition-id 0 to num-partitions - 1, each once, and agree on "
+                f"num-partitions; got partition-ids {numbers} of {sorted(totals)}"
+            )
         return cls(tuple(sorted(nodes, key=lambda node: node.partition)))
 
     @property

@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Rec
 from torch import Tensor
 
 from fedpriv.config import ExperimentConfig, parse_config
+from fedpriv.federation.hosting import NodeUsers
 from fedpriv.training.cohort import CohortSum
 
 _FLAT = "flat"
@@ -91,18 +92,19 @@ def work_of(message: Message) -> Work:
     return Work(config["round"], config["users"], config["bounds"], flat_tensor(arrays))
 
 
-def hosting_reply(message: Message, partition: int, users: int | None) -> Message:
-    """Return a node's answer to a query: its number, and how many users it hosts (-1: any)."""
-    answer = ConfigRecord({"partition": partition, "users": -1 if users is None else users})
+def hosting_reply(message: Message, partition: int, partitions: int, users: int | None) -> Message:
+    """Return a node's answer to a query: its number of how many, and whom it hosts (-1: any)."""
+    hosted = -1 if users is None else users
+    answer = ConfigRecord({"partition": partition, "partitions": partitions, "users": hosted})
     return Message(RecordDict({"hosting": answer}), reply_to=message)
 
 
-def hosting_of(message: Message) -> tuple[int, int | None]:
-    """Return partition and number of users of a `hosting_reply`."""
-    answer = message.content["hosting"]
-    assert isinstance(answer, ConfigRecord)
-    users = int(str(answer["users"]))
-    return int(str(answer["partition"])), None if users < 0 else users
+def hosting_of(message: Message) -> NodeUsers:
+    """Return what a node said of itself in a `hosting_reply`."""
+    answer: Any = message.content["hosting"]
+    users = None if answer["users"] < 0 else answer["users"]
+    node_id = message.metadata.src_node_id
+    return NodeUsers(node_id, answer["partition"], answer["partitions"], users)
 
 
 def sum_reply(message: Message, partition: int, summed: CohortSum) -> Message:

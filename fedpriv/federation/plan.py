@@ -94,7 +94,7 @@ def build_plan(config: ExperimentConfig, population: int, layout: Layout) -> Pla
     randomness = (
         Randomness.operating_system()
         if config.runtime.deployment
-        else Randomness.simulation(config.seed)
+        else Randomness.simulation(config.seed, config.fingerprint())
     )
     if config.privacy is None:
         kind = "all" if config.cohort is None else "poisson"
@@ -141,7 +141,7 @@ def _mechanism(
             noise_multiplier, clipping, counts, per_block=privacy.noise == "per_block"
         )
     except ValueError as error:
-        raise InputError(f"privacy.clipping.count_noise: {error}") from None
+        raise InputError(f"privacy.clipping: {error}") from None
 
 
 def bounds_of(rule: ClippingRule) -> tuple[float, ...]:
@@ -164,6 +164,9 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     dataset = build_dataset(config.data, config.seed)
     device = resolve_device(config.runtime.device)
     model = build_model(config.model, dataset.input_shape, dataset.classes, config.seed).to(device)
+    # A running mean (BatchNorm) would carry one user's data into the next user's contribution.
+    if any(True for _ in model.buffers()):
+        raise InputError(f"model.name: {config.model.name} has buffers that users would share")
     return CohortTrainer(
         dataset=dataset,
         model=model,
@@ -174,6 +177,7 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
         ),
         seed=config.seed,
         device=device,
+        tolerant=config.runtime.deployment,
     )
 
 

@@ -13,7 +13,9 @@ from fedpriv.errors import WorkerLost
 from fedpriv.federation.client_app import app as client_app
 from fedpriv.federation.strategy import PrivateFedAvg
 
-_LARGEST_NUMBER_OF_RESTARTS = 5
+# Losses with fewer rounds between them count as one series, which ends the run when it is long.
+_ROUNDS_OF_A_HEALTHY_START = 3
+_MOST_RESTARTS = 4
 
 
 def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
@@ -24,18 +26,21 @@ def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
     with the next round.
 
     Raises:
-        WorkerLost: workers died in more rounds than a run can blame on bad luck.
+        WorkerLost: workers died again and again with hardly a round between.
         What `PrivateFedAvg.start` raises.
     """
     _quiet_libraries()
-    for _ in range(_LARGEST_NUMBER_OF_RESTARTS):
+    restarts = 0
+    while not strategy.finished:
+        before = strategy.next_round
         try:
             _simulate_once(strategy, runtime)
-        except WorkerLost:
+        except WorkerLost as lost:
+            healthy = strategy.next_round - before > _ROUNDS_OF_A_HEALTHY_START
+            restarts = 1 if healthy else restarts + 1
+            if restarts > _MOST_RESTARTS:
+                raise WorkerLost(f"{lost}, {restarts} times in a row; is memory short?") from None
             strategy.restart()
-        else:
-            return
-    raise WorkerLost(f"workers died {_LARGEST_NUMBER_OF_RESTARTS} times; is memory short?")
 
 
 def _simulate_once(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:

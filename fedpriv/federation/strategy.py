@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
-from fedpriv.federation.hosting import Hosting, NodeUsers
+from fedpriv.federation.hosting import Hosting
 from fedpriv.federation.messages import (
     failure_of,
     flat_record,
@@ -154,8 +154,7 @@ class PrivateFedAvg(Strategy):
 
         self._record = self._recorded(server_round, sums, average)
         self.next_round = server_round + 1
-        users, lost = sum(s.users for s in sums), self._asked - len(sums)
-        metrics = MetricRecord({"users": users, "nodes-lost": lost})
+        metrics = MetricRecord({"nodes-lost": self._asked - len(sums)})
         return flat_record(self.server.parameters()), metrics
 
     def _paid_release(self, round_: int, total: Tensor) -> Tensor:
@@ -266,7 +265,7 @@ class PrivateFedAvg(Strategy):
             self._on_round(self._record)
             if self._stop.is_set():
                 raise Interrupted(f"stopped after round {round_}")
-            if self._record.nodes_lost and not self._deployed:
+            if self._record.nodes_lost and not self._deployed and not self.finished:
                 raise WorkerLost(f"{self._record.nodes_lost} workers died in round {round_}")
         return result
 
@@ -284,6 +283,11 @@ class PrivateFedAvg(Strategy):
     def abandon(self) -> None:
         """Give up the round that is being waited for, from another thread; nothing is released."""
         self._abandoned.set()
+
+    @property
+    def finished(self) -> bool:
+        """Whether no round is left to run."""
+        return self.next_round > self.plan.config.rounds
 
     @property
     def _deployed(self) -> bool:
@@ -304,10 +308,7 @@ class PrivateFedAvg(Strategy):
             self._pause(deadline, f"only {len(nodes)} of {expected} nodes (runtime.workers) came")
         config = self.plan.config
         replies = self._exchange(grid, [query_message(node, config) for node in nodes])
-        found = []
-        for reply in self._answers(replies):
-            partition, users = hosting_of(reply)
-            found.append(NodeUsers(reply.metadata.src_node_id, partition, users))
+        found = [hosting_of(reply) for reply in self._answers(replies)]
         if not found:
             raise WorkerLost("no worker answered")
         hosting = Hosting.of(found)
@@ -335,30 +336,40 @@ class PrivateFedAvg(Strategy):
 
     def _pause(self, deadline: float, problem: str) -> None:
         if self._stop.is_set() or self._abandoned.wait(_POLL_SECONDS):
-            raise Interrupted("stopped before the first round")
+            raise Interrupted("stopped while waiting for nodes")
         if time.monotonic() > deadline:
             raise InputError(problem)
 
     def _sums(self, replies: Iterable[Message]) -> list[CohortSum]:
         """Return the sums that arrived, by partition: the order never depends on who was first."""
         by_partition = dict(sum_of(reply) for reply in self._answers(replies))
-        return [by_partition[partition] for partition in sorted(by_partition)]
+        sums = [by_partition[partition] for partition in sorted(by_partition)]
+        return [summed for summed in sums if self._is_sound(summed)]
+
+    def _is_sound(self, summed: CohortSum) -> bool:
+        """Say whether a sum can be one of clipped updates; a node that sends another is lost."""
+        if summed.total.shape != (self.plan.layout.total,):
+            return False
+        return bool(torch.isfinite(summed.total).all())
 
     def _answers(self, replies: Iterable[Message]) -> list[Message]:
         """Return the replies of nodes that did their work; the dead ones are left out.
 
         Raises:
             InputError: a node reported that the user's input is wrong.
-            ClientFault: the client code itself raised, in a simulation.
+            ClientFault: the client code itself raised: in a simulation on any node, in a
+                deployment on all that answered.
         """
-        good = []
+        good, crashed = [], []
         for reply in replies:
             if (reason := failure_of(reply)) is not None:
                 raise InputError(reason)
             if not reply.has_error():
                 good.append(reply)
-            elif reply.error.code in _CLIENT_CODE_RAISED and not self._deployed:
-                raise ClientFault(reply.error.reason)
+            elif reply.error.code in _CLIENT_CODE_RAISED:
+                crashed.append(reply.error.reason)
+        if crashed and (not good or not self._deployed):
+            raise ClientFault(crashed[0])
         return good
 
     def _recorded(self, round_: int, sums: list[CohortSum], average: Tensor) -> RoundRecord:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpriv.errors import InputError
-from fedpriv.optimizers.normalize import NORMALIZERS
+from fedpriv.optimizers.normalize import normalizer
 from fedpriv.optimizers.registry import STATE_TYPES, server_optimizer
 from fedpriv.optimizers.schedules import ScheduleConfig, factor, scale_learning_rates
 from fedpriv.training.parameters import Layout, parameters_of
@@ -42,7 +42,7 @@ class Server:
         self._lr = lr
         self._schedule = schedule
         self._rounds = rounds
-        self._normalize = NORMALIZERS[normalize] if normalize else None
+        self._normalize = normalizer(normalize)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = server_optimizer(optimizer, self._parameters, lr, options)
 
@@ -62,9 +62,7 @@ class Server:
             round_: the round, for the schedule.
             seed: for optimizers that draw random projections, so that a repeated round repeats.
         """
-        blocks = self.layout.split(average)
-        if self._normalize is not None:
-            blocks = self._normalize(blocks)
+        blocks = self._normalize(self.layout.split(average))
         for parameter, name in zip(self._parameters, self.layout.names, strict=True):
             # Some optimizers overwrite their gradients, so each gets memory of its own.
             parameter.grad = blocks[name].to(parameter, copy=True)

@@ -69,7 +69,9 @@ def _rdp_curve(
     accountant.compose(event)
     # A divergence below this is lost in the rounding of the series, which can come out as zero or
     # below: ε = 0 would follow. A floor keeps the answer above the truth.
-    curve = np.maximum(accountant.rdp, _ROUNDING)
+    # Where the noise is so small that the series overflows there is no bound at all.
+    known = np.nan_to_num(accountant.rdp, nan=np.inf, posinf=np.inf)
+    curve = np.maximum(known, _ROUNDING)
     curve.setflags(write=False)
     return curve
 

@@ -50,9 +50,13 @@ def noise_multiplier_for(
     low = high / 2
     while spent(low) <= epsilon and low > _TOLERANCE:
         low /= 2
+    if spent(low) <= epsilon:
+        return low
     found = float(brentq(lambda z: spent(z) - epsilon, low, high, xtol=_TOLERANCE))
-    # The search ends within its tolerance on either side of the target: take the safe one.
-    return found if spent(found) <= epsilon else found + _TOLERANCE
+    # The search ends within its tolerance on either side of the target: step onto the safe one.
+    while spent(found) > epsilon:
+        found += _TOLERANCE
+    return found
 
 
 def affordable_rounds(

@@ -139,9 +139,13 @@ class AdaptiveBounds:
     def next(self, bounds: Sequence[float], fractions: Sequence[float]) -> tuple[float, ...]:
         """Return the bounds of the next round from the noisy `fractions` within each."""
         return tuple(
-            min(max(bound * math.exp(-self.lr * (within - self.quantile)), 1e-20), 1e20)
-            for bound, within in zip(bounds, fractions, strict=True)
+            self._moved(bound, within) for bound, within in zip(bounds, fractions, strict=True)
         )
+
+    def _moved(self, bound: float, within: float) -> float:
+        # Noise can put the fraction far outside [0, 1]: no round moves a bound by more than e^±10.
+        exponent = min(max(-self.lr * (within - self.quantile), -10.0), 10.0)
+        return min(max(bound * math.exp(exponent), 1e-20), 1e20)
 
 
 @dataclass(frozen=True)

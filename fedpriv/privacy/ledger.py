@@ -136,7 +136,7 @@ def _rounded_down(multiplier: float) -> float:
     Bounds that adapt leave the multiplier alone but for its last bits; without rounding every
     round would be an event of its own, and accounting would be slow.
     """
-    return float(f"{multiplier * (1 - 1e-12):.12g}")
+    return float(f"{multiplier * (1 - 6e-12):.12g}")
 
 
 class Ledger:

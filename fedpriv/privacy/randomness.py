@@ -8,6 +8,7 @@ that seed lives in memory only and is never stored.
 from __future__ import annotations
 
 import enum
+import hashlib
 import secrets
 from dataclasses import dataclass, field
 
@@ -36,9 +37,17 @@ class Randomness:
     reproducible: bool
 
     @classmethod
-    def simulation(cls, seed: int) -> Randomness:
-        """Return reproducible randomness: good for a study, worthless for protecting anyone."""
-        return cls(root=seed, reproducible=True)
+    def simulation(cls, seed: int, run: str = "") -> Randomness:
+        """Return reproducible randomness: good for a study, worthless for protecting anyone.
+
+        Two runs with one seed and different settings must share neither noise nor cohorts: the
+        difference of their releases would be free of noise, and their costs would not add up. So
+        sampling and noise also derive from `run`, the fingerprint of the configuration.
+        """
+        if not run:
+            return cls(root=seed, reproducible=True)
+        digest = hashlib.sha256(f"{seed}/{run}".encode()).digest()
+        return cls(root=int.from_bytes(digest), reproducible=True)
 
     @classmethod
     def operating_system(cls) -> Randomness:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
@@ -17,7 +19,12 @@ _LABEL_CHARACTERS, _LABEL_DOTS = 34, 4
 
 
 def block_figures(marked: Marked) -> list[Plot]:
-    """Return the heat maps of one run, block by block; where nothing clips, of norms alone."""
+    """Return the heat maps of one run, block by block; where nothing clips, of norms alone.
+
+    A deployment writes nothing of users' norms, so it has none.
+    """
+    if "simulation_only" not in marked.run.rows[-1]:
+        return []
     clips = any(release.bound is not None for release in marked.run.releases)
     return ([clipped_blocks(marked)] if clips else []) + [block_norms(marked)]
 
@@ -85,7 +92,7 @@ def _downsampled(run: Run, field: str) -> tuple[list[str], np.ndarray]:
     """
     names = list(run.rows[-1]["simulation_only"][field])
     table = np.array(
-        [[row["simulation_only"][field].get(name, math.nan) for row in run.rows] for name in names],
+        [[_cell(row, field, name) for row in run.rows] for name in names],
         dtype=float,
     )
     table = _pooled(table, _COLUMNS)
@@ -94,6 +101,10 @@ def _downsampled(run: Run, field: str) -> tuple[list[str], np.ndarray]:
     groups = np.array_split(np.arange(len(names)), _ROWS)
     labels = [f"{_shortened(names[group[0]])} +{len(group) - 1}" for group in groups]
     return labels, _pooled(table.T, _ROWS).T
+
+
+def _cell(row: Mapping[str, Any], field: str, name: str) -> float:
+    return float(row.get("simulation_only", {}).get(field, {}).get(name, math.nan))
 
 
 def _pooled(table: np.ndarray, columns: int) -> np.ndarray:

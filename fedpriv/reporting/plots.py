@@ -34,13 +34,15 @@ class _Line:
 
 def figures(runs: Sequence[Marked]) -> list[Plot]:
     """Return the figures that overlay all of `runs`; those with nothing to show are left out."""
+    # A deployment writes nothing of its users, so it has neither cohort sizes nor throughput.
+    simulated = [each for each in runs if "simulation_only" in each.run.rows[-1]]
     made = (
         epsilon_by_round(runs),
         quality_by_round(runs),
         quality_by_epsilon(runs),
         update_and_noise(runs),
-        cohort_sizes(runs),
-        throughput(runs),
+        cohort_sizes(simulated) if simulated else None,
+        throughput(simulated) if simulated else None,
     )
     return [plot for plot in made if plot is not None]
 

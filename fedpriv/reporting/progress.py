@@ -84,20 +84,19 @@ class ProgressLines:
     def finished(self, row: dict[str, Any]) -> None:
         """Print the line of a finished round."""
         self._held_out = row.get("held_out", self._held_out)
-        seen = row["simulation_only"]
-        parts = [
-            f"round {row['round']:>{len(str(self._rounds))}}/{self._rounds}",
-            f"cohort {seen['cohort']}",
-            f"loss {seen['loss']:.3f}",
-        ]
+        seen = row.get("simulation_only")
+        parts = [f"round {row['round']:>{len(str(self._rounds))}}/{self._rounds}"]
+        if seen:
+            parts += [f"cohort {seen['cohort']}", f"loss {seen['loss']:.3f}"]
         if "held_out" in row:
             parts.append(f"[bold]accuracy {row['held_out']['accuracy']:.3f}[/bold]")
         parts.append(epsilon_text(row))
-        parts.append(f"{seen['users_per_second']:.0f} users/s")
+        if seen:
+            parts.append(f"{seen['users_per_second']:.0f} users/s")
         self._warn_of_budget(row["epsilon"]["rdp"])
-        if seen["nodes_lost"]:
-            parts.append(f"[yellow]{seen['nodes_lost']} nodes lost[/yellow]")
-        if seen["non_finite"]:
+        if row["nodes_lost"]:
+            parts.append(f"[yellow]{row['nodes_lost']} nodes lost[/yellow]")
+        if seen and seen["non_finite"]:
             parts.append(f"[yellow]{seen['non_finite']} non-finite updates dropped[/yellow]")
         self._console.print("  ".join(parts), highlight=False, soft_wrap=True)
         accuracy = f"accuracy {self._held_out['accuracy']:.3f}  " if self._held_out else ""

@@ -89,7 +89,8 @@ class Run:
     def sampling(self) -> Sampling:
         """The sampling of the newest release."""
         last = self.releases[-1]
-        return build_sampling(last.sampling, last.population, last.expected_cohort)
+        adjacency = Adjacency(last.adjacency)
+        return build_sampling(last.sampling, last.population, last.expected_cohort, adjacency)
 
     @property
     def quality(self) -> Quality:
@@ -105,11 +106,14 @@ class Run:
     @property
     def seconds(self) -> float:
         """Wall time of the finished rounds."""
-        return math.fsum(_number(row["simulation_only"]["seconds"]) for row in self.rows)
+        return math.fsum(_number(row.get("seconds")) for row in self.rows)
 
     def seen(self, key: str) -> list[float]:
-        """Return a simulation-only scalar of every round; nan where it is missing."""
-        return [_number(row["simulation_only"].get(key)) for row in self.rows]
+        """Return a simulation-only scalar of every round; nan where it is missing.
+
+        A deployment writes none of them.
+        """
+        return [_number(row.get("simulation_only", {}).get(key)) for row in self.rows]
 
 
 def read_run(path: Path) -> Run:

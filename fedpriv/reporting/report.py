@@ -181,7 +181,8 @@ def _cards(each: Reported) -> list[Card]:
     if run.private and run.config.privacy is not None:
         kind = run.config.privacy.clipping.kind.replace("_", "-")
         cards.append(Card("Clip bound C", f"{last.bound:.4g}", kind))
-    speed = f"{users / run.seconds:,.0f} users/s" if run.seconds > 0 else ""
+    known = run.seconds > 0 and math.isfinite(users)
+    speed = f"{users / run.seconds:,.0f} users/s" if known else ""
     return [*cards, Card("Wall time", duration(run.seconds), speed)]
 
 

@@ -110,6 +110,7 @@ class RunDirectory:
         Raises:
             InputError: another process is running it.
         """
+        self.checkpoints.mkdir(exist_ok=True)
         file = (self.path / ".lock").open("wb")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,10 +125,13 @@ class RunDirectory:
         Raises:
             InputError: the ledger is damaged, another config's, or missing beside results.
         """
-        if self.ledger.exists():
+        begun = self.metrics.exists() or any(self.checkpoints.glob("*"))
+        if self.ledger.exists() and (begun or b"\n" in self.ledger.read_bytes()):
             return Ledger.open(self.ledger, header)
-        if self.metrics.exists() or any(self.checkpoints.glob("*")):
+        if begun:
             raise InputError(f"{self.ledger} is missing: without it the run's ε is unknown")
+        # At most a torn header is there: the process died before anything could be charged.
+        self.ledger.unlink(missing_ok=True)
         return Ledger.create(self.ledger, header)
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -139,18 +143,21 @@ class RunDirectory:
         """Return the lines of all finished rounds; a torn last line is left out.
 
         Raises:
-            InputError: a line other than the last is not JSON.
+            InputError: a line other than the last is not a round's metrics.
         """
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_text(encoding="utf-8").split("\n")
-        rows = []
-        for number, line in enumerate(lines[:-1], start=1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise InputError(f"{self.metrics}, line {number}: not JSON") from None
-        return rows
+        lines = self.metrics.read_bytes().split(b"\n")
+        return [self._row(number, line) for number, line in enumerate(lines[:-1], start=1)]
+
+    def _row(self, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("round"), int):
+                return row
+        except ValueError:
+            pass
+        raise InputError(f"{self.metrics}, line {number}: not the metrics of a round")
 
     def keep_metrics(self, up_to_round: int) -> None:
         """Drop the lines of rounds after `up_to_round`, which will be run again."""

@@ -500,7 +500,12 @@ def _floating_point(run: Run) -> tuple[str, ...]:
 
 
 def _logged(run: Run) -> tuple[str, ...]:
-    seen = ", ".join(sorted(run.rows[-1]["simulation_only"]))
+    seen = ", ".join(sorted(run.rows[-1].get("simulation_only", {})))
+    if not seen:
+        return (
+            "Nothing from the users' own values beside the releases. How long rounds took and how "
+            "many nodes were lost is in metrics.jsonl.",
+        )
     if not run.private:
         return (f"Everything, without protection; of the users' own values: {seen}.",)
     return (

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,12 +40,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint durably and atomically, and remove all but the newest `keep`."""
     path = folder / f"round-{checkpoint.round:06d}.safetensors"
     scratch = path.with_suffix(".partial")
-    metadata = {"round": str(checkpoint.round), "fingerprint": checkpoint.fingerprint}
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
+    metadata = {
+        "round": str(checkpoint.round),
+        "fingerprint": checkpoint.fingerprint,
+        "sha256": _digest(tensors),
+    }
     save_file(tensors, scratch, metadata)
-    with scratch.open("rb") as file:
-        os.fsync(file.fileno())
+    _fsync(scratch)
     scratch.replace(path)
+    _fsync(folder)
     for old in checkpoint_files(folder)[:-keep]:
         old.unlink()
     return path
@@ -65,6 +71,8 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         checkpoint = Checkpoint(int(metadata["round"]), metadata["fingerprint"], tensors)
+        if metadata["sha256"] != _digest(tensors):
+            raise ValueError("its numbers have changed since it was written")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{path}: corrupt checkpoint ({error}); remove it to resume from the one before"
@@ -72,3 +80,20 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
     if checkpoint.fingerprint != fingerprint:
         raise InputError(f"{path}: this checkpoint belongs to another configuration")
     return checkpoint
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names and numbers."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

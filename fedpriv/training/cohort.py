@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Examples, FederatedDataset
+from fedpriv.errors import InputError
 from fedpriv.privacy.clipping import ClippedUpdate, ClippingRule, clip
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.training.local import LocalResult, LocalTraining, Loss, train_user
@@ -27,6 +28,8 @@ class CohortTrainer:
         clipping: the rule that bounds each user's contribution.
         seed: derives the order of each user's examples and its dropout.
         device: where training runs.
+        tolerant: a user whose data cannot be used contributes zero and is counted, instead of
+            stopping the run. A deployment must not let one user decide whether others count.
     """
 
     dataset: FederatedDataset
@@ -36,6 +39,7 @@ class CohortTrainer:
     clipping: ClippingRule
     seed: int
     device: torch.device
+    tolerant: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class CohortSum:
         total: float64 `[parameters]`, the sum over users in the order in which they were given.
         users: number of users that were trained.
         examples: number of their examples.
-        non_finite: users whose update held a NaN or Inf and so contributed zero.
+        non_finite: users who contributed zero: their update held a NaN or Inf, or (tolerant)
+            their data could not be used.
         loss: sum over users of the mean local loss, over finite ones.
         norm: sum over users of the update's L2 norm before clipping, over finite ones.
         clipped: users with any block scaled down.
@@ -76,8 +81,14 @@ def train_cohort(
     start = layout.split(parameters.to(trainer.device))
     seen = _Seen(layout, trainer.device)
     for user in users:
-        result = _train_one(trainer, start, user, round_)
-        seen.add(result, clip(result.update, trainer.clipping))
+        try:
+            result = _train_one(trainer, start, user, round_)
+        except InputError:
+            if not trainer.tolerant:
+                raise
+            seen.skip()
+        else:
+            seen.add(result, clip(result.update, trainer.clipping))
     return seen.summed()
 
 
@@ -104,6 +115,10 @@ class _Seen:
         self.loss = self.norm = 0.0
         self.block_norms = torch.zeros(blocks, dtype=torch.float64, device=device)
         self.block_clipped = torch.zeros(blocks, dtype=torch.int64, device=device)
+
+    def skip(self) -> None:
+        self.users += 1
+        self.non_finite += 1
 
     def add(self, result: LocalResult, contribution: ClippedUpdate) -> None:
         self.users += 1

@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedpriv.errors import InputError
 from fedpriv.federation.hosting import Hosting, NodeUsers
 
 COHORTS = st.lists(st.integers(0, 499), unique=True).map(
@@ -11,7 +13,7 @@ COHORTS = st.lists(st.integers(0, 499), unique=True).map(
 
 @given(COHORTS, st.integers(1, 9))
 def test_in_a_simulation_every_user_has_one_stable_node(cohort, nodes):
-    hosting = Hosting.of([NodeUsers(100 + i, i, None) for i in reversed(range(nodes))])
+    hosting = Hosting.of([NodeUsers(100 + i, i, nodes, None) for i in reversed(range(nodes))])
     shares = hosting.shares(cohort)
     assert [node.partition for node, _ in shares] == list(range(nodes))
     assert sorted(np.concatenate([users for _, users in shares]).tolist()) == cohort.tolist()
@@ -21,10 +23,19 @@ def test_in_a_simulation_every_user_has_one_stable_node(cohort, nodes):
 
 @given(COHORTS, st.lists(st.integers(0, 200), min_size=1, max_size=5))
 def test_in_a_deployment_nodes_number_their_own_users(cohort, counts):
-    hosting = Hosting.of([NodeUsers(i, i, count) for i, count in enumerate(counts)])
+    hosting = Hosting.of([NodeUsers(i, i, len(counts), count) for i, count in enumerate(counts)])
     first = 0
     for (_, users), count in zip(hosting.shares(cohort), counts, strict=True):
         expected = [user - first for user in cohort.tolist() if first <= user < first + count]
         assert users.tolist() == expected
         first += count
     assert hosting.population == sum(counts)
+
+
+@pytest.mark.parametrize(
+    "numbers", [[(0, 2), (0, 2)], [(0, 2), (2, 2)], [(0, 2), (1, 3)]], ids=["twice", "beyond", "of"]
+)
+def test_nodes_that_could_train_a_user_twice_are_refused(numbers):
+    nodes = [NodeUsers(i, number, of, 10) for i, (number, of) in enumerate(numbers)]
+    with pytest.raises(InputError, match="partition-id 0 to num-partitions - 1, each once"):
+        Hosting.of(nodes)

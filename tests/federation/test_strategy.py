@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from flwr.app import Message
+from flwr.app.error import Error
 from in_process import (
     InProcessGrid,
     Silent,
@@ -19,12 +21,16 @@ from in_process import (
 )
 
 from fedpriv import experiment
+from fedpriv.data.federated import PartitionedImages
 from fedpriv.data.registry import build_dataset
 from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
+from fedpriv.federation.client_app import _cached_trainer
+from fedpriv.federation.messages import flat_record, flat_tensor
 from fedpriv.federation.plan import bounds_of
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.models.registry import build_model
-from fedpriv.privacy import Adjacency, Ledger, Purpose, Randomness, RdpAccountant
+from fedpriv.privacy import Adjacency, GaussianMechanism, Ledger, Purpose, Randomness, RdpAccountant
+from fedpriv.reporting.report import write_report
 from fedpriv.training.local import batches
 from fedpriv.training.parameters import Layout, parameters_of
 
@@ -64,45 +70,30 @@ def test_one_noise_free_round_equals_a_plain_loop(tmp_path):
     )
 
 
-def test_noise_is_drawn_once_at_full_strength_over_the_public_denominator(tmp_path):
-    """The released average is (sum + σ·noise)/(q·N): undo it and the sum of the nodes is left."""
+@pytest.mark.parametrize("dead", [[], [1]], ids=["all nodes", "one dead"])
+def test_noise_is_drawn_once_at_full_strength_over_the_public_denominator(
+    tmp_path, monkeypatch, dead
+):
+    """Take the noise away and the model differs by σ·noise/(q·N), whoever answered."""
     changes = {"rounds": 1, "server": {"optimizer": "sgd", "lr": 1.0}}
-    _, noisy = train_small(tmp_path / "noisy", **changes)
-    _, silent = train_small(tmp_path / "silent", **changes, privacy__noise_multiplier=0.0)
+    directory, noisy = train_small(tmp_path / "noisy", InProcessGrid(dead=dead), **changes)
+    assert len(Ledger.open(directory.ledger)) == 1
+    assert directory.read_metrics()[0]["nodes_lost"] == len(dead)
+    monkeypatch.setattr(GaussianMechanism, "release", lambda self, total, *rest: total.clone())
+    _, silent = train_small(tmp_path / "silent", InProcessGrid(dead=dead), **changes)
     moved = parameters(silent) - parameters(noisy)
     sigma = 1.0 * 0.1
-    standard = Randomness.simulation(5).numpy(Purpose.NOISE, 1, 0).standard_normal(len(moved))
+    standard = noisy.plan.randomness.numpy(Purpose.NOISE, 1, 0).standard_normal(len(moved))
     torch.testing.assert_close(
         moved, torch.from_numpy(sigma * standard / 8.0).float(), rtol=1e-4, atol=1e-6
     )
 
 
-def test_a_dead_node_changes_neither_noise_nor_denominator(tmp_path):
-    changes = {"rounds": 1, "server": {"optimizer": "sgd", "lr": 1.0}}
-    grid = InProcessGrid(dead=[1])
-    with pytest.raises(WorkerLost):
-        train_small(tmp_path / "lost", grid, **changes)
-    directory, lost = experiment.reopen(tmp_path / "lost")
-    assert lost.finished_rounds == 1
-
-    silent_grid = InProcessGrid(dead=[1])
-    with pytest.raises(WorkerLost):
-        train_small(tmp_path / "silent", silent_grid, **changes, privacy__noise_multiplier=0.0)
-    _, silent = experiment.reopen(tmp_path / "silent")
-    moved = parameters(silent) - parameters(lost)
-    standard = Randomness.simulation(5).numpy(Purpose.NOISE, 1, 0).standard_normal(len(moved))
-    torch.testing.assert_close(
-        moved, torch.from_numpy(0.1 * standard / 8.0).float(), rtol=1e-4, atol=1e-6
-    )
-    row = directory.read_metrics()[0]
-    assert row["simulation_only"]["nodes_lost"] == 1
-    assert len(Ledger.open(directory.ledger)) == 1
-
-
 def test_a_round_in_which_every_node_died_is_paid_and_noisy(tmp_path):
-    with pytest.raises(WorkerLost):
-        train_small(tmp_path / "run", InProcessGrid(dead=[0, 1]), rounds=1)
-    assert len(Ledger.open(tmp_path / "run" / "ledger.jsonl")) == 1
+    before = parameters(experiment.prepare(small_config()))
+    directory, prepared = train_small(tmp_path / "run", InProcessGrid(dead=[0, 1]), rounds=1)
+    assert len(Ledger.open(directory.ledger)) == 1
+    assert not parameters(prepared).equal(before)
 
 
 def test_the_run_goes_on_after_a_loss(tmp_path):
@@ -170,7 +161,7 @@ def test_the_cohort_that_trains_is_the_one_that_was_drawn(tmp_path):
             work = message.content["config"]
             by_round.setdefault(work["round"], []).extend(work["users"])
     for round_, users in by_round.items():
-        generator = Randomness.simulation(5).numpy(Purpose.SAMPLING, round_, 0)
+        generator = prepared.plan.randomness.numpy(Purpose.SAMPLING, round_, 0)
         assert sorted(users) == prepared.plan.sampling.draw(generator).tolist()
 
 
@@ -209,6 +200,8 @@ def test_values_gathered_from_users_are_marked(tmp_path):
             "lr",
             "aggregate_norm",
             "clip_bound",
+            "seconds",
+            "nodes_lost",
             "held_out",
             "simulation_only",
         }
@@ -260,7 +253,7 @@ def test_neither_noise_nor_cohort_is_used_again_with_another_sum(tmp_path, monke
         directory, resumed = resume_small(tmp_path / "run", grid)
     trained = [m.content["config"] for m in grid.sent if m.metadata.message_type == "train"]
     for attempt, work in enumerate([w for w in trained if w["round"] == 2]):
-        generator = Randomness.simulation(5).numpy(Purpose.SAMPLING, 2, attempt)
+        generator = resumed.plan.randomness.numpy(Purpose.SAMPLING, 2, attempt)
         assert work["users"] == resumed.plan.sampling.draw(generator).tolist()
     releases = list(Ledger.open(directory.ledger))
     assert [(r.round, r.attempt) for r in releases][:3] == [(1, 0), (2, 0), (2, 1)]
@@ -380,16 +373,16 @@ class _Overfull(InProcessGrid):
         return reply
 
 
-def test_a_crash_of_the_client_code_is_not_taken_for_a_dropout(tmp_path, monkeypatch):
-    from flwr.app import Message
-    from flwr.app.error import Error
+class Crashing(InProcessGrid):
+    """Its client code raises on every train message."""
 
-    class Crashing(InProcessGrid):
-        def _answer(self, message):
-            if message.metadata.message_type == "train":
-                return Message(Error(code=2, reason="KeyError: 'x'"), reply_to=message)
-            return super()._answer(message)
+    def _answer(self, message):
+        if message.metadata.message_type == "train":
+            return Message(Error(code=2, reason="KeyError: 'x'"), reply_to=message)
+        return super()._answer(message)
 
+
+def test_a_crash_of_the_client_code_is_not_taken_for_a_dropout(tmp_path):
     with pytest.raises(ClientFault, match="KeyError"):
         train_small(tmp_path / "run", Crashing())
     assert len(Ledger.open(tmp_path / "run" / "ledger.jsonl")) == 0
@@ -436,3 +429,105 @@ def test_abandoning_releases_nothing(tmp_path):
     with pytest.raises(Interrupted, match="abandoned"):
         experiment.train(prepared, directory, Silent(), drive)
     assert len(Ledger.open(directory.ledger)) == 0
+
+
+def test_runs_of_one_seed_and_different_settings_share_neither_noise_nor_cohorts(tmp_path):
+    plans = [
+        experiment.prepare(small_config(**changes)).plan
+        for changes in ({}, {"local__lr": 0.2}, {"privacy__noise_multiplier": 1.5})
+    ]
+    for purpose in (Purpose.NOISE, Purpose.SAMPLING):
+        drawn = {plan.randomness.numpy(purpose, 1, 0).standard_normal() for plan in plans}
+        assert len(drawn) == 3
+    same = experiment.prepare(small_config(runtime__workers=1)).plan
+    assert same.randomness.root == plans[0].randomness.root
+
+
+def test_a_ledger_that_lost_its_last_lines_is_refused(tmp_path):
+    directory, _ = train_small(tmp_path / "run")
+    lines = directory.ledger.read_bytes().splitlines(keepends=True)
+    directory.ledger.write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(InputError, match="charges nothing for round 4"):
+        resume_small(tmp_path / "run")
+
+
+def test_a_run_that_died_while_its_ledger_was_made_starts_anew(tmp_path):
+    directory = experiment.create(experiment.prepare(small_config(run_dir=str(tmp_path / "run"))))
+    directory.ledger.write_bytes(b'{"kind": "hea')
+    resume_small(tmp_path / "run")
+    assert len(Ledger.open(directory.ledger)) == 4
+
+
+def test_a_state_that_another_process_has_moved_on_is_refused(tmp_path):
+    with pytest.raises(WorkerLost):
+        train_small(tmp_path / "run", InProcessGrid(dead=[1]))
+    directory, stale = experiment.reopen(tmp_path / "run")
+    resume_small(tmp_path / "run")
+    with pytest.raises(InputError, match="moved this run on"):
+        experiment.train(stale, directory, Silent(), drive_on(None))
+
+
+@pytest.mark.parametrize("damage", ["nan", "short"])
+def test_a_sum_that_cannot_be_one_is_a_lost_node(tmp_path, damage):
+    class Broken(InProcessGrid):
+        def _answer(self, message):
+            reply = super()._answer(message)
+            if "sum" in reply.content and message.metadata.dst_node_id == 1001:
+                total = flat_tensor(reply.content["sum"])
+                bad = total * math.nan if damage == "nan" else total[:-1]
+                reply.content["sum"] = flat_record(bad)
+            return reply
+
+    with pytest.raises(WorkerLost):
+        train_small(tmp_path / "run", Broken())
+    _, prepared = experiment.reopen(tmp_path / "run")
+    assert torch.isfinite(parameters(prepared)).all()
+
+
+def test_a_deployment_writes_nothing_of_its_users_but_releases(tmp_path):
+    directory, _ = train_small(tmp_path / "run", runtime__deployment=True)
+    for row in directory.read_metrics():
+        assert set(row) <= {
+            "round",
+            "epsilon",
+            "delta",
+            "lr",
+            "aggregate_norm",
+            "clip_bound",
+            "seconds",
+            "nodes_lost",
+            "held_out",
+        }
+    assert write_report([directory.path]).exists()
+
+
+def test_a_user_without_data_stops_a_simulation_and_counts_as_zero_in_a_deployment(
+    tmp_path, monkeypatch
+):
+    original = PartitionedImages.user
+
+    def user(self, index):
+        if index % 7 == 3:
+            raise InputError(f"empty user: {index}")
+        return original(self, index)
+
+    monkeypatch.setattr(PartitionedImages, "user", user)
+    _cached_trainer.cache_clear()
+    with pytest.raises(InputError, match="empty user"):
+        train_small(tmp_path / "simulation")
+    directory, _ = train_small(tmp_path / "deployment", runtime__deployment=True)
+    assert len(Ledger.open(directory.ledger)) == 4
+
+
+def test_a_deployment_in_which_all_clients_crash_stops_before_it_pays(tmp_path):
+    with pytest.raises(ClientFault, match="KeyError"):
+        train_small(tmp_path / "run", Crashing(), runtime__deployment=True)
+    assert len(Ledger.open(tmp_path / "run" / "ledger.jsonl")) == 0
+
+
+def test_a_deployment_is_not_simulated(tmp_path):
+    prepared = experiment.prepare(
+        small_config(run_dir=str(tmp_path / "run"), runtime__deployment=True)
+    )
+    with pytest.raises(InputError, match="use flwr run"):
+        experiment.train(prepared, experiment.create(prepared), Silent())

@@ -184,3 +184,11 @@ def test_pld_agrees_with_the_prv_accountant_of_opacus(noise, rate, rounds):
     theirs.history = [(noise, rate, rounds)]
     for delta in (1e-5, 1e-7):
         assert ours.epsilon(delta) == pytest.approx(theirs.get_epsilon(delta), rel=0.02)
+
+
+@pytest.mark.parametrize("noise", [1e-153, 1e-160])
+def test_so_little_noise_that_the_series_overflows_is_no_privacy(noise):
+    accountant = RdpAccountant(ADD_REMOVE)
+    event = dp_accounting.PoissonSampledDpEvent(0.1, dp_accounting.GaussianDpEvent(noise))
+    accountant.compose(event)
+    assert accountant.epsilon(1e-5) > 1e300

@@ -135,3 +135,11 @@ def test_other_files_are_not_ledgers(tmp_path, content):
     with pytest.raises(InputError, match="ledger"):
         Ledger.open(path)
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("multiplier", [1.0000000000065, 2.928751436529421, 0.1, 1e-6, 123456.789])
+def test_a_rebuilt_multiplier_is_never_above_the_recorded_one(multiplier):
+    event = release(1, noise=multiplier).event()
+    rebuilt = event.event.noise_multiplier
+    assert rebuilt <= multiplier
+    assert rebuilt == pytest.approx(multiplier, rel=1e-10)

@@ -105,3 +105,4 @@ def test_bounds_move_towards_the_quantile():
         (bound,) = adaptive.next([bound], [float((norms <= bound).mean())])
     assert bound == pytest.approx(float(np.median(norms)), rel=0.02)
     assert adaptive.next([1e-20], [1.0]) == (1e-20,)
+    assert adaptive.next([1.0], [-1e9]) == (pytest.approx(math.exp(10)),)

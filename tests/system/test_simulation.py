@@ -83,7 +83,7 @@ def test_a_killed_worker_costs_its_contributions_and_the_run_goes_on(tmp_path):
     directory, _ = experiment.reopen(tmp_path / "run")
     rows = directory.read_metrics()
     assert [row["round"] for row in rows] == list(range(1, 31))
-    assert sum(row["simulation_only"]["nodes_lost"] for row in rows) >= 1
+    assert sum(row["nodes_lost"] for row in rows) >= 1
     assert len(Ledger.open(directory.ledger)) == 30
 
 

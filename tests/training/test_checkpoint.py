@@ -44,3 +44,12 @@ def test_the_checkpoint_of_another_config_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, checkpoint(1), keep=2)
     with pytest.raises(InputError, match="another configuration"):
         load_checkpoint(path, "0" * 64)
+
+
+def test_flipped_numbers_are_found(tmp_path):
+    path = save_checkpoint(tmp_path, checkpoint(1), keep=2)
+    data = bytearray(path.read_bytes())
+    data[-6] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(InputError, match="numbers have changed"):
+        load_checkpoint(path, "f" * 64)
