@@ -312,11 +312,14 @@ def _train(directory: RunDirectory, prepared: Experiment) -> None:
 
 
 def _conclude(directories: list[Path], output: Path | None = None) -> None:
+    from fedpriv.reporting.picture import write_picture
     from fedpriv.reporting.report import write_report
     from fedpriv.reporting.summary import summary_table
 
     written = write_report(directories, output)
     Console().print(summary_table(directories))
+    for directory in directories:
+        _errors.print(f"plot: {write_picture(directory)}", soft_wrap=True)
     _errors.print(f"report: {written}", soft_wrap=True)
 
 

@@ -191,6 +191,11 @@ def train(
         )
     with directory.lock(), _stop_signal(observer) as stop:
         ledger = directory.open_ledger(experiment.header())
+        if ledger.dropped_bytes:
+            observer.say(
+                f"{ledger.path}: dropped a torn last line of {ledger.dropped_bytes} bytes; its "
+                f"release was never used, {len(ledger)} are charged"
+            )
         _check_state(experiment, directory, ledger)
         directory.keep_metrics(experiment.finished_rounds)
         strategy = PrivateFedAvg(

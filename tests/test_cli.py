@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from in_process import SMALL, train_small
+from in_process import SMALL, Silent, drive_on, train_small
 
-from fedpriv import cli
+from fedpriv import cli, experiment
 from fedpriv.privacy import Ledger
 
 
@@ -147,6 +147,18 @@ def test_damaged_metrics(fedpriv, tmp_path, line):
     directory, _ = train_small(tmp_path / "run")
     directory.metrics.write_bytes(line + b"\n" + directory.metrics.read_bytes())
     assert_one_line(fedpriv("resume", tmp_path / "run"), "metrics.jsonl", "line 1")
+
+
+def test_a_torn_ledger_line_is_dropped_and_said(tmp_path):
+    directory, _ = train_small(tmp_path / "run")
+    with directory.ledger.open("ab") as file:
+        file.write(b'{"kind": "release", "rou')
+    observer = Silent()
+    reopened, prepared = experiment.reopen(tmp_path / "run")
+    experiment.train(prepared, reopened, observer, drive_on(None))
+    (sentence,) = observer.sentences
+    assert "dropped a torn last line of 24 bytes" in sentence
+    assert "4 are charged" in sentence
 
 
 def test_a_ledger_that_is_gone(fedpriv, tmp_path):

@@ -142,8 +142,17 @@ def _rounded_down(multiplier: float) -> float:
 class Ledger:
     """An open ledger file. `append` returns only when the line is on the disk."""
 
-    def __init__(self, path: Path, header: Header, releases: list[Release], last: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: Header,
+        releases: list[Release],
+        last: str,
+        dropped_bytes: int = 0,
+    ) -> None:
         self.path = path
+        #: Length of a torn last line that opening the file has dropped; 0 for none.
+        self.dropped_bytes = dropped_bytes
         self.header = header
         self._releases = releases
         self._last = last
@@ -183,7 +192,8 @@ class Ledger:
             with path.open("r+b") as file:
                 file.truncate(found.whole_bytes)
                 os.fsync(file.fileno())
-        return cls(path, found.header, list(found.releases), found.last_hash)
+        releases = list(found.releases)
+        return cls(path, found.header, releases, found.last_hash, found.torn_bytes)
 
     def append(self, release: Release) -> None:
         """Write `release` durably: when this returns, the line has reached the disk."""

@@ -6,6 +6,7 @@ ledger.jsonl       every release, durably, before its use
 metrics.jsonl      one line a finished round
 checkpoints/       the newest states
 report.html        the report
+plot.png           quality and ε by round
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import yaml
 from in_process import small_config, train_small
 
 from fedpriv import experiment
-from fedpriv.privacy import Ledger
+from fedpriv.privacy import Ledger, PldAccountant
 
 
 def write_config(folder: Path, **changes) -> Path:
@@ -115,6 +115,10 @@ def test_a_budget_stop_exits_with_3_and_keeps_the_model(tmp_path):
     directory, kept = experiment.reopen(tmp_path / "run")
     assert kept.finished_rounds == len(Ledger.open(directory.ledger)) > 0
     assert directory.read_metrics()[-1]["epsilon"]["rdp"] <= 2.0
+    ledger = Ledger.open(directory.ledger)
+    tight = PldAccountant(ledger.adjacency)
+    ledger.compose_into(tight)
+    assert tight.epsilon(1e-3) <= 2.0
     assert "small" in out
 
 

@@ -1,0 +1,65 @@
+"""One picture of a run, for a slide or a terminal that shows images."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from fedpriv.reporting.reader import Run, read_run
+from fedpriv.reporting.spent import rdp_by_round
+
+# Okabe and Ito's blue and vermillion, which colour-blind readers can tell apart.
+_BLUE, _VERMILLION = "#0072B2", "#D55E00"
+
+
+def write_picture(directory: Path) -> Path:
+    """Draw quality and ε by round into `plot.png` of a run directory and return its path.
+
+    Raises:
+        InputError: there is no run, or it has no finished round.
+    """
+    run = read_run(directory)
+    with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        figure = Figure(figsize=(8, 3.2), layout="constrained")
+        quality, privacy = figure.subplots(1, 2)
+        _draw_quality(quality, run)
+        _draw_epsilon(privacy, run)
+        for axes in (quality, privacy):
+            axes.set_xlabel("round")
+            axes.set_xlim(0, run.config.rounds * 1.02)
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.grid(axis="y", alpha=0.3)
+        figure.suptitle(run.config.name, x=0.01, ha="left", fontweight="bold")
+        path = directory / "plot.png"
+        figure.savefig(path, dpi=150)
+    return path
+
+
+def _draw_quality(axes: Axes, run: Run) -> None:
+    axes.plot(run.quality.rounds, run.quality.values, marker="o", markersize=4, color=_BLUE)
+    axes.set_ylabel(f"held-out {run.quality.name}")
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _draw_epsilon(axes: Axes, run: Run) -> None:
+    epsilons = rdp_by_round(run)
+    if run.delta is None or not all(math.isfinite(epsilon) for epsilon in epsilons):
+        axes.text(0.5, 0.5, "no privacy", transform=axes.transAxes, ha="center", color="#B00020")
+        axes.set_yticks([])
+        return
+    axes.plot([row["round"] for row in run.rows], epsilons, color=_BLUE, label="ε by RDP")
+    tight = [(r["round"], r["epsilon"]["pld"]) for r in run.rows if r["epsilon"].get("pld")]
+    if tight:
+        axes.plot(*zip(*tight, strict=True), "s", markersize=4, color=_VERMILLION, label="by PLD")
+    budget = run.config.privacy.budget.epsilon if run.config.privacy else None
+    if budget is not None:
+        axes.axhline(budget, linestyle="--", color="0.4", label="budget")
+    axes.set_ylabel(f"ε spent, at δ = {run.delta:g}")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="lower right", frameon=False)
