@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedpriv.config import ExperimentConfig, load_config
 from fedpriv.data.federated import Examples
-from fedpriv.errors import InputError
+from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.plan import Plan, build_plan, build_trainer, population_of
 from fedpriv.federation.simulation import simulate
 from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
@@ -331,7 +332,10 @@ def _seen(record: RoundRecord, names: tuple[str, ...]) -> dict[str, Any]:
 
 @contextmanager
 def _stop_signal(observer: Observer) -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the round."""
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the round.
+
+    The second one ends the process at once.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -339,7 +343,10 @@ def _stop_signal(observer: Observer) -> Iterator[threading.Event]:
 
     def request(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            raise KeyboardInterrupt
+            observer.say("abandoned; nothing that is finished is lost")
+            # Flower and Ray would wait for the workers. The run directory is whole at any moment,
+            # and Ray's processes end with this one.
+            os._exit(Interrupted.exit_code)
         stop.set()
         observer.say("stopping after this round; press Ctrl-C again to abandon it")
 

@@ -74,6 +74,25 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_end(tmp_path):
     assert directory.read_metrics()[-1]["epsilon"] == other.read_metrics()[-1]["epsilon"]
 
 
+def test_a_second_ctrl_c_ends_at_once_and_what_is_finished_resumes(tmp_path):
+    slow = {"steps": 5000, "batch_size": 4}
+    process = start("run", write_config(tmp_path, rounds=3, local=slow))
+    ledger = tmp_path / "run" / "ledger.jsonl"
+    deadline = time.monotonic() + 60
+    while not ledger.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130, err
+    assert "abandoned" in err
+    assert len(Ledger.open(ledger)) == 0
+    _, reopened = experiment.reopen(tmp_path / "run")
+    assert reopened.finished_rounds == 0
+
+
 def test_a_killed_worker_costs_its_contributions_and_the_run_goes_on(tmp_path):
     process = start("run", write_config(tmp_path, rounds=30, local={"steps": 30, "batch_size": 4}))
     wait_for_rounds(process, tmp_path, 2)
