@@ -294,6 +294,16 @@ class ExperimentConfig(Section):
             raise ValueError("cohort is for privacy: null; write privacy.sampling.expected_cohort")
         return self
 
+    @model_validator(mode="after")
+    def _batches_can_be_filled(self) -> ExperimentConfig:
+        most = self.data.examples_per_user
+        if most is not None and self.local.batch_size > most:
+            raise ValueError(
+                f"local.batch_size is {self.local.batch_size}, but data.examples_per_user lets a "
+                f"user have {most} at most; write at most {most}"
+            )
+        return self
+
     def check_population(self, population: int) -> None:
         """Check what depends on the number of users.
 

@@ -264,13 +264,15 @@ class _Recorder:
         self._observer.finished(row)
 
     def _row(self, record: RoundRecord) -> dict[str, Any]:
-        config = self._experiment.config
+        config, names = self._experiment.config, self._experiment.plan.layout.names
         row: dict[str, Any] = {
             "round": record.round,
             "epsilon": {"rdp": _finite(record.epsilon)},
             "delta": self._experiment.plan.delta,
             "lr": record.lr,
-            "aggregate_norm": record.aggregate_norm,
+            "aggregate_norm": math.hypot(*record.block_norms),
+            "released_block_norms": dict(zip(names, record.block_norms, strict=True)),
+            "noise_block_norms": dict(zip(names, record.block_noise, strict=True)),
             "clip_bound": record.bound,
             "seconds": record.seconds,
             "nodes_lost": record.nodes_lost,
@@ -279,7 +281,7 @@ class _Recorder:
             row["epsilon"] |= self._slow_epsilons(record.epsilon)
             row["held_out"] = asdict(self._evaluate())
         if not config.runtime.deployment:
-            row["simulation_only"] = _seen(record, self._experiment.plan.layout.names)
+            row["simulation_only"] = _seen(record, names)
         return row
 
     def _evaluate(self) -> Any:

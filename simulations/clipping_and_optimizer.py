@@ -34,7 +34,6 @@ SEEDS = (17, 18)
 CLIPPING = {
     "no privacy": ["privacy=null", "cohort=370"],
     "global": ["privacy.clipping.kind=global"],
-    "per layer, uniform": ["privacy.clipping.split=uniform"],
     "per layer, dim": ["privacy.clipping.split=dim"],
 }
 OPTIMIZERS = {

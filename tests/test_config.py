@@ -70,6 +70,7 @@ def test_overrides_change_nested_keys_with_yaml_values(tmp_path):
         ({"privacy__adjacency": "replace_one"}, "replace_one has no proof with poisson sampling"),
         ({"privacy__noise": "per_block", "privacy__clipping__kind": "global"}, "per_block has no"),
         ({"privacy__clipping__quantile": 0.7}, "quantile goes with kind: adaptive only"),
+        ({"data__examples_per_user": 3}, r"local\.batch_size is 4, but data\.examples_per_user"),
         ({"rounds": 0}, r"^rounds: "),
         ({"local__batch_size": 0}, r"^local\.batch_size: "),
         ({"runtime__device": "tpu"}, r"^runtime\.device: "),

@@ -6,9 +6,10 @@ Read `configure_train`, then `aggregate_train`: they are the round, in its order
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,7 +56,8 @@ class RoundRecord:
         seconds: wall time of the round.
         nodes_lost: nodes that were asked and did not answer.
         sums: what each node saw, in the order of partitions. Private: simulation only.
-        aggregate_norm: L2 norm of the averaged update, a function of the release.
+        block_norms: `[blocks]`, L2 norms of the averaged update's blocks, of the release alone.
+        block_noise: `[blocks]`, the norm that the noise alone has in expectation in each.
         bound: the clip bound C of the round; None without privacy.
         bounds: the bounds of the next round where they adapt, a function of the release.
     """
@@ -66,7 +68,8 @@ class RoundRecord:
     seconds: float
     nodes_lost: int
     sums: tuple[CohortSum, ...]
-    aggregate_norm: float
+    block_norms: tuple[float, ...]
+    block_noise: tuple[float, ...]
     bound: float | None
     bounds: tuple[float, ...]
 
@@ -149,10 +152,10 @@ class PrivateFedAvg(Strategy):
         seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
         self.server.step(average, server_round, seed)
 
+        stddevs = self._mechanism.block_stddevs(len(self.plan.layout.names))
         if self.plan.adaptive is not None:
             self.bounds = self.plan.adaptive.next(self.bounds, within.tolist())
-
-        self._record = self._recorded(server_round, sums, average)
+        self._record = self._recorded(server_round, sums, average, stddevs)
         self.next_round = server_round + 1
         metrics = MetricRecord({"nodes-lost": self._asked - len(sums)})
         return flat_record(self.server.parameters()), metrics
@@ -372,7 +375,10 @@ class PrivateFedAvg(Strategy):
             raise ClientFault(crashed[0])
         return good
 
-    def _recorded(self, round_: int, sums: list[CohortSum], average: Tensor) -> RoundRecord:
+    def _recorded(
+        self, round_: int, sums: list[CohortSum], average: Tensor, stddevs: Sequence[float]
+    ) -> RoundRecord:
+        layout, cohort = self.plan.layout, self.plan.sampling.expected_cohort
         return RoundRecord(
             round=round_,
             epsilon=self.epsilon(),
@@ -380,7 +386,11 @@ class PrivateFedAvg(Strategy):
             seconds=time.perf_counter() - self._started,
             nodes_lost=self._asked - len(sums),
             sums=tuple(sums),
-            aggregate_norm=float(torch.linalg.vector_norm(average)),
+            block_norms=tuple(float(block.norm()) for block in layout.split(average).values()),
+            block_noise=tuple(
+                stddev * math.sqrt(size) / cohort
+                for stddev, size in zip(stddevs, layout.sizes, strict=True)
+            ),
             bound=self.ledger.charges(round_)[-1].bound,
             bounds=self.bounds,
         )

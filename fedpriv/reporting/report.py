@@ -295,7 +295,7 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, dict):
-            if not key.startswith("block_"):
+            if "block_" not in key:
                 flat |= _flat(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = _strict(value)

@@ -65,6 +65,8 @@ def metrics_row(round_: int, config: ExperimentConfig, epsilon: float | None) ->
         "delta": config.privacy.delta if config.privacy else None,
         "lr": 0.01,
         "aggregate_norm": 0.02 + 0.001 * round_,
+        "released_block_norms": dict.fromkeys(BLOCKS, 0.2),
+        "noise_block_norms": dict.fromkeys(BLOCKS, 0.1 if config.privacy else 0.0),
         "clip_bound": 0.5,
         "seconds": 0.5,
         "nodes_lost": 0,

@@ -35,6 +35,7 @@ def test_every_figure_of_a_private_run(make_run) -> None:
         "noise",
         "cohort",
         "throughput",
+        "noise-blocks",
         "clipped",
         "norms",
     ]
@@ -63,7 +64,7 @@ def test_values_that_are_not_finite_are_left_out(make_run) -> None:
             name: float("nan") for name in row["simulation_only"]["block_norms"]
         }
     metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert len(all_figures(path)) == 8
+    assert len(all_figures(path)) == 9
 
 
 def test_noise_needs_the_number_of_parameters(make_run) -> None:
@@ -83,7 +84,7 @@ def test_neighbouring_blocks_share_a_row_where_there_are_many(make_run) -> None:
     for row in rows:
         row["simulation_only"]["block_norms"] = {f"block{i}.weight": float(i) for i in range(80)}
     metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    labels, values = heat_maps._downsampled(read_run(path), "block_norms")
+    labels, values = heat_maps._seen(read_run(path), "block_norms")
     assert labels[:2] == ["block0.weight +1", "block2.weight +1"]
     assert values[:2, 0].tolist() == [0.5, 2.5]
 
