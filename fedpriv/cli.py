@@ -156,6 +156,7 @@ def plan(
     """
     from fedpriv.privacy import planning
     from fedpriv.reporting import budget
+    from fedpriv.reporting.strict_json import to_json
 
     _check_format(format, "table", "json", "csv")
     if plot is not None:
@@ -180,7 +181,7 @@ def plan(
     if format == "table":
         Console().print(budget.plan_table(answer))
     elif format == "json":
-        sys.stdout.write(budget.to_json(budget.plan_document(answer)))
+        sys.stdout.write(to_json(budget.plan_document(answer)))
     else:
         sys.stdout.write(budget.plan_csv(answer))
 
@@ -204,6 +205,7 @@ def extrapolate(
     """
     from fedpriv.privacy import planning
     from fedpriv.reporting import budget
+    from fedpriv.reporting.strict_json import to_json
 
     _check_format(format, "table", "json", "csv")
     if accountant not in ("rdp", "pld"):
@@ -227,7 +229,7 @@ def extrapolate(
     if format == "table":
         Console().print(budget.grid_table(recipe, grid))
     elif format == "json":
-        sys.stdout.write(budget.to_json(budget.grid_rows(recipe, grid)))
+        sys.stdout.write(to_json(budget.grid_rows(recipe, grid)))
     else:
         sys.stdout.write(budget.grid_csv(recipe, grid))
 
@@ -236,7 +238,7 @@ def extrapolate(
 def show_ledger(path: LedgerPath, format: LedgerFormat = "table") -> None:
     """Print the releases of a ledger, those that cost the same in one line, and their ε."""
     from fedpriv.reporting import ledgers
-    from fedpriv.reporting.budget import to_json
+    from fedpriv.reporting.strict_json import to_json
 
     _check_format(format, "table", "json")
     opened = ledgers.open_ledger(path)
@@ -252,7 +254,7 @@ def show_ledger(path: LedgerPath, format: LedgerFormat = "table") -> None:
 def verify(path: LedgerPath, format: LedgerFormat = "table") -> None:
     """Check every line of a ledger, compute ε from it alone, and compare with the run's metrics."""
     from fedpriv.reporting import ledgers
-    from fedpriv.reporting.budget import to_json
+    from fedpriv.reporting.strict_json import to_json
 
     _check_format(format, "table", "json")
     verified = ledgers.verify(path)
@@ -278,7 +280,7 @@ def merge(
     from fedpriv.privacy import composition
     from fedpriv.privacy.planning import check_delta
     from fedpriv.reporting import ledgers
-    from fedpriv.reporting.budget import to_json
+    from fedpriv.reporting.strict_json import to_json
 
     _check_format(format, "table", "json")
     if delta is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from rich.table import Table
 from fedpriv.errors import InputError
 from fedpriv.privacy.composition import Cost
 from fedpriv.privacy.planning import BudgetAnswer, Cell, Curve, Extrapolation, Grid
+from fedpriv.reporting.strict_json import strict
 from fedpriv.reporting.wording import rounded_up
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -65,26 +65,11 @@ def significant_up(value: float, digits: int) -> str:
     return f"{exact:.{digits - 1}e}"
 
 
-def to_json(document: Mapping[str, Any] | Sequence[Any]) -> str:
-    """Return one strict JSON document: what is not a finite number is null."""
-    return json.dumps(_strict(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _strict(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 def _to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_strict(row) for row in rows)
+    writer.writerows(strict(row) for row in rows)
     return text.getvalue()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import string
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from fedpriv.reporting.plots import figures
 from fedpriv.reporting.reader import Run, read_run, run_labels
 from fedpriv.reporting.spent import Spent, rdp_by_round, spent
 from fedpriv.reporting.statement import NO_PRIVACY, Statement, privacy_statement, to_markdown
+from fedpriv.reporting.strict_json import strict, to_json
 from fedpriv.reporting.svg import Marked, Plot
 from fedpriv.reporting.wording import duration, rounded_up
 
@@ -108,7 +108,7 @@ def render(directories: Sequence[Path], format: Literal["md", "json", "csv"]) ->
     if format == "csv":
         return _csv(reported)
     document = {"runs": [_document(each) for each in reported]}
-    return json.dumps(_strict(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return to_json(document)
 
 
 def _reported(directories: Sequence[Path]) -> list[Reported]:
@@ -298,16 +298,5 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             if "block_" not in key:
                 flat |= _flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = _strict(value)
+            flat[prefix + key] = strict(value)
     return flat
-
-
-def _strict(value: Any) -> Any:
-    """Return `value` with null for every number that is not finite: JSON has no others."""
-    if isinstance(value, dict):
-        return {key: _strict(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

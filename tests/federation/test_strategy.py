@@ -34,6 +34,22 @@ from fedpriv.reporting.report import write_report
 from fedpriv.training.local import batches
 from fedpriv.training.parameters import Layout, parameters_of
 
+#: What a line of the metrics may say without a mechanism of its own: functions of releases, of
+#: held-out examples, of the config, and of the clock.
+PUBLIC = {
+    "round",
+    "epsilon",
+    "delta",
+    "lr",
+    "aggregate_norm",
+    "released_block_norms",
+    "noise_block_norms",
+    "clip_bound",
+    "seconds",
+    "nodes_lost",
+    "held_out",
+}
+
 
 def parameters(prepared) -> torch.Tensor:
     return prepared.server.parameters()
@@ -193,20 +209,7 @@ def test_the_budget_stops_before_the_round_that_would_exceed_it(tmp_path):
 def test_values_gathered_from_users_are_marked(tmp_path):
     directory, _ = train_small(tmp_path / "run")
     for row in directory.read_metrics():
-        assert set(row) <= {
-            "round",
-            "epsilon",
-            "delta",
-            "lr",
-            "aggregate_norm",
-            "released_block_norms",
-            "noise_block_norms",
-            "clip_bound",
-            "seconds",
-            "nodes_lost",
-            "held_out",
-            "simulation_only",
-        }
+        assert set(row) <= PUBLIC | {"simulation_only"}
         assert row["simulation_only"]["cohort"] >= 0
 
 
@@ -489,19 +492,7 @@ def test_a_sum_that_cannot_be_one_is_a_lost_node(tmp_path, damage):
 def test_a_deployment_writes_nothing_of_its_users_but_releases(tmp_path):
     directory, _ = train_small(tmp_path / "run", runtime__deployment=True)
     for row in directory.read_metrics():
-        assert set(row) <= {
-            "round",
-            "epsilon",
-            "delta",
-            "lr",
-            "aggregate_norm",
-            "released_block_norms",
-            "noise_block_norms",
-            "clip_bound",
-            "seconds",
-            "nodes_lost",
-            "held_out",
-        }
+        assert set(row) <= PUBLIC
     assert write_report([directory.path]).exists()
 
 

@@ -1,0 +1,59 @@
+import io
+
+from in_process import small_config
+from rich.console import Console
+
+from fedpriv import experiment
+from fedpriv.reporting.progress import ProgressLines
+
+
+def row(round_: int, epsilon: float | None, **changes) -> dict:
+    seen = {"cohort": 7, "loss": 1.5, "users_per_second": 90.0, "non_finite": 0}
+    return {
+        "round": round_,
+        "epsilon": {"rdp": epsilon},
+        "delta": 1e-3,
+        "nodes_lost": 0,
+        "simulation_only": seen,
+    } | changes
+
+
+def shown(*rows: dict, **config) -> str:
+    text = io.StringIO()
+    with ProgressLines(Console(file=text, width=40)) as progress:
+        progress.begin(experiment.prepare(small_config(**config)))
+        for each in rows:
+            progress.finished(each)
+    return text.getvalue()
+
+
+def test_a_round_is_one_line_with_its_price() -> None:
+    text = shown(row(1, 0.5), row(2, 0.75, held_out={"accuracy": 0.81234, "loss": 1.0}))
+    lines = text.splitlines()
+    assert "round 1/4  cohort 7  loss 1.500  ε 0.500 δ 0.001  90 users/s" in lines
+    assert "round 2/4  cohort 7  loss 1.500  accuracy 0.812  ε 0.750 δ 0.001  90 users/s" in lines
+    assert any("all rounds will cost ε = " in line for line in lines)
+
+
+def test_each_threshold_of_the_budget_is_said_once() -> None:
+    budget = {"privacy__budget": {"epsilon": 4.0}}
+    text = shown(row(1, 1.9), row(2, 2.1), row(3, 3.7), row(4, 3.9), **budget)
+    said = [line for line in text.splitlines() if "of the budget of ε = 4 spent" in line]
+    assert [line.split()[0] for line in said] == ["50%", "75%", "90%", "95%"]
+
+
+def test_losses_are_said() -> None:
+    broken = row(1, 0.5, nodes_lost=1)
+    broken["simulation_only"]["non_finite"] = 2
+    text = shown(broken)
+    assert "1 nodes lost" in text
+    assert "2 non-finite updates dropped" in text
+
+
+def test_a_run_without_privacy_says_so_and_a_deployment_shows_nothing_of_users() -> None:
+    text = shown(row(1, None), privacy=None)
+    assert "WITHOUT PRIVACY" in text
+    assert "no privacy" in text
+    deployed = row(1, 0.5)
+    del deployed["simulation_only"]
+    assert "cohort" not in shown(deployed).splitlines()[-1]
