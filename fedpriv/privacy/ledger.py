@@ -168,7 +168,7 @@ class Ledger:
             raise InputError(f"{path} exists: resume that run, or choose another run_dir")
         ledger = cls(path, header, [], "")
         ledger._write({"kind": "header", **asdict(header)})
-        _fsync_folder(path.parent)
+        fsync(path.parent)
         return ledger
 
     @classmethod
@@ -308,8 +308,9 @@ def _release(body: dict[str, Any]) -> Release:
     return Release(**body)
 
 
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync(path: Path) -> None:
+    """Return when a file's contents, or a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -27,7 +27,7 @@ def block_figures(marked: Marked) -> list[Plot]:
     A deployment writes nothing of users' norms, so it has the first alone.
     """
     last = marked.run.rows[-1]
-    made = [noise_blocks(marked)] if any(last["noise_block_norms"].values()) else []
+    made = [noise_blocks(marked)] if any(last.get("noise_block_norms", {}).values()) else []
     if "simulation_only" not in last:
         return made
     if any(release.bound is not None for release in marked.run.releases):

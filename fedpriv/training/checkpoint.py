@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedpriv.errors import InputError
+from fedpriv.privacy.ledger import fsync
 
 _NAME = re.compile(r"round-(\d{6})\.safetensors")
 
@@ -47,9 +47,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "sha256": _digest(tensors),
     }
     save_file(tensors, scratch, metadata)
-    _fsync(scratch)
+    fsync(scratch)
     scratch.replace(path)
-    _fsync(folder)
+    fsync(folder)
     for old in checkpoint_files(folder)[:-keep]:
         old.unlink()
     return path
@@ -89,11 +89,3 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
