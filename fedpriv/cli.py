@@ -349,6 +349,9 @@ def main() -> None:
     """Run the command line; every expected failure is one line and an exit code."""
     try:
         app()
+    except Interrupted as stop:
+        _errors.print(escape(str(stop)), soft_wrap=True)
+        sys.exit(stop.exit_code)
     except FedprivError as error:
         _errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
