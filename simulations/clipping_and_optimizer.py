@@ -4,7 +4,7 @@ Claim examined: with user-level privacy, per-layer clipping with LAMB does at le
 global clipping with Adam. Found: not at this size (23 blocks, 2,762 parameters), where the two
 clippings do not differ beyond their seeds and LAMB with per-layer clipping is below Adam. Every
 cell is a whole run of configs/vit_digits.yaml with two seeds; learning rates were chosen on the
-development split (`data.evaluation: development`) from 0.01, 0.02 and 0.04.
+development split (`data.evaluation: development`, seed 1) from 0.01, 0.02 and 0.04, with privacy.
 
     python simulations/clipping_and_optimizer.py [OUTPUT_FOLDER]
 
