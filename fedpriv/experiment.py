@@ -255,10 +255,9 @@ class _Recorder:
         self._directory.append_metrics(row)
         bounds = torch.tensor(record.bounds, dtype=torch.float64)
         tensors = {**self._experiment.server.state(), _BOUNDS: bounds}
-        fingerprint = self._experiment.config.fingerprint()
         save_checkpoint(
             self._directory.checkpoints,
-            Checkpoint(record.round, fingerprint, tensors),
+            Checkpoint(record.round, self._ledger.header.fingerprint, tensors),
             self._experiment.config.checkpoint.keep,
         )
         self._observer.finished(row)

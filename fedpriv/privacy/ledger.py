@@ -155,6 +155,9 @@ class Ledger:
         self.dropped_bytes = dropped_bytes
         self.header = header
         self._releases = releases
+        self._by_round: dict[int, list[Release]] = {}
+        for release in releases:
+            self._by_round.setdefault(release.round, []).append(release)
         self._last = last
 
     @classmethod
@@ -199,10 +202,11 @@ class Ledger:
         """Write `release` durably: when this returns, the line has reached the disk."""
         self._write({"kind": "release", **asdict(release)})
         self._releases.append(release)
+        self._by_round.setdefault(release.round, []).append(release)
 
     def charges(self, round_: int) -> list[Release]:
         """Return the releases that round `round_` has been charged for."""
-        return [release for release in self._releases if release.round == round_]
+        return list(self._by_round.get(round_, ()))
 
     def __iter__(self) -> Iterator[Release]:
         return iter(self._releases)
