@@ -32,6 +32,49 @@ class PartitionConfig(BaseModel):
     )
 
 
+class SpeechConfig(BaseModel):
+    """What is read of recordings; for speech data sets only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sample_rate: int = Field(
+        default=16_000,
+        ge=4_000,
+        le=48_000,
+        description="sample rate that the model hears (Hz); recordings are resampled to it",
+    )
+    max_seconds: float = Field(
+        default=36.0,
+        gt=0,
+        le=3600,
+        description="longest utterance that is used (seconds); a longer one is a bad recording",
+    )
+    max_seconds_per_user: float | None = Field(
+        default=None,
+        gt=0,
+        description="a user's recordings are used up to this sum (seconds); null: all",
+    )
+    alphabet: Path | None = Field(
+        default=None,
+        description="file with one character a line; null: the data set's own, which is public",
+    )
+    on_bad: Literal["skip", "stop"] = Field(
+        default="skip",
+        description="a recording that cannot be read, is silent or too long, or whose transcript "
+        "is missing, empty or has unknown characters: skip and count it, or stop the run",
+    )
+    public_speakers: int = Field(
+        default=48,
+        ge=0,
+        description="synthetic_speech: speakers of one accent to pre-train the seed model on",
+    )
+    cache: Path | None = Field(
+        default=None,
+        description="synthetic_speech: folder of generated recordings; null: fedpriv in the "
+        "user's cache folder (XDG_CACHE_HOME)",
+    )
+
+
 class DataConfig(BaseModel):
     """Which federated data set a run trains and is evaluated on."""
 
@@ -55,6 +98,9 @@ class DataConfig(BaseModel):
     path: Path | None = Field(
         default=None,
         description="folder of the data set's files; null for data that the package carries",
+    )
+    speech: SpeechConfig = Field(
+        default=SpeechConfig(), description="what is read of recordings, for speech data sets"
     )
     evaluation: Evaluation = Field(
         default="test",

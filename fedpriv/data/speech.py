@@ -1,0 +1,132 @@
+"""What all speech data sets share: recordings that are read when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedpriv.data.config import SpeechConfig
+from fedpriv.data.text import Alphabet, normalise
+from fedpriv.data.utterances import Utterances
+from fedpriv.errors import InputError
+
+
+class Recording(Protocol):
+    """One utterance: where its sound is, and what is said in it."""
+
+    @property
+    def text(self) -> str | None:
+        """The transcript as the data set gives it; None where it gives none."""
+
+    def read(self, sample_rate: int) -> NDArray[np.float32]:
+        """Return the waveform in [-1, 1], mono, at `sample_rate` (Hz): `[samples]`.
+
+        Raises InputError, naming the file, for a sound that cannot be used.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedSpeech:
+    """Speakers as users; see `FederatedDataset`.
+
+    Attributes:
+        users: each user's recordings.
+        user_ids: their stable public ids.
+        held_out: recordings of nobody in the population, to measure on.
+        public: recordings of volunteers outside the population, to pre-train a seed model on.
+        public_held_out: recordings to measure that seed model on.
+        alphabet: what the model writes with.
+        speech: sample rate, duration caps, what to do with bad recordings.
+        description: one line for reports.
+    """
+
+    users: Sequence[Sequence[Recording]]
+    user_ids: Sequence[str]
+    held_out: Sequence[Recording]
+    public: Sequence[Recording]
+    public_held_out: Sequence[Recording]
+    alphabet: Alphabet
+    speech: SpeechConfig
+    description: str
+
+    @property
+    def population(self) -> int:
+        """Number of users N."""
+        return len(self.users)
+
+    @property
+    def classes(self) -> int:
+        """Characters, and the blank."""
+        return self.alphabet.classes
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Samples of one second of sound."""
+        return (self.speech.sample_rate,)
+
+    def user(self, index: int) -> Utterances:
+        """Read one user's recordings, up to the caps: see `FederatedDataset.user`.
+
+        Those that cannot be used are left out and counted, or raise InputError with
+        `data.speech.on_bad: stop`.
+        """
+        if not 0 <= index < self.population:
+            raise IndexError(f"user index {index} is outside 0..{self.population - 1}")
+        return self._read(self.users[index], self.speech.max_seconds_per_user)
+
+    def evaluation(self) -> Utterances:
+        """Read the held-out recordings."""
+        return self._read(self.held_out, None)
+
+    def pretraining(self) -> Utterances:
+        """Read the public recordings."""
+        return self._read(self.public, None)
+
+    def pretraining_evaluation(self) -> Utterances:
+        """Read the public held-out recordings."""
+        return self._read(self.public_held_out, None)
+
+    def _read(self, recordings: Sequence[Recording], max_seconds: float | None) -> Utterances:
+        waves, targets, skipped = [], [], 0
+        left = float("inf") if max_seconds is None else max_seconds * self.speech.sample_rate
+        for recording in recordings:
+            try:
+                wave, target = self._one(recording)
+            except InputError:
+                if self.speech.on_bad == "stop":
+                    raise
+                skipped += 1
+                continue
+            if len(wave) > left:
+                break
+            left -= len(wave)
+            waves.append(wave)
+            targets.append(target)
+        return Utterances.pack(waves, targets, skipped)
+
+    def _one(self, recording: Recording) -> tuple[Tensor, Tensor]:
+        if recording.text is None:
+            raise InputError(f"{recording}: no transcript")
+        text = normalise(recording.text)
+        if not text:
+            raise InputError(f"{recording}: the transcript is empty")
+        try:
+            target = self.alphabet.encode(text)
+        except InputError as error:
+            raise InputError(f"{recording}: {error}") from None
+        wave = recording.read(self.speech.sample_rate)
+        longest = self.speech.max_seconds * self.speech.sample_rate
+        if len(wave) > longest:
+            raise InputError(
+                f"{recording}: {len(wave) / self.speech.sample_rate:.1f} s is longer than "
+                f"data.speech.max_seconds ({self.speech.max_seconds:g})"
+            )
+        if len(wave) == 0 or not np.ptp(wave) > 0:
+            raise InputError(f"{recording}: silent")
+        return torch.from_numpy(wave), target

@@ -1,0 +1,69 @@
+"""Utterances as a speech model reads them: padded, with their lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True, eq=False)
+class Utterances:
+    """Utterances with their transcripts, each padded to the longest.
+
+    Attributes:
+        inputs: float `[n, samples]`, waveforms in [-1, 1], or `[n, frames, mels]`, features.
+        lengths: int64 `[n]`, how many samples or frames of each row are real.
+        targets: int64 `[n, characters]`, indices into the alphabet, padded with the blank, 0.
+        target_lengths: int64 `[n]`, how many of them are real.
+        skipped: how many more there were that could not be used. Private, as the others are.
+    """
+
+    inputs: Tensor
+    lengths: Tensor
+    targets: Tensor
+    target_lengths: Tensor
+    skipped: int = 0
+
+    @classmethod
+    def pack(
+        cls, inputs: Sequence[Tensor], targets: Sequence[Tensor], skipped: int = 0
+    ) -> Utterances:
+        """Pad waveforms `[samples]` (or features `[frames, mels]`) and targets `[characters]`."""
+        if len(inputs) != len(targets):
+            raise ValueError(f"{len(inputs)} inputs but {len(targets)} targets")
+        if not inputs:
+            none = torch.zeros(0, dtype=torch.int64)
+            return cls(torch.zeros(0, 0), none, torch.zeros(0, 0, dtype=torch.int64), none, skipped)
+        return cls(
+            pad_sequence(list(inputs), batch_first=True),
+            torch.tensor([len(one) for one in inputs]),
+            pad_sequence(list(targets), batch_first=True),
+            torch.tensor([len(one) for one in targets]),
+            skipped,
+        )
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def take(self, index: Tensor) -> Utterances:
+        """Return the utterances at `index` (int64 `[m]`), padded to the longest among them."""
+        lengths, target_lengths = self.lengths[index], self.target_lengths[index]
+        longest = int(lengths.max()) if len(index) else 0
+        most = int(target_lengths.max()) if len(index) else 0
+        return Utterances(
+            self.inputs[index, :longest], lengths, self.targets[index, :most], target_lengths
+        )
+
+    def to(self, device: torch.device) -> Utterances:
+        """Return them on another device."""
+        return Utterances(
+            self.inputs.to(device),
+            self.lengths.to(device),
+            self.targets.to(device),
+            self.target_lengths.to(device),
+            self.skipped,
+        )
