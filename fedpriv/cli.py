@@ -54,8 +54,25 @@ def run(config: ConfigPath, overrides: Overrides = None) -> None:
     # Imported here, so that --help and the config commands do not wait for torch and Flower.
     from fedpriv import experiment
 
-    prepared = experiment.prepare(load_config(config, overrides or []))
+    prepared = experiment.prepare(_seeded(load_config(config, overrides or [])))
     _train(experiment.create(prepared), prepared)
+
+
+@app.command()
+def pretrain(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Make CONFIG's seed model from public data, without privacy; `run` does so when needed."""
+    from fedpriv import seed_model
+    from fedpriv.reporting.summary import seed_model_table
+
+    settings = load_config(config, overrides or [])
+    if settings.seed_model is None or settings.seed_model.pretrain is None:
+        raise InputError(f"{config}: write seed_model.pretrain, which says how to train it")
+    path = seed_model.seed_path(settings)
+    if path.exists():
+        _say([f"{path} is there already; remove it to train it again"])
+    _seeded(settings)
+    Console().print(seed_model_table(seed_model.read_measures(path)))
+    _errors.print(f"seed model: {path}", soft_wrap=True)
 
 
 @app.command()
@@ -103,7 +120,7 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG, its data and its model, without running anything."""
     from fedpriv import experiment
 
-    prepared = experiment.prepare(load_config(config, overrides or []))
+    prepared = experiment.prepare(load_config(config, overrides or []), seeded=False)
     planned = prepared.plan.planned_epsilon()
     cost = (
         "without privacy" if planned is None else f"ε = {planned:.4g} at δ={prepared.plan.delta:g}"
@@ -292,6 +309,19 @@ def merge(
         sys.stdout.write(to_json(ledgers.merged_document(merged)))
     else:
         Console().print(ledgers.merged_table(merged))
+
+
+def _seeded(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the config with its seed model, which is pre-trained where it is missing."""
+    from fedpriv.experiment import stop_signal
+    from fedpriv.reporting.progress import PretrainingLines
+    from fedpriv.seed_model import with_seed_model
+
+    with PretrainingLines(_errors) as lines, stop_signal(lines.say) as stop:
+        try:
+            return with_seed_model(config, lines, stop)
+        except Interrupted as stopped:
+            raise Interrupted(f"{stopped}; the same command goes on from there") from None
 
 
 def _train(directory: RunDirectory, prepared: Experiment) -> None:

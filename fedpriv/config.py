@@ -34,6 +34,29 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class SpecAugmentConfig(Section):
+    """What is masked of a user's features in training (Park et al. 2019); speech only."""
+
+    from_round: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="First round in which features are masked."
+    )
+    freq_masks: Annotated[int, Field(ge=0)] = Field(
+        default=2, description="Masks over neighbouring mel bands."
+    )
+    freq_width: Annotated[int, Field(ge=0)] = Field(
+        default=30, description="Widest such mask (bands)."
+    )
+    time_masks: Annotated[int, Field(ge=0)] = Field(
+        default=10, description="Masks over neighbouring frames."
+    )
+    time_width: Annotated[int, Field(ge=0)] = Field(
+        default=50, description="Widest such mask (frames of 10 ms)."
+    )
+    time_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.1, description="Widest such mask as a part of the utterance."
+    )
+
+
 class LocalConfig(Section):
     """What one user does with the parameters it receives."""
 
@@ -46,6 +69,16 @@ class LocalConfig(Section):
     batch_size: Annotated[int, Field(ge=1)] = Field(
         default=10, description="Examples a local step."
     )
+    batch_seconds: Positive | None = Field(
+        default=None,
+        description="Speech: a step takes fewer examples where their number times the longest "
+        "would exceed this duration (seconds); null: batch_size alone decides.",
+    )
+    order: Literal["shuffled", "by_length"] = Field(
+        default="shuffled",
+        description="shuffled: examples meet at random; by_length: those of like length share a "
+        "step, which saves padding, and the steps come at random.",
+    )
     optimizer: Literal["sgd"] = Field(default="sgd", description="Local optimizer.")
     lr: Rate = Field(default=0.1, description="Local learning rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -57,6 +90,9 @@ class LocalConfig(Section):
     proximal_mu: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=0.0,
         description="FedProx (Li et al. 2020): weight μ of μ/2·‖θ − θ_start‖² in the loss.",
+    )
+    spec_augment: SpecAugmentConfig | None = Field(
+        default=None, description="Masking of features, for speech; null for none."
     )
 
 
@@ -233,6 +269,18 @@ class RuntimeConfig(Section):
     gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
         default=0.0, description="Ray GPU share of a worker; 0.25 puts four workers on one GPU."
     )
+    engine: Literal["stacked", "sequential"] = Field(
+        default="stacked",
+        description="stacked: many users in one forward and backward pass, where the model's "
+        "layers allow it; sequential: one user after another. Equal up to rounding.",
+    )
+    stack: Annotated[int, Field(ge=1)] = Field(
+        default=16, description="stacked: users at once; more take more memory."
+    )
+    cache_mib: Annotated[int, Field(ge=0)] = Field(
+        default=1024,
+        description="Memory in which a worker keeps prepared users (MiB); 0 keeps none.",
+    )
     ray_address: str | None = Field(
         default=None, description="An existing Ray cluster to join; null starts a private one."
     )
@@ -247,11 +295,65 @@ class RuntimeConfig(Section):
     )
 
 
+class PretrainConfig(Section):
+    """A central training on the data set's public part, without privacy, before all rounds."""
+
+    steps: Annotated[int, Field(ge=1)] = Field(description="Optimizer steps.")
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=16, description="Examples a step.")
+    optimizer: str = Field(default="adamw", description="As for server.optimizer.")
+    lr: Rate = Field(default=0.001, description="Learning rate, before the schedule.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of the optimizer, e.g. betas."
+    )
+    schedule: ScheduleConfig = Field(
+        default_factory=ScheduleConfig, description="Learning rate by step; rounds mean steps."
+    )
+    max_grad_norm: Positive | None = Field(
+        default=1.0, description="L2 norm to which each gradient is clipped; null for none."
+    )
+    spec_augment: SpecAugmentConfig | None = Field(
+        default=None, description="Masking of features; from_round counts steps."
+    )
+    every: Annotated[int, Field(ge=1)] = Field(
+        default=100, description="Steps between measurements and checkpoints."
+    )
+
+
+class SeedModelConfig(Section):
+    """The model that the private training starts from, trained on public data alone."""
+
+    path: Path | None = Field(
+        default=None,
+        description="Its safetensors file; null: seed-<digest>.safetensors in runs/<name>, named "
+        "after all that it depends on.",
+    )
+    sha256: str | None = Field(
+        default=None,
+        description="Digest of its numbers: another file is refused. A run fills it in.",
+    )
+    pretrain: PretrainConfig | None = Field(
+        default=None, description="How to make the file where it is missing; null: it must exist."
+    )
+
+    @model_validator(mode="after")
+    def _can_be_found(self) -> SeedModelConfig:
+        if self.path is None and self.pretrain is None:
+            raise ValueError("write path, an existing file, or pretrain, how to make one")
+        return self
+
+
 class EvaluationConfig(Section):
     """When the model is measured on the held-out examples."""
 
     every: Annotated[int, Field(ge=1)] = Field(default=5, description="Rounds between evaluations.")
     batch_size: Annotated[int, Field(ge=1)] = Field(default=500, description="Examples a batch.")
+    decoder: Literal["greedy", "beam"] = Field(
+        default="greedy",
+        description="Speech: greedy, the best path; beam, the best prefixes (slow).",
+    )
+    beam: Annotated[int, Field(ge=1)] = Field(
+        default=8, description="Speech, decoder beam: prefixes that are kept."
+    )
 
 
 class CheckpointConfig(Section):
@@ -279,6 +381,9 @@ class ExperimentConfig(Section):
     )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    seed_model: SeedModelConfig | None = Field(
+        default=None, description="null starts from random parameters."
+    )
     local: LocalConfig = LocalConfig()
     server: ServerConfig = ServerConfig()
     privacy: PrivacyConfig | None = Field(
@@ -324,8 +429,12 @@ class ExperimentConfig(Section):
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of everything that bears on what a run releases."""
-        kept = self.model_dump(mode="json", exclude={"name", "run_dir", "runtime", "checkpoint"})
+        kept = self.model_dump(
+            mode="json", exclude={"name", "run_dir", "runtime", "checkpoint", "seed_model"}
+        )
         kept["deployment"] = self.runtime.deployment
+        # Where its file lies, or how it was made, says nothing that its numbers do not.
+        kept["seed_model"] = self.seed_model and self.seed_model.sha256
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedpriv.config import ExperimentConfig, load_config
-from fedpriv.data.federated import Examples
+from fedpriv.data.federated import Batch
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.plan import Plan, build_plan, build_trainer, population_of
 from fedpriv.federation.simulation import simulate
@@ -28,6 +28,7 @@ from fedpriv.optimizers.server import Server
 from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant
 from fedpriv.privacy.ledger import Header, Ledger
 from fedpriv.reporting.run_directory import RunDirectory
+from fedpriv.seed_model import load_seed_model, with_seed_model
 from fedpriv.training.checkpoint import (
     Checkpoint,
     checkpoint_files,
@@ -35,7 +36,6 @@ from fedpriv.training.checkpoint import (
     save_checkpoint,
 )
 from fedpriv.training.cohort import CohortTrainer
-from fedpriv.training.evaluate import evaluate
 from fedpriv.training.parameters import Layout
 
 # What a checkpoint calls the clip bounds as they have adapted.
@@ -72,6 +72,21 @@ class LogLines:
         _LOG.warning(sentence)
 
 
+class PretrainingLog:
+    """A listener to pre-training that writes to Flower's log."""
+
+    def begin(self, steps: int, done: int, what: str) -> None:
+        """Say what is trained."""
+        _LOG.info("fedpriv: pre-training the seed model, %d steps on %s", steps, what)
+
+    def step(self, step: int, loss: float) -> None:
+        """Say nothing."""
+
+    def measured(self, step: int, measures: dict[str, float]) -> None:
+        """Say how far it is."""
+        _LOG.info("step %d: word error rate %.3f", step, measures["wer"])
+
+
 @dataclass
 class Experiment:
     """A run that is prepared: everything is checked and nothing has been released."""
@@ -81,12 +96,13 @@ class Experiment:
     server: Server
     finished_rounds: int = 0
     bounds: tuple[float, ...] = ()
-    held_out: Examples = field(init=False)
+    held_out: Batch = field(init=False)
 
     def __post_init__(self) -> None:
-        held_out = self.trainer.dataset.evaluation()
-        device = self.trainer.device
-        self.held_out = Examples(held_out.inputs.to(device), held_out.targets.to(device))
+        held_out = self.trainer.dataset.evaluation().to(self.trainer.device)
+        self.held_out = self.trainer.task.prepare(self.trainer.model, held_out)
+        if len(self.held_out) == 0:
+            raise InputError("data: none of the held-out examples can be used")
 
     @property
     def config(self) -> ExperimentConfig:
@@ -103,13 +119,19 @@ class Experiment:
         )
 
 
-def prepare(config: ExperimentConfig) -> Experiment:
+def prepare(config: ExperimentConfig, seeded: bool = True) -> Experiment:
     """Build and check everything that a run needs; writes nothing.
+
+    Args:
+        config: the config; where it has a seed model, one from `with_seed_model`.
+        seeded: False leaves the seed model unread, where a checkpoint will take its place.
 
     Raises:
         InputError: data, model, optimizer or privacy settings are impossible.
     """
     trainer = build_trainer(config)
+    if seeded and config.seed_model is not None:
+        load_seed_model(config, trainer.model)
     plan = build_plan(config, population_of(config, trainer.dataset), Layout.of(trainer.model))
     server = Server(
         model=trainer.model,
@@ -143,8 +165,8 @@ def reopen(path: Path) -> tuple[RunDirectory, Experiment]:
         InputError: no run there, or its config or checkpoint is damaged or another run's.
     """
     directory = RunDirectory.open(path)
-    experiment = prepare(directory.config())
     files = checkpoint_files(directory.checkpoints)
+    experiment = prepare(directory.config(), seeded=not files)
     if files:
         checkpoint = load_checkpoint(files[-1], experiment.config.fingerprint())
         experiment.server.load_state(checkpoint.tensors)
@@ -166,7 +188,10 @@ def _under_flower(grid: Grid, context: Context) -> None:
     if settings["resume"]:
         directory, experiment = reopen(Path(settings["resume"]))
     elif settings["config"]:
-        experiment = prepare(load_config(Path(settings["config"]), settings["set"].split()))
+        config = load_config(Path(settings["config"]), settings["set"].split())
+        with stop_signal(_LOG.warning) as stop:
+            config = with_seed_model(config, PretrainingLog(), stop)
+        experiment = prepare(config)
         directory = create(experiment)
     else:
         raise InputError("write flwr run APP --run-config 'config=\"/path/to/config.yaml\"'")
@@ -190,7 +215,7 @@ def train(
         raise InputError(
             "runtime.deployment: true trains over real nodes: use flwr run simulations/flower_app"
         )
-    with directory.lock(), _stop_signal(observer) as stop:
+    with directory.lock(), stop_signal(observer.say) as stop:
         ledger = directory.open_ledger(experiment.header())
         if ledger.dropped_bytes:
             observer.say(
@@ -278,19 +303,15 @@ class _Recorder:
         }
         if record.round % config.evaluation.every == 0 or record.round == config.rounds:
             row["epsilon"] |= self._slow_epsilons(record.epsilon)
-            row["held_out"] = asdict(self._evaluate())
+            row["held_out"] = self._evaluate()
         if not config.runtime.deployment:
             row["simulation_only"] = _seen(record, names)
         return row
 
-    def _evaluate(self) -> Any:
-        experiment = self._experiment
-        return evaluate(
-            experiment.trainer.model,
-            experiment.held_out,
-            experiment.trainer.loss,
-            experiment.config.evaluation.batch_size,
-        )
+    def _evaluate(self) -> dict[str, float]:
+        trainer = self._experiment.trainer
+        size = self._experiment.config.evaluation.batch_size
+        return trainer.task.measure(trainer.model, self._experiment.held_out, size)
 
     def _slow_epsilons(self, by_rdp: float | None) -> dict[str, float | None]:
         """Return ε by PLD, which takes too long for every round, where it is of use."""
@@ -317,6 +338,7 @@ def _seen(record: RoundRecord, names: tuple[str, ...]) -> dict[str, Any]:
     return {
         "cohort": users,
         "examples": sum(s.examples for s in sums),
+        "skipped": sum(s.skipped for s in sums),
         "users_per_second": users / record.seconds,
         "non_finite": sum(s.non_finite for s in sums),
         "loss": sum(s.loss for s in sums) / finite,
@@ -332,8 +354,8 @@ def _seen(record: RoundRecord, names: tuple[str, ...]) -> dict[str, Any]:
 
 
 @contextmanager
-def _stop_signal(observer: Observer) -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C (or SIGTERM) into a request to stop after the round.
+def stop_signal(say: Callable[[str], None]) -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C (or SIGTERM) into a request to stop at the next safe moment.
 
     The second one ends the process at once.
     """
@@ -344,12 +366,12 @@ def _stop_signal(observer: Observer) -> Iterator[threading.Event]:
 
     def request(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
-            observer.say("abandoned; nothing that is finished is lost")
+            say("abandoned; nothing that is finished is lost")
             # Flower and Ray would wait for the workers. The run directory is whole at any moment,
             # and Ray's processes end with this one.
             os._exit(Interrupted.exit_code)
         stop.set()
-        observer.say("stopping after this round; press Ctrl-C again to abandon it")
+        say("stopping at the end of this round; press Ctrl-C again to abandon it")
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

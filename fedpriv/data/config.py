@@ -63,6 +63,26 @@ class SpeechConfig(BaseModel):
         description="a recording that cannot be read, is silent or too long, or whose transcript "
         "is missing, empty or has unknown characters: skip and count it, or stop the run",
     )
+    train_subsets: tuple[str, ...] = Field(
+        default=(),
+        description="librispeech, common_voice: parts whose speakers are the users; "
+        "empty: all that are named train",
+    )
+    held_out_subsets: tuple[str, ...] = Field(
+        default=(),
+        description="librispeech, common_voice: parts to measure on; empty: test-clean or test, "
+        "with data.evaluation: development dev-clean or dev",
+    )
+    public_subsets: tuple[str, ...] = Field(
+        default=(),
+        description="librispeech, common_voice: parts to pre-train the seed model on, whose "
+        "speakers are taken out of the population; empty: none",
+    )
+    held_out_speakers: tuple[str, ...] = Field(
+        default=(),
+        description="fsdd: speakers to measure on, who are then nobody in the population; "
+        "empty: held-out recordings of the same speakers",
+    )
     public_speakers: int = Field(
         default=48,
         ge=0,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -10,6 +10,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpriv.errors import InputError
+
+
+class Batch(Protocol):
+    """Some examples: `Examples` or `Utterances`."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def sizes(self) -> Tensor:
+        """What each example costs to train on, relative to the others: int64 `[n]`."""
+
+    @property
+    def skipped(self) -> int:
+        """Number of examples that could not be used."""
+
+    def take(self, index: Tensor) -> Self:
+        """Return the examples at `index`."""
+
+    def to(self, device: torch.device) -> Self:
+        """Return them on another device."""
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Lay the examples of several users end to end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +54,31 @@ class Examples:
     def __len__(self) -> int:
         return len(self.targets)
 
+    @property
+    def skipped(self) -> int:
+        """Number of examples that could not be used: none."""
+        return 0
+
+    @property
+    def sizes(self) -> Tensor:
+        """What each example costs to train on, relative to the others: int64 `[n]`."""
+        return torch.ones(len(self), dtype=torch.int64)
+
+    def take(self, index: Tensor) -> "Examples":
+        """Copy the examples at `index` (int64 `[m]`)."""
+        return Examples(self.inputs[index], self.targets[index])
+
+    def to(self, device: torch.device) -> "Examples":
+        """Return them on another device."""
+        return Examples(self.inputs.to(device), self.targets.to(device))
+
+    @classmethod
+    def join(cls, parts: "Sequence[Examples]") -> "Examples":
+        """Lay the examples of several users end to end."""
+        return cls(
+            torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts])
+        )
+
 
 class FederatedDataset(Protocol):
     """A population of users, each with private examples, and public facts about them."""
@@ -48,19 +97,19 @@ class FederatedDataset(Protocol):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input; channels, height, width for images."""
+        """Shape of one input: channels, height, width of an image, samples of a second of sound."""
 
     @property
     def description(self) -> str:
         """One line for reports: source, users, sizes."""
 
-    def user(self, index: int) -> Examples:
+    def user(self, index: int) -> Batch:
         """Build the examples of one user, `0 <= index < population`.
 
         Raises IndexError outside that range and InputError for a user without examples.
         """
 
-    def evaluation(self) -> Examples:
+    def evaluation(self) -> Batch:
         """Build the held-out examples, which belong to nobody in the population."""
 
 
@@ -181,10 +230,10 @@ class Share:
         """One line: which share of what."""
         return f"share {self.share} of {self.shares}: {self.whole.description}"
 
-    def user(self, index: int) -> Examples:
+    def user(self, index: int) -> Batch:
         """Build one user's examples: see `FederatedDataset.user`."""
         return self.whole.user(self.share + index * self.shares)
 
-    def evaluation(self) -> Examples:
+    def evaluation(self) -> Batch:
         """Build the held-out examples of the whole."""
         return self.whole.evaluation()

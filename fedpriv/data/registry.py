@@ -3,19 +3,29 @@
 import difflib
 from collections.abc import Callable
 
+from fedpriv.data.common_voice import build_common_voice
 from fedpriv.data.config import DataConfig, PartitionConfig
 from fedpriv.data.digits import build_digits
 from fedpriv.data.federated import FederatedDataset
+from fedpriv.data.fsdd import build_fsdd
 from fedpriv.data.idx_images import build_idx_images
+from fedpriv.data.librispeech import build_librispeech
 from fedpriv.data.mnist_writers import build_mnist_writers
+from fedpriv.data.speech_commands import build_speech_commands
+from fedpriv.data.synthetic_speech import build_synthetic_speech
 from fedpriv.errors import InputError
 
 __all__ = ["DATASETS", "DataConfig", "PartitionConfig", "build_dataset"]
 
 DATASETS: dict[str, Callable[[DataConfig, int], FederatedDataset]] = {
+    "common_voice": build_common_voice,
     "digits": build_digits,
+    "fsdd": build_fsdd,
     "idx_images": build_idx_images,
+    "librispeech": build_librispeech,
     "mnist_writers": build_mnist_writers,
+    "speech_commands": build_speech_commands,
+    "synthetic_speech": build_synthetic_speech,
 }
 
 

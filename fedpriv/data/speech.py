@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpriv.data.config import SpeechConfig
-from fedpriv.data.text import Alphabet, normalise
+from fedpriv.data.text import ENGLISH, Alphabet, normalise
 from fedpriv.data.utterances import Utterances
 from fedpriv.errors import InputError
 
@@ -24,10 +24,11 @@ class Recording(Protocol):
     def text(self) -> str | None:
         """The transcript as the data set gives it; None where it gives none."""
 
-    def read(self, sample_rate: int) -> NDArray[np.float32]:
+    def read(self, sample_rate: int, max_seconds: float) -> NDArray[np.float32]:
         """Return the waveform in [-1, 1], mono, at `sample_rate` (Hz): `[samples]`.
 
-        Raises InputError, naming the file, for a sound that cannot be used.
+        Raises InputError, naming the file, for a sound that cannot be used or is longer than
+        `max_seconds`: a file's header is asked before anything is decoded.
         """
 
 
@@ -84,9 +85,9 @@ class FederatedSpeech:
         """Read the held-out recordings."""
         return self._read(self.held_out, None)
 
-    def pretraining(self) -> Utterances:
-        """Read the public recordings."""
-        return self._read(self.public, None)
+    def pretraining(self, index: int) -> Utterances:
+        """Read one public recording: none where it cannot be used, and must not stop the run."""
+        return self._read(self.public[index : index + 1], None)
 
     def pretraining_evaluation(self) -> Utterances:
         """Read the public held-out recordings."""
@@ -120,13 +121,19 @@ class FederatedSpeech:
             target = self.alphabet.encode(text)
         except InputError as error:
             raise InputError(f"{recording}: {error}") from None
-        wave = recording.read(self.speech.sample_rate)
-        longest = self.speech.max_seconds * self.speech.sample_rate
-        if len(wave) > longest:
-            raise InputError(
-                f"{recording}: {len(wave) / self.speech.sample_rate:.1f} s is longer than "
-                f"data.speech.max_seconds ({self.speech.max_seconds:g})"
-            )
+        wave = recording.read(self.speech.sample_rate, self.speech.max_seconds)
         if len(wave) == 0 or not np.ptp(wave) > 0:
             raise InputError(f"{recording}: silent")
         return torch.from_numpy(wave), target
+
+
+def choose_alphabet(speech: SpeechConfig, public: Sequence[Recording]) -> Alphabet:
+    """Return the alphabet that the config names, or that of the public transcripts, or English.
+
+    Never that of the users' transcripts: which letters they wrote is theirs. Raises InputError
+    for a file that is no alphabet.
+    """
+    if speech.alphabet is not None:
+        return Alphabet.read(speech.alphabet)
+    texts = [text for one in public if (text := normalise(one.text or ""))]
+    return Alphabet.of(texts) if texts else Alphabet(ENGLISH)

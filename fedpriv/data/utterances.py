@@ -49,6 +49,11 @@ class Utterances:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def sizes(self) -> Tensor:
+        """What each utterance costs to train on, relative to the others: its length."""
+        return self.lengths
+
     def take(self, index: Tensor) -> Utterances:
         """Return the utterances at `index` (int64 `[m]`), padded to the longest among them."""
         lengths, target_lengths = self.lengths[index], self.target_lengths[index]
@@ -67,3 +72,25 @@ class Utterances:
             self.target_lengths.to(device),
             self.skipped,
         )
+
+    @classmethod
+    def join(cls, parts: Sequence[Utterances]) -> Utterances:
+        """Lay the utterances of several users end to end, all padded to the longest."""
+        return cls(
+            _joined([part.inputs for part in parts]),
+            torch.cat([part.lengths for part in parts]),
+            _joined([part.targets for part in parts]),
+            torch.cat([part.target_lengths for part in parts]),
+            sum(part.skipped for part in parts),
+        )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Concatenate `[n_i, t_i, ...]`, padded with zeros to the longest t."""
+    rows, longest = sum(len(part) for part in parts), max(part.shape[1] for part in parts)
+    whole = parts[0].new_zeros(rows, longest, *parts[0].shape[2:])
+    first = 0
+    for part in parts:
+        whole[first : first + len(part), : part.shape[1]] = part
+        first += len(part)
+    return whole

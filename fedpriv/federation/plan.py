@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import torch.nn.functional as F
+from typing import Any
 
 from fedpriv.config import ClippingConfig, ExperimentConfig, LocalConfig, PrivacyConfig
 from fedpriv.data.federated import FederatedDataset
 from fedpriv.data.registry import build_dataset
+from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError
 from fedpriv.models.registry import build_model
+from fedpriv.models.speech import HOP_SECONDS
 from fedpriv.privacy.accounting import RdpAccountant
 from fedpriv.privacy.calibration import affordable_rounds, noise_multiplier_for
 from fedpriv.privacy.clipping import (
@@ -26,9 +27,13 @@ from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
 from fedpriv.training.cohort import CohortTrainer
+from fedpriv.training.decoding import decoder
 from fedpriv.training.device import resolve_device
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout
+from fedpriv.training.spec_augment import SpecAugment
+from fedpriv.training.tasks import Classification, Recognition, Task
+from fedpriv.training.user_cache import UserCache
 
 
 @dataclass(frozen=True)
@@ -165,24 +170,43 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     device = resolve_device(config.runtime.device)
     model = build_model(config.model, dataset.input_shape, dataset.classes, config.seed).to(device)
     # A running mean (BatchNorm) would carry one user's data into the next user's contribution.
-    if any(True for _ in model.buffers()):
+    # A constant, such as a window function, is no part of the model's state.
+    if len(model.state_dict()) > len(list(model.parameters())):
         raise InputError(f"model.name: {config.model.name} has buffers that users would share")
     return CohortTrainer(
         dataset=dataset,
         model=model,
-        loss=F.cross_entropy,
+        task=build_task(config, dataset),
         recipe=_recipe(config.local),
         clipping=build_clipping(
             config.privacy.clipping if config.privacy else None, Layout.of(model)
         ),
         seed=config.seed,
         device=device,
+        engine=config.runtime.engine,
+        stack=config.runtime.stack,
         tolerant=config.runtime.deployment,
+        cache=UserCache(config.runtime.cache_mib * 2**20),
+    )
+
+
+def build_task(config: ExperimentConfig, dataset: FederatedDataset) -> Task[Any]:
+    """Return what is learnt: recognition of speech, classification of all else."""
+    if not isinstance(dataset, FederatedSpeech):
+        return Classification()
+    augment = config.local.spec_augment
+    return Recognition(
+        alphabet=dataset.alphabet,
+        decode=decoder(config.evaluation.decoder, config.evaluation.beam),
+        spec_augment=None if augment is None else SpecAugment(**augment.model_dump()),
     )
 
 
 def _recipe(config: LocalConfig) -> LocalTraining:
-    return LocalTraining(**config.model_dump(exclude={"optimizer"}))
+    shared = config.model_dump(exclude={"optimizer", "batch_seconds", "spec_augment"})
+    if config.batch_seconds is None:
+        return LocalTraining(**shared)
+    return LocalTraining(**shared, batch_sizes=round(config.batch_seconds / HOP_SECONDS))
 
 
 def population_of(config: ExperimentConfig, dataset: FederatedDataset) -> int:

@@ -2,6 +2,7 @@
 
 from fedpriv.models.initialise import initialise
 from fedpriv.models.registry import MODELS, ModelConfig, build_model
+from fedpriv.models.speech import SpeechTransformer
 from fedpriv.models.transformer import Attention, Block, Transformer
 from fedpriv.models.vit import LearnedPositions, ViT
 
@@ -11,6 +12,7 @@ __all__ = [
     "Block",
     "LearnedPositions",
     "ModelConfig",
+    "SpeechTransformer",
     "Transformer",
     "ViT",
     "build_model",

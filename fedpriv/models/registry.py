@@ -12,6 +12,8 @@ from torch import nn
 
 from fedpriv.errors import InputError
 from fedpriv.models.initialise import initialise
+from fedpriv.models.positions import PositionKind
+from fedpriv.models.speech import SpeechTransformer
 from fedpriv.models.transformer import NormName, NormPlacement
 from fedpriv.models.vit import Pooling, ViT
 
@@ -64,6 +66,20 @@ class ModelConfig(BaseModel):
         lt=1,
         description="probability that a number is dropped in training; 0 to below 1",
     )
+    layer_drop: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="probability that an example skips a block in training; 0 to below 1",
+    )
+    mels: int = Field(
+        default=80, gt=0, le=512, description="speech: mel bands of the spectrogram; 1 to 512"
+    )
+    positions: PositionKind = Field(
+        default="sinusoidal",
+        description="speech: sinusoidal, fixed; cape, the same with random shift and scale in "
+        "training",
+    )
 
 
 def _build_vit(config: ModelConfig, input_shape: tuple[int, ...], classes: int) -> nn.Module:
@@ -76,11 +92,25 @@ def _build_vit(config: ModelConfig, input_shape: tuple[int, ...], classes: int) 
         raise InputError(
             f"model.patch must divide the image's sides, got {config.patch} for {height}x{width}"
         )
-    shape = config.model_dump(exclude={"name"})
+    shape = config.model_dump(exclude={"name", "mels", "positions"})
     return ViT((channels, height, width), classes, **shape)
 
 
-MODELS: dict[str, Callable[[ModelConfig, tuple[int, ...], int], nn.Module]] = {"vit": _build_vit}
+def _build_speech(config: ModelConfig, input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    if len(input_shape) != 1:
+        raise InputError(
+            f"model.name: speech reads waveforms, the data are of shape {input_shape}; write vit"
+        )
+    if config.dim % 2:
+        raise InputError(f"model.dim must be even for sinusoidal positions, got {config.dim}")
+    shape = config.model_dump(exclude={"name", "patch", "pooling"})
+    return SpeechTransformer(input_shape[0], classes, **shape)
+
+
+MODELS: dict[str, Callable[[ModelConfig, tuple[int, ...], int], nn.Module]] = {
+    "speech": _build_speech,
+    "vit": _build_vit,
+}
 
 
 def build_model(

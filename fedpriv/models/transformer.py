@@ -12,6 +12,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedpriv.models.stochastic import Dropout, LayerDrop
+
 NormName = Literal["layernorm", "rmsnorm"]
 BlockPlacement = Literal["pre", "post", "peri"]
 NormPlacement = Literal["pre", "post", "peri", "mix"]
@@ -25,7 +27,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
-        self.dropout = dropout
+        self.drop = Dropout(dropout)
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
@@ -38,14 +40,19 @@ class Attention(nn.Module):
         they change nothing at the real ones. Every row needs at least one real token.
         """
         mask = None if valid is None else valid[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(
-            self._split(self.q(x)),
-            self._split(self.k(x)),
-            self._split(self.v(x)),
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        q, k, v = (self._split(one(x)) for one in (self.q, self.k, self.v))
+        if self.drop.active:
+            mixed = self._attend(q, k, v, mask)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.o(mixed.transpose(1, 2).flatten(2))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention written out: the library's own dropout takes no stream of random numbers."""
+        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return self.drop(scores.softmax(dim=-1)) @ v
 
     def _split(self, x: Tensor) -> Tensor:
         """Reshape `[B, T, dim]` to one slice a head: `[B, heads, T, dim/heads]`."""
@@ -58,7 +65,7 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.up = nn.Linear(dim, hidden)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.down = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,7 +88,7 @@ class Residual(nn.Module):
         self.placement = placement
         self.norm = NORMS[norm](dim)
         self.norm_out = NORMS[norm](dim) if placement == "peri" else nn.Identity()
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the formula above for tokens `[B, T, dim]`; f keeps their shape."""
@@ -130,6 +137,7 @@ class Transformer(nn.Module):
         norm_placement: NormPlacement = "pre",
         norm: NormName = "layernorm",
         dropout: float = 0.0,
+        layer_drop: float = 0.0,
     ) -> None:
         super().__init__()
         placements = block_placements(norm_placement, depth)
@@ -137,11 +145,12 @@ class Transformer(nn.Module):
             Block(dim, heads, mlp_ratio, placement, norm, dropout) for placement in placements
         )
         self.norm = nn.Identity() if placements[-1] == "post" else NORMS[norm](dim)
+        self.layer_drop = LayerDrop(layer_drop)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Map tokens `[B, T, dim]` to `[B, T, dim]`; for `valid` see `Attention`."""
         for block in self.blocks:
-            x = block(x, valid)
+            x = self.layer_drop(x, block(x, valid))
         return self.norm(x)
 
 

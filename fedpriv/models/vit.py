@@ -47,6 +47,7 @@ class ViT(nn.Module):
         norm_placement: NormPlacement = "pre",
         pooling: Pooling = "mean",
         dropout: float = 0.0,
+        layer_drop: float = 0.0,
     ) -> None:
         """`input_shape` is (channels, height, width); `patch` divides both sides, `heads` dim."""
         super().__init__()
@@ -56,7 +57,9 @@ class ViT(nn.Module):
         tokens = (height // patch) * (width // patch) + (pooling == "class")
         self.embed = nn.Linear(channels * patch * patch, dim)
         self.positions = LearnedPositions(tokens, dim)
-        self.transformer = Transformer(dim, depth, heads, mlp_ratio, norm_placement, norm, dropout)
+        self.transformer = Transformer(
+            dim, depth, heads, mlp_ratio, norm_placement, norm, dropout, layer_drop
+        )
         self.head = nn.Linear(dim, classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -186,6 +186,43 @@ def clip(update: Mapping[str, Tensor], rule: ClippingRule) -> ClippedUpdate:
     return ClippedUpdate(blocks, norms, scales, finite=True)
 
 
+@dataclass(frozen=True)
+class ClippedSum:
+    """The sum of many users' bounded contributions, with what clipping saw of each.
+
+    Attributes:
+        total: float64 `[P]`, the sum over users.
+        norms: float64 `[U, H]`, the norms of the blocks before clipping.
+        scales: float64 `[U, H]`, the factors that were applied; 0 for an update that is not finite.
+        finite: boolean `[U]`, False where the update held a NaN or Inf and so contributed zero.
+    """
+
+    total: Tensor
+    norms: Tensor
+    scales: Tensor
+    finite: Tensor
+
+
+def clip_and_sum(updates: Tensor, sizes: Sequence[int], rule: ClippingRule) -> ClippedSum:
+    """Bound each row of `updates` `[U, P]` by `rule`, in exact terms, and add the rows up.
+
+    A row is a user's update with its blocks, of `sizes`, laid end to end; it is bounded as `clip`
+    bounds it. The scaled numbers are float64, so that no rounding to float32 intervenes.
+    """
+    blocks = updates.split(list(sizes), dim=1)
+    norms = torch.stack(
+        [torch.linalg.vector_norm(block, dim=1, dtype=torch.float64) for block in blocks], dim=1
+    )
+    finite = torch.isfinite(torch.linalg.vector_norm(norms, dim=1))
+    safe = torch.where(finite[:, None], norms, torch.zeros_like(norms))
+    scales = rule.scales(safe * (1 + _MARGIN)).clamp(max=_LARGEST_SCALE)
+    scales = scales * finite[:, None]
+    if not bool(finite.all()):  # zero times NaN is NaN
+        blocks = updates.masked_fill(~finite[:, None], 0.0).split(list(sizes), dim=1)
+    parts = [block.double().T @ scales[:, h] for h, block in enumerate(blocks)]
+    return ClippedSum(torch.cat(parts), norms, scales, finite)
+
+
 def _scaled(block: Tensor, scale: float) -> Tensor:
     # float64 numbers may lie outside float32's range until they are scaled, and a scale below
     # float32's normal numbers would lose the precision that the bound rests on.

@@ -23,6 +23,7 @@ class Purpose(enum.IntEnum):
     NOISE = 2
     LOCAL_TRAINING = 3
     SERVER = 4
+    PRETRAINING = 5
 
 
 @dataclass(frozen=True)

@@ -31,16 +31,7 @@ class ProgressLines:
         self._held_out: dict[str, float] | None = None
         self._budget: float | None = None
         self._thresholds = [0.5, 0.75, 0.9, 0.95]
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("round"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self._progress = _bar(console, "round")
         self._task = self._progress.add_task("run", total=None, status="starting workers")
 
     def __enter__(self) -> ProgressLines:
@@ -89,7 +80,7 @@ class ProgressLines:
         if seen:
             parts += [f"cohort {seen['cohort']}", f"loss {seen['loss']:.3f}"]
         if "held_out" in row:
-            parts.append(f"[bold]accuracy {row['held_out']['accuracy']:.3f}[/bold]")
+            parts.append(f"[bold]{quality_text(row['held_out'])}[/bold]")
         parts.append(epsilon_text(row))
         if seen:
             parts.append(f"{seen['users_per_second']:.0f} users/s")
@@ -97,11 +88,13 @@ class ProgressLines:
         if row["nodes_lost"]:
             parts.append(f"[yellow]{row['nodes_lost']} nodes lost[/yellow]")
         if seen and seen["non_finite"]:
-            parts.append(f"[yellow]{seen['non_finite']} non-finite updates dropped[/yellow]")
+            parts.append(f"[yellow]{seen['non_finite']} users contributed nothing[/yellow]")
+        if seen and seen["skipped"]:
+            parts.append(f"[yellow]{seen['skipped']} recordings skipped[/yellow]")
         self._console.print("  ".join(parts), highlight=False, soft_wrap=True)
-        accuracy = f"accuracy {self._held_out['accuracy']:.3f}  " if self._held_out else ""
+        quality = f"{quality_text(self._held_out)}  " if self._held_out else ""
         self._progress.update(
-            self._task, completed=row["round"], status=accuracy + epsilon_text(row)
+            self._task, completed=row["round"], status=quality + epsilon_text(row)
         )
 
     def _warn_of_budget(self, epsilon: float | None) -> None:
@@ -117,6 +110,64 @@ class ProgressLines:
     def say(self, sentence: str) -> None:
         """Print a sentence."""
         self._console.print(f"[yellow]{sentence}[/yellow]")
+
+
+class PretrainingLines:
+    """Prints what a pre-training says of itself: a bar, and a line a measurement."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = _bar(console, "pre-training step")
+        self._task = self._progress.add_task("pretrain", total=None, status="", visible=False)
+
+    def __enter__(self) -> PretrainingLines:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def begin(self, steps: int, done: int, what: str) -> None:
+        """Say what is about to be trained."""
+        resumed = f", going on after step {done}" if done else ""
+        self.say(f"pre-training the seed model without privacy on {what}{resumed}")
+        self._progress.update(self._task, total=steps, completed=done, visible=True)
+
+    def step(self, step: int, loss: float) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=step, status=f"loss {loss:.3f}")
+
+    def measured(self, step: int, measures: dict[str, float]) -> None:
+        """Print how far it is."""
+        self._console.print(
+            f"step {step}: {quality_text(measures)} on public held-out recordings",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence."""
+        self._console.print(f"[yellow]{sentence}[/yellow]", soft_wrap=True)
+
+
+def _bar(console: Console, what: str) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn(what),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def quality_text(measures: dict[str, float]) -> str:
+    """Return the measure of the task in a few words."""
+    if "wer" in measures:
+        return f"WER {measures['wer']:.1%}"
+    return f"accuracy {measures['accuracy']:.3f}"
 
 
 def epsilon_text(row: dict[str, Any]) -> str:

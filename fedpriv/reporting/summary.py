@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -45,6 +45,20 @@ def summary_table(runs: Sequence[Path]) -> Table:
     table.add_column("server", overflow="fold")
     for label, run in zip(run_labels(read), read, strict=True):
         table.add_row(*_row(label, run))
+    return table
+
+
+def seed_model_table(measures: Mapping[str, Mapping[str, float]]) -> Table:
+    """Return a table of what a seed model reaches, one row a set of held-out recordings.
+
+    `measures` are as `read_measures` returns them; a file made elsewhere has none.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title="seed model (no private data)")
+    for name in ("measured on", "WER", "CER", "words"):
+        table.add_column(name, justify="left" if name == "measured on" else "right")
+    for name, found in measures.items():
+        rates = [f"{found['wer']:.1%}", f"{found['cer']:.1%}", f"{found['words']:,.0f}"]
+        table.add_row(name.replace("_", " "), *rates)
     return table
 
 

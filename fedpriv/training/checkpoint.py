@@ -44,7 +44,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     metadata = {
         "round": str(checkpoint.round),
         "fingerprint": checkpoint.fingerprint,
-        "sha256": _digest(tensors),
+        "sha256": digest_of(tensors),
     }
     save_file(tensors, scratch, metadata)
     fsync(scratch)
@@ -71,7 +71,7 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         checkpoint = Checkpoint(int(metadata["round"]), metadata["fingerprint"], tensors)
-        if metadata["sha256"] != _digest(tensors):
+        if metadata["sha256"] != digest_of(tensors):
             raise ValueError("its numbers have changed since it was written")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(
@@ -82,8 +82,8 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
     return checkpoint
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of names and numbers."""
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names and numbers of CPU tensors."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedpriv.data.federated import Examples, FederatedDataset
+from fedpriv.data.federated import Batch, FederatedDataset
 from fedpriv.errors import InputError
-from fedpriv.privacy.clipping import ClippedUpdate, ClippingRule, clip
+from fedpriv.privacy.clipping import ClippedSum, ClippingRule, clip_and_sum
 from fedpriv.privacy.randomness import Purpose, Randomness
-from fedpriv.training.local import LocalResult, LocalTraining, Loss, train_user
+from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.parameters import Layout
+from fedpriv.training.stacked import StackedModel, StackedUser, can_stack, train_stack
+from fedpriv.training.tasks import Task
+from fedpriv.training.user_cache import UserCache
+
+Engine = Literal["stacked", "sequential"]
+
+# Users whose data are looked at together, so that like may be stacked with like, per user of a
+# stack. It bounds memory in a large cohort.
+_WINDOW = 8
 
 
 @dataclass(frozen=True)
@@ -23,23 +34,45 @@ class CohortTrainer:
     Attributes:
         dataset: the users, by index.
         model: the architecture; its parameters are overwritten.
-        loss: mean loss of a batch.
+        task: what is learnt.
         recipe: local training.
         clipping: the rule that bounds each user's contribution.
         seed: derives the order of each user's examples and its dropout.
         device: where training runs.
+        engine: stacked trains `stack` users at once, where the model's layers allow it;
+            sequential one after another.
+        stack: users at once.
         tolerant: a user whose data cannot be used contributes zero and is counted, instead of
             stopping the run. A deployment must not let one user decide whether others count.
+        cache: prepared users.
     """
 
     dataset: FederatedDataset
     model: nn.Module
-    loss: Loss
+    task: Task[Any]
     recipe: LocalTraining
     clipping: ClippingRule
     seed: int
     device: torch.device
+    engine: Engine = "stacked"
+    stack: int = 16
     tolerant: bool = False
+    cache: UserCache = field(default_factory=lambda: UserCache(0))
+
+    @cached_property
+    def stacked(self) -> StackedModel | None:
+        """The model of many users; None where users are trained one after another."""
+        if self.engine == "sequential" or not can_stack(self.model):
+            return None
+        return StackedModel(self.model)
+
+    def prepared(self, user: int) -> Batch:
+        """Return the user's examples as they are trained on, before augmentation."""
+        cached = self.cache.get(user)
+        if cached is None:
+            examples = self.dataset.user(user).to(self.device)
+            cached = self.cache.put(user, self.task.prepare(self.model, examples))
+        return cached
 
 
 @dataclass(frozen=True)
@@ -50,8 +83,9 @@ class CohortSum:
         total: float64 `[parameters]`, the sum over users in the order in which they were given.
         users: number of users that were trained.
         examples: number of their examples.
-        non_finite: users who contributed zero: their update held a NaN or Inf, or (tolerant)
-            their data could not be used.
+        skipped: number of further examples of theirs that could not be used.
+        non_finite: users who contributed zero: their update held a NaN or Inf, or none of their
+            data could be used.
         loss: sum over users of the mean local loss, over finite ones.
         norm: sum over users of the update's L2 norm before clipping, over finite ones.
         clipped: users with any block scaled down.
@@ -62,6 +96,7 @@ class CohortSum:
     total: Tensor
     users: int
     examples: int
+    skipped: int
     non_finite: int
     loss: float
     norm: float
@@ -75,33 +110,84 @@ def train_cohort(
 ) -> CohortSum:
     """Train each of `users` from the flat `parameters` and return the sum of clipped updates.
 
-    The sum is kept in float64 and taken in the order of `users`, so it depends on nothing else.
+    The sum is kept in float64 and taken in an order that depends on `users` and their data alone.
     """
     layout = Layout.of(trainer.model)
-    start = layout.split(parameters.to(trainer.device))
     seen = _Seen(layout, trainer.device)
-    for user in users:
-        try:
-            result = _train_one(trainer, start, user, round_)
-        except InputError:
-            if not trainer.tolerant:
-                raise
-            seen.skip()
-        else:
-            seen.add(result, clip(result.update, trainer.clipping))
+    start = parameters.to(trainer.device)
+    size = trainer.stack if trainer.stacked else 1
+    for window in _windows(users, size * _WINDOW):
+        work = [one for one in (_work(trainer, user, round_, seen) for user in window) if one]
+        if trainer.stacked is None:
+            for one in work:
+                _train_alone(trainer, start, one, round_, seen)
+            continue
+        for stack in _stacks(work, size):
+            _train_together(trainer, trainer.stacked, start, stack, round_, seen)
     return seen.summed()
 
 
-def _train_one(
-    trainer: CohortTrainer, start: dict[str, Tensor], user: int, round_: int
-) -> LocalResult:
+def _windows(users: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for first in range(0, len(users), size):
+        yield users[first : first + size]
+
+
+def _work(trainer: CohortTrainer, user: int, round_: int, seen: _Seen) -> StackedUser | None:
+    """Return what a user trains on in this round; None, and counted, where that is nothing."""
+    try:
+        examples = trainer.prepared(user)
+    except InputError:
+        if not trainer.tolerant:
+            raise
+        seen.skip(0)
+        return None
+    if len(examples) == 0:
+        seen.skip(examples.skipped)
+        return None
     randomness = Randomness.simulation(trainer.seed)
-    # Dropout draws from the global generator; the order of examples has one of its own.
-    torch.manual_seed(randomness.torch_seed(Purpose.LOCAL_TRAINING, round_, user, 1))
-    generator = randomness.torch(Purpose.LOCAL_TRAINING, round_, user)
-    held = trainer.dataset.user(user)
-    examples = Examples(held.inputs.to(trainer.device), held.targets.to(trainer.device))
-    return train_user(trainer.model, start, examples, trainer.recipe, trainer.loss, generator)
+    order = randomness.torch(Purpose.LOCAL_TRAINING, round_, user)
+    return StackedUser(
+        examples=examples,
+        steps=list(batches(examples.sizes.cpu(), trainer.recipe, order)),
+        dropout=randomness.torch(Purpose.LOCAL_TRAINING, round_, user, 1),
+        augmentation=randomness.torch(Purpose.LOCAL_TRAINING, round_, user, 2),
+    )
+
+
+def _stacks(work: list[StackedUser], size: int) -> Iterator[list[StackedUser]]:
+    """Cut users into stacks of like with like: what differs within a stack is filled up."""
+    alike = sorted(work, key=lambda one: (len(one.steps), one.largest_step))
+    for first in range(0, len(alike), size):
+        yield alike[first : first + size]
+
+
+def _train_together(
+    trainer: CohortTrainer,
+    stacked: StackedModel,
+    start: Tensor,
+    stack: list[StackedUser],
+    round_: int,
+    seen: _Seen,
+) -> None:
+    result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_)
+    clipped = clip_and_sum(result.updates, stacked.layout.sizes, trainer.clipping)
+    seen.add(clipped, result.losses, stack)
+
+
+def _train_alone(
+    trainer: CohortTrainer, start: Tensor, one: StackedUser, round_: int, seen: _Seen
+) -> None:
+    # Dropout draws from the global generator.
+    torch.manual_seed(one.dropout.initial_seed())
+    steps = (
+        trainer.task.augment(one.examples.take(index), round_, one.augmentation)
+        for index in one.steps
+    )
+    layout = Layout.of(trainer.model)
+    result = train_user(trainer.model, layout.split(start), steps, trainer.recipe, trainer.task)
+    update = layout.join(result.update)[None]
+    losses = torch.tensor([result.loss])
+    seen.add(clip_and_sum(update, layout.sizes, trainer.clipping), losses, [one])
 
 
 class _Seen:
@@ -110,36 +196,36 @@ class _Seen:
     def __init__(self, layout: Layout, device: torch.device) -> None:
         blocks = len(layout.names)
         self.total = torch.zeros(layout.total, dtype=torch.float64, device=device)
-        self.blocks = layout.split(self.total)
-        self.users = self.examples = self.non_finite = self.clipped = 0
+        self.users = self.examples = self.skipped = self.non_finite = self.clipped = 0
         self.loss = self.norm = 0.0
         self.block_norms = torch.zeros(blocks, dtype=torch.float64, device=device)
         self.block_clipped = torch.zeros(blocks, dtype=torch.int64, device=device)
 
-    def skip(self) -> None:
+    def skip(self, examples: int) -> None:
         self.users += 1
         self.non_finite += 1
+        self.skipped += examples
 
-    def add(self, result: LocalResult, contribution: ClippedUpdate) -> None:
-        self.users += 1
-        self.examples += result.examples
-        if not contribution.finite:
-            self.non_finite += 1
-            return
-        for name, block in contribution.blocks.items():
-            self.blocks[name].add_(block)
-        shrunk = contribution.scales < 1
-        self.clipped += int(shrunk.any())
-        self.block_clipped += shrunk
-        self.block_norms += contribution.norms
-        self.norm += float(torch.linalg.vector_norm(contribution.norms))
-        self.loss += result.loss
+    def add(self, sum_: ClippedSum, losses: Tensor, users: Sequence[StackedUser]) -> None:
+        self.total += sum_.total
+        self.users += len(users)
+        self.examples += sum(len(user.examples) for user in users)
+        self.skipped += sum(user.examples.skipped for user in users)
+        finite = sum_.finite
+        self.non_finite += int((~finite).sum())
+        norms, shrunk = sum_.norms[finite], sum_.scales[finite] < 1
+        self.clipped += int(shrunk.any(dim=1).sum())
+        self.block_clipped += shrunk.sum(0)
+        self.block_norms += norms.sum(0)
+        self.norm += float(torch.linalg.vector_norm(norms, dim=1).sum())
+        self.loss += float(losses[finite.to(losses.device)].double().sum())
 
     def summed(self) -> CohortSum:
         return CohortSum(
             total=self.total.cpu(),
             users=self.users,
             examples=self.examples,
+            skipped=self.skipped,
             non_finite=self.non_finite,
             loss=self.loss,
             norm=self.norm,

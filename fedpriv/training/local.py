@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedpriv.data.federated import Examples
+from fedpriv.data.federated import Batch
 from fedpriv.training.parameters import load_parameters, parameters_of
-
-#: A loss: the model's outputs and the targets of a batch to a scalar mean over the batch.
-Loss = Callable[[Tensor, Tensor], Tensor]
+from fedpriv.training.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,8 @@ class LocalTraining:
     epochs: int = 1
     steps: int | None = None
     batch_size: int = 10
+    batch_sizes: int | None = None
+    order: Literal["shuffled", "by_length"] = "shuffled"
     lr: float = 0.1
     momentum: float = 0.0
     max_grad_norm: float | None = None
@@ -36,31 +37,27 @@ class LocalResult:
         update: start parameters minus parameters after training, by name: the direction that a
             server *subtracts*.
         loss: mean loss over the local steps, before each step. Private.
-        examples: number of the user's examples. Private.
     """
 
     update: dict[str, Tensor]
     loss: float
-    examples: int
 
 
 def train_user(
     model: nn.Module,
     start: Mapping[str, Tensor],
-    examples: Examples,
+    steps: Iterable[Batch],
     recipe: LocalTraining,
-    loss: Loss,
-    generator: torch.Generator,
+    task: Task[Any],
 ) -> LocalResult:
-    """Train `model` from `start` on one user's examples by SGD and return the update.
+    """Train `model` from `start` on one user's batches by SGD and return the update.
 
     Args:
         model: a module to work in; its parameters are overwritten.
         start: the parameters that every user of the round starts from.
-        examples: the user's examples, on the model's device.
-        recipe: epochs or steps, batch size, learning rate, gradient clipping, FedProx.
-        loss: mean loss of a batch.
-        generator: decides the order of the examples.
+        steps: the batch of each local step, on the model's device.
+        recipe: learning rate, gradient clipping, FedProx.
+        task: what is learnt.
 
     Each step follows the gradient of loss + μ/2·‖θ − θ_start‖² (FedProx, Li et al. 2020, eq. 2;
     μ = 0 is FedAvg), clipped to `max_grad_norm`.
@@ -70,9 +67,9 @@ def train_user(
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, foreach=True)
     losses = []
-    for index in batches(len(examples), recipe, generator):
+    for batch in steps:
         optimizer.zero_grad()
-        value = loss(model(examples.inputs[index]), examples.targets[index])
+        value = task.losses(model, batch).mean()
         value.backward()
         if recipe.proximal_mu:
             _add_proximal(parameters, list(start.values()), recipe.proximal_mu)
@@ -82,22 +79,54 @@ def train_user(
         losses.append(value.detach())
     end = parameters_of(model)
     update = {name: start[name] - end[name] for name in end}
-    return LocalResult(update, float(torch.stack(losses).mean()), len(examples))
+    return LocalResult(update, float(torch.stack(losses).mean()))
 
 
-def batches(count: int, recipe: LocalTraining, generator: torch.Generator) -> Iterator[Tensor]:
+def batches(sizes: Tensor, recipe: LocalTraining, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield the example indices of each local step: int64 `[at most batch_size]`.
 
-    Each pass over the examples is in a fresh random order. With `steps`, passes follow one
-    another until that many steps are taken; otherwise there are `epochs` passes.
+    `sizes` int64 `[n]` are what the examples cost. Each pass over them is in a fresh random
+    order. With `steps`, passes follow one another until that many steps are taken; otherwise
+    there are `epochs` passes.
     """
-    passes = -(-count // recipe.batch_size)
-    steps = recipe.steps if recipe.steps is not None else recipe.epochs * passes
-    for step in range(steps):
-        if step % passes == 0:
-            order = torch.randperm(count, generator=generator)
-        first = (step % passes) * recipe.batch_size
-        yield order[first : first + recipe.batch_size]
+    if recipe.steps is None:
+        for _ in range(recipe.epochs):
+            yield from _one_pass(sizes, recipe, generator)
+        return
+    taken = 0
+    while taken < recipe.steps:
+        for batch in _one_pass(sizes, recipe, generator)[: recipe.steps - taken]:
+            yield batch
+            taken += 1
+
+
+def _one_pass(sizes: Tensor, recipe: LocalTraining, generator: torch.Generator) -> list[Tensor]:
+    order = torch.randperm(len(sizes), generator=generator)
+    if recipe.order == "shuffled":
+        return _cut(order, sizes, recipe)
+    # Examples of like length share a batch; the batches, not the examples, come in random order.
+    sorted_ = _cut(order[sizes[order].argsort(stable=True)], sizes, recipe)
+    return [sorted_[i] for i in torch.randperm(len(sorted_), generator=generator).tolist()]
+
+
+def _cut(order: Tensor, sizes: Tensor, recipe: LocalTraining) -> list[Tensor]:
+    """Cut `order` into batches of `batch_size`, or less where they would exceed `batch_sizes`.
+
+    A batch costs its number of examples times the largest of them: the rest is padding.
+    """
+    if recipe.batch_sizes is None:
+        return list(order.split(recipe.batch_size))
+    cut: list[Tensor] = []
+    batch: list[int] = []
+    largest = 0
+    for index, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
+        full = len(batch) == recipe.batch_size
+        if batch and (full or (len(batch) + 1) * max(largest, size) > recipe.batch_sizes):
+            cut.append(torch.tensor(batch))
+            batch, largest = [], 0
+        batch.append(index)
+        largest = max(largest, size)
+    return [*cut, torch.tensor(batch)]
 
 
 def _add_proximal(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> None:

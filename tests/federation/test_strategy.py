@@ -73,7 +73,7 @@ def test_one_noise_free_round_equals_a_plain_loop(tmp_path):
         model = copy.deepcopy(start)
         examples = dataset.user(user)
         order = Randomness.simulation(config.seed).torch(Purpose.LOCAL_TRAINING, 1, user)
-        for index in batches(len(examples), prepared.trainer.recipe, order):
+        for index in batches(examples.sizes, prepared.trainer.recipe, order):
             loss = F.cross_entropy(model(examples.inputs[index]), examples.targets[index])
             model.zero_grad()
             loss.backward()

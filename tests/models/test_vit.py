@@ -120,4 +120,4 @@ def test_the_config_is_strict(changes):
 
 def test_every_field_is_described():
     assert all(field.description for field in ModelConfig.model_fields.values())
-    assert set(MODELS) == {"vit"}
+    assert set(MODELS) == {"speech", "vit"}

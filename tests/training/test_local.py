@@ -8,6 +8,7 @@ from torch import nn
 from fedpriv.data.federated import Examples
 from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.parameters import Layout, load_parameters, parameters_of
+from fedpriv.training.tasks import Classification
 
 
 def small_model() -> nn.Module:
@@ -34,7 +35,7 @@ def by_hand(start, examples, recipe, seed):
     theta = [p for _, p in sorted(model.named_parameters())]
     origin = [p.detach().clone() for p in theta]
     velocity = [torch.zeros_like(p) for p in theta]
-    for index in batches(len(examples), recipe, torch.Generator().manual_seed(seed)):
+    for index in batches(examples.sizes, recipe, torch.Generator().manual_seed(seed)):
         value = F.cross_entropy(model(examples.inputs[index]), examples.targets[index])
         grads = torch.autograd.grad(value, theta)
         grads = [
@@ -64,12 +65,16 @@ def by_hand(start, examples, recipe, seed):
 def test_the_update_equals_sgd_written_out(recipe):
     model, examples = small_model(), some_examples()
     start = start_of(model)
-    generator = torch.Generator().manual_seed(9)
-    result = train_user(model, start, examples, recipe, F.cross_entropy, generator)
+    result = trained(model, start, examples, recipe, 9)
     expected = by_hand(start, examples, recipe, 9)
     for name, block in result.update.items():
         torch.testing.assert_close(block, expected[name], rtol=1e-5, atol=1e-6)
-    assert result.examples == 11
+
+
+def trained(model, start, examples, recipe, seed):
+    generator = torch.Generator().manual_seed(seed)
+    steps = (examples.take(index) for index in batches(examples.sizes, recipe, generator))
+    return train_user(model, start, steps, recipe, Classification())
 
 
 def test_a_strong_proximal_term_keeps_the_user_near_the_start():
@@ -77,9 +82,7 @@ def test_a_strong_proximal_term_keeps_the_user_near_the_start():
     for mu in (0.0, 5.0):
         model = small_model()
         recipe = LocalTraining(epochs=40, batch_size=11, lr=0.1, proximal_mu=mu)
-        result = train_user(
-            model, start_of(model), examples, recipe, F.cross_entropy, torch.Generator()
-        )
+        result = trained(model, start_of(model), examples, recipe, 0)
         norms.append(float(torch.cat([b.flatten() for b in result.update.values()]).norm()))
     assert norms[1] < 0.5 * norms[0]
 
@@ -93,10 +96,30 @@ def test_a_strong_proximal_term_keeps_the_user_near_the_start():
     ],
 )
 def test_batches_pass_over_all_examples_in_turn(count, recipe, sizes):
-    found = list(batches(count, recipe, torch.Generator().manual_seed(0)))
+    found = list(batches(torch.ones(count), recipe, torch.Generator().manual_seed(0)))
     assert [len(index) for index in found] == sizes
     one_pass = torch.cat(found[: -(-count // recipe.batch_size)])
     assert sorted(one_pass.tolist()) == list(range(count))
+
+
+def test_by_length_like_meets_like_and_every_example_is_taken_once():
+    recipe = LocalTraining(epochs=1, batch_size=4, order="by_length")
+    sizes = torch.randperm(19, generator=torch.Generator().manual_seed(3))
+    found = list(batches(sizes, recipe, torch.Generator().manual_seed(0)))
+    spans = sorted((int(sizes[i].min()), int(sizes[i].max())) for i in found)
+    assert spans == [(0, 3), (4, 7), (8, 11), (12, 15), (16, 18)]
+    again = list(batches(sizes, recipe, torch.Generator().manual_seed(1)))
+    assert [i.tolist() for i in found] != [i.tolist() for i in again]
+
+
+def test_a_batch_with_its_padding_stays_within_the_largest_size():
+    recipe = LocalTraining(epochs=1, batch_size=6, batch_sizes=20)
+    sizes = torch.tensor([9, 3, 30, 1, 8, 2, 2, 2, 2, 2, 2, 2])
+    found = list(batches(sizes, recipe, torch.Generator().manual_seed(2)))
+    assert sorted(torch.cat(found).tolist()) == list(range(12))
+    for index in found:
+        assert len(index) <= 6
+        assert len(index) == 1 or len(index) * int(sizes[index].max()) <= 20
 
 
 def test_the_generator_alone_decides_the_order():
@@ -105,7 +128,7 @@ def test_the_generator_alone_decides_the_order():
     for seed in (1, 1, 2):
         torch.manual_seed(seed + len(orders))
         generator = torch.Generator().manual_seed(seed)
-        orders.append(torch.cat(list(batches(30, recipe, generator))).tolist())
+        orders.append(torch.cat(list(batches(torch.ones(30), recipe, generator))).tolist())
     assert orders[0] == orders[1] != orders[2]
 
 

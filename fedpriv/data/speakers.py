@@ -1,0 +1,136 @@
+"""From named speakers to users: the part that the speech corpora have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from fedpriv.data import partition
+from fedpriv.data.audio import AudioFile, load_soundfile
+from fedpriv.data.config import DataConfig
+from fedpriv.data.sources import PARTITION_STREAM
+from fedpriv.data.speech import FederatedSpeech, choose_alphabet
+from fedpriv.errors import InputError
+
+BySpeaker = Mapping[str, Sequence[AudioFile]]
+
+PUBLIC_HELD_OUT = slice(1, None, 8)
+"""These public speakers measure the seed model instead of training it: of two already one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Recordings by speaker, before speakers become users: what a corpus's own file provides.
+
+    A speaker may be in several parts: see `federate_speakers`.
+    """
+
+    title: str
+    training: BySpeaker
+    held_out: BySpeaker
+    public: BySpeaker
+
+
+def federate_speakers(corpus: Corpus, config: DataConfig, seed: int) -> FederatedSpeech:
+    """Make each training speaker a user, unless held out or public; no sound is read.
+
+    A speaker of several parts is held out rather than public, and public rather than a user,
+    with the recordings of that one part. `data.users` takes fewer users, drawn at random;
+    `data.examples_per_user` keeps so many recordings of each, drawn at random. The held-out
+    and the public recordings do not depend on `seed`.
+    Raises InputError for a partition that is not natural, and for too few speakers.
+    """
+    load_soundfile()
+    if config.partition.kind != "natural":
+        raise InputError(
+            f"data.partition.kind must be natural for {config.name}, whose speakers are the "
+            f"users, got {config.partition.kind}"
+        )
+    rng = np.random.default_rng(np.random.SeedSequence([seed, PARTITION_STREAM]))
+    names = choose_speakers(
+        corpus.training.keys() - corpus.held_out.keys() - corpus.public.keys(), config, rng
+    )
+    volunteers = sorted(corpus.public.keys() - corpus.held_out.keys())
+    measuring = volunteers[PUBLIC_HELD_OUT]
+    users = _cap([corpus.training[name] for name in names], config.examples_per_user, rng)
+    public = _recordings(corpus.public, set(volunteers) - set(measuring))
+    return FederatedSpeech(
+        users=users,
+        user_ids=tuple(f"speaker-{name}" for name in names),
+        held_out=_recordings(corpus.held_out, corpus.held_out),
+        public=public,
+        public_held_out=_recordings(corpus.public, measuring),
+        alphabet=choose_alphabet(config.speech, public),
+        speech=config.speech,
+        description=_describe(corpus, config, users, volunteers),
+    )
+
+
+def choose_speakers(
+    speakers: Iterable[str], config: DataConfig, rng: np.random.Generator
+) -> list[str]:
+    """Return `data.users` of the speakers, or all, in the order of their names.
+
+    Raises InputError when there are not so many, or none.
+    """
+    names = sorted(speakers)
+    if not names:
+        raise InputError(
+            f"data.path: {config.name} has no training speaker here who is not also held out or "
+            "public; choose other parts in data.speech"
+        )
+    if config.users is None:
+        return names
+    if config.users > len(names):
+        raise InputError(
+            f"data.users must be null or at most {len(names)} (the speakers of {config.name} who "
+            f"can be users), got {config.users}"
+        )
+    chosen = rng.choice(len(names), config.users, replace=False)
+    return [names[index] for index in sorted(chosen)]
+
+
+def read_parts(names: Iterable[str], read: Callable[[str], BySpeaker]) -> BySpeaker:
+    """Read parts of a corpus; a recording that is in several parts counts once."""
+    speakers: dict[str, dict[AudioFile, None]] = {}
+    for name in names:
+        for speaker, recordings in read(name).items():
+            speakers.setdefault(speaker, {}).update(dict.fromkeys(recordings))
+    return {speaker: tuple(recordings) for speaker, recordings in speakers.items()}
+
+
+def _recordings(part: BySpeaker, speakers: Iterable[str]) -> tuple[AudioFile, ...]:
+    return tuple(chain.from_iterable(part[name] for name in sorted(speakers)))
+
+
+def _cap(
+    users: Sequence[Sequence[AudioFile]], limit: int | None, rng: np.random.Generator
+) -> list[Sequence[AudioFile]]:
+    kept = partition.cap([np.arange(len(recordings)) for recordings in users], limit, rng)
+    return [
+        tuple(recordings[index] for index in indices)
+        for recordings, indices in zip(users, kept, strict=True)
+    ]
+
+
+def _describe(
+    corpus: Corpus,
+    config: DataConfig,
+    users: Sequence[Sequence[AudioFile]],
+    volunteers: Sequence[str],
+) -> str:
+    sizes = [len(recordings) for recordings in users]
+    line = (
+        f"{corpus.title}: {len(users)} speakers as users, {min(sizes)} to {max(sizes)} recordings "
+        f"each, {sum(sizes)} in all; {_count(corpus.held_out, corpus.held_out)} for "
+        f"{config.evaluation}"
+    )
+    return f"{line}; {_count(corpus.public, volunteers)} public" if volunteers else line
+
+
+def _count(part: BySpeaker, speakers: Iterable[str]) -> str:
+    sizes = [len(part[name]) for name in speakers]
+    return f"{sum(sizes)} recordings by {len(sizes)} speakers"

@@ -1,0 +1,157 @@
+"""The speech transformer: waveforms to characters by CTC (Pelikan et al. 2025, section 4)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fedpriv.errors import FedprivError
+from fedpriv.models.positions import PositionKind, Positions
+from fedpriv.models.transformer import NormName, NormPlacement, Transformer
+
+WINDOW_SECONDS = 0.025
+HOP_SECONDS = 0.010
+KERNEL, STRIDE = 7, 3
+
+# Added to mel energies before the logarithm: far below the quietest speech of a 16-bit recording.
+_ENERGY_FLOOR = 1e-6
+# Added to variances: a constant band becomes zeros and not noise.
+_VARIANCE_FLOOR = 1e-4
+
+
+class LogMel(nn.Module):
+    """Waveforms to normalised log-mel spectrograms; nothing is learnt.
+
+    Windows of 25 ms every 10 ms lie wholly inside the waveform, so what follows its end changes
+    nothing; each band is then centred and scaled over the real frames of its utterance.
+    """
+
+    window: Tensor
+    bands: Tensor
+
+    def __init__(self, sample_rate: int, mels: int) -> None:
+        super().__init__()
+        window = round(sample_rate * WINDOW_SECONDS)
+        self.hop = round(sample_rate * HOP_SECONDS)
+        self.size = 2 ** (window - 1).bit_length()
+        self.register_buffer("window", torch.hann_window(window), persistent=False)
+        self.register_buffer("bands", _mel_bands(self.size, mels, sample_rate), persistent=False)
+
+    def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Map waveforms `[B, samples]` to features `[B, frames, mels]`, with their lengths.
+
+        An utterance shorter than a window is one frame, filled up with silence.
+        """
+        waves = F.pad(waves, (0, max(0, self.size - waves.shape[1])))
+        frames = waves.unfold(1, self.size, self.hop)
+        margin = self.size - len(self.window)
+        window = F.pad(self.window, (margin // 2, margin - margin // 2))
+        energy = torch.fft.rfft(frames * window).abs().square()
+        logs = torch.log(energy @ self.bands + _ENERGY_FLOOR)
+        counts = (lengths - self.size).clamp(min=0) // self.hop + 1
+        return normalise(logs, counts), counts
+
+
+def _mel_bands(size: int, mels: int, sample_rate: int) -> Tensor:
+    """Return the triangular mel filters: `[size/2 + 1, mels]`."""
+    # Imported here: only speech needs it, and it does not load beside every build of torch.
+    try:
+        from torchaudio.functional import melscale_fbanks
+    except (ImportError, OSError) as error:
+        raise FedprivError(
+            f"speech needs torchaudio, which does not load here ({error}); install the torchaudio "
+            "that belongs to your torch"
+        ) from None
+    # torchaudio looks at the numbers, of which a meta device has none.
+    with torch.device("cpu"):
+        bands = melscale_fbanks(size // 2 + 1, 0.0, sample_rate / 2, mels, sample_rate)
+    return bands.to(torch.get_default_device())
+
+
+def normalise(features: Tensor, lengths: Tensor) -> Tensor:
+    """Centre and scale each band over the first `lengths` `[B]` frames; padding becomes zero.
+
+    `features` are `[B, frames, mels]`; the mean, zero, is also what masked frames are set to.
+    """
+    real = valid_mask(lengths, features.shape[1])[..., None]
+    count = lengths[:, None, None]
+    mean = (features * real).sum(1, keepdim=True) / count
+    centred = (features - mean) * real
+    variance = centred.square().sum(1, keepdim=True) / count
+    return centred / (variance + _VARIANCE_FLOOR).sqrt()
+
+
+def valid_mask(lengths: Tensor, size: int) -> Tensor:
+    """Return which of `size` places are real: boolean `[B, size]`."""
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+class Subsample(nn.Module):
+    """A convolution over time, kernel 7 and stride 3, and GLU: one token for 30 ms.
+
+    It is written as a linear map of windows of frames, as every engine knows linear maps. Three
+    frames of zeros, the mean, at both ends make ⌈frames/3⌉ tokens.
+    """
+
+    def __init__(self, mels: int, dim: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(mels * KERNEL, 2 * dim)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features `[B, frames, mels]` to tokens `[B, ⌈frames/3⌉, dim]`."""
+        side = KERNEL // 2
+        windows = F.pad(features, (0, 0, side, side)).unfold(1, KERNEL, STRIDE)
+        return F.glu(self.mix(windows.flatten(2)), dim=-1)
+
+
+def tokens_of(frames: Tensor) -> Tensor:
+    """Return how many tokens `frames` make."""
+    return (frames - 1) // STRIDE + 1
+
+
+class SpeechTransformer(nn.Module):
+    """Waveforms or features to log-probabilities of characters, index 0 being CTC's blank.
+
+    Padding is exactly neutral: an utterance gives the same numbers alone and in any batch.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        classes: int,
+        dim: int = 64,
+        depth: int = 4,
+        heads: int = 4,
+        mels: int = 80,
+        mlp_ratio: float = 4.0,
+        norm: NormName = "layernorm",
+        norm_placement: NormPlacement = "pre",
+        positions: PositionKind = "sinusoidal",
+        dropout: float = 0.0,
+        layer_drop: float = 0.0,
+    ) -> None:
+        """`sample_rate` is in Hz; `dim` is even, and `heads` divide it."""
+        super().__init__()
+        self.front_end = LogMel(sample_rate, mels)
+        self.subsample = Subsample(mels, dim)
+        self.positions = Positions(positions)
+        self.transformer = Transformer(
+            dim, depth, heads, mlp_ratio, norm_placement, norm, dropout, layer_drop
+        )
+        self.head = nn.Linear(dim, classes)
+
+    def forward(self, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Map inputs to log-probabilities `[B, tokens, classes]` and the number of real tokens.
+
+        `inputs` are waveforms `[B, samples]` or the front end's features `[B, frames, mels]`;
+        `lengths` `[B]` count the real ones, at least 1 each.
+        """
+        if inputs.dim() == 2:
+            inputs, lengths = self.front_end(inputs, lengths)
+        counts = tokens_of(lengths)
+        x = self.positions(self.subsample(inputs), counts)
+        # Without padding there is nothing to hide, and attention without a mask is faster.
+        padded = bool((counts < x.shape[1]).any()) if not counts.is_meta else True
+        x = self.transformer(x, valid_mask(counts, x.shape[1]) if padded else None)
+        return self.head(x).log_softmax(dim=-1), counts

@@ -1,0 +1,174 @@
+"""A config's seed model: found as a file, or pre-trained on public data and kept as one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fedpriv.config import ExperimentConfig, PretrainConfig
+from fedpriv.data.speech import FederatedSpeech
+from fedpriv.errors import InputError
+from fedpriv.federation.plan import build_trainer
+from fedpriv.optimizers.server import Server
+from fedpriv.privacy.ledger import fsync
+from fedpriv.training.checkpoint import checkpoint_files, digest_of
+from fedpriv.training.cohort import CohortTrainer
+from fedpriv.training.parameters import load_parameters, parameters_of
+from fedpriv.training.pretrain import Listener, Pretraining, measures_of, pretrain
+from fedpriv.training.spec_augment import SpecAugment
+from fedpriv.training.tasks import Recognition
+from fedpriv.training.user_cache import UserCache
+
+
+def seed_path(config: ExperimentConfig) -> Path:
+    """Return where the config's seed model is, or will be; `config.seed_model` is not None."""
+    assert config.seed_model is not None
+    name = f"seed-{_fingerprint(config)[:12]}.safetensors"
+    return config.seed_model.path or Path("runs") / config.name / name
+
+
+def with_seed_model(
+    config: ExperimentConfig, listener: Listener, stop: threading.Event
+) -> ExperimentConfig:
+    """Return `config` with path and digest of its seed model, which is made where it is missing.
+
+    Raises:
+        InputError: the file is missing and nothing says how to make it, or it does not fit.
+        Interrupted: pre-training was interrupted; the same call goes on.
+    """
+    if config.seed_model is None:
+        return config
+    path = seed_path(config)
+    if not path.exists():
+        if config.seed_model.pretrain is None:
+            raise InputError(f"seed_model.path: there is no {path}; make it with fedpriv pretrain")
+        make_seed_model(config, config.seed_model.pretrain, listener, stop)
+    digest = digest_of(read_seed_model(path))
+    if config.seed_model.sha256 not in (None, digest):
+        raise InputError(
+            f"seed_model.sha256: {path} holds other numbers ({digest}); take the file that the "
+            "config was written for, or leave sha256 out"
+        )
+    found = config.seed_model.model_copy(update={"path": path, "sha256": digest})
+    return config.model_copy(update={"seed_model": found})
+
+
+def load_seed_model(config: ExperimentConfig, model: nn.Module) -> None:
+    """Copy the seed model of a config from `with_seed_model` into `model`.
+
+    Raises:
+        InputError: it is missing or another one, or has other blocks than `model`.
+    """
+    assert config.seed_model is not None
+    path = seed_path(config)
+    blocks = read_seed_model(path)
+    if config.seed_model.sha256 != digest_of(blocks):
+        raise InputError(f"seed_model.path: {path} is not the file that this run began with")
+    own = {name: block.shape for name, block in parameters_of(model).items()}
+    if {name: block.shape for name, block in blocks.items()} != own:
+        raise InputError(f"seed_model.path: {path} is of another shape than the config's model")
+    load_parameters(model, blocks)
+
+
+def read_seed_model(path: Path) -> dict[str, Tensor]:
+    """Return the blocks in a seed model's file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"seed_model.path: cannot read {path} ({error})") from None
+
+
+def read_measures(path: Path) -> dict[str, Any]:
+    """Return what was measured of a seed model when it was made; empty for a foreign file."""
+    with safe_open(path, framework="pt") as file:
+        return dict(json.loads((file.metadata() or {}).get("measures", "{}")))
+
+
+def make_seed_model(
+    config: ExperimentConfig, recipe: PretrainConfig, listener: Listener, stop: threading.Event
+) -> None:
+    """Pre-train the config's seed model and write its file, whole or not at all."""
+    torch.set_num_threads(config.runtime.workers * config.runtime.threads_per_worker)
+    training = _pretraining(config, recipe, build_trainer(config))
+    path, fingerprint = seed_path(config), _fingerprint(config)
+    folder = path.with_suffix(".checkpoints")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"seed_model.path: cannot write {folder} ({error.strerror})") from None
+    pretrain(training, folder, fingerprint, listener, stop)
+    _write(path, parameters_of(training.model), measures_of(training))
+    for file in checkpoint_files(folder):
+        file.unlink()
+    folder.rmdir()
+
+
+def _write(path: Path, blocks: Mapping[str, Tensor], measures: Mapping[str, Any]) -> None:
+    scratch = path.with_suffix(".partial")
+    metadata = {"format": "fedpriv seed model", "measures": json.dumps(measures)}
+    save_file({name: t.cpu().contiguous() for name, t in blocks.items()}, scratch, metadata)
+    fsync(scratch)
+    scratch.replace(path)
+    fsync(path.parent)
+
+
+def _pretraining(
+    config: ExperimentConfig, recipe: PretrainConfig, trainer: CohortTrainer
+) -> Pretraining:
+    if not isinstance(trainer.dataset, FederatedSpeech) or not isinstance(
+        trainer.task, Recognition
+    ):
+        raise InputError(f"seed_model.pretrain: {config.data.name} has no public part to train on")
+    augment = recipe.spec_augment
+    masks = None if augment is None else SpecAugment(**augment.model_dump())
+    return Pretraining(
+        dataset=trainer.dataset,
+        model=trainer.model,
+        task=replace(trainer.task, spec_augment=masks),
+        server=Server(
+            model=trainer.model,
+            optimizer=recipe.optimizer,
+            lr=recipe.lr,
+            options=recipe.options,
+            schedule=recipe.schedule,
+            normalize=None,
+            rounds=recipe.steps,
+        ),
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        max_grad_norm=recipe.max_grad_norm,
+        every=recipe.every,
+        evaluation_batch=config.evaluation.batch_size,
+        seed=config.seed,
+        device=trainer.device,
+        cache=UserCache(config.runtime.cache_mib * 2**20),
+    )
+
+
+def _fingerprint(config: ExperimentConfig) -> str:
+    """Return the SHA-256 of everything that the seed model's numbers depend on."""
+    assert config.seed_model is not None
+    recipe = config.seed_model.pretrain
+    public = {"name", "path", "speech", "evaluation"}
+    kept = {
+        "seed": config.seed,
+        "data": config.data.model_dump(mode="json", include=public),
+        "model": config.model.model_dump(mode="json"),
+        "pretrain": recipe and recipe.model_dump(mode="json", exclude={"every"}),
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,181 @@
+"""The seed model: a central training on public data, without privacy."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedpriv.data.speech import FederatedSpeech
+from fedpriv.data.utterances import Utterances
+from fedpriv.errors import InputError, Interrupted
+from fedpriv.optimizers.server import Server
+from fedpriv.privacy.randomness import Purpose, Randomness
+from fedpriv.training.checkpoint import (
+    Checkpoint,
+    checkpoint_files,
+    load_checkpoint,
+    save_checkpoint,
+)
+from fedpriv.training.parameters import Layout
+from fedpriv.training.tasks import Recognition
+from fedpriv.training.user_cache import UserCache
+
+
+class Listener(Protocol):
+    """Whoever watches a pre-training."""
+
+    def begin(self, steps: int, done: int, what: str) -> None:
+        """It starts, or goes on after `done` steps."""
+
+    def step(self, step: int, loss: float) -> None:
+        """A step is done."""
+
+    def measured(self, step: int, measures: dict[str, float]) -> None:
+        """The model was measured on public held-out recordings."""
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A central training, whole.
+
+    Attributes:
+        dataset: its public recordings.
+        model: the model, which is trained in place.
+        task: what is learnt, with this training's own augmentation.
+        server: the optimizer, over all steps.
+        steps: optimizer steps.
+        batch_size: utterances a step.
+        max_grad_norm: L2 norm to which each gradient is clipped; None for none.
+        every: steps between measurements, each with a checkpoint.
+        evaluation_batch: utterances a batch when measuring.
+        seed: derives order, dropout and augmentation.
+        device: where it runs.
+        cache: prepared recordings.
+    """
+
+    dataset: FederatedSpeech
+    model: nn.Module
+    task: Recognition
+    server: Server
+    steps: int
+    batch_size: int
+    max_grad_norm: float | None
+    every: int
+    evaluation_batch: int
+    seed: int
+    device: torch.device
+    cache: UserCache
+
+    def batch(self, indices: Tensor) -> Utterances | None:
+        """Return the prepared recordings at `indices`; None where none of them can be used."""
+        parts = [self._prepared(index) for index in indices.tolist()]
+        usable = [part for part in parts if len(part)]
+        return Utterances.join(usable) if usable else None
+
+    def _prepared(self, index: int) -> Utterances:
+        cached = self.cache.get(index)
+        if cached is None:
+            read = self.dataset.pretraining(index).to(self.device)
+            cached = self.cache.put(index, self.task.prepare(self.model, read))
+        return cached
+
+    def measure(self, examples: Utterances) -> dict[str, float]:
+        """Return the error rates of the model on held-out recordings."""
+        prepared = self.task.prepare(self.model, examples.to(self.device))
+        return self.task.measure(self.model, prepared, self.evaluation_batch)
+
+
+def pretrain(
+    training: Pretraining,
+    folder: Path,
+    fingerprint: str,
+    listener: Listener,
+    stop: threading.Event,
+) -> dict[str, float]:
+    """Train to the last step and return the measures on the public held-out recordings.
+
+    A checkpoint is kept in `folder`, so that an interrupted training goes on where it stopped, to
+    the same numbers.
+
+    Raises:
+        InputError: the data set has no public part, or the checkpoint is another training's.
+        Interrupted: `stop` was set; the same call goes on.
+    """
+    if not training.dataset.public or not training.dataset.public_held_out:
+        raise InputError(
+            "seed_model.pretrain needs public recordings, of which this data set has none; write "
+            "seed_model.path, or data.speech.public_subsets where the data set has parts"
+        )
+    done = _restore(training, folder, fingerprint)
+    listener.begin(training.steps, done, f"{len(training.dataset.public):,} public recordings")
+    measures = training.measure(training.dataset.pretraining_evaluation()) if done else {}
+    for step, indices in _steps(training, done):
+        listener.step(step, _train_step(training, indices, step))
+        if step % training.every == 0 or step == training.steps or stop.is_set():
+            save_checkpoint(folder, Checkpoint(step, fingerprint, training.server.state()), keep=1)
+            if stop.is_set() and step < training.steps:
+                raise Interrupted(f"pre-training stopped after step {step}")
+            measures = training.measure(training.dataset.pretraining_evaluation())
+            listener.measured(step, measures)
+    return measures
+
+
+def _restore(training: Pretraining, folder: Path, fingerprint: str) -> int:
+    files = checkpoint_files(folder)
+    if not files:
+        return 0
+    checkpoint = load_checkpoint(files[-1], fingerprint)
+    training.server.load_state(checkpoint.tensors)
+    return checkpoint.round
+
+
+def _steps(training: Pretraining, done: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield the steps after `done` with the recordings of each, pass after pass over all."""
+    count = len(training.dataset.public)
+    randomness = Randomness.simulation(training.seed)
+    per_pass = -(-count // training.batch_size)
+    for step in range(1, training.steps + 1):
+        number, place = divmod(step - 1, per_pass)
+        if place == 0:
+            generator = randomness.torch(Purpose.PRETRAINING, number)
+            order = torch.randperm(count, generator=generator).split(training.batch_size)
+        if step > done:
+            yield step, order[place]
+
+
+def _train_step(training: Pretraining, indices: Tensor, step: int) -> float:
+    """Take one step on the mean loss of the recordings and return it."""
+    batch = training.batch(indices)
+    if batch is None:
+        return 0.0
+    randomness = Randomness.simulation(training.seed)
+    torch.manual_seed(randomness.torch_seed(Purpose.PRETRAINING, step, 1))
+    augmentation = randomness.torch(Purpose.PRETRAINING, step, 2)
+    training.model.train()
+    loss = training.task.losses(
+        training.model, training.task.augment(batch, step, augmentation)
+    ).mean()
+    parameters = [p for p in training.model.parameters() if p.requires_grad]
+    gradients = dict(
+        zip(Layout.of(training.model).names, torch.autograd.grad(loss, parameters), strict=True)
+    )
+    gradient = Layout.of(training.model).join(gradients)
+    if training.max_grad_norm is not None:
+        gradient *= min(1.0, training.max_grad_norm / (float(gradient.norm()) + 1e-6))
+    seed = randomness.torch_seed(Purpose.PRETRAINING, step, 3)
+    training.server.step(gradient, step, seed)
+    return float(loss.detach())
+
+
+def measures_of(training: Pretraining) -> dict[str, Any]:
+    """Return what a finished model reaches on public held-out recordings and on held-out ones."""
+    return {
+        "public_held_out": training.measure(training.dataset.pretraining_evaluation()),
+        "held_out": training.measure(training.dataset.evaluation()),
+    }

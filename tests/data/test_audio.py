@@ -1,0 +1,192 @@
+import os
+import pickle
+import re
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from sounds import loudest_frequency, tone, write_tone
+
+from fedpriv.data.audio import AudioFile, JoinedFiles, read_audio
+from fedpriv.errors import FedprivError, InputError
+
+RATE = 16_000
+
+
+def patch(path: Path, at: int, field: str, value: int) -> Path:
+    """Overwrite one field of a file's header."""
+    content = bytearray(path.read_bytes())
+    struct.pack_into(field, content, at, value)
+    path.write_bytes(content)
+    return path
+
+
+def cut(path: Path, share: float) -> Path:
+    """Leave the first part of a file."""
+    os.truncate(path, int(path.stat().st_size * share))
+    return path
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 48_000])
+def test_every_format_and_rate_sounds_alike(tmp_path, extension, rate):
+    path = write_tone(tmp_path / f"tone.{extension}", seconds=0.5, rate=rate)
+    wave = read_audio(path, RATE, max_seconds=1)
+    assert wave.dtype == np.float32
+    assert len(wave) == 8_000
+    assert loudest_frequency(wave, RATE) == pytest.approx(440, abs=2)
+    assert np.abs(wave).max() == pytest.approx(0.5, abs=0.1)
+
+
+def test_rates_without_a_common_factor(tmp_path):
+    wave = read_audio(write_tone(tmp_path / "odd.wav", 0.5, rate=11_027), RATE, max_seconds=1)
+    assert len(wave) == pytest.approx(8_000, abs=1)
+    assert loudest_frequency(wave, RATE) == pytest.approx(440, abs=2)
+
+
+def test_eight_channels_are_averaged(tmp_path):
+    loudness = np.arange(8) / 8
+    soundfile.write(tmp_path / "eight.wav", tone(0.1, RATE)[:, None] * loudness, RATE)
+    wave = read_audio(tmp_path / "eight.wav", RATE, max_seconds=1)
+    np.testing.assert_allclose(wave, tone(0.1, RATE) * loudness.mean(), atol=1e-4)
+
+
+def test_what_is_too_loud_is_clipped(tmp_path):
+    soundfile.write(tmp_path / "loud.wav", 1e30 * tone(0.1, 8_000), 8_000, subtype="FLOAT")
+    assert np.abs(read_audio(tmp_path / "loud.wav", RATE, max_seconds=1)).max() == 1
+
+
+def test_a_file_without_samples_is_an_empty_sound(tmp_path):
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 8_000)
+    assert read_audio(tmp_path / "none.wav", RATE, max_seconds=1).shape == (0,)
+
+
+def test_a_wav_file_from_a_pipe_does_not_know_its_size(tmp_path):
+    path = write_tone(tmp_path / "piped.wav")
+    patch(path, 4, "<I", 0xFFFFFFFF)
+    patch(path, 40, "<I", 0xFFFFFFFF)
+    assert len(read_audio(path, RATE, max_seconds=1)) == 1_600
+
+
+def test_two_hours_are_refused_before_anything_is_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "long.wav"
+    soundfile.write(path, tone(0.1, 8_000), 8_000, subtype="PCM_U8")
+    samples = 7_200 * 8_000
+    patch(path, 4, "<I", samples + 36)
+    patch(path, 40, "<I", samples)
+    os.truncate(path, samples + 44)  # a sparse file: it takes no space on the disk
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: pytest.fail("decoded"))
+    expected = r"long\.wav: 7200\.0 s is longer than data\.speech\.max_seconds \(36\)"
+    with pytest.raises(InputError, match=expected):
+        read_audio(path, RATE, max_seconds=36)
+
+
+def empty(folder):
+    (folder / "empty.wav").touch()
+    return folder / "empty.wav"
+
+
+def text(folder):
+    (folder / "text.wav").write_text("no sound at all\n" * 20)
+    return folder / "text.wav"
+
+
+def text_as_mp3(folder):
+    (folder / "text.mp3").write_text("no sound at all\n" * 20)
+    return folder / "text.mp3"
+
+
+def not_finite(folder):
+    samples = tone(0.1, 8_000)
+    samples[100] = np.nan
+    soundfile.write(folder / "nan.wav", samples, 8_000, subtype="FLOAT")
+    return folder / "nan.wav"
+
+
+def wrong_rate(folder):
+    return patch(write_tone(folder / "rate.wav"), 24, "<I", 2**31 - 1)
+
+
+def cut_in_the_header(folder):
+    return cut(write_tone(folder / "head.flac"), 0.01)
+
+
+def cut_wav(folder):
+    return cut(write_tone(folder / "cut.wav"), 0.5)
+
+
+def cut_flac(folder):
+    return cut(write_tone(folder / "cut.flac", seconds=2), 0.5)
+
+
+def cut_mp3(folder):
+    return cut(write_tone(folder / "cut.mp3", seconds=2), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda folder: folder / "none.wav", "cannot be read (No such file or directory)"),
+        (lambda folder: folder, "cannot be read (Is a directory)"),
+        (empty, "empty, 0 bytes; replace it"),
+        (text, "not a wav, flac, ogg or mp3 file, or its header is damaged; replace it"),
+        (text_as_mp3, "not a wav, flac, ogg or mp3 file, or its header is damaged; replace it"),
+        (cut_in_the_header, "not a wav, flac, ogg or mp3 file, or its header is damaged"),
+        (wrong_rate, "wrong header: a sample rate of 2147483647 Hz"),
+        (not_finite, "has samples that are not finite; replace it"),
+        (cut_wav, "truncated: 822 of 1636 bytes; replace it"),
+        (cut_flac, "damaged or truncated; replace it"),
+        (cut_mp3, "truncated: "),
+    ],
+)
+def test_a_bad_file_is_refused_in_one_line_by_name(tmp_path, make, reason):
+    path = make(tmp_path)
+    with pytest.raises(InputError, match=re.escape(f"{path}: {reason}")) as refused:
+        read_audio(path, RATE, max_seconds=36)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("error", [ImportError("no soundfile"), OSError("no libsndfile")])
+def test_without_soundfile_no_recording_is_to_blame(tmp_path, monkeypatch, error):
+    class Missing:
+        def find_spec(self, name, *_):
+            if name == "soundfile":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "soundfile")
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
+    with pytest.raises(FedprivError, match=f"{error}.*pip install soundfile") as refused:
+        read_audio(write_tone(tmp_path / "fine.wav"), RATE, max_seconds=1)
+    assert not isinstance(refused.value, InputError)
+
+
+def test_an_audio_file_is_read_when_it_is_needed(tmp_path):
+    recording = pickle.loads(pickle.dumps(AudioFile(str(tmp_path / "late.wav"), "hello")))
+    assert str(recording) == str(tmp_path / "late.wav")
+    write_tone(tmp_path / "late.wav")
+    assert recording.read(RATE, max_seconds=1).shape == (1_600,)
+
+
+def test_joined_files_have_silence_between_them(tmp_path):
+    paths = (
+        write_tone(tmp_path / "low.wav", 0.5, 8_000, 300),
+        write_tone(tmp_path / "high.wav", 0.25, 16_000, 1_200),
+    )
+    recording = pickle.loads(pickle.dumps(JoinedFiles(paths, "low high", pause_seconds=0.1)))
+    wave = recording.read(RATE, max_seconds=1)
+    low, pause, high = np.split(wave, [8_000, 9_600])
+    assert loudest_frequency(low, RATE) == pytest.approx(300, abs=2)
+    assert not pause.any()
+    assert loudest_frequency(high, RATE) == pytest.approx(1_200, abs=4)
+    assert str(recording) == f"{paths[0]} + {paths[1]}"
+
+
+def test_joined_files_are_capped_as_a_whole(tmp_path):
+    paths = (write_tone(tmp_path / "one.wav", 0.4), write_tone(tmp_path / "two.wav", 0.4))
+    expected = r"one\.wav \+ .*two\.wav: 0\.9 s is longer than data\.speech\.max_seconds \(0\.8\)"
+    with pytest.raises(InputError, match=expected):
+        JoinedFiles(paths, "one two", pause_seconds=0.1).read(RATE, max_seconds=0.8)
+    assert len(JoinedFiles(paths, "one two", pause_seconds=0.0).read(RATE, max_seconds=0.8))

@@ -1,0 +1,153 @@
+import pytest
+import soundfile
+from sounds import write_tone
+
+from fedpriv.data.config import DataConfig, PartitionConfig, SpeechConfig
+from fedpriv.data.librispeech import build_librispeech, read_subset
+from fedpriv.data.text import ENGLISH
+from fedpriv.errors import InputError
+
+NATURAL = PartitionConfig(kind="natural")
+
+
+def write_chapter(folder, speaker, chapter, utterances, text="IT'S A TALE"):
+    """Write one chapter of a subset; return its folder."""
+    place = folder / speaker / chapter
+    names = [f"{speaker}-{chapter}-{number:04}" for number in range(utterances)]
+    for name in names:
+        write_tone(place / f"{name}.flac", rate=16_000)
+    transcripts = "".join(f"{name} {text}\n" for name in names)
+    (place / f"{speaker}-{chapter}.trans.txt").write_text(transcripts)
+    return place
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_chapter(tmp_path / "train-clean-100", "103", "1240", 3)
+    write_chapter(tmp_path / "train-clean-100", "103", "999", 1)
+    write_chapter(tmp_path / "train-clean-100", "26", "495", 2)
+    write_chapter(tmp_path / "train-other-500", "20", "205", 2)
+    write_chapter(tmp_path / "train-other-500", "26", "496", 1)
+    write_chapter(tmp_path / "test-clean", "61", "70968", 2)
+    write_chapter(tmp_path / "dev-clean", "84", "121123", 3)
+    (tmp_path / "SPEAKERS.TXT").write_text("; of no use here")
+    return tmp_path
+
+
+def build(folder, seed=1, **changes):
+    settings = {"name": "librispeech", "path": folder, "partition": NATURAL, **changes}
+    return build_librispeech(DataConfig(**settings), seed)
+
+
+def names(recordings):
+    return [recording.path.rpartition("/")[2].removesuffix(".flac") for recording in recordings]
+
+
+def test_readers_are_users(folder):
+    dataset = build(folder)
+    assert dataset.user_ids == ("speaker-103", "speaker-20", "speaker-26")
+    assert [names(user) for user in dataset.users] == [
+        ["103-1240-0000", "103-1240-0001", "103-1240-0002", "103-999-0000"],
+        ["20-205-0000", "20-205-0001"],
+        ["26-495-0000", "26-495-0001", "26-496-0000"],
+    ]
+    assert names(dataset.held_out) == ["61-70968-0000", "61-70968-0001"]
+    assert dataset.public == dataset.public_held_out == ()
+    assert dataset.alphabet.characters == ENGLISH
+    assert dataset.description == (
+        "librispeech (train-clean-100, train-other-500): 3 speakers as users, 2 to 4 recordings "
+        "each, 9 in all; 2 recordings by 1 speakers for test"
+    )
+
+
+def test_a_user_is_heard_and_transcribed(folder):
+    dataset = build(folder, speech=SpeechConfig(on_bad="stop"))
+    user = dataset.user(0)
+    assert user.lengths.tolist() == [1_600] * 4
+    assert dataset.alphabet.decode(user.targets[0].tolist()) == "it's a tale"
+
+
+def test_nothing_is_decoded_before_it_is_needed(folder, monkeypatch):
+    monkeypatch.setattr(soundfile, "SoundFile", lambda *_: pytest.fail("opened"))
+    assert build(folder).population == 3
+
+
+def test_development_measures_on_dev_clean(folder):
+    dataset = build(folder, evaluation="development")
+    assert names(dataset.held_out) == ["84-121123-0000", "84-121123-0001", "84-121123-0002"]
+    assert dataset.population == 3
+
+
+def test_subsets_are_chosen_by_name(folder):
+    speech = SpeechConfig(
+        train_subsets=("train-other-500",), held_out_subsets=("test-clean", "dev-clean")
+    )
+    dataset = build(folder, speech=speech)
+    assert dataset.user_ids == ("speaker-20", "speaker-26")
+    assert len(dataset.held_out) == 5
+
+
+def test_public_speakers_are_no_users_not_even_with_other_recordings(folder):
+    dataset = build(folder, speech=SpeechConfig(public_subsets=("train-clean-100",)))
+    assert dataset.user_ids == ("speaker-20",)
+    assert {name.split("-")[0] for name in names(dataset.public)} == {"103"}
+    assert {name.split("-")[0] for name in names(dataset.public_held_out)} == {"26"}
+    assert dataset.alphabet.characters == " 'aeilst"
+    assert dataset.description.endswith("; 6 recordings by 2 speakers public")
+
+
+def test_held_out_speakers_are_no_users_and_not_public(folder):
+    speech = SpeechConfig(
+        held_out_subsets=("train-other-500",), public_subsets=("train-clean-100",)
+    )
+    write_chapter(folder / "train-clean-360", "14", "208", 1)
+    dataset = build(folder, speech=speech)
+    assert dataset.user_ids == ("speaker-14",)
+    assert names(dataset.held_out) == ["20-205-0000", "20-205-0001", "26-496-0000"]
+    assert {name.split("-")[0] for name in names(dataset.public)} == {"103"}
+
+
+def test_what_lacks_its_transcript_or_its_sound_is_a_bad_recording(folder):
+    place = write_chapter(folder / "train-other-500", "700", "1", 4)
+    (place / "700-1-0001.flac").unlink()
+    table = place / "700-1.trans.txt"
+    table.write_text("700-1-0000 FINE\n700-1-0001 NO SOUND\n\n700-1-0003\n")
+    dataset = build(folder)
+    user = dataset.user(dataset.user_ids.index("speaker-700"))
+    assert (len(user), user.skipped) == (1, 3)
+    table.unlink()
+    dataset = build(folder, speech=SpeechConfig(on_bad="stop"))
+    with pytest.raises(InputError, match=r"700-1-0000\.flac: no transcript"):
+        dataset.user(dataset.user_ids.index("speaker-700"))
+
+
+def test_a_transcript_file_that_is_no_text(folder):
+    path = folder / "test-clean" / "61" / "70968" / "61-70968.trans.txt"
+    path.write_bytes(b"61-70968-0000 \xff\n")
+    with pytest.raises(InputError, match=r"61-70968\.trans\.txt: cannot be read .*; replace it"):
+        build(folder)
+
+
+@pytest.mark.parametrize(
+    ("speech", "message"),
+    [
+        (SpeechConfig(train_subsets=("train",)), "train is not a folder; it should hold"),
+        (SpeechConfig(held_out_subsets=("test-other",)), "test-other is not a folder"),
+        (SpeechConfig(public_subsets=("empty",)), "empty holds no recordings named"),
+    ],
+)
+def test_a_missing_subset(folder, speech, message):
+    (folder / "empty").mkdir()
+    with pytest.raises(InputError, match=f"data.path: .*{message}.*LibriSpeech ASR corpus"):
+        build(folder, speech=speech)
+
+
+def test_a_folder_of_something_else(tmp_path):
+    with pytest.raises(InputError, match="holds no training subset such as train-clean-100"):
+        build(tmp_path)
+    with pytest.raises(InputError, match=r"data\.path must name the folder of librispeech"):
+        build(None)
+
+
+def test_speakers_are_named_by_their_folders(folder):
+    assert list(read_subset(folder / "train-clean-100")) == ["103", "26"]
