@@ -1,9 +1,10 @@
-# `make demo` and `make test` do everything on a fresh machine: environment, install, and the job.
+# `make demo`, `make demo-speech` and `make test` do everything on a fresh machine: environment,
+# install, and the job.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo demo-speech test lint install clean
 
 install: $(VENV)/.installed
 
@@ -14,6 +15,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/fedpriv run configs/vit_digits.yaml
+
+demo-speech: install
+	$(BIN)/fedpriv run configs/asr_digits.yaml
 
 test: install
 	$(BIN)/python -m pytest

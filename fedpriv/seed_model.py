@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from torch import Tensor, nn
 
 from fedpriv.config import ExperimentConfig, PretrainConfig
 from fedpriv.data.speech import FederatedSpeech
-from fedpriv.errors import InputError
+from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.plan import build_trainer
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.ledger import fsync
-from fedpriv.training.checkpoint import checkpoint_files, digest_of
+from fedpriv.training.checkpoint import digest_of
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.parameters import load_parameters, parameters_of
 from fedpriv.training.pretrain import Listener, Pretraining, measures_of, pretrain
@@ -44,7 +45,7 @@ def with_seed_model(
 
     Raises:
         InputError: the file is missing and nothing says how to make it, or it does not fit.
-        Interrupted: pre-training was interrupted; the same call goes on.
+        Interrupted: a stop was asked for while it was made; the same call goes on.
     """
     if config.seed_model is None:
         return config
@@ -53,6 +54,8 @@ def with_seed_model(
         if config.seed_model.pretrain is None:
             raise InputError(f"seed_model.path: there is no {path}; make it with fedpriv pretrain")
         make_seed_model(config, config.seed_model.pretrain, listener, stop)
+        if stop.is_set():
+            raise Interrupted(f"stopped after pre-training; the seed model is {path}")
     digest = digest_of(read_seed_model(path))
     if config.seed_model.sha256 not in (None, digest):
         raise InputError(
@@ -113,18 +116,22 @@ def make_seed_model(
         raise InputError(f"seed_model.path: cannot write {folder} ({error.strerror})") from None
     pretrain(training, folder, fingerprint, listener, stop)
     _write(path, parameters_of(training.model), measures_of(training))
-    for file in checkpoint_files(folder):
+    for file in sorted(folder.glob("round-*")):  # torn ones of a killed process too
         file.unlink()
-    folder.rmdir()
+    with suppress(OSError):  # something else lies there, which is not ours to remove
+        folder.rmdir()
 
 
 def _write(path: Path, blocks: Mapping[str, Tensor], measures: Mapping[str, Any]) -> None:
     scratch = path.with_suffix(".partial")
     metadata = {"format": "fedpriv seed model", "measures": json.dumps(measures)}
-    save_file({name: t.cpu().contiguous() for name, t in blocks.items()}, scratch, metadata)
-    fsync(scratch)
-    scratch.replace(path)
-    fsync(path.parent)
+    try:
+        save_file({name: t.cpu().contiguous() for name, t in blocks.items()}, scratch, metadata)
+        fsync(scratch)
+        scratch.replace(path)
+        fsync(path.parent)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"seed_model.path: cannot write {path} ({error})") from None
 
 
 def _pretraining(

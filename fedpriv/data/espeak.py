@@ -104,7 +104,8 @@ class Espeak:
             sink.flush()
             header = json.loads(source.readline())
             lengths = header["samples"]
-            sound = np.frombuffer(source.read(2 * sum(lengths)), np.int16)
+            # The count makes it a ValueError when the process ended within the sound.
+            sound = np.frombuffer(source.read(2 * sum(lengths)), np.int16, count=sum(lengths))
         except (OSError, ValueError):
             raise FedprivError("espeak-ng ended before it had spoken") from None
         return [

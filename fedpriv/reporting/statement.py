@@ -245,6 +245,7 @@ def _sections(run: Run, account: Spent) -> tuple[Section, ...]:
         Section("mechanism", "Mechanism", _mechanism(run)),
         Section("sampling", "Sampling, as it was run", _sampling(run)),
         Section("releases", "Every release", _releases(run)),
+        Section("start", "What the training started from", _start(run)),
         Section("randomness", "Seeds", _randomness(run)),
         Section("logged", "What else was logged", _logged(run)),
         Section("verification", "How to check this", _verification(run)),
@@ -269,6 +270,7 @@ _ORDER = (
     "mechanism",
     "sampling",
     "releases",
+    "start",
     "accounting",
     "delta",
     "tuning",
@@ -286,6 +288,22 @@ def _unit(run: Run) -> tuple[str, ...]:
         f"One {run.header.unit}: everything that one person contributed, in all rounds, out of a "
         f"population of {run.header.population:,}.",
         "A person who appears as several users is protected as each of them only.",
+    )
+
+
+def _start(run: Run) -> tuple[str, ...]:
+    seed_model = run.config.seed_model
+    if seed_model is None:
+        return ("Random parameters, which depend on the seed alone.",)
+    made = (
+        "pre-trained by fedpriv on the data set's public part, without privacy"
+        if seed_model.pretrain
+        else "given as a file, of whose training nothing is known here"
+    )
+    return (
+        f"A seed model ({made}), SHA-256 {(seed_model.sha256 or 'not recorded')[:16]}….",
+        "ε says nothing about the people whose data trained it: they must be nobody of the "
+        "population, and their data public or theirs to give.",
     )
 
 
@@ -512,7 +530,7 @@ def _logged(run: Run) -> tuple[str, ...]:
         f"Under simulation_only in metrics.jsonl: {seen}. These come from the users' own values "
         "without any mechanism. They are NOT covered by ε: a deployment must not log or publish "
         "them, and neither must a plot below that shows them leave the simulation.",
-        "Held-out loss and accuracy are functions of the released models and of held-out data, "
+        "Held-out losses and error rates are functions of the released models and of held-out data, "
         "which belong to no user: post-processing, if those data are public.",
         "The learning rate and the norm of the averaged update are functions of what was released.",
     )

@@ -68,10 +68,12 @@ class CohortTrainer:
 
     def prepared(self, user: int) -> Batch:
         """Return the user's examples as they are trained on, before augmentation."""
-        cached = self.cache.get(user)
+        # Nodes of one process share the cache, and each numbers its own users from 0.
+        key = (self.dataset, user)
+        cached = self.cache.get(key)
         if cached is None:
             examples = self.dataset.user(user).to(self.device)
-            cached = self.cache.put(user, self.task.prepare(self.model, examples))
+            cached = self.cache.put(key, self.task.prepare(self.model, examples))
         return cached
 
 

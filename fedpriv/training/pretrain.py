@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,10 +86,20 @@ class Pretraining:
             cached = self.cache.put(index, self.task.prepare(self.model, read))
         return cached
 
-    def measure(self, examples: Utterances) -> dict[str, float]:
-        """Return the error rates of the model on held-out recordings."""
+    def held_out(self, examples: Utterances) -> Utterances:
+        """Return held-out recordings as they are measured on.
+
+        Raises:
+            InputError: none of them can be used.
+        """
         prepared = self.task.prepare(self.model, examples.to(self.device))
-        return self.task.measure(self.model, prepared, self.evaluation_batch)
+        if len(prepared) == 0:
+            raise InputError("data: none of the held-out recordings can be used")
+        return prepared
+
+    def measure(self, held_out: Utterances) -> dict[str, float]:
+        """Return the error rates of the model on recordings from `held_out`."""
+        return self.task.measure(self.model, held_out, self.evaluation_batch)
 
 
 def pretrain(
@@ -104,7 +115,8 @@ def pretrain(
     the same numbers.
 
     Raises:
-        InputError: the data set has no public part, or the checkpoint is another training's.
+        InputError: the data set has no public part or none that can be used, the checkpoint is
+            another training's, or the loss is no longer a number.
         Interrupted: `stop` was set; the same call goes on.
     """
     if not training.dataset.public or not training.dataset.public_held_out:
@@ -112,16 +124,20 @@ def pretrain(
             "seed_model.pretrain needs public recordings, of which this data set has none; write "
             "seed_model.path, or data.speech.public_subsets where the data set has parts"
         )
+    recordings = torch.arange(len(training.dataset.public))
+    if all(training.batch(one) is None for one in recordings.split(1)):
+        raise InputError("data: none of the public recordings can be used")
+    held_out = training.held_out(training.dataset.pretraining_evaluation())
     done = _restore(training, folder, fingerprint)
-    listener.begin(training.steps, done, f"{len(training.dataset.public):,} public recordings")
-    measures = training.measure(training.dataset.pretraining_evaluation()) if done else {}
+    listener.begin(training.steps, done, f"{len(recordings):,} public recordings")
+    measures = training.measure(held_out) if done else {}
     for step, indices in _steps(training, done):
         listener.step(step, _train_step(training, indices, step))
         if step % training.every == 0 or step == training.steps or stop.is_set():
             save_checkpoint(folder, Checkpoint(step, fingerprint, training.server.state()), keep=1)
             if stop.is_set() and step < training.steps:
                 raise Interrupted(f"pre-training stopped after step {step}")
-            measures = training.measure(training.dataset.pretraining_evaluation())
+            measures = training.measure(held_out)
             listener.measured(step, measures)
     return measures
 
@@ -161,6 +177,10 @@ def _train_step(training: Pretraining, indices: Tensor, step: int) -> float:
     loss = training.task.losses(
         training.model, training.task.augment(batch, step, augmentation)
     ).mean()
+    if not math.isfinite(value := float(loss.detach())):
+        raise InputError(
+            f"seed_model.pretrain.lr: the loss of step {step} is {value}; write a smaller rate"
+        )
     parameters = [p for p in training.model.parameters() if p.requires_grad]
     gradients = dict(
         zip(Layout.of(training.model).names, torch.autograd.grad(loss, parameters), strict=True)
@@ -170,12 +190,13 @@ def _train_step(training: Pretraining, indices: Tensor, step: int) -> float:
         gradient *= min(1.0, training.max_grad_norm / (float(gradient.norm()) + 1e-6))
     seed = randomness.torch_seed(Purpose.PRETRAINING, step, 3)
     training.server.step(gradient, step, seed)
-    return float(loss.detach())
+    return value
 
 
 def measures_of(training: Pretraining) -> dict[str, Any]:
     """Return what a finished model reaches on public held-out recordings and on held-out ones."""
-    return {
-        "public_held_out": training.measure(training.dataset.pretraining_evaluation()),
-        "held_out": training.measure(training.dataset.evaluation()),
+    parts = {
+        "public_held_out": training.dataset.pretraining_evaluation(),
+        "held_out": training.dataset.evaluation(),
     }
+    return {name: training.measure(training.held_out(part)) for name, part in parts.items()}

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch
@@ -56,7 +55,7 @@ class _StackedNorm(_Stacked):
         self.norm = type(layer)(layer.normalized_shape, layer.eps, elementwise_affine=False)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = self._per_user(self.norm(x))
+        rows = self.norm(x).reshape(len(self.weight), -1, *self.norm.normalized_shape)
         scaled = rows * self.weight[:, None]
         if self.bias is not None:
             scaled = scaled + self.bias[:, None]
@@ -212,11 +211,11 @@ def train_stack(
     for step in range(max(len(user.steps) for user in users)):
         batch, weights = _joined(users, step, task, round_)
         per_example = task.losses(stacked.module, batch).view(len(users), -1)
+        active = weights.any(dim=1)
         weights = weights.to(per_example)
-        per_user = (per_example * weights).sum(1)
+        per_user = (per_example * weights).masked_fill(weights == 0, 0.0).sum(1)
         gradients = list(torch.autograd.grad(per_user.sum(), stacked.parameters))
         losses += per_user.detach()
-        active = weights.sum(1) > 0
         with torch.no_grad():
             _step(stacked.parameters, gradients, origin, momenta, active, recipe)
     counts = torch.tensor([len(user.steps) for user in users], device=losses.device)
@@ -257,11 +256,18 @@ def _step(
     active: Tensor,
     recipe: LocalTraining,
 ) -> None:
-    """Take one SGD step of every active user, in place; `momenta` holds what SGD remembers."""
+    """Take one SGD step of every active user, in place; `momenta` holds what SGD remembers.
+
+    `active`, boolean `[U]`, is on the CPU: to ask it is no wait for a GPU.
+    """
+    idle, everyone = ~active.to(parameters[0].device), bool(active.all())
     if recipe.proximal_mu:
         for gradient, parameter, start in zip(gradients, parameters, origin, strict=True):
             gradient.add_(parameter - start.view(parameter.shape[1:]), alpha=recipe.proximal_mu)
-    factors = active.to(parameters[0].dtype)
+    if not everyone:  # at a finished user's parameters it may hold anything, and 0 · Inf is NaN
+        for gradient in gradients:
+            gradient.masked_fill_(_column(idle, gradient), 0.0)
+    factors = torch.ones_like(idle, dtype=parameters[0].dtype)
     if recipe.max_grad_norm is not None:
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
         # The same constant as torch's clip_grad_norm_, for equal results.
@@ -272,7 +278,8 @@ def _step(
             if len(momenta) <= index:
                 momenta.append(torch.zeros_like(scaled))
             scaled = momenta[index].mul_(recipe.momentum).add_(scaled)
-            scaled = scaled * _column(active, scaled)
+            if not everyone:
+                scaled = scaled.masked_fill(_column(idle, scaled), 0.0)
         parameter.sub_(scaled, alpha=recipe.lr)
 
 

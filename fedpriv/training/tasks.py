@@ -23,6 +23,9 @@ from fedpriv.training.spec_augment import SpecAugment
 
 B = TypeVar("B", bound=Batch)
 
+# Samples whose spectra are taken at once: they need many times the memory of the samples.
+_SAMPLES_AT_ONCE = 2**22
+
 
 class Task(Protocol[B]):
     """How a model learns from a batch, and how well it does."""
@@ -91,9 +94,13 @@ class Recognition:
         """
         if len(examples) == 0:
             return examples
-        features, frames = _front_end(model)(examples.inputs, examples.lengths)
-        whole = Utterances(features, frames, examples.targets, examples.target_lengths)
-        possible = tokens_of(frames) >= _shortest_path(examples)
+        front_end = _front_end(model)
+        parts = []
+        for part in _in_order(examples, max(1, _SAMPLES_AT_ONCE // examples.inputs.shape[1])):
+            features, frames = front_end(part.inputs, part.lengths)
+            parts.append(Utterances(features, frames, part.targets, part.target_lengths))
+        whole = Utterances.join(parts)
+        possible = tokens_of(whole.lengths) >= _shortest_path(whole)
         kept = whole.take(possible.nonzero().flatten())
         skipped = examples.skipped + len(examples) - len(kept)
         return Utterances(kept.inputs, kept.lengths, kept.targets, kept.target_lengths, skipped)
@@ -118,7 +125,8 @@ class Recognition:
         loss = 0.0
         spoken, heard = [], []
         # Neighbours in length share a batch, so that little of it is padding.
-        for batch in _in_order(examples.take(examples.sizes.argsort()), batch_size):
+        for index in examples.sizes.argsort().split(batch_size):
+            batch = examples.take(index)
             log_probs, tokens = model(batch.inputs, batch.lengths)
             losses = _ctc(log_probs, tokens, batch)
             loss += float((losses / batch.target_lengths.clamp(min=1)).sum())
@@ -161,7 +169,7 @@ def _shortest_path(examples: Utterances) -> Tensor:
     An empty transcript counts as impossible: there is nothing to learn from it.
     """
     targets, lengths = examples.targets, examples.target_lengths
-    places = torch.arange(1, targets.shape[1], device=targets.device)
+    places = torch.arange(1, max(1, targets.shape[1]), device=targets.device)
     repeats = (targets[:, 1:] == targets[:, :-1]) & (places < lengths[:, None])
     needed = lengths + repeats.sum(1)
     return torch.where(lengths > 0, needed, torch.iinfo(torch.int64).max)

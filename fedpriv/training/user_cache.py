@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from typing import Any
 
 from torch import Tensor
@@ -20,19 +21,25 @@ class UserCache:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.bytes = 0
-        self._users: OrderedDict[int, Any] = OrderedDict()
+        self._users: OrderedDict[Hashable, Any] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._users)
 
-    def get(self, user: int) -> Any | None:
+    def get(self, user: Hashable) -> Any | None:
         """Return the user's examples where they are kept."""
         if user in self._users:
             self._users.move_to_end(user)
         return self._users.get(user)
 
-    def put(self, user: int, examples: Any) -> Any:
-        """Keep a user's examples, at the cost of those not used for longest; return them."""
+    def put(self, user: Hashable, examples: Any) -> Any:
+        """Keep a user's examples, at the cost of those not used for longest; return them.
+
+        They take the place of what was kept of this user; what is larger than the limit is not
+        kept.
+        """
+        if user in self._users:
+            self.bytes -= _bytes(self._users.pop(user))
         size = _bytes(examples)
         if size <= self.limit:
             self._users[user] = examples

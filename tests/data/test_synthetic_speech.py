@@ -307,8 +307,16 @@ def test_without_espeak_it_says_what_to_install(tmp_path, no_espeak, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_process_that_ends_is_an_error(monkeypatch, tmp_path):
-    (tmp_path / "worker.py").write_text("")
+@pytest.mark.parametrize(
+    "worker",
+    [
+        "",
+        "print(1 / 0)",
+        "print('{\"sample_rate\": 22050, \"samples\": [3, 4]}\\n1234', end='')",
+    ],
+)
+def test_a_process_that_ends_early_is_an_error(monkeypatch, tmp_path, worker):
+    (tmp_path / "worker.py").write_text(worker)
     monkeypatch.setattr(espeak, "WORKER", tmp_path / "worker.py")
     with Espeak() as process, pytest.raises(FedprivError, match="espeak-ng ended before"):
         process.speak(POPULATION.speaker(0), RATE)
