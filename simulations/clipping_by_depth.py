@@ -97,7 +97,7 @@ def run(job: tuple[Cell, str]) -> Result:
             *CLIPPING[cell.clipping],
             f"data.evaluation={evaluation}",
             f"rounds={ROUNDS}",
-            "local={steps: 2, batch_size: 3, lr: 0.1, max_grad_norm: 1.0, order: by_length}",
+            "local={steps: 2, batch_size: 3, lr: 0.2, max_grad_norm: 1.0, order: by_length}",
             f"server.optimizer={cell.optimizer}",
             f"server.lr={cell.rate}",
             "privacy.target_epsilon=null",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,19 +40,20 @@ class Attention(nn.Module):
         `valid`, boolean `[B, T]`, is true at real tokens: no token attends to the others, so that
         they change nothing at the real ones. Every row needs at least one real token.
         """
-        mask = None if valid is None else valid[:, None, None, :]
         q, k, v = (self._split(one(x)) for one in (self.q, self.k, self.v))
         if self.drop.active:
-            mixed = self._attend(q, k, v, mask)
+            mixed = self._attend(q, k, v, valid)
         else:
+            mask = None if valid is None else valid[:, None, None, :]
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.o(mixed.transpose(1, 2).flatten(2))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
         """Attention written out: the library's own dropout takes no stream of random numbers."""
-        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-        if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        if valid is not None:
+            hidden = torch.zeros(valid.shape, dtype=q.dtype, device=q.device)
+            scores = scores + hidden.masked_fill_(~valid, -torch.inf)[:, None, None, :]
         return self.drop(scores.softmax(dim=-1)) @ v
 
     def _split(self, x: Tensor) -> Tensor:
