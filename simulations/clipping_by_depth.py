@@ -81,7 +81,8 @@ class Result(Cell):
 def shaped(shape: str) -> list[str]:
     """Return the overrides that make a model of that shape, and say where its seed model lies."""
     path = f"runs/clipping-by-depth/{shape.replace(' ', '-')}.safetensors"
-    return [*SHAPES[shape], f"seed_model.path={path}", "runtime.workers=1"]
+    few_steps = "seed_model.pretrain.steps=800"
+    return [*SHAPES[shape], f"seed_model.path={path}", few_steps, "runtime.workers=1"]
 
 
 def make_seed_model(shape: str) -> None:
