@@ -13,6 +13,12 @@ class InputError(FedprivError):
     exit_code = 2
 
 
+class DamagedFile(FedprivError):  # noqa: N818 - says what is wrong, as the others do
+    """A file that fedpriv wrote is not what it wrote; no InputError, which a run might skip."""
+
+    exit_code = 2
+
+
 class Interrupted(FedprivError):  # noqa: N818 - a request of the user, not an error
     """The user asked the run to stop; every finished round is kept and it can be resumed."""
 

@@ -96,12 +96,15 @@ class Experiment:
     server: Server
     finished_rounds: int = 0
     bounds: tuple[float, ...] = ()
-    held_out: Batch = field(init=False)
+    held_out: tuple[Batch, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        held_out = self.trainer.dataset.evaluation().to(self.trainer.device)
-        self.held_out = self.trainer.task.prepare(self.trainer.model, held_out)
-        if len(self.held_out) == 0:
+        trainer = self.trainer
+        self.held_out = tuple(
+            trainer.task.prepare(trainer.model, part.to(trainer.device))
+            for part in trainer.dataset.evaluation()
+        )
+        if not any(len(part) for part in self.held_out):
             raise InputError("data: none of the held-out examples can be used")
 
     @property
@@ -155,7 +158,9 @@ def create(experiment: Experiment) -> RunDirectory:
     Raises:
         InputError: the directory is not empty or cannot be written.
     """
-    return RunDirectory.create(experiment.config, str(experiment.trainer.device))
+    trainer, deployed = experiment.trainer, experiment.config.runtime.deployment
+    data = "" if deployed else trainer.dataset.description
+    return RunDirectory.create(experiment.config, str(trainer.device), data)
 
 
 def reopen(path: Path) -> tuple[RunDirectory, Experiment]:
@@ -371,7 +376,7 @@ def stop_signal(say: Callable[[str], None]) -> Iterator[threading.Event]:
             # and Ray's processes end with this one.
             os._exit(Interrupted.exit_code)
         stop.set()
-        say("stopping at the end of this round; press Ctrl-C again to abandon it")
+        say("stopping as soon as nothing is lost by it; press Ctrl-C again to abandon it")
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

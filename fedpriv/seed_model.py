@@ -70,7 +70,8 @@ def load_seed_model(config: ExperimentConfig, model: nn.Module) -> None:
     """Copy the seed model of a config from `with_seed_model` into `model`.
 
     Raises:
-        InputError: it is missing or another one, or has other blocks than `model`.
+        InputError: it is missing or another one, has other blocks than `model`, or numbers that
+            are not finite.
     """
     assert config.seed_model is not None
     path = seed_path(config)
@@ -80,6 +81,8 @@ def load_seed_model(config: ExperimentConfig, model: nn.Module) -> None:
     own = {name: block.shape for name, block in parameters_of(model).items()}
     if {name: block.shape for name, block in blocks.items()} != own:
         raise InputError(f"seed_model.path: {path} is of another shape than the config's model")
+    if not all(bool(block.isfinite().all()) for block in blocks.values()):
+        raise InputError(f"seed_model.path: {path} holds a NaN or Inf")
     load_parameters(model, blocks)
 
 

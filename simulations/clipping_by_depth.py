@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 FOLDER = Path(__file__).parent / "results" / "clipping_by_depth"
-COHORT, ROUNDS = 24, 24
+COHORT, ROUNDS = 16, 16
 
 SHAPES = {
     "4 blocks of 48": ["model.depth=4", "model.dim=48", "model.heads=4", "runtime.stack=4"],
@@ -51,7 +51,7 @@ CLIPPING = {
         "privacy.clipping.normalize=true",
     ],
 }
-RATES = {"adam": (0.001, 0.002, 0.004), "lamb": (0.01, 0.02, 0.04)}
+RATES = {"adam": (0.004, 0.008), "lamb": (0.02, 0.04)}
 NOISE = (0.0003, 0.001, 0.003)
 TUNED_AT = 0.001
 SEEDS = (17, 18)
@@ -107,7 +107,7 @@ def run(job: tuple[Cell, str]) -> Result:
             f"seed={cell.seed}",
         ],
     )
-    outcome = train(config)
+    outcome = train(config, every=2)
     return Result(
         **asdict(cell),
         wer=outcome.measures["wer"],

@@ -70,10 +70,16 @@ def prepared(config: ExperimentConfig) -> Experiment:
     return experiment
 
 
-def train(config: ExperimentConfig) -> Outcome:
-    """Train all rounds on one thread and measure the model on the held-out examples."""
+def train(
+    config: ExperimentConfig, experiment: Experiment | None = None, every: int = 1
+) -> Outcome:
+    """Train all rounds on one thread and measure the model on the held-out examples.
+
+    `experiment`, the prepared config, is for a caller who wants what it holds afterwards. Of the
+    parts in which held-out examples come, one in `every` is measured on.
+    """
     torch.set_num_threads(1)
-    experiment = prepared(config)
+    experiment = experiment or prepared(config)
     trainer, plan, server = experiment.trainer, experiment.plan, experiment.server
     norms = users = 0.0
     for round_ in range(1, config.rounds + 1):
@@ -86,6 +92,6 @@ def train(config: ExperimentConfig) -> Outcome:
         norms += summed.norm
         users += summed.users
     measures: dict[str, Any] = trainer.task.measure(
-        server.model, experiment.held_out, config.evaluation.batch_size
+        server.model, experiment.held_out[::every], config.evaluation.batch_size
     )
     return Outcome(measures, plan.planned_epsilon(), norms / users, plan.layout.total)

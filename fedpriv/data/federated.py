@@ -1,6 +1,6 @@
 """What a federated data set is: users who hold examples, and held-out examples of nobody."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -109,8 +109,11 @@ class FederatedDataset(Protocol):
         Raises IndexError outside that range and InputError for a user without examples.
         """
 
-    def evaluation(self) -> Batch:
-        """Build the held-out examples, which belong to nobody in the population."""
+    def evaluation(self) -> Iterator[Batch]:
+        """Build the held-out examples, which belong to nobody in the population.
+
+        They come in parts, so that a caller may turn each into something smaller.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,9 +192,9 @@ class PartitionedImages:
             )
         return self._scaled(self.pool.take(self.parts[index]))
 
-    def evaluation(self) -> Examples:
-        """Build the held-out examples: see `FederatedDataset.evaluation`."""
-        return self._scaled(self.held_out)
+    def evaluation(self) -> Iterator[Examples]:
+        """Build the held-out examples, in one part: see `FederatedDataset.evaluation`."""
+        yield self._scaled(self.held_out)
 
     def _scaled(self, raw: LabelledImages) -> Examples:
         return Examples(self.scale.apply(raw.images), raw.labels.clone())
@@ -234,6 +237,6 @@ class Share:
         """Build one user's examples: see `FederatedDataset.user`."""
         return self.whole.user(self.share + index * self.shares)
 
-    def evaluation(self) -> Batch:
+    def evaluation(self) -> Iterator[Batch]:
         """Build the held-out examples of the whole."""
         return self.whole.evaluation()

@@ -39,7 +39,7 @@ def build_dataset(config: DataConfig, seed: int) -> FederatedDataset:
     >>> dataset = build_dataset(DataConfig(name="digits", users=200), seed=17)
     >>> dataset.population, dataset.classes, dataset.input_shape
     (200, 10, (1, 8, 8))
-    >>> dataset.user(0).inputs.shape, len(dataset.evaluation())
+    >>> dataset.user(0).inputs.shape, len(next(dataset.evaluation()))
     (torch.Size([8, 1, 8, 8]), 297)
     """
     if config.name not in DATASETS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,9 @@ from fedpriv.data.config import SpeechConfig
 from fedpriv.data.text import ENGLISH, Alphabet, normalise
 from fedpriv.data.utterances import Utterances
 from fedpriv.errors import InputError
+
+# Held-out recordings that are read together, and padded to the longest among them.
+_PART = 32
 
 
 class Recording(Protocol):
@@ -81,17 +84,21 @@ class FederatedSpeech:
             raise IndexError(f"user index {index} is outside 0..{self.population - 1}")
         return self._read(self.users[index], self.speech.max_seconds_per_user)
 
-    def evaluation(self) -> Utterances:
-        """Read the held-out recordings."""
-        return self._read(self.held_out, None)
+    def evaluation(self) -> Iterator[Utterances]:
+        """Read the held-out recordings, some at a time: waveforms take much memory."""
+        yield from self._parts(self.held_out)
 
     def pretraining(self, index: int) -> Utterances:
         """Read one public recording: none where it cannot be used, and must not stop the run."""
         return self._read(self.public[index : index + 1], None)
 
-    def pretraining_evaluation(self) -> Utterances:
-        """Read the public held-out recordings."""
-        return self._read(self.public_held_out, None)
+    def pretraining_evaluation(self) -> Iterator[Utterances]:
+        """Read the public held-out recordings, some at a time."""
+        yield from self._parts(self.public_held_out)
+
+    def _parts(self, recordings: Sequence[Recording]) -> Iterator[Utterances]:
+        for first in range(0, len(recordings), _PART):
+            yield self._read(recordings[first : first + _PART], None)
 
     def _read(self, recordings: Sequence[Recording], max_seconds: float | None) -> Utterances:
         waves, targets, skipped = [], [], 0

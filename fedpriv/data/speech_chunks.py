@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpriv.data.audio import require_length
-from fedpriv.errors import FedprivError
+from fedpriv.errors import DamagedFile
 
 FULL_SCALE = 32768
 """What int16 samples are divided by to lie in [-1, 1]."""
@@ -64,7 +64,7 @@ class ChunkRecording:
 
         Raises:
             InputError: it is longer than `max_seconds`.
-            FedprivError: the file is not what was written. No InputError, for it is no
+            DamagedFile: the file is not what was written. No InputError, for it is no
                 recording's fault and must not be skipped.
             ValueError: another sample rate (Hz) than the chunk's.
         """
@@ -107,7 +107,7 @@ def read_chunk(path: Path, sample_rate: int, recordings: int) -> Chunk:
     """Read the index of a chunk that has so many recordings, made at `sample_rate` (Hz).
 
     The sound is checked for its length here, and for its content when it is read. Raises
-    FedprivError, naming the file, for one that is not what was written.
+    DamagedFile, naming the file, for one that is not what was written.
     """
     try:
         index = json.loads(_index(path).read_text(encoding="utf-8"))
@@ -141,5 +141,5 @@ def _checksum(sound: NDArray[np.int16], text: str) -> int:
     return zlib.crc32(sound.tobytes(), zlib.crc32(text.encode()))
 
 
-def _damaged(path: Path) -> FedprivError:
-    return FedprivError(f"{path} is damaged: remove it, and it will be made again")
+def _damaged(path: Path) -> DamagedFile:
+    return DamagedFile(f"{path} is damaged: remove it, and it will be made again")

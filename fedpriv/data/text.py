@@ -71,6 +71,12 @@ class Alphabet:
                     f"data.speech.alphabet: {path}: entry {number} is {character!r}; write one "
                     "character a line, each once"
                 )
+        unheard = [c for c in characters if c != " " and normalise(c) != c]
+        if unheard:
+            raise InputError(
+                f"data.speech.alphabet: {path}: {unheard[0]!r} never occurs in a transcript, which "
+                "is lower case and without punctuation but for the apostrophe"
+            )
         if not characters:
             raise InputError(f"data.speech.alphabet: {path} is empty; write one character a line")
         return cls("".join(characters))

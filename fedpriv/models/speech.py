@@ -76,10 +76,11 @@ def normalise(features: Tensor, lengths: Tensor) -> Tensor:
     """
     real = valid_mask(lengths, features.shape[1])[..., None]
     count = lengths[:, None, None]
-    mean = (features * real).sum(1, keepdim=True) / count
-    centred = (features - mean) * real
-    variance = centred.square().sum(1, keepdim=True) / count
-    return centred / (variance + _VARIANCE_FLOOR).sqrt()
+    # Added up in float64: a band that is constant but for rounding would be scaled up 100 times.
+    mean = (features * real).sum(1, keepdim=True, dtype=torch.float64) / count
+    centred = (features - mean.to(features)) * real
+    variance = centred.square().sum(1, keepdim=True, dtype=torch.float64) / count
+    return centred / (variance + _VARIANCE_FLOOR).sqrt().to(features)
 
 
 def valid_mask(lengths: Tensor, size: int) -> Tensor:

@@ -59,8 +59,10 @@ class RunDirectory:
         return self.path / "report.html"
 
     @classmethod
-    def create(cls, config: ExperimentConfig, device: str) -> RunDirectory:
+    def create(cls, config: ExperimentConfig, device: str, data: str = "") -> RunDirectory:
         """Make a new run directory with config and environment; nothing is ever overwritten.
+
+        `data` describes the data set; it counts the users' data, so a deployment leaves it out.
 
         Raises:
             InputError: the folder is not empty or cannot be written.
@@ -77,7 +79,9 @@ class RunDirectory:
             run = cls(path)
             run.checkpoints.mkdir()
             (path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-            environment = json.dumps(_environment(config, device), indent=2) + "\n"
+            environment = (
+                json.dumps({**_environment(config, device), "data": data}, indent=2) + "\n"
+            )
             (path / "environment.json").write_text(environment, encoding="utf-8")
         except OSError as error:
             raise InputError(f"run_dir: cannot write {path} ({error.strerror})") from None

@@ -530,8 +530,8 @@ def _logged(run: Run) -> tuple[str, ...]:
         f"Under simulation_only in metrics.jsonl: {seen}. These come from the users' own values "
         "without any mechanism. They are NOT covered by ε: a deployment must not log or publish "
         "them, and neither must a plot below that shows them leave the simulation.",
-        "Held-out losses and error rates are functions of the released models and of held-out data, "
-        "which belong to no user: post-processing, if those data are public.",
+        "Held-out losses and error rates are functions of the released models and of held-out "
+        "data, which belong to no user: post-processing, if those data are public.",
         "The learning rate and the norm of the averaged update are functions of what was released.",
     )
 

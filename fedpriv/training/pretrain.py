@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,18 +86,18 @@ class Pretraining:
             cached = self.cache.put(index, self.task.prepare(self.model, read))
         return cached
 
-    def held_out(self, examples: Utterances) -> Utterances:
+    def held_out(self, parts: Iterable[Utterances]) -> list[Utterances]:
         """Return held-out recordings as they are measured on.
 
         Raises:
             InputError: none of them can be used.
         """
-        prepared = self.task.prepare(self.model, examples.to(self.device))
-        if len(prepared) == 0:
+        prepared = [self.task.prepare(self.model, part.to(self.device)) for part in parts]
+        if not any(len(part) for part in prepared):
             raise InputError("data: none of the held-out recordings can be used")
         return prepared
 
-    def measure(self, held_out: Utterances) -> dict[str, float]:
+    def measure(self, held_out: Sequence[Utterances]) -> dict[str, float]:
         """Return the error rates of the model on recordings from `held_out`."""
         return self.task.measure(self.model, held_out, self.evaluation_batch)
 

@@ -5,8 +5,9 @@ A task is a frozen dataclass; what it knows is public.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol, TypeVar, cast
 
 import torch
@@ -39,8 +40,8 @@ class Task(Protocol[B]):
     def losses(self, model: nn.Module, batch: B) -> Tensor:
         """Return the loss of each example: `[n]`."""
 
-    def measure(self, model: nn.Module, examples: B, batch_size: int) -> dict[str, float]:
-        """Return mean loss and error measures of prepared examples."""
+    def measure(self, model: nn.Module, parts: Sequence[B], batch_size: int) -> dict[str, float]:
+        """Return mean loss and error measures of prepared examples, which come in parts."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,17 @@ class Classification:
         return F.cross_entropy(model(batch.inputs), batch.targets, reduction="none")
 
     @torch.no_grad()
-    def measure(self, model: nn.Module, examples: Examples, batch_size: int) -> dict[str, float]:
+    def measure(
+        self, model: nn.Module, parts: Sequence[Examples], batch_size: int
+    ) -> dict[str, float]:
         """Return mean `loss`, and `accuracy` in [0, 1]."""
         model.eval()
-        loss, correct = 0.0, 0
-        for batch in _in_order(examples, batch_size):
+        loss, correct, count = 0.0, 0, sum(len(part) for part in parts)
+        for batch in chain.from_iterable(_in_order(part, batch_size) for part in parts):
             outputs = model(batch.inputs)
             loss += float(F.cross_entropy(outputs, batch.targets, reduction="sum"))
             correct += int((outputs.argmax(dim=-1) == batch.targets).sum())
-        return {"loss": loss / len(examples), "accuracy": correct / len(examples)}
+        return {"loss": loss / count, "accuracy": correct / count}
 
 
 @dataclass(frozen=True)
@@ -119,14 +122,16 @@ class Recognition:
         return losses / batch.target_lengths.clamp(min=1)
 
     @torch.no_grad()
-    def measure(self, model: nn.Module, examples: Utterances, batch_size: int) -> dict[str, float]:
+    def measure(
+        self, model: nn.Module, parts: Sequence[Utterances], batch_size: int
+    ) -> dict[str, float]:
         """Return mean `loss`, `wer`, `cer`, and the edits that make the word error rate."""
         model.eval()
         loss = 0.0
         spoken, heard = [], []
         # Neighbours in length share a batch, so that little of it is padding.
-        for index in examples.sizes.argsort().split(batch_size):
-            batch = examples.take(index)
+        ordered = [part.take(part.sizes.argsort()) for part in parts]
+        for batch in chain.from_iterable(_in_order(part, batch_size) for part in ordered):
             log_probs, tokens = model(batch.inputs, batch.lengths)
             losses = _ctc(log_probs, tokens, batch)
             loss += float((losses / batch.target_lengths.clamp(min=1)).sum())
@@ -137,7 +142,7 @@ class Recognition:
             ]
         rates = error_rates(spoken, heard)
         return {
-            "loss": loss / len(examples),
+            "loss": loss / len(spoken),
             "wer": rates.wer,
             "cer": rates.cer,
             "substitutions": rates.substitutions,

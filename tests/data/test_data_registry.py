@@ -2,6 +2,7 @@ import doctest
 
 import pytest
 import torch
+from held_out import held_out
 from pydantic import ValidationError
 
 from fedpriv.data import DATASETS, DataConfig, PartitionConfig, build_dataset, registry
@@ -28,7 +29,7 @@ def test_equal_seeds_give_equal_users_and_others_differ(kind):
 def test_the_seed_does_not_move_the_evaluation_set():
     for choice in ("test", "development"):
         one, other = (
-            build_dataset(digits("iid", evaluation=choice), seed).evaluation() for seed in (5, 6)
+            held_out(build_dataset(digits("iid", evaluation=choice), seed)) for seed in (5, 6)
         )
         assert torch.equal(one.inputs, other.inputs)
         assert torch.equal(one.targets, other.targets)
@@ -42,7 +43,7 @@ def test_building_leaves_the_global_generators_alone():
 
 def test_development_on_digits_replaces_the_test_set():
     dataset = build_dataset(digits("iid", evaluation="development"), seed=5)
-    assert len(dataset.evaluation()) == 188  # positions 0, 8, ..., 1496 of 1500
+    assert len(held_out(dataset)) == 188  # positions 0, 8, ..., 1496 of 1500
     assert sum(map(len, users_of(dataset))) == 1500 - 188
 
 

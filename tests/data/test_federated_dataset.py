@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from held_out import held_out
 
 from fedpriv.data.federated import Examples, LabelledImages, PartitionedImages, PixelScale
 from fedpriv.errors import InputError
@@ -32,15 +33,15 @@ def test_a_user_gets_their_own_scaled_examples(dataset):
 
 
 def test_evaluation_is_scaled_alike(dataset):
-    assert dataset.evaluation().targets.tolist() == [1]
-    assert dataset.evaluation().inputs[0, 0, 0, 0].item() == -1.0
+    assert held_out(dataset).targets.tolist() == [1]
+    assert held_out(dataset).inputs[0, 0, 0, 0].item() == -1.0
 
 
 def test_changing_a_users_tensors_leaves_the_pool_alone(dataset):
     dataset.user(0).targets.zero_()
-    dataset.evaluation().targets.zero_()
+    held_out(dataset).targets.zero_()
     assert dataset.user(0).targets.tolist() == [0, 4]
-    assert dataset.evaluation().targets.tolist() == [1]
+    assert held_out(dataset).targets.tolist() == [1]
 
 
 def test_empty_user_is_refused_by_id(dataset):

@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+from held_out import held_out
 from sounds import write_tone
 
 from fedpriv.data.config import DataConfig, PartitionConfig, SpeechConfig
@@ -211,7 +212,7 @@ def test_real_recordings(real_folder):
     assert sum(map(len, held)) == len(set().union(*held)) == 5 * 10 * 45
     assert len(dataset.user(0)) == 25
     assert 0.5 < dataset.user(0).lengths.float().mean() / 16_000 < 4
-    evaluation = dataset.evaluation()
+    evaluation = held_out(dataset)
     assert evaluation.skipped == 0
     assert len(files(dataset.held_out)) == 500
     assert evaluation.inputs.abs().max() <= 1

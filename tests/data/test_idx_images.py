@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from held_out import held_out
 
 from fedpriv.data import DataConfig, PartitionConfig, build_dataset
 from fedpriv.errors import InputError
@@ -12,7 +13,7 @@ def config(path, **changes):
 def test_mnist_folder(mnist_folder, labels):
     dataset = build_dataset(config(mnist_folder), seed=1)
     assert (dataset.population, dataset.classes, dataset.input_shape) == (6, 10, (1, 4, 6))
-    assert dataset.evaluation().targets.tolist() == labels[:20].tolist()
+    assert held_out(dataset).targets.tolist() == labels[:20].tolist()
     for index in range(6):
         examples = dataset.user(index)
         # The fixture paints image i with pixel i, of label i % 10.
@@ -30,7 +31,7 @@ def test_emnist_letters_count_from_one_and_are_chosen_by_prefix(split_writer):
         build_dataset(config(folder), seed=1)
     dataset = build_dataset(config(folder / "emnist-letters"), seed=1)
     assert dataset.classes == 26
-    assert dataset.evaluation().targets.tolist() == list(range(26))
+    assert held_out(dataset).targets.tolist() == list(range(26))
     assert dataset.description.startswith("emnist-letters ")
 
 
@@ -106,8 +107,8 @@ def test_natural_users_are_refused(mnist_folder):
 
 def test_development_holds_out_every_eighth_training_image(mnist_folder, labels):
     dataset = build_dataset(config(mnist_folder, evaluation="development"), seed=1)
-    assert dataset.evaluation().targets.tolist() == labels[::8].tolist()
-    held = set(dataset.evaluation().inputs[:, 0, 0, 0].tolist())
+    assert held_out(dataset).targets.tolist() == labels[::8].tolist()
+    held = set(held_out(dataset).inputs[:, 0, 0, 0].tolist())
     used = {
         pixel for index in range(6) for pixel in dataset.user(index).inputs[:, 0, 0, 0].tolist()
     }

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from held_out import held_out
 
 from fedpriv.data import DataConfig, PartitionConfig, build_dataset
 from fedpriv.errors import InputError
@@ -25,7 +26,7 @@ def test_every_writer_is_a_user_with_their_own_images(mnist_folder, writers):
     assert list(dataset.user_ids) == [f"writer-{writer}" for writer in sorted(set(writers))]
     for index, writer in enumerate(sorted(set(writers))):
         assert pixels(dataset.user(index)) == np.flatnonzero(writers == writer).tolist()
-    assert len(dataset.evaluation()) == 20
+    assert len(held_out(dataset)) == 20
 
 
 def test_development_moves_every_eighth_writer_out_of_the_population(mnist_folder, writers):
@@ -34,7 +35,7 @@ def test_development_moves_every_eighth_writer_out_of_the_population(mnist_folde
     assert len(held) == 2
     assert dataset.population == 8
     assert not {f"writer-{writer}" for writer in held} & set(dataset.user_ids)
-    assert pixels(dataset.evaluation()) == np.flatnonzero(np.isin(writers, held)).tolist()
+    assert pixels(held_out(dataset)) == np.flatnonzero(np.isin(writers, held)).tolist()
     used = [pixel for index in range(8) for pixel in pixels(dataset.user(index))]
     assert sorted(used) == np.flatnonzero(~np.isin(writers, held)).tolist()
 
@@ -104,7 +105,7 @@ def test_real_writers(real_folder):
     dataset = build_dataset(config(real_folder), seed=1)
     sizes = [len(dataset.user(index)) for index in range(dataset.population)]
     assert (len(sizes), min(sizes), max(sizes), sum(sizes)) == (539, 19, 131, 60_000)
-    evaluation = dataset.evaluation()
+    evaluation = held_out(dataset)
     assert evaluation.inputs.shape == (10_000, 1, 28, 28)
     assert abs(evaluation.inputs.mean()) < 0.02
     assert evaluation.inputs.std() == pytest.approx(1.0, abs=0.02)
@@ -114,4 +115,4 @@ def test_real_development_writers(real_folder):
     dataset = build_dataset(config(real_folder, evaluation="development"), seed=1)
     assert dataset.population == 539 - 68
     in_population = sum(len(dataset.user(index)) for index in range(dataset.population))
-    assert in_population + len(dataset.evaluation()) == 60_000
+    assert in_population + len(held_out(dataset)) == 60_000

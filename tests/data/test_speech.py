@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from held_out import held_out
 from sounds import tone, write_tone
 
 from fedpriv.data.audio import AudioFile
@@ -56,9 +57,9 @@ def test_a_user_is_read_as_utterances():
 
 def test_the_parts_are_kept_apart():
     dataset = speech_of(Beep("yes"), Beep("no"), Beep("never"))
-    assert len(dataset.evaluation()) == 3
+    assert len(held_out(dataset)) == 3
     assert dataset.pretraining(0).target_lengths.tolist() == [3]
-    assert len(dataset.pretraining_evaluation()) == 2
+    assert [len(part) for part in dataset.pretraining_evaluation()] == [2]
 
 
 @pytest.mark.parametrize("index", [-1, 1])
@@ -71,7 +72,7 @@ def test_a_user_is_read_up_to_a_sum_of_seconds():
     beeps = [Beep("aa"), Beep("bbb"), Beep("cc"), Beep("d")]
     dataset = speech_of(*beeps, max_seconds_per_user=6.5)
     assert dataset.user(0).target_lengths.tolist() == [2, 3]
-    assert len(dataset.evaluation()) == 4
+    assert len(held_out(dataset)) == 4
 
 
 def zero_bytes(folder):
@@ -146,7 +147,7 @@ def test_bad_recordings_are_skipped_and_counted(tmp_path):
     ]
     bad = [make(tmp_path)[0] for make in BAD]
     dataset = speech_of(good[0], *bad, good[1])
-    for utterances in (dataset.user(0), dataset.evaluation()):
+    for utterances in (dataset.user(0), held_out(dataset)):
         assert utterances.lengths.tolist() == [1_600, 1_600]
         assert utterances.target_lengths.tolist() == [3, 4]
         assert utterances.skipped == len(BAD)

@@ -1,4 +1,5 @@
 import pytest
+from held_out import held_out
 from sounds import write_tone
 
 from fedpriv.data.config import DataConfig, PartitionConfig, SpeechConfig
@@ -65,7 +66,7 @@ def test_development_measures_on_the_validation_list_with_the_same_users(folder)
 
 def test_a_listed_recording_that_is_missing_is_a_bad_one(folder):
     (folder / FILES[4]).unlink()
-    assert build(folder).evaluation().skipped == 1
+    assert held_out(build(folder)).skipped == 1
 
 
 @pytest.mark.parametrize("name", ["testing_list.txt", "validation_list.txt"])

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from held_out import held_out
 
 from fedpriv.data import DataConfig, PartitionConfig, build_dataset, espeak, synthetic_speech
 from fedpriv.data.config import SpeechConfig
@@ -144,7 +145,7 @@ def test_another_build_makes_nothing_and_says_nothing(recorded, capfd, no_espeak
     before = {file: file.stat().st_mtime_ns for file in recorded.rglob("*")}
     dataset = build_dataset(config(recorded), seed=3)
     assert {file: file.stat().st_mtime_ns for file in recorded.rglob("*")} == before
-    assert len(dataset.evaluation()) == 16 * 6
+    assert len(held_out(dataset)) == 16 * 6
     assert len(dataset.pretraining(0)) == 1
     assert capfd.readouterr() == ("", "")
 
@@ -231,7 +232,7 @@ def test_recordings_travel_light(recorded):
 def test_too_long_recordings_are_refused_one_by_one(recorded):
     dataset = build_dataset(config(recorded, speech={"max_seconds": 2.0}), seed=1)
     lengths = [one.seconds for one in dataset.held_out]
-    assert dataset.evaluation().skipped == sum(length > 2 for length in lengths) > 0
+    assert held_out(dataset).skipped == sum(length > 2 for length in lengths) > 0
 
 
 def test_an_alphabet_may_be_given(recorded, tmp_path):
