@@ -236,7 +236,7 @@ def _joined(
     rows = max(len(part) for part in parts)
     filled = [_filled_up(part, rows) for part in parts]
     real = torch.tensor(counts)[:, None]
-    weights = (torch.arange(rows) < real) / real.clamp(min=1)
+    weights = (torch.arange(rows) < real) / real.clamp(min=1).double()
     return type(parts[0]).join(filled), weights
 
 

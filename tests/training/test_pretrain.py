@@ -179,8 +179,9 @@ def test_another_seed_trains_another_model(tmp_path, straight):
 
 def test_steps_are_those_of_a_plain_loop(tmp_path):
     """Gradient descent on the mean loss of all public recordings, clipped, nothing random."""
+    limit = 2.0
     whole = training(
-        steps=3, optimizer="sgd", lr=0.5, random=False, batch_size=1_000, max_grad_norm=0.2
+        steps=3, optimizer="sgd", lr=0.2, random=False, batch_size=1_000, max_grad_norm=limit
     )
     model, dataset = copy.deepcopy(whole.model), whole.dataset
     heard = [torch.from_numpy(one.read(RATE, 9.0)) for one in dataset.public]
@@ -197,14 +198,23 @@ def test_steps_are_those_of_a_plain_loop(tmp_path):
         norms.append(math.sqrt(sum(float(g.square().sum()) for g in gradients)))
         with torch.no_grad():
             for p, g in zip(parameters, gradients, strict=True):
-                p -= 0.5 * min(1.0, 0.2 / norms[-1]) * g
+                p -= 0.2 * min(1.0, limit / norms[-1]) * g
         losses[step] = float(loss.detach())
-    assert max(norms) > 0.2  # something is clipped
+    assert min(norms) < limit < max(norms)
     listener = Watching()
     start(tmp_path / "folder", whole, listener)
     assert listener.losses == pytest.approx(losses, rel=1e-4)
     for found, expected in zip(whole.model.parameters(), parameters, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("random", [True, False])
+def test_dropout_and_masks_are_other_ones_in_every_step(tmp_path, random):
+    one = dataclasses.replace(tiny_speech(), public=tiny_speech().public[:1])
+    listener = Watching()
+    start(tmp_path / "folder", training(one, lr=1e-12, random=random), listener)
+    for losses in ([listener.losses[1], listener.losses[2]], list(listener.losses.values())[2:]):
+        assert len(set(losses)) == (len(losses) if random else 1)
 
 
 def test_all_recordings_are_passed_over_in_turn_and_in_another_order_each_time(tmp_path):
