@@ -171,43 +171,39 @@ def read(name: str) -> list[Result]:
 def table(results: list[Result]) -> Table:
     shown = Table("shape", "clipping", "optimizer", "rate", *(f"noise {n:g}" for n in NOISE))
     for shape, clipping, optimizer in itertools.product(SHAPES, CLIPPING, RATES):
-        rows = [
-            r for r in results if (r.shape, r.clipping, r.optimizer) == (shape, clipping, optimizer)
-        ]
+        rows = chosen(results, shape, clipping, optimizer)
         found = [", ".join(f"{r.wer:.1%}" for r in rows if r.noise == noise) for noise in NOISE]
-        shown.add_row(shape, clipping, optimizer, f"{rows[0].rate:g}", *found)
+        rates = sorted({f"{r.rate:g}" for r in rows})
+        shown.add_row(shape, clipping, optimizer, ", ".join(rates), *found)
     return shown
 
 
+def chosen(results: list[Result], shape: str, clipping: str, optimizer: str) -> list[Result]:
+    return [
+        r for r in results if (r.shape, r.clipping, r.optimizer) == (shape, clipping, optimizer)
+    ]
+
+
 def figure(results: list[Result], path: Path) -> None:
-    plotted, panels = plt.subplots(
-        1, len(SHAPES), figsize=(9, 3.6), sharey=True, layout="constrained"
-    )
+    plotted, panels = plt.subplots(1, len(SHAPES), figsize=(9.5, 3.8), layout="constrained")
     colours = dict(zip(CLIPPING, ("#222222", "#E69F00", "#0072B2", "#D55E00"), strict=True))
     for axes, shape in zip(panels, SHAPES, strict=True):
         for clipping, optimizer in itertools.product(CLIPPING, RATES):
-            rows = [
-                r
-                for r in results
-                if (r.shape, r.clipping, r.optimizer) == (shape, clipping, optimizer)
-            ]
-            means = [100 * statistics.mean(r.wer for r in rows if r.noise == n) for n in NOISE]
-            style = "-" if optimizer == "lamb" else "--"
-            axes.plot(
-                NOISE, means, style, color=colours[clipping], label=f"{clipping}, {optimizer}"
-            )
-            axes.plot(
-                [r.noise for r in rows],
-                [100 * r.wer for r in rows],
-                "o" if optimizer == "lamb" else "s",
-                color=colours[clipping],
-                markersize=4,
-            )
+            rows = chosen(results, shape, clipping, optimizer)
+            levels = sorted({r.noise for r in rows})
+            means = [100 * statistics.mean(r.wer for r in rows if r.noise == n) for n in levels]
+            colour, lamb = colours[clipping], optimizer == "lamb"
+            label = f"{clipping}, {optimizer}"
+            axes.plot(levels, means, "-" if lamb else "--", color=colour, label=label)
+            points = [100 * r.wer for r in rows]
+            mark = "o" if lamb else "s"
+            axes.plot([r.noise for r in rows], points, mark, color=colour, markersize=4)
         axes.set_xscale("log")
         axes.set_xticks(NOISE, [f"{n:g}" for n in NOISE])
         axes.minorticks_off()
         axes.set_xlabel("noise on the mean / clip bound")
-        axes.set_title(f"{shape}: {rows[0].parameters:,} parameters", fontsize=9)
+        parameters = next(r.parameters for r in results if r.shape == shape)
+        axes.set_title(f"{shape}: {parameters:,} parameters", fontsize=9)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("word error rate, % (each point a seed)")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
