@@ -277,6 +277,11 @@ class RuntimeConfig(Section):
     stack: Annotated[int, Field(ge=1)] = Field(
         default=16, description="stacked: users at once; more take more memory."
     )
+    fast_products: bool = Field(
+        default=True,
+        description="On CPUs: multiply float32 matrices with oneDNN, where a check at the start "
+        "finds that it keeps float32's exactness.",
+    )
     cache_mib: Annotated[int, Field(ge=0)] = Field(
         default=1024,
         description="Memory in which a worker keeps prepared users (MiB); 0 keeps none.",

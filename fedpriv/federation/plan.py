@@ -11,6 +11,7 @@ from fedpriv.data.federated import FederatedDataset
 from fedpriv.data.registry import build_dataset
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError
+from fedpriv.models.products import route_products
 from fedpriv.models.registry import build_model
 from fedpriv.models.speech import HOP_SECONDS
 from fedpriv.privacy.accounting import RdpAccountant
@@ -168,6 +169,8 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     """Return what a node needs to train its users: data, model, recipe, clipping rule."""
     dataset = build_dataset(config.data, config.seed)
     device = resolve_device(config.runtime.device)
+    if device.type == "cpu" and config.runtime.fast_products:
+        route_products()
     model = build_model(config.model, dataset.input_shape, dataset.classes, config.seed).to(device)
     # A running mean (BatchNorm) would carry one user's data into the next user's contribution.
     # A constant, such as a window function, is no part of the model's state.

@@ -559,6 +559,23 @@ def test_recordings_that_cannot_be_learnt_are_counted(engine):
     assert torch.isfinite(summed.total).all()
 
 
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(0, 11), min_size=2, max_size=5, unique=True), st.booleans())
+def test_where_users_are_trained_alone_one_of_them_moves_the_sum_by_the_bound_at_most(users, alone):
+    """Also by a recipe that diverges, which turns the least rounding into another update."""
+    recipe = LocalTraining(steps=12, batch_size=3, lr=0.5)
+    engine, stack = ("sequential", 16) if alone else ("stacked", 1)
+    trainer = trainer_of(
+        "speech", tiny_speech(), recipe, engine=engine, stack=stack, clipping=GlobalClipping(1.0)
+    )
+    start = flat(model_of("speech"))
+    without = train_cohort(trainer, start, users[1:], 1).total
+    moved = train_cohort(trainer, start, users, 1).total - without
+    assert float(moved.norm()) <= 1.0
+    own = train_cohort(trainer, start, users[:1], 1).total
+    torch.testing.assert_close(moved, own, rtol=0, atol=1e-13)
+
+
 # Prepared users.
 
 

@@ -1,0 +1,58 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fedpriv.models import products
+from fedpriv.models.products import products_are_routed, route_products
+from fedpriv.models.transformer import Attention
+
+
+@pytest.fixture
+def undecided():
+    """Give the test a process that has not chosen yet, and put the choice back after it."""
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "none"
+    route_products.cache_clear()
+    yield
+    route_products.cache_clear()
+    settings.fp32_precision = before
+
+
+@pytest.mark.usefixtures("undecided")
+def test_products_are_routed_only_where_they_are_exact():
+    granted = route_products()
+    assert products_are_routed() == granted
+    left, right = torch.randn(3, 50, 70), torch.randn(3, 70, 30)
+    bound = 70 * 2.0**-24 * (left.double().abs() @ right.double().abs())
+    assert bool(((left @ right - left.double() @ right.double()).abs() <= bound).all())
+
+
+@pytest.mark.usefixtures("undecided")
+def test_a_library_that_rounds_to_bfloat16_is_refused(monkeypatch):
+    class Rounding(torch.Tensor):
+        def __matmul__(self, other):
+            a, b = self.as_subclass(torch.Tensor), other.as_subclass(torch.Tensor)
+            if a.dtype == torch.float32:
+                a, b = a.bfloat16().float(), b.bfloat16().float()
+            return a @ b
+
+    drawn = torch.randn
+    monkeypatch.setattr(
+        products.torch, "randn", lambda *s, **k: drawn(*s, **k).as_subclass(Rounding)
+    )
+    assert not route_products()
+    assert not products_are_routed()
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_attention_written_out_equals_the_librarys(padded):
+    torch.manual_seed(0)
+    attention = Attention(12, 3)
+    q, k, v = torch.randn(3, 4, 9, 12, requires_grad=True)
+    lengths = torch.tensor([9, 1, 4, 7]) if padded else torch.full((4,), 9)
+    valid = torch.arange(9) < lengths[:, None]
+    heads = [one.unflatten(-1, (3, 4)).transpose(1, 2) for one in (q, k, v)]
+    mixed = F.scaled_dot_product_attention(*heads, attn_mask=valid[:, None, None])
+    found = attention._attend(q, k, v, valid if padded else None)
+    torch.testing.assert_close(found, mixed.transpose(1, 2).flatten(2), rtol=0, atol=1e-6)
