@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 FOLDER = Path(__file__).parent / "results" / "clipping_by_depth"
-COHORT, ROUNDS = 16, 16
+COHORT, ROUNDS = 24, 40
 
 SHAPES = {
     "4 blocks of 48": ["model.depth=4", "model.dim=48", "model.heads=4", "runtime.stack=4"],
@@ -52,8 +52,8 @@ CLIPPING = {
     ],
 }
 RATES = {"adam": (0.004, 0.008), "lamb": (0.02, 0.04)}
-NOISE = (0.0003, 0.001, 0.003)
-TUNED_AT = 0.001
+NOISE = (0.001, 0.004, 0.016)
+TUNED_AT = 0.004
 SEEDS = (17, 18)
 
 
