@@ -75,6 +75,7 @@ def metrics_row(round_: int, config: ExperimentConfig, epsilon: float | None) ->
             "examples": 200,
             "users_per_second": 200.0,
             "non_finite": 0,
+            "skipped": 0,
             "loss": 2.0 / round_,
             "norm": 0.4,
             "clipped": 0.5,

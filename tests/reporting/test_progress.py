@@ -8,7 +8,7 @@ from fedpriv.reporting.progress import ProgressLines
 
 
 def row(round_: int, epsilon: float | None, **changes) -> dict:
-    seen = {"cohort": 7, "loss": 1.5, "users_per_second": 90.0, "non_finite": 0}
+    seen = {"cohort": 7, "loss": 1.5, "users_per_second": 90.0, "non_finite": 0, "skipped": 0}
     return {
         "round": round_,
         "epsilon": {"rdp": epsilon},
@@ -44,10 +44,16 @@ def test_each_threshold_of_the_budget_is_said_once() -> None:
 
 def test_losses_are_said() -> None:
     broken = row(1, 0.5, nodes_lost=1)
-    broken["simulation_only"]["non_finite"] = 2
+    broken["simulation_only"] |= {"non_finite": 2, "skipped": 5}
     text = shown(broken)
     assert "1 nodes lost" in text
-    assert "2 non-finite updates dropped" in text
+    assert "2 users contributed nothing" in text
+    assert "5 recordings skipped" in text
+
+
+def test_speech_is_measured_in_word_errors() -> None:
+    text = shown(row(1, 0.5, held_out={"wer": 0.1234, "cer": 0.05, "loss": 1.0}))
+    assert "loss 1.500  WER 12.3%  ε 0.500" in text
 
 
 def test_a_run_without_privacy_says_so_and_a_deployment_shows_nothing_of_users() -> None:
