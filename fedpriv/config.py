@@ -272,7 +272,8 @@ class RuntimeConfig(Section):
     engine: Literal["stacked", "sequential"] = Field(
         default="stacked",
         description="stacked: many users in one forward and backward pass, where the model's "
-        "layers allow it; sequential: one user after another. Equal up to rounding.",
+        "layers allow it; sequential: one user after another. Equal up to rounding, and to which "
+        "random numbers dropout draws. A deployment is always sequential.",
     )
     stack: Annotated[int, Field(ge=1)] = Field(
         default=16, description="stacked: users at once; more take more memory."

@@ -52,7 +52,7 @@ def with_seed_model(
     path = seed_path(config)
     if not path.exists():
         if config.seed_model.pretrain is None:
-            raise InputError(f"seed_model.path: there is no {path}; make it with fedpriv pretrain")
+            raise InputError(f"seed_model.path: there is no {path}; name a file that is there")
         make_seed_model(config, config.seed_model.pretrain, listener, stop)
         if stop.is_set():
             raise Interrupted(f"stopped after pre-training; the seed model is {path}")

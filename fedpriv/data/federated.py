@@ -81,7 +81,10 @@ class Examples:
 
 
 class FederatedDataset(Protocol):
-    """A population of users, each with private examples, and public facts about them."""
+    """A population of users, each with private examples, and public facts about them.
+
+    It is hashable: prepared users are kept by data set and number.
+    """
 
     @property
     def population(self) -> int:

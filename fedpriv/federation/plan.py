@@ -186,7 +186,9 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
         ),
         seed=config.seed,
         device=device,
-        engine=config.runtime.engine,
+        # In a stack the rounding of one user's numbers depends on who else is in it, which local
+        # training can amplify: the others' contributions then move with one user's presence.
+        engine="sequential" if config.runtime.deployment else config.runtime.engine,
         stack=config.runtime.stack,
         tolerant=config.runtime.deployment,
         cache=UserCache(config.runtime.cache_mib * 2**20),

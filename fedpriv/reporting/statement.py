@@ -506,6 +506,17 @@ def _randomness(run: Run) -> tuple[str, ...]:
     )
 
 
+def _stacked(run: Run) -> tuple[str, ...]:
+    runtime = run.config.runtime
+    if runtime.deployment or runtime.engine == "sequential" or runtime.stack == 1:
+        return ()
+    return (
+        "Users were simulated several at a time. Who shares a stack changes how a user's numbers "
+        "round, near one part in a million unless local training is unstable: a deployment trains "
+        "each user alone, and so does runtime.engine: sequential.",
+    )
+
+
 def _floating_point(run: Run) -> tuple[str, ...]:
     numpy = run.environment.get("versions", {}).get("numpy", "of unknown version")
     return (
@@ -514,6 +525,7 @@ def _floating_point(run: Run) -> tuple[str, ...]:
         f"The noise comes from NumPy's PCG64 (numpy {numpy}), which is no cryptographic generator: "
         "many exact draws would reveal its state.",
         "How long rounds take is not protected.",
+        *_stacked(run),
     )
 
 

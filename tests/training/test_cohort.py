@@ -93,3 +93,9 @@ def test_a_cuda_device_that_is_not_there_is_refused():
     with pytest.raises(InputError, match=r"runtime\.device"):
         resolve_device("cuda:99")
     assert resolve_device("cpu").type == "cpu"
+
+
+def test_a_deployment_trains_each_user_alone():
+    config = small_config(runtime__deployment=True, runtime__engine="stacked")
+    assert build_trainer(config).stacked is None
+    assert build_trainer(small_config(runtime__engine="stacked")).stacked is not None
