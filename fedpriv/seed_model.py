@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from fedpriv.config import ExperimentConfig, PretrainConfig
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError, Interrupted
-from fedpriv.federation.plan import build_trainer
+from fedpriv.federation.plan import build_spec_augment, build_trainer
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.ledger import fsync
 from fedpriv.training.checkpoint import digest_of
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.parameters import load_parameters, parameters_of
 from fedpriv.training.pretrain import Listener, Pretraining, measures_of, pretrain
-from fedpriv.training.spec_augment import SpecAugment
 from fedpriv.training.tasks import Recognition
 from fedpriv.training.user_cache import UserCache
 
@@ -144,12 +143,10 @@ def _pretraining(
         trainer.task, Recognition
     ):
         raise InputError(f"seed_model.pretrain: {config.data.name} has no public part to train on")
-    augment = recipe.spec_augment
-    masks = None if augment is None else SpecAugment(**augment.model_dump())
     return Pretraining(
         dataset=trainer.dataset,
         model=trainer.model,
-        task=replace(trainer.task, spec_augment=masks),
+        task=replace(trainer.task, spec_augment=build_spec_augment(recipe.spec_augment)),
         server=Server(
             model=trainer.model,
             optimizer=recipe.optimizer,

@@ -15,11 +15,11 @@ from fedpriv.data.idx_images import require_path
 from fedpriv.data.sources import PARTITION_STREAM
 from fedpriv.data.speakers import choose_speakers
 from fedpriv.data.speech import FederatedSpeech, choose_alphabet
+from fedpriv.data.text import DIGITS as WORDS
 from fedpriv.errors import InputError
 
 FSDD_HOME = "Free Spoken Digit Dataset: github.com/Jakobovski/free-spoken-digit-dataset"
 FILE_NAME = re.compile(r"(\d)_([^_]+)_(\d+)\.wav")
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 TEST = range(0, 5)
 """Indices of the test recordings, by the data set's own convention."""

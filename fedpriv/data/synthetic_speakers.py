@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedpriv.data.espeak import ACCENTS, Speaker
+from fedpriv.data.text import DIGITS
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FEWEST_DIGITS, MOST_DIGITS = 3, 7
 """In an utterance; each number as often. Nine in ten take 1.2 to 3.0 seconds."""
 

@@ -17,8 +17,8 @@ from fedpriv.data.config import DataConfig, SpeechConfig
 from fedpriv.data.espeak import Espeak, locate
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.data.speech_chunks import ChunkRecording, has_chunk, read_chunk, write_chunk
-from fedpriv.data.synthetic_speakers import DIGITS, Split
-from fedpriv.data.text import Alphabet
+from fedpriv.data.synthetic_speakers import Split
+from fedpriv.data.text import DIGITS, Alphabet
 from fedpriv.errors import InputError
 
 PUBLIC_ACCENT = "en-us"

@@ -16,6 +16,9 @@ from fedpriv.errors import InputError
 BLANK = 0
 """CTC's blank (Graves et al. 2006): index 0 of every alphabet, and of no character."""
 
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+"""The words for 0 to 9."""
+
 ENGLISH = " 'abcdefghijklmnopqrstuvwxyz"
 
 

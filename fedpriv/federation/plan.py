@@ -6,7 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fedpriv.config import ClippingConfig, ExperimentConfig, LocalConfig, PrivacyConfig
+from fedpriv.config import (
+    ClippingConfig,
+    ExperimentConfig,
+    LocalConfig,
+    PrivacyConfig,
+    SpecAugmentConfig,
+)
 from fedpriv.data.federated import FederatedDataset
 from fedpriv.data.registry import build_dataset
 from fedpriv.data.speech import FederatedSpeech
@@ -199,12 +205,16 @@ def build_task(config: ExperimentConfig, dataset: FederatedDataset) -> Task[Any]
     """Return what is learnt: recognition of speech, classification of all else."""
     if not isinstance(dataset, FederatedSpeech):
         return Classification()
-    augment = config.local.spec_augment
     return Recognition(
         alphabet=dataset.alphabet,
         decode=decoder(config.evaluation.decoder, config.evaluation.beam),
-        spec_augment=None if augment is None else SpecAugment(**augment.model_dump()),
+        spec_augment=build_spec_augment(config.local.spec_augment),
     )
+
+
+def build_spec_augment(config: SpecAugmentConfig | None) -> SpecAugment | None:
+    """Return how features are masked; None for not at all."""
+    return None if config is None else SpecAugment(**config.model_dump())
 
 
 def _recipe(config: LocalConfig) -> LocalTraining:

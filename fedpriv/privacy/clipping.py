@@ -178,7 +178,7 @@ def clip(update: Mapping[str, Tensor], rule: ClippingRule) -> ClippedUpdate:
     if not bool(torch.isfinite(torch.linalg.vector_norm(norms))):
         zeros = {name: torch.zeros_like(b, dtype=torch.float32) for name, b in update.items()}
         return ClippedUpdate(zeros, norms, torch.zeros_like(norms), finite=False)
-    scales = rule.scales(norms * (1 + _MARGIN)).clamp(max=_LARGEST_SCALE)
+    scales = _safe_scales(norms, rule)
     blocks = {
         name: _scaled(block, scale)
         for (name, block), scale in zip(update.items(), scales.tolist(), strict=True)
@@ -215,12 +215,16 @@ def clip_and_sum(updates: Tensor, sizes: Sequence[int], rule: ClippingRule) -> C
     )
     finite = torch.isfinite(torch.linalg.vector_norm(norms, dim=1))
     safe = torch.where(finite[:, None], norms, torch.zeros_like(norms))
-    scales = rule.scales(safe * (1 + _MARGIN)).clamp(max=_LARGEST_SCALE)
-    scales = scales * finite[:, None]
+    scales = _safe_scales(safe, rule) * finite[:, None]
     if not bool(finite.all()):  # zero times NaN is NaN
         blocks = updates.masked_fill(~finite[:, None], 0.0).split(list(sizes), dim=1)
     parts = [block.double().T @ scales[:, h] for h, block in enumerate(blocks)]
     return ClippedSum(torch.cat(parts), norms, scales, finite)
+
+
+def _safe_scales(norms: Tensor, rule: ClippingRule) -> Tensor:
+    """Return the rule's factors `[..., H]`, such that rounding lifts nothing above its bound."""
+    return rule.scales(norms * (1 + _MARGIN)).clamp(max=_LARGEST_SCALE)
 
 
 def _scaled(block: Tensor, scale: float) -> Tensor:

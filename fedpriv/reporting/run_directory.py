@@ -79,9 +79,7 @@ class RunDirectory:
             run = cls(path)
             run.checkpoints.mkdir()
             (path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-            environment = (
-                json.dumps({**_environment(config, device), "data": data}, indent=2) + "\n"
-            )
+            environment = json.dumps(_environment(config, device, data), indent=2) + "\n"
             (path / "environment.json").write_text(environment, encoding="utf-8")
         except OSError as error:
             raise InputError(f"run_dir: cannot write {path} ({error.strerror})") from None
@@ -176,7 +174,7 @@ def _replace(path: Path, lines: Iterable[str]) -> None:
     scratch.replace(path)
 
 
-def _environment(config: ExperimentConfig, device: str) -> dict[str, Any]:
+def _environment(config: ExperimentConfig, device: str, data: str) -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": None if config.runtime.deployment else config.seed,
@@ -184,6 +182,7 @@ def _environment(config: ExperimentConfig, device: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "device": device,
+        "data": data,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {name: version(name) for name in _LIBRARIES},
         "git": _git_state(),

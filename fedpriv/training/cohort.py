@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -16,7 +15,7 @@ from fedpriv.privacy.clipping import ClippedSum, ClippingRule, clip_and_sum
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.parameters import Layout
-from fedpriv.training.stacked import StackedModel, StackedUser, can_stack, train_stack
+from fedpriv.training.stacked import StackedModel, StackedUser, stacked_model, train_stack
 from fedpriv.training.tasks import Task
 from fedpriv.training.user_cache import UserCache
 
@@ -59,12 +58,10 @@ class CohortTrainer:
     tolerant: bool = False
     cache: UserCache = field(default_factory=lambda: UserCache(0))
 
-    @cached_property
+    @property
     def stacked(self) -> StackedModel | None:
         """The model of many users; None where users are trained one after another."""
-        if self.engine == "sequential" or not can_stack(self.model):
-            return None
-        return StackedModel(self.model)
+        return None if self.engine == "sequential" else stacked_model(self.model)
 
     def prepared(self, user: int) -> Batch:
         """Return the user's examples as they are trained on, before augmentation."""
@@ -117,15 +114,16 @@ def train_cohort(
     layout = Layout.of(trainer.model)
     seen = _Seen(layout, trainer.device)
     start = parameters.to(trainer.device)
-    size = trainer.stack if trainer.stacked else 1
+    stacked = trainer.stacked
+    size = trainer.stack if stacked else 1
     for window in _windows(users, size * _WINDOW):
         work = [one for one in (_work(trainer, user, round_, seen) for user in window) if one]
-        if trainer.stacked is None:
+        if stacked is None:
             for one in work:
-                _train_alone(trainer, start, one, round_, seen)
+                _train_alone(trainer, layout, start, one, round_, seen)
             continue
         for stack in _stacks(work, size):
-            _train_together(trainer, trainer.stacked, start, stack, round_, seen)
+            _train_together(trainer, stacked, start, stack, round_, seen)
     return seen.summed()
 
 
@@ -177,7 +175,12 @@ def _train_together(
 
 
 def _train_alone(
-    trainer: CohortTrainer, start: Tensor, one: StackedUser, round_: int, seen: _Seen
+    trainer: CohortTrainer,
+    layout: Layout,
+    start: Tensor,
+    one: StackedUser,
+    round_: int,
+    seen: _Seen,
 ) -> None:
     # Dropout draws from the global generator.
     torch.manual_seed(one.dropout.initial_seed())
@@ -185,7 +188,6 @@ def _train_alone(
         trainer.task.augment(one.examples.take(index), round_, one.augmentation)
         for index in one.steps
     )
-    layout = Layout.of(trainer.model)
     result = train_user(trainer.model, layout.split(start), steps, trainer.recipe, trainer.task)
     update = layout.join(result.update)[None]
     losses = torch.tensor([result.loss])

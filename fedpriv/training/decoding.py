@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedpriv.data.text import BLANK
+from fedpriv.models.speech import valid_mask
 
 #: A decoder: log probabilities `[n, frames, classes]` and lengths `[n]` to indices without blanks.
 Decode = Callable[[Tensor, Tensor], list[list[int]]]
@@ -164,8 +165,7 @@ def _best_path(origins: Tensor, emitted: Tensor) -> Tensor:
 
 def _silent(log_probs: Tensor, lengths: Tensor) -> Tensor:
     """Return where nothing can be written, bool `[n, frames]`: in padding and where NaNs are."""
-    frames = torch.arange(log_probs.shape[1], device=lengths.device)
-    return (frames >= lengths[:, None]) | log_probs.isnan().any(dim=-1)
+    return ~valid_mask(lengths, log_probs.shape[1]) | log_probs.isnan().any(dim=-1)
 
 
 def _written(path: Tensor) -> list[list[int]]:

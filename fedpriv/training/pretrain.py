@@ -23,7 +23,6 @@ from fedpriv.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from fedpriv.training.parameters import Layout
 from fedpriv.training.tasks import Recognition
 from fedpriv.training.user_cache import UserCache
 
@@ -182,10 +181,9 @@ def _train_step(training: Pretraining, indices: Tensor, step: int) -> float:
             f"seed_model.pretrain.lr: the loss of step {step} is {value}; write a smaller rate"
         )
     parameters = [p for p in training.model.parameters() if p.requires_grad]
-    gradients = dict(
-        zip(Layout.of(training.model).names, torch.autograd.grad(loss, parameters), strict=True)
-    )
-    gradient = Layout.of(training.model).join(gradients)
+    layout = training.server.layout
+    gradients = zip(layout.names, torch.autograd.grad(loss, parameters), strict=True)
+    gradient = layout.join(dict(gradients))
     if training.max_grad_norm is not None:
         gradient *= min(1.0, training.max_grad_norm / (float(gradient.norm()) + 1e-6))
     seed = randomness.torch_seed(Purpose.PRETRAINING, step, 3)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedpriv.models.speech import valid_mask
+
 
 @dataclass(frozen=True)
 class SpecAugment:
@@ -44,7 +46,7 @@ class SpecAugment:
         in_time = _masked(frames, self.time_masks, longest, lengths, generator)
         size = torch.full_like(lengths, mels)
         in_freq = _masked(mels, self.freq_masks, size.clamp(max=self.freq_width), size, generator)
-        real = torch.arange(frames, device=lengths.device) < lengths[:, None]
+        real = valid_mask(lengths, frames)
         masked = in_time[:, :, None] | (in_freq[:, None, :] & real[:, :, None])
         return features.masked_fill(masked, 0.0)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -140,6 +141,15 @@ class StackedModel:
             if isinstance(module, Stochastic):
                 module.draw = draw
         return flat
+
+
+@lru_cache(maxsize=1)
+def stacked_model(model: nn.Module) -> StackedModel | None:
+    """Return the stacked sibling of `model`, the same one each time; None where it has none.
+
+    It is kept here because a trainer is replaced in every round in which clip bounds have moved.
+    """
+    return StackedModel(model) if can_stack(model) else None
 
 
 @dataclass(frozen=True)

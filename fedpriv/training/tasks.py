@@ -6,7 +6,7 @@ A task is a frozen dataclass; what it knows is public.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Protocol, TypeVar, cast
 
@@ -101,25 +101,23 @@ class Recognition:
         parts = []
         for part in _in_order(examples, max(1, _SAMPLES_AT_ONCE // examples.inputs.shape[1])):
             features, frames = front_end(part.inputs, part.lengths)
-            parts.append(Utterances(features, frames, part.targets, part.target_lengths))
+            parts.append(replace(part, inputs=features, lengths=frames))
         whole = Utterances.join(parts)
         possible = tokens_of(whole.lengths) >= _shortest_path(whole)
         kept = whole.take(possible.nonzero().flatten())
-        skipped = examples.skipped + len(examples) - len(kept)
-        return Utterances(kept.inputs, kept.lengths, kept.targets, kept.target_lengths, skipped)
+        return replace(kept, skipped=examples.skipped + len(examples) - len(kept))
 
     def augment(self, batch: Utterances, round_: int, generator: torch.Generator) -> Utterances:
         """Return the batch with parts of its features masked, from the recipe's round on."""
         if self.spec_augment is None or round_ < self.spec_augment.from_round:
             return batch
         masked = self.spec_augment.apply(batch.inputs, batch.lengths, generator)
-        return Utterances(masked, batch.lengths, batch.targets, batch.target_lengths)
+        return replace(batch, inputs=masked)
 
     def losses(self, model: nn.Module, batch: Utterances) -> Tensor:
         """Return the CTC loss of each utterance, divided by its number of characters: `[n]`."""
         log_probs, tokens = model(batch.inputs, batch.lengths)
-        losses = _ctc(log_probs, tokens, batch)
-        return losses / batch.target_lengths.clamp(min=1)
+        return _ctc(log_probs, tokens, batch)
 
     @torch.no_grad()
     def measure(
@@ -133,8 +131,7 @@ class Recognition:
         ordered = [part.take(part.sizes.argsort()) for part in parts]
         for batch in chain.from_iterable(_in_order(part, batch_size) for part in ordered):
             log_probs, tokens = model(batch.inputs, batch.lengths)
-            losses = _ctc(log_probs, tokens, batch)
-            loss += float((losses / batch.target_lengths.clamp(min=1)).sum())
+            loss += float(_ctc(log_probs, tokens, batch).sum())
             heard += [self.alphabet.decode(path) for path in self.decode(log_probs, tokens)]
             spoken += [
                 self.alphabet.decode(target[:length].tolist())
@@ -157,7 +154,8 @@ def _front_end(model: nn.Module) -> nn.Module:
 
 
 def _ctc(log_probs: Tensor, tokens: Tensor, batch: Utterances) -> Tensor:
-    return F.ctc_loss(
+    """Return the CTC loss of each utterance, divided by its number of characters: `[n]`."""
+    losses = F.ctc_loss(
         log_probs.transpose(0, 1),
         batch.targets,
         tokens,
@@ -166,6 +164,7 @@ def _ctc(log_probs: Tensor, tokens: Tensor, batch: Utterances) -> Tensor:
         reduction="none",
         zero_infinity=True,
     )
+    return losses / batch.target_lengths.clamp(min=1)
 
 
 def _shortest_path(examples: Utterances) -> Tensor:
