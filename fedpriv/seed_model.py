@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fedpriv.config import ExperimentConfig, PretrainConfig
@@ -21,8 +20,7 @@ from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.plan import build_spec_augment, build_trainer
 from fedpriv.optimizers.server import Server
-from fedpriv.privacy.ledger import fsync
-from fedpriv.training.checkpoint import digest_of
+from fedpriv.training.checkpoint import digest_of, write_tensors
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.parameters import load_parameters, parameters_of
 from fedpriv.training.pretrain import Listener, Pretraining, measures_of, pretrain
@@ -125,13 +123,10 @@ def make_seed_model(
 
 
 def _write(path: Path, blocks: Mapping[str, Tensor], measures: Mapping[str, Any]) -> None:
-    scratch = path.with_suffix(".partial")
+    tensors = {name: t.cpu().contiguous() for name, t in blocks.items()}
     metadata = {"format": "fedpriv seed model", "measures": json.dumps(measures)}
     try:
-        save_file({name: t.cpu().contiguous() for name, t in blocks.items()}, scratch, metadata)
-        fsync(scratch)
-        scratch.replace(path)
-        fsync(path.parent)
+        write_tensors(path, tensors, metadata)
     except (SafetensorError, OSError) as error:
         raise InputError(f"seed_model.path: cannot write {path} ({error})") from None
 

@@ -367,6 +367,6 @@ def test_a_pretraining_that_fails_leaves_no_file(monkeypatch):
     def fails(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(seed_model, "save_file", fails)
+    monkeypatch.setattr(seed_model, "write_tensors", fails)
     refused(config(path=Path("seed.safetensors")), r"seed_model\.path: cannot write .*No space")
     assert not Path("seed.safetensors").exists()

@@ -39,20 +39,25 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Write a checkpoint durably and atomically, and remove all but the newest `keep`."""
     path = folder / f"round-{checkpoint.round:06d}.safetensors"
-    scratch = path.with_suffix(".partial")
     tensors = {name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}
     metadata = {
         "round": str(checkpoint.round),
         "fingerprint": checkpoint.fingerprint,
         "sha256": digest_of(tensors),
     }
-    save_file(tensors, scratch, metadata)
-    fsync(scratch)
-    scratch.replace(path)
-    fsync(folder)
+    write_tensors(path, tensors, metadata)
     for old in checkpoint_files(folder)[:-keep]:
         old.unlink()
     return path
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write contiguous CPU tensors as safetensors, durably, whole or not at all."""
+    scratch = path.with_suffix(".partial")
+    save_file(dict(tensors), scratch, dict(metadata))
+    fsync(scratch)
+    scratch.replace(path)
+    fsync(path.parent)
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
