@@ -35,11 +35,11 @@ from rich.console import Console
 from rich.table import Table
 
 FOLDER = Path(__file__).parent / "results" / "clipping_by_depth"
-COHORT, ROUNDS = 24, 40
+COHORT, ROUNDS = 32, 40
 
 SHAPES = {
     "4 blocks of 48": ["model.depth=4", "model.dim=48", "model.heads=4", "runtime.stack=4"],
-    "40 blocks of 16": ["model.depth=40", "model.dim=16", "model.heads=2", "runtime.stack=8"],
+    "40 blocks of 16": ["model.depth=40", "model.dim=16", "model.heads=1", "runtime.stack=8"],
 }
 CLIPPING = {
     "global": ["privacy.clipping.kind=global"],

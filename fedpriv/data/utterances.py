@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,6 +62,13 @@ class Utterances:
         return Utterances(
             self.inputs[index, :longest], lengths, self.targets[index, :most], target_lengths
         )
+
+    def padded_to_multiple(self, frames: int) -> Utterances:
+        """Return them padded further, until their padded length is a multiple of `frames`."""
+        padding = self.inputs.new_zeros(
+            len(self), -self.inputs.shape[1] % frames, *self.inputs.shape[2:]
+        )
+        return replace(self, inputs=torch.cat([self.inputs, padding], dim=1))
 
     def to(self, device: torch.device) -> Utterances:
         """Return them on another device."""

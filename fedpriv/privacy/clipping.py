@@ -23,6 +23,9 @@ _MARGIN = 2.0**-20
 _LARGEST_SCALE = 2.0**100
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
+# Numbers whose float64 copy is worked on at once.
+_CACHED_NUMBERS = 2**16
+
 
 class ClippingRule(Protocol):
     """A rule that bounds a user's contribution by the L2 norm `bound` (C)."""
@@ -187,39 +190,62 @@ def clip(update: Mapping[str, Tensor], rule: ClippingRule) -> ClippedUpdate:
 
 
 @dataclass(frozen=True)
-class ClippedSum:
-    """The sum of many users' bounded contributions, with what clipping saw of each.
+class ClippedUsers:
+    """What clipping saw of many users (private: simulation only).
 
     Attributes:
-        total: float64 `[P]`, the sum over users.
         norms: float64 `[U, H]`, the norms of the blocks before clipping.
         scales: float64 `[U, H]`, the factors that were applied; 0 for an update that is not finite.
         finite: boolean `[U]`, False where the update held a NaN or Inf and so contributed zero.
     """
 
-    total: Tensor
     norms: Tensor
     scales: Tensor
     finite: Tensor
 
 
-def clip_and_sum(updates: Tensor, sizes: Sequence[int], rule: ClippingRule) -> ClippedSum:
-    """Bound each row of `updates` `[U, P]` by `rule`, in exact terms, and add the rows up.
+def clip_and_add(blocks: Sequence[Tensor], rule: ClippingRule, total: Tensor) -> ClippedUsers:
+    """Bound each user's update by `rule`, in exact terms, and add all to `total`, in place.
 
-    A row is a user's update with its blocks, of `sizes`, laid end to end; it is bounded as `clip`
-    bounds it. The scaled numbers are float64, so that no rounding to float32 intervenes.
+    `blocks` are `[U, d_h]`, row u of each being a block of user u's update, which is bounded as
+    `clip` bounds it. `total` is float64 `[Σd_h]`, and so are the scaled numbers, so that no
+    rounding to float32 intervenes.
     """
-    blocks = updates.split(list(sizes), dim=1)
-    norms = torch.stack(
-        [torch.linalg.vector_norm(block, dim=1, dtype=torch.float64) for block in blocks], dim=1
-    )
+    norms = torch.stack([_exact_norms(block) for block in blocks], dim=1)
     finite = torch.isfinite(torch.linalg.vector_norm(norms, dim=1))
     safe = torch.where(finite[:, None], norms, torch.zeros_like(norms))
     scales = _safe_scales(safe, rule) * finite[:, None]
-    if not bool(finite.all()):  # zero times NaN is NaN
-        blocks = updates.masked_fill(~finite[:, None], 0.0).split(list(sizes), dim=1)
-    parts = [block.double().T @ scales[:, h] for h, block in enumerate(blocks)]
-    return ClippedSum(torch.cat(parts), norms, scales, finite)
+    sums = total.split([block.shape[1] for block in blocks])
+    for h, (block, sum_) in enumerate(zip(blocks, sums, strict=True)):
+        if not bool(finite.all()):  # zero times NaN is NaN
+            block = block.masked_fill(~finite[:, None], 0.0)
+        _add_weighted(block, scales[:, h], sum_)
+    return ClippedUsers(norms, scales, finite)
+
+
+def _exact_norms(block: Tensor) -> Tensor:
+    """Return the L2 norm of each row of `[U, d]`, taken in float64: `[U]`."""
+    parts = [
+        torch.linalg.vector_norm(part, dim=1, dtype=torch.float64)
+        for part in block.split(_cached_columns(block), dim=1)
+    ]
+    return torch.linalg.vector_norm(torch.stack(parts), dim=0)
+
+
+def _add_weighted(block: Tensor, weights: Tensor, total: Tensor) -> None:
+    """Add Σ_u w_u·block_u to `total` in float64: `[d]`, from `[U, d]` and `[U]`."""
+    columns = _cached_columns(block)
+    for part, sums in zip(block.split(columns, dim=1), total.split(columns), strict=True):
+        sums.addmv_(part.double().T, weights)
+
+
+def _cached_columns(block: Tensor) -> int:
+    """Return how many columns of `[U, d]` to work on at once.
+
+    Their float64 copy should stay in the processor's cache: whole blocks' copies would take longer
+    to move than to add up.
+    """
+    return max(1, _CACHED_NUMBERS // max(1, len(block)))
 
 
 def _safe_scales(norms: Tensor, rule: ClippingRule) -> Tensor:

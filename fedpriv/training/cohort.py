@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch, FederatedDataset
 from fedpriv.errors import InputError
-from fedpriv.privacy.clipping import ClippedSum, ClippingRule, clip_and_sum
+from fedpriv.privacy.clipping import ClippedUsers, ClippingRule, clip_and_add
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.parameters import Layout
@@ -155,8 +155,8 @@ def _work(trainer: CohortTrainer, user: int, round_: int, seen: _Seen) -> Stacke
 
 
 def _stacks(work: list[StackedUser], size: int) -> Iterator[list[StackedUser]]:
-    """Cut users into stacks of like with like: what differs within a stack is filled up."""
-    alike = sorted(work, key=lambda one: (len(one.steps), one.largest_step))
+    """Cut users into stacks of like with like, those with the most steps first."""
+    alike = sorted(work, key=lambda one: (-len(one.steps), one.largest_step))
     for first in range(0, len(alike), size):
         yield alike[first : first + size]
 
@@ -170,7 +170,7 @@ def _train_together(
     seen: _Seen,
 ) -> None:
     result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_)
-    clipped = clip_and_sum(result.updates, stacked.layout.sizes, trainer.clipping)
+    clipped = clip_and_add(result.updates, trainer.clipping, seen.total)
     seen.add(clipped, result.losses, stack)
 
 
@@ -189,9 +189,9 @@ def _train_alone(
         for index in one.steps
     )
     result = train_user(trainer.model, layout.split(start), steps, trainer.recipe, trainer.task)
-    update = layout.join(result.update)[None]
-    losses = torch.tensor([result.loss])
-    seen.add(clip_and_sum(update, layout.sizes, trainer.clipping), losses, [one])
+    update = [result.update[name].reshape(1, -1) for name in layout.names]
+    clipped = clip_and_add(update, trainer.clipping, seen.total)
+    seen.add(clipped, torch.tensor([result.loss]), [one])
 
 
 class _Seen:
@@ -210,14 +210,14 @@ class _Seen:
         self.non_finite += 1
         self.skipped += examples
 
-    def add(self, sum_: ClippedSum, losses: Tensor, users: Sequence[StackedUser]) -> None:
-        self.total += sum_.total
+    def add(self, clipped: ClippedUsers, losses: Tensor, users: Sequence[StackedUser]) -> None:
+        """Count users whose contributions were added to `total`."""
         self.users += len(users)
         self.examples += sum(len(user.examples) for user in users)
         self.skipped += sum(user.examples.skipped for user in users)
-        finite = sum_.finite
+        finite = clipped.finite
         self.non_finite += int((~finite).sum())
-        norms, shrunk = sum_.norms[finite], sum_.scales[finite] < 1
+        norms, shrunk = clipped.norms[finite], clipped.scales[finite] < 1
         self.clipped += int(shrunk.any(dim=1).sum())
         self.block_clipped += shrunk.sum(0)
         self.block_norms += norms.sum(0)

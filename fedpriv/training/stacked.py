@@ -1,10 +1,13 @@
 """Many users in one forward and one backward pass.
 
 The users of a cohort start from the same parameters, so their parameters can be stacked to
-`[U, ...]` and their batches laid end to end, `[U·B, ...]`. Each layer with parameters is exchanged
-for a sibling that applies user u's parameters to user u's rows; all else in the model works on
-rows and needs no change. A user's loss depends on its own slice alone, so that one backward pass
-of the sum of losses gives every user's own gradient.
+`[U, ...]` and their batches laid end to end, `[U·B, ...]`. A user's loss depends on its own slice
+alone, so that one backward pass of the sum of losses gives every user's own gradient.
+
+A small model's users spend their time in the overhead of many small operations, a larger one's in
+moving parameters through memory. Against the first, users are stacked; against the second, no
+copy of the start parameters is made for them, and no gradient is written out where the step can be
+taken from its factors.
 """
 
 from __future__ import annotations
@@ -20,64 +23,10 @@ from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch
 from fedpriv.models.stochastic import Stochastic
-from fedpriv.models.vit import LearnedPositions
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout
+from fedpriv.training.stacked_layers import SIBLINGS, StackedLayer, StackedLinear
 from fedpriv.training.tasks import Task
-
-
-class _Stacked(nn.Module):
-    """A layer of U users; `weight` and `bias` are `[U, ...]` and are set before use."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def _per_user(self, x: Tensor) -> Tensor:
-        """Return rows `[U·B, ..., d]` as `[U, B·..., d]`."""
-        return x.reshape(len(self.weight), -1, x.shape[-1])
-
-
-class _StackedLinear(_Stacked):
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows, weight = self._per_user(x), self.weight.transpose(1, 2)
-        if self.bias is None:
-            out = torch.bmm(rows, weight)
-        else:
-            out = torch.baddbmm(self.bias[:, None], rows, weight)
-        return out.view(*x.shape[:-1], -1)
-
-
-class _StackedNorm(_Stacked):
-    def __init__(self, layer: nn.LayerNorm | nn.RMSNorm) -> None:
-        super().__init__()
-        self.norm = type(layer)(layer.normalized_shape, layer.eps, elementwise_affine=False)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = self.norm(x).reshape(len(self.weight), -1, *self.norm.normalized_shape)
-        scaled = rows * self.weight[:, None]
-        if self.bias is not None:
-            scaled = scaled + self.bias[:, None]
-        return scaled.view(x.shape)
-
-
-class _StackedPositions(_Stacked):
-    def __init__(self, layer: LearnedPositions) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor) -> Tensor:
-        users = len(self.weight)
-        return (x.view(users, -1, *x.shape[1:]) + self.weight[:, None]).view(x.shape)
-
-
-_SIBLINGS: dict[type[nn.Module], Any] = {
-    nn.Linear: _StackedLinear,
-    nn.LayerNorm: _StackedNorm,
-    nn.RMSNorm: _StackedNorm,
-    LearnedPositions: _StackedPositions,
-}
 
 
 def can_stack(model: nn.Module) -> bool:
@@ -89,8 +38,32 @@ def can_stack(model: nn.Module) -> bool:
     shared = len(list(model.named_parameters(remove_duplicate=False))) > len(
         list(model.parameters())
     )
-    known = all(type(owner) in _SIBLINGS for owner in owners)
+    known = all(type(owner) in SIBLINGS for owner in owners)
     return known and not shared and all(p.requires_grad for p in model.parameters())
+
+
+@dataclass
+class _Block:
+    """One parameter of many users.
+
+    Attributes:
+        layer: the layer that it belongs to.
+        name: what it is called there.
+        origin: where all users start.
+        values: `[U, *origin.shape]`, where they are; of a linear layer, only from its first step on.
+        leaf: what autograd differentiates by in this pass; None for a linear layer's.
+    """
+
+    layer: StackedLayer
+    name: str
+    origin: Tensor
+    values: Tensor
+    leaf: Tensor | None = None
+
+    @property
+    def factored(self) -> bool:
+        """Whether its gradient comes as factors."""
+        return isinstance(self.layer, StackedLinear)
 
 
 class StackedModel:
@@ -102,45 +75,60 @@ class StackedModel:
     def __init__(self, model: nn.Module) -> None:
         self.layout = Layout.of(model)
         self.module = copy.deepcopy(model)
-        self._owners: list[tuple[_Stacked, str]] = []
-        for name in self.layout.names:
-            path, _, attribute = name.rpartition(".")
-            self._owners.append((self._exchanged(path), attribute))
-        self._buffer = torch.empty(0, self.layout.total)
-        self.parameters: list[Tensor] = []
+        self.blocks: list[_Block] = []
+        self._owners = [self._owner(name) for name in self.layout.names]
+        self._stochastic = [m for m in self.module.modules() if isinstance(m, Stochastic)]
+        self._buffers: dict[str, Tensor] = {}
 
-    def _exchanged(self, path: str) -> _Stacked:
-        """Return the stacked sibling at `path`, which takes the plain layer's place."""
+    def _owner(self, name: str) -> tuple[StackedLayer, str]:
+        """Return the stacked sibling that holds a parameter; it takes the plain layer's place."""
+        path, _, attribute = name.rpartition(".")
         layer = self.module.get_submodule(path)
-        if isinstance(layer, _Stacked):
-            return layer
-        sibling = _SIBLINGS[type(layer)](layer)
-        self.module.set_submodule(path, sibling)
-        return sibling
+        if not isinstance(layer, StackedLayer):
+            layer = SIBLINGS[type(layer)](layer)
+            self.module.set_submodule(path, layer)
+        return layer, attribute
 
-    def start(self, parameters: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        """Give each of U users the flat `parameters` `[P]` and its random stream.
+    def start(self, parameters: Tensor, users: int) -> None:
+        """Put `users` users at the flat `parameters` `[P]`."""
+        origins = self.layout.split(parameters).values()
+        values = self.scratch("values", parameters, users)
+        self.blocks = [
+            _Block(layer, name, origin, block)
+            for (layer, name), origin, block in zip(self._owners, origins, values, strict=True)
+        ]
+        for block in self.blocks:
+            if not block.factored:
+                block.values.copy_(block.origin)
 
-        Returns the users' own parameters, `[U, P]`, which training changes in place; they are
-        valid until the next call.
+    def scratch(self, purpose: str, like: Tensor, users: int) -> list[Tensor]:
+        """Return memory for every block of `users` users, `[U, *shape]` each, with anything in it.
+
+        It is the same memory each time: fresh memory costs as much as the arithmetic.
+        """
+        room = self._buffers.get(purpose)
+        if room is None or room.numel() < users * self.layout.total or room.device != like.device:
+            room = self._buffers[purpose] = like.new_empty(users * self.layout.total)
+        parts = room[: users * self.layout.total].split([users * n for n in self.layout.sizes])
+        return [
+            part.view(users, *shape) for part, shape in zip(parts, self.layout.shapes, strict=True)
+        ]
+
+    def set_users(self, generators: Sequence[torch.Generator], first: bool) -> None:
+        """Make ready for a pass of the first users, with a random stream each.
+
+        `first`: no step has been taken, so linear layers multiply by the shared start parameters.
         """
         users = len(generators)
-        if len(self._buffer) < users or self._buffer.device != parameters.device:
-            self._buffer = parameters.new_empty(users, self.layout.total)
-        flat = self._buffer[:users].copy_(parameters)
-        self.parameters = []
-        blocks = flat.split(self.layout.sizes, dim=1)
-        for block, shape, (owner, name) in zip(
-            blocks, self.layout.shapes, self._owners, strict=True
-        ):
-            parameter = block.view(users, *shape).requires_grad_()
-            self.parameters.append(parameter)
-            setattr(owner, name, parameter)
+        for block in self.blocks:
+            block.layer.users = users
+            value = block.origin if block.factored and first else block.values[:users]
+            if not block.factored:
+                block.leaf = value = value.detach().requires_grad_()
+            setattr(block.layer, block.name, value)
         draw = _PerUserDraw(generators)
-        for module in self.module.modules():
-            if isinstance(module, Stochastic):
-                module.draw = draw
-        return flat
+        for layer in self._stochastic:
+            layer.draw = draw
 
 
 @lru_cache(maxsize=1)
@@ -192,11 +180,12 @@ class StackedResult:
     """What a stack's training gives, users in the order in which they were given.
 
     Attributes:
-        updates: float32 `[U, P]`, start parameters minus parameters after training.
+        updates: float32 `[U, d_h]` for each block h, start parameters minus parameters after
+            training. They are valid until the next stack is trained.
         losses: float32 `[U]`, mean loss over the local steps, before each step. Private.
     """
 
-    updates: Tensor
+    updates: list[Tensor]
     losses: Tensor
 
 
@@ -210,43 +199,50 @@ def train_stack(
 ) -> StackedResult:
     """Train all `users` from the flat `parameters` at once, each as `train_user` trains it alone.
 
-    A user with fewer steps, or fewer examples in a step, than others is filled up with rows that
-    weigh nothing.
+    Users with more steps come first, so that those who are still training are the first so many
+    and nothing is computed for the others. In a step, a user with fewer examples than others is
+    filled up with rows that weigh nothing.
+
+    Raises:
+        ValueError: a user has more steps than one before it.
     """
-    flat = stacked.start(parameters, [user.dropout for user in users])
+    counts = [len(user.steps) for user in users]
+    if counts != sorted(counts, reverse=True):
+        raise ValueError(f"users with more steps must come first, got {counts}")
+    stacked.start(parameters, len(users))
     stacked.module.train()
-    origin = parameters.split(stacked.layout.sizes)
     losses = parameters.new_zeros(len(users))
-    momenta: list[Tensor] = []
-    for step in range(max(len(user.steps) for user in users)):
-        batch, weights = _joined(users, step, task, round_)
-        per_example = task.losses(stacked.module, batch).view(len(users), -1)
-        active = weights.any(dim=1)
+    momenta = stacked.scratch("momenta", parameters, len(users)) if recipe.momentum else None
+    for step in range(counts[0]):
+        active = [user for user in users if len(user.steps) > step]
+        batch, weights = _joined(active, step, task, round_)
+        stacked.set_users([user.dropout for user in active], first=step == 0)
+        per_example = task.losses(stacked.module, batch).view(len(active), -1)
         weights = weights.to(per_example)
         per_user = (per_example * weights).masked_fill(weights == 0, 0.0).sum(1)
-        gradients = list(torch.autograd.grad(per_user.sum(), stacked.parameters))
-        losses += per_user.detach()
+        per_user.sum().backward()  # type: ignore[no-untyped-call]
+        losses[: len(active)] += per_user.detach()
         with torch.no_grad():
-            _step(stacked.parameters, gradients, origin, momenta, active, recipe)
-    counts = torch.tensor([len(user.steps) for user in users], device=losses.device)
-    return StackedResult(parameters - flat.detach(), losses / counts)
+            _step(stacked, momenta, recipe, len(active), first=step == 0)
+    updates = [
+        torch.sub(block.origin, block.values, out=block.values).flatten(1)
+        for block in stacked.blocks
+    ]
+    return StackedResult(updates, losses / torch.tensor(counts, device=losses.device))
 
 
 def _joined(
     users: Sequence[StackedUser], step: int, task: Task[Any], round_: int
 ) -> tuple[Batch, Tensor]:
     """Return the rows of one step, equally many a user, and the weight of each: `[U, B]`."""
-    parts, counts = [], []
-    for user in users:
-        done = step >= len(user.steps)
-        index = user.steps[0][:1] if done else user.steps[step]
-        part = user.examples.take(index)
-        parts.append(part if done else task.augment(part, round_, user.augmentation))
-        counts.append(0 if done else len(index))
+    parts = [
+        task.augment(user.examples.take(user.steps[step]), round_, user.augmentation)
+        for user in users
+    ]
     rows = max(len(part) for part in parts)
     filled = [_filled_up(part, rows) for part in parts]
-    real = torch.tensor(counts)[:, None]
-    weights = (torch.arange(rows) < real) / real.clamp(min=1).double()
+    real = torch.tensor([len(part) for part in parts])[:, None]
+    weights = (torch.arange(rows) < real) / real.double()
     return type(parts[0]).join(filled), weights
 
 
@@ -259,40 +255,77 @@ def _filled_up(part: Batch, rows: int) -> Batch:
 
 
 def _step(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    origin: Sequence[Tensor],
-    momenta: list[Tensor],
-    active: Tensor,
+    stacked: StackedModel,
+    momenta: list[Tensor] | None,
     recipe: LocalTraining,
+    users: int,
+    first: bool,
 ) -> None:
-    """Take one SGD step of every active user, in place; `momenta` holds what SGD remembers.
+    """Take one SGD step of the first `users`, in place; `momenta` is what SGD remembers."""
+    if recipe.momentum or recipe.proximal_mu or recipe.max_grad_norm is not None:
+        _written_out_step(stacked, momenta, recipe, users, first)
+        return
+    for block in stacked.blocks:
+        values = block.values[:users]
+        if block.leaf is not None:
+            assert block.leaf.grad is not None
+            values.sub_(block.leaf.grad, alpha=recipe.lr)
+            continue
+        assert isinstance(block.layer, StackedLinear)
+        start = block.origin.expand_as(values) if first else values
+        gradient, rows = block.layer.factors
+        if block.name == "bias":
+            torch.sub(start, gradient.sum(1), alpha=recipe.lr, out=values)
+        else:
+            torch.baddbmm(start, gradient.transpose(1, 2), rows, alpha=-recipe.lr, out=values)
 
-    `active`, boolean `[U]`, is on the CPU: to ask it is no wait for a GPU.
-    """
-    idle, everyone = ~active.to(parameters[0].device), bool(active.all())
-    if recipe.proximal_mu:
-        for gradient, parameter, start in zip(gradients, parameters, origin, strict=True):
-            gradient.add_(parameter - start.view(parameter.shape[1:]), alpha=recipe.proximal_mu)
-    if not everyone:  # at a finished user's parameters it may hold anything, and 0 · Inf is NaN
-        for gradient in gradients:
-            gradient.masked_fill_(_column(idle, gradient), 0.0)
-    factors = torch.ones_like(idle, dtype=parameters[0].dtype)
+
+def _written_out_step(
+    stacked: StackedModel,
+    momenta: list[Tensor] | None,
+    recipe: LocalTraining,
+    users: int,
+    first: bool,
+) -> None:
+    """Take a step that needs each whole gradient before any parameter moves, or remembers it."""
+    gradients = _gradients(stacked, users)
+    if recipe.proximal_mu and not first:  # at the start the proximal term has no gradient
+        for gradient, block in zip(gradients, stacked.blocks, strict=True):
+            gradient.add_(block.values[:users] - block.origin, alpha=recipe.proximal_mu)
     if recipe.max_grad_norm is not None:
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
         # The same constant as torch's clip_grad_norm_, for equal results.
-        factors = factors * (recipe.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
-    for index, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-        scaled = gradient * _column(factors, gradient)
-        if recipe.momentum:
-            if len(momenta) <= index:
-                momenta.append(torch.zeros_like(scaled))
-            scaled = momenta[index].mul_(recipe.momentum).add_(scaled)
-            if not everyone:
-                scaled = scaled.masked_fill(_column(idle, scaled), 0.0)
-        parameter.sub_(scaled, alpha=recipe.lr)
+        factors = (recipe.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+    else:
+        factors = torch.ones(users, dtype=gradients[0].dtype, device=gradients[0].device)
+    for index, (gradient, block) in enumerate(zip(gradients, stacked.blocks, strict=True)):
+        values, column = block.values[:users], factors.view(-1, *(1,) * block.origin.dim())
+        start = block.origin if first else values
+        if momenta is None:
+            torch.addcmul(start, gradient, column, value=-recipe.lr, out=values)
+            continue
+        momentum = momenta[index][:users]
+        if first:
+            torch.mul(gradient, column, out=momentum)
+        else:
+            momentum.mul_(recipe.momentum).addcmul_(gradient, column)
+        torch.sub(start, momentum, alpha=recipe.lr, out=values)
 
 
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    """Return `values` `[U]` shaped to scale `like` `[U, ...]`."""
-    return values.view(-1, *(1,) * (like.dim() - 1))
+def _gradients(stacked: StackedModel, users: int) -> list[Tensor]:
+    """Return every block's gradient of the last pass, `[U, *shape]`, linear layers' written out."""
+    room = stacked.scratch("gradients", stacked.blocks[0].values, len(stacked.blocks[0].values))
+    gradients = []
+    for block, memory in zip(stacked.blocks, room, strict=True):
+        if block.leaf is not None:
+            assert block.leaf.grad is not None
+            gradients.append(block.leaf.grad)
+            continue
+        assert isinstance(block.layer, StackedLinear)
+        gradient, rows = block.layer.factors
+        out = memory[:users]
+        if block.name == "bias":
+            gradients.append(torch.sum(gradient, dim=1, out=out))
+        else:
+            gradients.append(torch.bmm(gradient.transpose(1, 2), rows, out=out))
+    return gradients

@@ -26,6 +26,7 @@ B = TypeVar("B", bound=Batch)
 
 # Samples whose spectra are taken at once: they need many times the memory of the samples.
 _SAMPLES_AT_ONCE = 2**22
+_FRAMES_TO_A_MULTIPLE_OF = 24
 
 
 class Task(Protocol[B]):
@@ -116,6 +117,8 @@ class Recognition:
 
     def losses(self, model: nn.Module, batch: Utterances) -> Tensor:
         """Return the CTC loss of each utterance, divided by its number of characters: `[n]`."""
+        # Matrix libraries compile a kernel for each shape they meet, so they should meet few.
+        batch = batch.padded_to_multiple(_FRAMES_TO_A_MULTIPLE_OF)
         log_probs, tokens = model(batch.inputs, batch.lengths)
         return _ctc(log_probs, tokens, batch)
 

@@ -25,7 +25,13 @@ from fedpriv.training.decoding import greedy
 from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.parameters import Layout, parameters_of
 from fedpriv.training.spec_augment import SpecAugment
-from fedpriv.training.stacked import StackedModel, StackedUser, can_stack, train_stack
+from fedpriv.training.stacked import (
+    StackedModel,
+    StackedResult,
+    StackedUser,
+    can_stack,
+    train_stack,
+)
 from fedpriv.training.tasks import Classification, Recognition
 from fedpriv.training.user_cache import UserCache
 
@@ -159,6 +165,14 @@ def stacked_user(examples, recipe: LocalTraining, number: int) -> StackedUser:
     )
 
 
+def most_steps_first(work: list[StackedUser]) -> list[StackedUser]:
+    return sorted(work, key=lambda user: -len(user.steps))
+
+
+def update_of(result: StackedResult, user: int) -> torch.Tensor:
+    return torch.cat([block[user] for block in result.updates])
+
+
 # Stacked is sequential.
 
 
@@ -177,15 +191,18 @@ def test_each_user_of_a_stack_is_trained_as_if_alone(kind, counts, recipe, masks
     else:
         dataset = Images(tuple(counts), dtype=torch.float64)
         users = [dataset.user(index) for index in range(len(counts))]
-    work = [stacked_user(examples, recipe, n) for n, examples in enumerate(users)]
+    numbers = list(range(len(users)))
+    numbers.sort(key=lambda n: -len(stacked_user(users[n], recipe, n).steps))
+    work = [stacked_user(users[n], recipe, n) for n in numbers]
     result = train_stack(StackedModel(model), start, work, recipe, task, round_=1)
     layout = Layout.of(model)
-    for number, examples in enumerate(users):
-        alone = stacked_user(examples, recipe, number)
+    for place, number in enumerate(numbers):
+        examples, alone = users[number], stacked_user(users[number], recipe, number)
         steps = [task.augment(examples.take(i), 1, alone.augmentation) for i in alone.steps]
         expected = train_user(model, layout.split(start), steps, recipe, task)
-        torch.testing.assert_close(result.updates[number], layout.join(expected.update), **EXACT)
-        assert float(result.losses[number]) == pytest.approx(expected.loss, rel=1e-8)
+        found = update_of(result, place)
+        torch.testing.assert_close(found, layout.join(expected.update), **EXACT)
+        assert float(result.losses[place]) == pytest.approx(expected.loss, rel=1e-8)
 
 
 @settings(max_examples=15, deadline=None)
@@ -292,7 +309,8 @@ def test_a_users_dropout_does_not_depend_on_who_else_is_in_the_stack():
 
     def updates(users: list[int]) -> torch.Tensor:
         work = [stacked_user(dataset.user(user), recipe, user) for user in users]
-        return train_stack(stacked, start, work, recipe, Classification(), 1).updates
+        blocks = train_stack(stacked, start, work, recipe, Classification(), 1).updates
+        return torch.cat(blocks, dim=1)
 
     alone = updates([3])[0]
     for users in ([3, 0], [1, 2, 3], [4, 3, 2, 1, 0]):
@@ -333,7 +351,8 @@ def test_dropout_and_masks_differ_by_round_and_repeat(engine, dropout, masks):
 def test_a_stack_drops_its_share_and_each_user_another():
     stacked = StackedModel(nn.Sequential(nn.Linear(1, 4_000), Dropout(0.3)))
     start = torch.cat([torch.zeros(4_000), torch.ones(4_000)])  # weights, biases
-    stacked.start(start, [torch.Generator().manual_seed(seed) for seed in (1, 2, 1)])
+    stacked.start(start, 3)
+    stacked.set_users([torch.Generator().manual_seed(seed) for seed in (1, 2, 1)], first=True)
     kept = stacked.module.train()(torch.ones(3 * 5, 1)).view(3, 5, 4_000)
     assert (kept == 0).float().mean(dim=(1, 2)).tolist() == pytest.approx([0.3] * 3, abs=0.01)
     torch.testing.assert_close(kept.unique(), torch.tensor([0.0, 1 / 0.7]))
@@ -447,12 +466,20 @@ def test_layers_without_bias_without_scale_and_over_several_dimensions_are_stack
     recipe, dataset = LocalTraining(epochs=2, batch_size=2, lr=0.1), Images((3, 5, 2))
     dataset = dataclasses.replace(dataset, dtype=torch.float64)
     start, layout = flat(model).clone(), Layout.of(model)
-    work = [stacked_user(dataset.user(user), recipe, user) for user in range(3)]
+    work = most_steps_first([stacked_user(dataset.user(u), recipe, u) for u in range(3)])
     result = train_stack(StackedModel(model), start, work, recipe, Classification(), 1)
     for user in range(3):
-        steps = [dataset.user(user).take(index) for index in work[user].steps]
+        steps = [work[user].examples.take(index) for index in work[user].steps]
         alone = train_user(model, layout.split(start), steps, recipe, Classification())
-        torch.testing.assert_close(result.updates[user], layout.join(alone.update), **EXACT)
+        torch.testing.assert_close(update_of(result, user), layout.join(alone.update), **EXACT)
+
+
+def test_users_must_come_with_those_who_train_longest_first():
+    recipe, dataset = LocalTraining(epochs=1, batch_size=2), Images((2, 4))
+    model = copy.deepcopy(model_of("vit pre layernorm mean"))
+    work = [stacked_user(dataset.user(user), recipe, user) for user in range(2)]
+    with pytest.raises(ValueError, match=r"more steps must come first, got \[1, 2\]"):
+        train_stack(StackedModel(model), flat(model), work, recipe, Classification(), 1)
 
 
 def test_stacks_of_other_sizes_one_after_another_are_independent():
@@ -493,8 +520,8 @@ def test_what_a_finished_user_would_compute_next_is_not_looked_at():
     usual = dataclasses.replace(Images((6,)), dtype=torch.float64).user(0)
     for extra in ({}, {"momentum": 0.9}, {"proximal_mu": 0.5}):
         recipe = LocalTraining(epochs=1, batch_size=2, lr=0.1, **extra)
-        work = [stacked_user(huge, recipe, 0), stacked_user(usual, recipe, 1)]
-        assert [len(user.steps) for user in work] == [1, 3]
+        work = [stacked_user(usual, recipe, 1), stacked_user(huge, recipe, 0)]
+        assert [len(user.steps) for user in work] == [3, 1]
         layout, start = Layout.of(model), flat(model).clone()
         result = train_stack(StackedModel(model), start, work, recipe, Classification(), 1)
         for number, user in enumerate(work):
@@ -503,7 +530,7 @@ def test_what_a_finished_user_would_compute_next_is_not_looked_at():
             expected = layout.join(alone.update)
             assert torch.isfinite(expected).all()
             assert expected.any()
-            torch.testing.assert_close(result.updates[number], expected, **EXACT)
+            torch.testing.assert_close(update_of(result, number), expected, **EXACT)
             assert float(result.losses[number]) == pytest.approx(alone.loss)
         load = layout.split(start)
         for name, p in model.named_parameters():

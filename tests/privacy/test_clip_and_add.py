@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 from fractions import Fraction
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpriv.privacy import SPLITS, ClippingRule, GlobalClipping, PerLayerClipping, Unclipped, clip
-from fedpriv.privacy.clipping import clip_and_sum
+from fedpriv.privacy.clipping import ClippedUsers, clip_and_add
 
 NUMBERS = st.one_of(
     st.floats(width=32),
@@ -31,6 +32,18 @@ def stacks(draw, finite: bool = False) -> tuple[torch.Tensor, list[int]]:
     row = st.lists(numbers, min_size=sum(sizes), max_size=sum(sizes))
     rows = draw(st.lists(row, min_size=users, max_size=users))
     return torch.tensor(rows, dtype=torch.float64).to(dtype), sizes
+
+
+@dataclass(frozen=True)
+class Clipped(ClippedUsers):
+    total: torch.Tensor
+
+
+def clip_and_sum(updates: torch.Tensor, sizes: list[int], rule: ClippingRule) -> Clipped:
+    """Bound and add up users whose blocks lie end to end: `[users, numbers]`."""
+    total = torch.zeros(sum(sizes), dtype=torch.float64)
+    seen = clip_and_add(updates.split(sizes, dim=1), rule, total)
+    return Clipped(seen.norms, seen.scales, seen.finite, total)
 
 
 def rules(bound: float, sizes: list[int]) -> list[ClippingRule]:
@@ -176,3 +189,18 @@ def test_the_updates_are_left_as_they_are():
     before = updates.clone()
     clip_and_sum(updates, [1, 1], GlobalClipping(1.0))
     torch.testing.assert_close(updates, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_blocks_wider_than_what_is_worked_on_at_once_are_summed_whole():
+    generator = torch.Generator().manual_seed(0)
+    updates = torch.randn(3, 100_003, generator=generator)
+    found = clip_and_sum(updates, [100_000, 3], Unclipped())
+    torch.testing.assert_close(found.total, updates.double().sum(0), rtol=1e-14, atol=1e-14)
+    norms = [block.double().norm(dim=1) for block in updates.split([100_000, 3], dim=1)]
+    torch.testing.assert_close(found.norms, torch.stack(norms, 1), rtol=1e-13, atol=0)
+
+
+def test_sums_are_added_to_what_is_there():
+    total = torch.tensor([10.0, 20.0, 30.0], dtype=torch.float64)
+    clip_and_add([torch.ones(2, 2), torch.ones(2, 1)], Unclipped(), total)
+    assert total.tolist() == [12.0, 22.0, 32.0]
