@@ -49,12 +49,19 @@ _errors = Console(stderr=True)
 
 
 @app.command()
-def run(config: ConfigPath, overrides: Overrides = None) -> None:
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="show where the time goes, and write trace.json")
+    ] = False,
+) -> None:
     """Train as CONFIG says, in a new run directory."""
     # Imported here, so that --help and the config commands do not wait for torch and Flower.
     from fedpriv import experiment
 
-    prepared = experiment.prepare(_seeded(load_config(config, overrides or [])))
+    settings = [*(overrides or []), *(["runtime.profile=true"] if profile else [])]
+    prepared = experiment.prepare(_seeded(load_config(config, settings)))
     _train(experiment.create(prepared), prepared)
 
 
@@ -335,12 +342,20 @@ def _train(directory: RunDirectory, prepared: Experiment) -> None:
     except (BudgetError, Interrupted) as stopped:
         if directory.read_metrics():
             _conclude([directory.path])
+            _show_profile(prepared, directory)
         if isinstance(stopped, Interrupted):
             raise Interrupted(
                 f"{stopped}; continue with: fedpriv resume {directory.path}"
             ) from None
         raise
     _conclude([directory.path])
+    _show_profile(prepared, directory)
+
+
+def _show_profile(prepared: Experiment, directory: RunDirectory) -> None:
+    if prepared.config.runtime.profile:
+        _errors.print(prepared.profile.table())
+        _errors.print(f"trace: {directory.trace}", soft_wrap=True)
 
 
 def _conclude(directories: list[Path], output: Path | None = None) -> None:

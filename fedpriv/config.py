@@ -109,6 +109,11 @@ class ServerConfig(Section):
     schedule: ScheduleConfig = Field(
         default_factory=ScheduleConfig, description="Learning rate by round."
     )
+    broadcast: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Numbers in which parameters travel to the nodes; bfloat16 halves what is "
+        "sent, and users start from parameters rounded to 8 bits.",
+    )
     normalize: str | None = Field(
         default=None,
         description="Layer-wise normalisation of the averaged update before the optimizer.",
@@ -275,8 +280,16 @@ class RuntimeConfig(Section):
         "layers allow it; sequential: one user after another. Equal up to rounding, and to which "
         "random numbers dropout draws. A deployment is always sequential.",
     )
-    stack: Annotated[int, Field(ge=1)] = Field(
-        default=16, description="stacked: users at once; more take more memory."
+    stack: Annotated[int, Field(ge=1)] | Literal["measure"] | None = Field(
+        default=None,
+        description="stacked: users at once; null: chosen by the model's size, the same in every "
+        "run; measure: the fastest of a short trial at the start, written into the run's config, "
+        "since the rounding of sums depends on it.",
+    )
+    stack_mib: Annotated[int, Field(ge=1)] = Field(
+        default=1024,
+        description="stacked: memory for parameters and gradients of the users of a stack (MiB), "
+        "which limits the number that is chosen.",
     )
     fast_products: bool = Field(
         default=True,
@@ -289,6 +302,11 @@ class RuntimeConfig(Section):
     )
     ray_address: str | None = Field(
         default=None, description="An existing Ray cluster to join; null starts a private one."
+    )
+    profile: bool = Field(
+        default=False,
+        description="Record where the time goes: a table at the end, and trace.json for a trace "
+        "viewer. The same as fedpriv run --profile.",
     )
     round_timeout: Positive = Field(
         default=3600.0,

@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant
 from fedpriv.privacy.ledger import Header, Ledger
+from fedpriv.reporting.profile import Profile
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.seed_model import load_seed_model, with_seed_model
 from fedpriv.training.checkpoint import (
@@ -37,6 +38,8 @@ from fedpriv.training.checkpoint import (
 )
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.parameters import Layout
+from fedpriv.training.spans import Stopwatch
+from fedpriv.training.stack_size import measured_stack
 
 # What a checkpoint calls the clip bounds as they have adapted.
 _BOUNDS = "clipping/bounds"
@@ -96,6 +99,7 @@ class Experiment:
     server: Server
     finished_rounds: int = 0
     bounds: tuple[float, ...] = ()
+    profile: Profile = field(default_factory=Profile)
     held_out: tuple[Batch, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -133,6 +137,12 @@ def prepare(config: ExperimentConfig, seeded: bool = True) -> Experiment:
         InputError: data, model, optimizer or privacy settings are impossible.
     """
     trainer = build_trainer(config)
+    if config.runtime.stack == "measure":
+        memory = config.runtime.stack_mib * 2**20
+        stack = measured_stack(trainer, memory) if trainer.stacked else 1
+        runtime = config.runtime.model_copy(update={"stack": stack})
+        config = config.model_copy(update={"runtime": runtime})
+        trainer = replace(trainer, stack=stack)
     if seeded and config.seed_model is not None:
         load_seed_model(config, trainer.model)
     plan = build_plan(config, population_of(config, trainer.dataset), Layout.of(trainer.model))
@@ -239,10 +249,14 @@ def train(
             bounds=experiment.bounds,
         )
         observer.begin(experiment)
-        if drive is None:
-            simulate(strategy, experiment.config.runtime)
-        else:
-            drive(strategy)
+        try:
+            if drive is None:
+                simulate(strategy, experiment.config.runtime)
+            else:
+                drive(strategy)
+        finally:
+            if experiment.config.runtime.profile:
+                experiment.profile.write_trace(directory.trace)
 
 
 def _check_state(experiment: Experiment, directory: RunDirectory, ledger: Ledger) -> None:
@@ -281,14 +295,20 @@ class _Recorder:
 
     def record(self, record: RoundRecord) -> None:
         """Measure where due, then write the metrics line, then the checkpoint that makes it so."""
-        row = self._row(record)
-        self._directory.append_metrics(row)
-        bounds = torch.tensor(record.bounds, dtype=torch.float64)
-        tensors = {**self._experiment.server.state(), _BOUNDS: bounds}
-        save_checkpoint(
-            self._directory.checkpoints,
-            Checkpoint(record.round, self._ledger.header.fingerprint, tensors),
-            self._experiment.config.checkpoint.keep,
+        watch = Stopwatch(self._experiment.config.runtime.profile)
+        with watch.measure("evaluate"):
+            row = self._row(record)
+        with watch.measure("write"):
+            self._directory.append_metrics(row)
+            bounds = torch.tensor(record.bounds, dtype=torch.float64)
+            tensors = {**self._experiment.server.state(), _BOUNDS: bounds}
+            save_checkpoint(
+                self._directory.checkpoints,
+                Checkpoint(record.round, self._ledger.header.fingerprint, tensors),
+                self._experiment.config.checkpoint.keep,
+            )
+        self._experiment.profile.add(
+            [*record.spans, *watch.spans], [summed.spans for summed in record.sums]
         )
         self._observer.finished(row)
 

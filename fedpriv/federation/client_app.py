@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -78,20 +77,31 @@ def _partitions(context: Context) -> int:
 
 
 def _trainer(config: ExperimentConfig, context: Context) -> CohortTrainer:
-    if not config.runtime.deployment:
-        return _cached_trainer(config.model_dump_json())
     folder = context.node_config.get("data-path")
+    if not config.runtime.deployment:
+        return _TRAINERS.of(config)
     if folder is None:
-        trainer = _cached_trainer(config.model_dump_json())
+        trainer = _TRAINERS.of(config)
         share = Share(trainer.dataset, _partition(context), _partitions(context))
         return replace(trainer, dataset=share)
     data = config.data.model_copy(update={"path": Path(str(folder)), "users": None})
-    return _cached_trainer(config.model_copy(update={"data": data}).model_dump_json())
+    return _TRAINERS.of(config.model_copy(update={"data": data}))
 
 
-# Data and model stay in the worker between rounds. One experiment runs at a time.
-@lru_cache(maxsize=1)
-def _cached_trainer(experiment: str) -> CohortTrainer:
-    config = ExperimentConfig.model_validate_json(experiment)
-    torch.set_num_threads(config.runtime.threads_per_worker)
-    return build_trainer(config)
+class _Trainers:
+    """Keeps data and model in the worker between rounds. One experiment runs at a time."""
+
+    def __init__(self) -> None:
+        self._config: ExperimentConfig | None = None
+        self._trainer: CohortTrainer | None = None
+
+    def of(self, config: ExperimentConfig) -> CohortTrainer:
+        """Return the trainer of `config`, the same one as long as the config is the same."""
+        if self._trainer is None or self._config != config:
+            torch.set_num_threads(config.runtime.threads_per_worker)
+            self._trainer = build_trainer(config)
+            self._config = config
+        return self._trainer
+
+
+_TRAINERS = _Trainers()

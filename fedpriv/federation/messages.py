@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,26 @@ from torch import Tensor
 from fedpriv.config import ExperimentConfig, parse_config
 from fedpriv.federation.hosting import NodeUsers
 from fedpriv.training.cohort import CohortSum
+from fedpriv.training.spans import Span
 
 _FLAT = "flat"
+# Fields of a cohort's sum that do not travel under their own name.
+_APART = ("total", "spans")
 
 
-def flat_record(flat: Tensor) -> ArrayRecord:
-    """Return the vector as a record with one array."""
-    return ArrayRecord({_FLAT: Array(flat.detach().cpu().numpy())})
+def flat_record(flat: Tensor, dtype: torch.dtype | None = None) -> ArrayRecord:
+    """Return the vector as a record with one array, in `dtype` where that is given."""
+    sent = flat.detach().cpu().to(dtype)
+    if dtype == torch.bfloat16:  # which NumPy does not know
+        sent = sent.view(torch.int16)
+    return ArrayRecord({_FLAT: Array(sent.numpy())})
 
 
 def flat_tensor(record: ArrayRecord) -> Tensor:
-    """Return the vector of a record made by `flat_record`."""
+    """Return the vector of a record made by `flat_record`; bfloat16 comes back as float32."""
     # Copied, because the array may be a read-only view into the message.
-    return torch.from_numpy(np.array(record[_FLAT].numpy()))
+    received = torch.from_numpy(np.array(record[_FLAT].numpy()))
+    return received.view(torch.bfloat16).float() if received.dtype == torch.int16 else received
 
 
 def query_message(node_id: int, config: ExperimentConfig) -> Message:
@@ -81,7 +89,13 @@ def train_message(
 
 def experiment_of(message: Message) -> ExperimentConfig:
     """Return the experiment that a message belongs to."""
-    return parse_config(json.loads(str(_config(message)["experiment"])))
+    return _parsed(str(_config(message)["experiment"]))
+
+
+# The same in every message of a run.
+@lru_cache(maxsize=1)
+def _parsed(experiment: str) -> ExperimentConfig:
+    return parse_config(json.loads(experiment))
 
 
 def work_of(message: Message) -> Work:
@@ -109,7 +123,9 @@ def hosting_of(message: Message) -> NodeUsers:
 
 def sum_reply(message: Message, partition: int, summed: CohortSum) -> Message:
     """Return a node's answer to a train message."""
-    seen = {k: v for k, v in asdict(summed).items() if k != "total"}
+    seen = {k: v for k, v in asdict(summed).items() if k not in _APART}
+    for field in fields(Span):
+        seen[f"span_{field.name}s"] = [getattr(span, field.name) for span in summed.spans]
     content = RecordDict(
         {
             "sum": flat_record(summed.total),
@@ -124,8 +140,12 @@ def sum_of(message: Message) -> tuple[int, CohortSum]:
     seen, total = message.content["seen"], message.content["sum"]
     assert isinstance(seen, ConfigRecord)
     assert isinstance(total, ArrayRecord)
-    values: dict[str, Any] = {f.name: seen[f.name] for f in fields(CohortSum) if f.name != "total"}
-    return int(str(seen["partition"])), CohortSum(total=flat_tensor(total), **values)
+    values: dict[str, Any] = {
+        f.name: seen[f.name] for f in fields(CohortSum) if f.name not in _APART
+    }
+    columns: Any = [seen[f"span_{field.name}s"] for field in fields(Span)]
+    spans = tuple(Span(*row) for row in zip(*columns, strict=True))
+    return int(str(seen["partition"])), CohortSum(total=flat_tensor(total), spans=spans, **values)
 
 
 def failure_reply(message: Message, reason: str) -> Message:

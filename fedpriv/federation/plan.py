@@ -6,11 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from fedpriv.config import (
     ClippingConfig,
     ExperimentConfig,
     LocalConfig,
     PrivacyConfig,
+    RuntimeConfig,
     SpecAugmentConfig,
 )
 from fedpriv.data.federated import FederatedDataset
@@ -39,6 +42,7 @@ from fedpriv.training.device import resolve_device
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout
 from fedpriv.training.spec_augment import SpecAugment
+from fedpriv.training.stack_size import planned_stack
 from fedpriv.training.tasks import Classification, Recognition, Task
 from fedpriv.training.user_cache import UserCache
 
@@ -195,10 +199,19 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
         # In a stack the rounding of one user's numbers depends on who else is in it, which local
         # training can amplify: the others' contributions then move with one user's presence.
         engine="sequential" if config.runtime.deployment else config.runtime.engine,
-        stack=config.runtime.stack,
+        stack=_stack(config.runtime, model),
         tolerant=config.runtime.deployment,
         cache=UserCache(config.runtime.cache_mib * 2**20),
+        # How long a user takes says something of its data.
+        timed=config.runtime.profile and not config.runtime.deployment,
     )
+
+
+def _stack(runtime: RuntimeConfig, model: nn.Module) -> int:
+    """Return the number of users to stack; where it is to be measured, one to begin with."""
+    if isinstance(runtime.stack, int):
+        return runtime.stack
+    return planned_stack(Layout.of(model).total, runtime.stack_mib * 2**20)
 
 
 def build_task(config: ExperimentConfig, dataset: FederatedDataset) -> Task[Any]:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
-from flwr.app import ConfigRecordValues, Context
+from flwr.app import ConfigRecordValues, Context, Message
+from flwr.server.superlink.fleet.vce import vce_api
 from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
@@ -44,22 +49,70 @@ def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
 
 
 def _simulate_once(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
-    server_app = ServerApp()
+    server_app, sent = ServerApp(), threading.Event()
 
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
-        strategy.start(grid)
+        strategy.start(_announcing(grid, sent))
 
     try:
-        run_simulation(
-            server_app=server_app,
-            client_app=client_app,
-            num_supernodes=runtime.workers,
-            backend_config=_backend(runtime),
-        )
+        with _delivered_at_once(sent):
+            run_simulation(
+                server_app=server_app,
+                client_app=client_app,
+                num_supernodes=runtime.workers,
+                backend_config=_backend(runtime),
+            )
     finally:
         # Where Flower's runtime fails or is interrupted, our server thread must not wait on.
         strategy.abandon()
+
+
+def _announcing(grid: Grid, sent: threading.Event) -> Grid:
+    """Return `grid`, which from now on sets `sent` when messages have been sent."""
+    push = grid.push_messages
+
+    def push_messages(messages: Iterable[Message]) -> Iterable[str]:
+        ids = push(messages)
+        sent.set()
+        return ids
+
+    grid.push_messages = push_messages  # type: ignore[method-assign]
+    return grid
+
+
+@contextmanager
+def _delivered_at_once(sent: threading.Event) -> Iterator[None]:
+    """Let Flower's runtime look for messages as soon as they are sent.
+
+    It looks every 0.1 s and has no setting for that; a round of a small model takes less.
+    """
+    look_and_wait = vce_api.add_messages_to_queue
+
+    def eagerly(state: Any, queue: Any, nodes_mapping: Any, f_stop: threading.Event) -> None:
+        look_and_wait(state, queue, nodes_mapping, cast(threading.Event, _Until(sent, f_stop)))
+
+    vce_api.add_messages_to_queue = eagerly
+    try:
+        yield
+    finally:
+        vce_api.add_messages_to_queue = look_and_wait
+
+
+class _Until:
+    """Stands in for the event that stops Flower's loop: a wait ends with the next message too."""
+
+    def __init__(self, sent: threading.Event, stop: threading.Event) -> None:
+        self._sent = sent
+        self._stop = stop
+
+    def is_set(self) -> bool:
+        return self._stop.is_set()
+
+    def wait(self, timeout: float) -> bool:
+        self._sent.wait(timeout)
+        self._sent.clear()
+        return self._stop.is_set()
 
 
 def _backend(runtime: RuntimeConfig) -> dict[str, dict[str, ConfigRecordValues]]:

@@ -36,6 +36,7 @@ from fedpriv.privacy.ledger import Ledger, Release
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.randomness import Purpose
 from fedpriv.training.cohort import CohortSum
+from fedpriv.training.spans import Span, Stopwatch
 
 # Flower's own loop looks for replies every 0.1 s, which is longer than a small round takes.
 _POLL_SECONDS = 0.005
@@ -60,6 +61,7 @@ class RoundRecord:
         block_noise: `[blocks]`, the norm that the noise alone has in expectation in each.
         bound: the clip bound C of the round; None without privacy.
         bounds: the bounds of the next round where they adapt, a function of the release.
+        spans: what the server did, where time is recorded.
     """
 
     round: int
@@ -72,6 +74,7 @@ class RoundRecord:
     block_noise: tuple[float, ...]
     bound: float | None
     bounds: tuple[float, ...]
+    spans: tuple[Span, ...]
 
 
 class PrivateFedAvg(Strategy):
@@ -100,6 +103,7 @@ class PrivateFedAvg(Strategy):
         self.bounds = bounds or (bounds_of(plan.mechanism.clipping) if plan.adaptive else ())
         self._on_round = on_round
         self._stop = stop
+        self._watch = Stopwatch(plan.config.runtime.profile)
         self._abandoned = threading.Event()
         self._changed: set[int] = set()
         self._hosting: Hosting | None = None
@@ -140,17 +144,20 @@ class PrivateFedAvg(Strategy):
         A node that did not answer takes nothing from the noise or the denominator: its users
         contribute zero.
         """
-        sums = self._sums(replies)
         parameters = self.plan.layout.total
         total = torch.zeros(parameters + len(self.bounds), dtype=torch.float64)
-        for summed in sums:
-            total[:parameters] += summed.total
-            total[parameters:] += self._within_bounds(summed)
+        with self._watch.measure("add up"):
+            sums = self._sums(replies)
+            for summed in sums:
+                total[:parameters] += summed.total
+                total[parameters:] += self._within_bounds(summed)
 
-        average = self._paid_release(server_round, total) / self.plan.sampling.expected_cohort
-        average, within = average[:parameters], average[parameters:] + 0.5
-        seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
-        self.server.step(average, server_round, seed)
+        with self._watch.measure("noise and ledger"):
+            average = self._paid_release(server_round, total) / self.plan.sampling.expected_cohort
+            average, within = average[:parameters], average[parameters:] + 0.5
+        with self._watch.measure("server step"):
+            seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
+            self.server.step(average, server_round, seed)
 
         stddevs = self._mechanism.block_stddevs(len(self.plan.layout.names))
         if self.plan.adaptive is not None:
@@ -158,7 +165,7 @@ class PrivateFedAvg(Strategy):
         self._record = self._recorded(server_round, sums, average, stddevs)
         self.next_round = server_round + 1
         metrics = MetricRecord({"nodes-lost": self._asked - len(sums)})
-        return flat_record(self.server.parameters()), metrics
+        return self._broadcast(), metrics
 
     def _paid_release(self, round_: int, total: Tensor) -> Tensor:
         """Return `total` with noise, after the ledger has been charged for it.
@@ -253,7 +260,7 @@ class PrivateFedAvg(Strategy):
             WorkerLost: a simulated node died; its round is finished and kept.
             InputError: a node found the user's data or config wrong.
         """
-        arrays = flat_record(self.server.parameters())
+        arrays = self._broadcast()
         result = Result(arrays=arrays)
         for round_ in range(self.next_round, self.plan.config.rounds + 1):
             try:
@@ -275,8 +282,16 @@ class PrivateFedAvg(Strategy):
     def _run_round(
         self, round_: int, arrays: ArrayRecord, grid: Grid
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        messages = list(self.configure_train(round_, arrays, ConfigRecord(), grid))
-        return self.aggregate_train(round_, self._exchange(grid, messages))
+        with self._watch.measure("draw and ask"):
+            messages = list(self.configure_train(round_, arrays, ConfigRecord(), grid))
+        with self._watch.measure("wait for workers"):
+            replies = self._exchange(grid, messages)
+        return self.aggregate_train(round_, replies)
+
+    def _broadcast(self) -> ArrayRecord:
+        """Return the parameters as they travel to the nodes."""
+        dtype = getattr(torch, self.plan.config.server.broadcast)
+        return flat_record(self.server.parameters(), dtype)
 
     def restart(self) -> None:
         """Prepare for another simulation: all its node ids will differ."""
@@ -379,6 +394,7 @@ class PrivateFedAvg(Strategy):
         self, round_: int, sums: list[CohortSum], average: Tensor, stddevs: Sequence[float]
     ) -> RoundRecord:
         layout, cohort = self.plan.layout, self.plan.sampling.expected_cohort
+        spans, self._watch.spans = tuple(self._watch.spans), []
         return RoundRecord(
             round=round_,
             epsilon=self.epsilon(),
@@ -393,6 +409,7 @@ class PrivateFedAvg(Strategy):
             ),
             bound=self.ledger.charges(round_)[-1].bound,
             bounds=self.bounds,
+            spans=spans,
         )
 
     # ---------------------------------------------------------------- not used

@@ -7,6 +7,7 @@ metrics.jsonl      one line a finished round
 checkpoints/       the newest states
 report.html        the report
 plot.png           quality and ε by round
+trace.json         where the time went, with runtime.profile
 """
 
 from __future__ import annotations
@@ -57,6 +58,11 @@ class RunDirectory:
     def report(self) -> Path:
         """The path of the HTML report."""
         return self.path / "report.html"
+
+    @property
+    def trace(self) -> Path:
+        """The path of the trace."""
+        return self.path / "trace.json"
 
     @classmethod
     def create(cls, config: ExperimentConfig, device: str, data: str = "") -> RunDirectory:

@@ -15,6 +15,7 @@ from fedpriv.privacy.clipping import ClippedUsers, ClippingRule, clip_and_add
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.parameters import Layout
+from fedpriv.training.spans import Span, Stopwatch
 from fedpriv.training.stacked import StackedModel, StackedUser, stacked_model, train_stack
 from fedpriv.training.tasks import Task
 from fedpriv.training.user_cache import UserCache
@@ -44,6 +45,7 @@ class CohortTrainer:
         tolerant: a user whose data cannot be used contributes zero and is counted, instead of
             stopping the run. A deployment must not let one user decide whether others count.
         cache: prepared users.
+        timed: spans are recorded.
     """
 
     dataset: FederatedDataset
@@ -57,6 +59,7 @@ class CohortTrainer:
     stack: int = 16
     tolerant: bool = False
     cache: UserCache = field(default_factory=lambda: UserCache(0))
+    timed: bool = False
 
     @property
     def stacked(self) -> StackedModel | None:
@@ -90,6 +93,7 @@ class CohortSum:
         clipped: users with any block scaled down.
         block_norms: `[blocks]`, sum over users of each block's norm before clipping.
         block_clipped: `[blocks]`, number of users whose block was scaled down.
+        spans: what took the time, where that was asked for.
     """
 
     total: Tensor
@@ -102,6 +106,7 @@ class CohortSum:
     clipped: int
     block_norms: list[float]
     block_clipped: list[int]
+    spans: tuple[Span, ...] = ()
 
 
 def train_cohort(
@@ -112,19 +117,20 @@ def train_cohort(
     The sum is kept in float64 and taken in an order that depends on `users` and their data alone.
     """
     layout = Layout.of(trainer.model)
-    seen = _Seen(layout, trainer.device)
+    seen, watch = _Seen(layout, trainer.device), Stopwatch(trainer.timed)
     start = parameters.to(trainer.device)
     stacked = trainer.stacked
     size = trainer.stack if stacked else 1
     for window in _windows(users, size * _WINDOW):
-        work = [one for one in (_work(trainer, user, round_, seen) for user in window) if one]
+        with watch.measure("data"):
+            work = [one for one in (_work(trainer, user, round_, seen) for user in window) if one]
         if stacked is None:
             for one in work:
-                _train_alone(trainer, layout, start, one, round_, seen)
+                _train_alone(trainer, layout, start, one, round_, seen, watch)
             continue
         for stack in _stacks(work, size):
-            _train_together(trainer, stacked, start, stack, round_, seen)
-    return seen.summed()
+            _train_together(trainer, stacked, start, stack, round_, seen, watch)
+    return seen.summed(watch)
 
 
 def _windows(users: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -168,10 +174,13 @@ def _train_together(
     stack: list[StackedUser],
     round_: int,
     seen: _Seen,
+    watch: Stopwatch,
 ) -> None:
-    result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_)
-    clipped = clip_and_add(result.updates, trainer.clipping, seen.total)
-    seen.add(clipped, result.losses, stack)
+    with watch.measure("forward and backward"):
+        result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_)
+    with watch.measure("clip and sum"):
+        clipped = clip_and_add(result.updates, trainer.clipping, seen.total)
+        seen.add(clipped, result.losses, stack)
 
 
 def _train_alone(
@@ -181,6 +190,7 @@ def _train_alone(
     one: StackedUser,
     round_: int,
     seen: _Seen,
+    watch: Stopwatch,
 ) -> None:
     # Dropout draws from the global generator.
     torch.manual_seed(one.dropout.initial_seed())
@@ -188,10 +198,12 @@ def _train_alone(
         trainer.task.augment(one.examples.take(index), round_, one.augmentation)
         for index in one.steps
     )
-    result = train_user(trainer.model, layout.split(start), steps, trainer.recipe, trainer.task)
-    update = [result.update[name].reshape(1, -1) for name in layout.names]
-    clipped = clip_and_add(update, trainer.clipping, seen.total)
-    seen.add(clipped, torch.tensor([result.loss]), [one])
+    with watch.measure("forward and backward"):
+        result = train_user(trainer.model, layout.split(start), steps, trainer.recipe, trainer.task)
+    with watch.measure("clip and sum"):
+        update = [result.update[name].reshape(1, -1) for name in layout.names]
+        clipped = clip_and_add(update, trainer.clipping, seen.total)
+        seen.add(clipped, torch.tensor([result.loss]), [one])
 
 
 class _Seen:
@@ -224,7 +236,7 @@ class _Seen:
         self.norm += float(torch.linalg.vector_norm(norms, dim=1).sum())
         self.loss += float(losses[finite.to(losses.device)].double().sum())
 
-    def summed(self) -> CohortSum:
+    def summed(self, watch: Stopwatch) -> CohortSum:
         return CohortSum(
             total=self.total.cpu(),
             users=self.users,
@@ -236,4 +248,5 @@ class _Seen:
             clipped=self.clipped,
             block_norms=self.block_norms.tolist(),
             block_clipped=self.block_clipped.tolist(),
+            spans=tuple(watch.spans),
         )

@@ -50,7 +50,7 @@ class _Block:
         layer: the layer that it belongs to.
         name: what it is called there.
         origin: where all users start.
-        values: `[U, *origin.shape]`, where they are; of a linear layer, only from its first step on.
+        values: `[U, *origin.shape]`, where they are; a linear layer's from its first step on.
         leaf: what autograd differentiates by in this pass; None for a linear layer's.
     """
 
@@ -220,7 +220,7 @@ def train_stack(
         per_example = task.losses(stacked.module, batch).view(len(active), -1)
         weights = weights.to(per_example)
         per_user = (per_example * weights).masked_fill(weights == 0, 0.0).sum(1)
-        per_user.sum().backward()  # type: ignore[no-untyped-call]
+        per_user.sum().backward()
         losses[: len(active)] += per_user.detach()
         with torch.no_grad():
             _step(stacked, momenta, recipe, len(active), first=step == 0)

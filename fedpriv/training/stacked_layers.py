@@ -77,7 +77,7 @@ class _Linear(torch.autograd.Function):
         return layer.mapped(rows)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         gradient = gradients[0].contiguous()
         (rows,) = ctx.saved_tensors
         ctx.layer.factors = gradient, rows.detach()

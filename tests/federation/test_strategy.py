@@ -24,7 +24,7 @@ from fedpriv import experiment
 from fedpriv.data.federated import PartitionedImages
 from fedpriv.data.registry import build_dataset
 from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
-from fedpriv.federation.client_app import _cached_trainer
+from fedpriv.federation import client_app
 from fedpriv.federation.messages import flat_record, flat_tensor
 from fedpriv.federation.plan import bounds_of
 from fedpriv.federation.strategy import PrivateFedAvg
@@ -507,7 +507,7 @@ def test_a_user_without_data_stops_a_simulation_and_counts_as_zero_in_a_deployme
         return original(self, index)
 
     monkeypatch.setattr(PartitionedImages, "user", user)
-    _cached_trainer.cache_clear()
+    monkeypatch.setattr(client_app, "_TRAINERS", client_app._Trainers())
     with pytest.raises(InputError, match="empty user"):
         train_small(tmp_path / "simulation")
     directory, _ = train_small(tmp_path / "deployment", runtime__deployment=True)
@@ -526,3 +526,34 @@ def test_a_deployment_is_not_simulated(tmp_path):
     )
     with pytest.raises(InputError, match="use flwr run"):
         experiment.train(prepared, experiment.create(prepared), Silent())
+
+
+def test_parameters_can_travel_as_bfloat16(tmp_path):
+    """Users then start from rounded parameters, and the server keeps its own."""
+    changes = {
+        "rounds": 1,
+        "local": {"epochs": 1, "batch_size": 6, "lr": 0.2},
+        "privacy": None,
+    }
+    grid = InProcessGrid()
+    server = {"optimizer": "sgd", "lr": 1.0, "broadcast": "bfloat16"}
+    _, rounded = train_small(tmp_path / "bfloat16", grid, server=server, **changes)
+    sent = grid.sent[-1].content["arrays"]["flat"]
+    own = experiment.prepare(small_config(**changes)).server.parameters()
+    assert len(sent.data) < 2 * len(own) + 200
+    received = flat_tensor(grid.sent[-1].content["arrays"])
+    assert received.equal(own.bfloat16().float())
+    assert not received.equal(own)
+
+    model = experiment.prepare(small_config(**changes)).trainer.model
+    dataset, layout = rounded.trainer.dataset, Layout.of(model)
+    updates = []
+    for user in range(dataset.population):
+        for name, parameter in model.named_parameters():
+            parameter.data.copy_(layout.split(received)[name])
+        examples = dataset.user(user)  # six at most: one step
+        model.zero_grad()
+        F.cross_entropy(model(examples.inputs), examples.targets).backward()
+        updates.append(torch.cat([0.2 * p.grad.flatten() for p in model.parameters()]))
+    expected = own - torch.stack(updates).mean(0)
+    torch.testing.assert_close(parameters(rounded), expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,81 @@
+"""Where a run's time went: a table by part, and a trace for a viewer of Chrome's trace format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from fedpriv.training.spans import Span
+
+_SERVER = "server"
+
+
+class Profile:
+    """Collects the spans of a run's rounds, by who did them."""
+
+    def __init__(self) -> None:
+        self._rounds = 0
+        self._spans: dict[str, list[Span]] = {_SERVER: []}
+
+    def add(self, server: Sequence[Span], workers: Sequence[Sequence[Span]]) -> None:
+        """Add a round: what the server did and what each worker did."""
+        self._rounds += 1
+        self._spans[_SERVER] += server
+        for number, spans in enumerate(workers):
+            self._spans.setdefault(f"worker {number}", []).extend(spans)
+
+    def table(self) -> Table:
+        """Return a table of the seconds of a mean round, a row for each part.
+
+        What the server waited longer than the busiest worker worked went into messages: packing,
+        sending, and waking up.
+        """
+        table = Table(box=SIMPLE_HEAD, title=f"where the time of {self._rounds} rounds went")
+        table.add_column("who")
+        table.add_column("part")
+        table.add_column("ms a round", justify="right")
+        table.add_column("share", justify="right")
+        seconds = {who: _by_name(spans) for who, spans in self._spans.items()}
+        whole = sum(seconds[_SERVER].values()) or 1.0
+        for who, parts in seconds.items():
+            for name, taken in parts.items():
+                table.add_row(who, name, *self._shown(taken, whole))
+        busiest = max((sum(p.values()) for who, p in seconds.items() if who != _SERVER), default=0)
+        waited = seconds[_SERVER].get("wait for workers", 0.0)
+        table.add_row("between", "messages", *self._shown(max(0.0, waited - busiest), whole))
+        return table
+
+    def _shown(self, taken: float, whole: float) -> tuple[str, str]:
+        return f"{1000 * taken / max(1, self._rounds):.1f}", f"{taken / whole:.1%}"
+
+    def write_trace(self, path: Path) -> None:
+        """Write all spans as a JSON trace, which Perfetto and Chrome's tracing page open."""
+        events = [
+            {
+                "name": span.name,
+                "ph": "X",
+                "pid": 0,
+                "tid": number,
+                "ts": 1e6 * span.start,
+                "dur": 1e6 * (span.end - span.start),
+            }
+            for number, spans in enumerate(self._spans.values())
+            for span in spans
+        ]
+        names = [
+            {"name": "thread_name", "ph": "M", "pid": 0, "tid": number, "args": {"name": who}}
+            for number, who in enumerate(self._spans)
+        ]
+        path.write_text(json.dumps({"traceEvents": names + events}), encoding="utf-8")
+
+
+def _by_name(spans: Sequence[Span]) -> dict[str, float]:
+    """Return the seconds of each name, in the order of their first appearance."""
+    seconds: dict[str, float] = {}
+    for span in spans:
+        seconds[span.name] = seconds.get(span.name, 0.0) + span.end - span.start
+    return seconds

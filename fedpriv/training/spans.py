@@ -1,0 +1,33 @@
+"""Where the time of a round goes: named spans on a clock that a machine's processes share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something that was done from `start` to `end`, seconds since the epoch."""
+
+    name: str
+    start: float
+    end: float
+
+
+@dataclass
+class Stopwatch:
+    """Records spans where `on`; otherwise it does nothing."""
+
+    on: bool
+    spans: list[Span] = field(default_factory=list)
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Record what is done inside as a span called `name`; an error leaves it out."""
+        start = time.time()
+        yield
+        if self.on:
+            self.spans.append(Span(name, start, time.time()))

@@ -1,0 +1,60 @@
+"""How many users to stack: by rule, or by trying."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fedpriv.training.cohort import CohortTrainer, train_cohort
+from fedpriv.training.parameters import Layout, parameters_of
+
+# Parameters of a stack's users, in numbers: the size of a processor's cache, which small models
+# should use up and large ones exceed as little as operations' overhead allows.
+_CACHED_NUMBERS = 2**23
+_FEW, _MANY = 8, 32
+# A stack keeps its users' parameters and, at worst, as many gradients, of 4 bytes each.
+_BYTES_A_PARAMETER = 8
+# A larger stack that is so much slower than the best one will not be followed by a faster one.
+_CLEARLY_SLOWER = 0.8
+_SECONDS_A_TRY = 2.0
+
+
+def planned_stack(parameters: int, memory: int) -> int:
+    """Return how many users of a model of `parameters` to stack within `memory` bytes.
+
+    It is a function of the model alone: a run that is repeated adds up the same numbers in the
+    same order.
+    """
+    wanted = min(max(_CACHED_NUMBERS // parameters, _FEW), _MANY)
+    return max(1, min(wanted, memory // (_BYTES_A_PARAMETER * parameters)))
+
+
+def measured_stack(trainer: CohortTrainer, memory: int) -> int:
+    """Return the fastest number of users to stack within `memory` bytes, tried on real users.
+
+    1, 2, 4, ... are tried until more is clearly slower.
+    """
+    layout = Layout.of(trainer.model)
+    start = layout.join(parameters_of(trainer.model))
+    best, fastest = 1, 0.0
+    for size in _sizes(trainer.dataset.population, memory // (_BYTES_A_PARAMETER * layout.total)):
+        tried, users = replace(trainer, stack=size), range(size)
+        train_cohort(tried, start, users, round_=1)  # memory and kernels are made ready
+        rounds, began = 0, time.perf_counter()
+        while rounds < 3 and time.perf_counter() - began < _SECONDS_A_TRY:
+            train_cohort(tried, start, users, round_=1)
+            rounds += 1
+        rate = rounds * size / (time.perf_counter() - began)
+        if rate > fastest:
+            best, fastest = size, rate
+        elif rate < _CLEARLY_SLOWER * fastest:
+            break
+    return best
+
+
+def _sizes(population: int, most: int) -> Iterator[int]:
+    size = 1
+    while size == 1 or size <= min(population, most):
+        yield size
+        size *= 2
