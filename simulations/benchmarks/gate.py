@@ -1,0 +1,24 @@
+"""How a contender is led through its rounds: it stops between them until it is told to go on.
+
+This side runs in the contender, which may be in an environment of its own: nothing but the
+standard library is used.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+IDLE = "@idle"
+"""What a contender prints, alone on a line, when all work so far is done."""
+
+
+def pause() -> None:
+    """Say that all work so far is done, and wait for the word to go on.
+
+    A contender pauses before each round and after the last one.
+    """
+    print(IDLE, flush=True)
+    if not sys.stdin.readline():
+        # The benchmark has ended before us. Workers end with this process; threads would not.
+        os._exit(1)
