@@ -38,7 +38,7 @@ ENVIRONMENT = {
 
 
 class ContenderError(Exception):
-    """A contender ended before its rounds did."""
+    """A contender ended before its rounds did, or did not do its work."""
 
 
 @dataclass(frozen=True)
@@ -88,34 +88,45 @@ class Running:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def wait_until_idle(self) -> None:
-        """Return when the contender has done all its work so far."""
+    def wait_until_idle(self) -> int:
+        """Wait for the contender to do all its work so far; return how many users it trained."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.strip() == IDLE:
-                return
-        said = self._errors.read_text().strip().splitlines()
-        raise ContenderError("\n".join([f"{self.contender.name} failed:", *said[-15:]]))
+            if line.startswith(IDLE):
+                return int(line.removeprefix(IDLE))
+        raise self._failure()
 
-    def round(self) -> float:
-        """Let an idle contender run one round and return its wall time (seconds).
+    def round(self, users: int) -> float:
+        """Let an idle contender run one round of `users` and return its wall time (seconds).
 
         The time goes from the word to go on until the contender is idle again, so it holds all
         that lies between two rounds: sampling, messages, training, noise, the server's step,
         and in fedpriv the ledger, the checkpoint and the metrics.
+
+        Raises ContenderError where other than `users` were trained: a worker that died leaves
+        users out, and a round without them is quick.
         """
         started = time.perf_counter()
         self._go_on()
-        self.wait_until_idle()
-        return time.perf_counter() - started
+        trained = self.wait_until_idle()
+        seconds = time.perf_counter() - started
+        if trained != users:
+            raise ContenderError(
+                f"{self.contender.name} trained {trained} of {users} users in a round: a worker "
+                "died; is memory short?"
+            )
+        return seconds
 
     def end(self) -> None:
         """Let a contender that has run its last round end."""
         self._go_on()
         self._process.communicate()
         if self._process.returncode:
-            said = self._errors.read_text().strip().splitlines()
-            raise ContenderError("\n".join([f"{self.contender.name} failed:", *said[-15:]]))
+            raise self._failure()
+
+    def _failure(self) -> ContenderError:
+        said = self._errors.read_text().strip().splitlines()
+        return ContenderError("\n".join([f"{self.contender.name} failed:", *said[-15:]]))
 
     def _go_on(self) -> None:
         assert self._process.stdin is not None
@@ -226,13 +237,13 @@ def start_of(config: ExperimentConfig) -> np.ndarray:
     return prepare(config).server.parameters().numpy()
 
 
-def updates(contenders: list[Contender], start: np.ndarray) -> dict[str, np.ndarray]:
-    """Let each contender run one round, its only one, and return start minus end of each."""
+def updates(contenders: list[Contender], start: np.ndarray, users: int) -> dict[str, np.ndarray]:
+    """Let each contender run one round of `users`, its only one; return start minus end of each."""
     found = {}
     for contender in contenders:
         with Running(contender) as running:
             running.wait_until_idle()
-            running.round()
+            running.round(users)
             running.end()
         found[contender.name] = start - task.read_end(contender.folder)
     return found

@@ -20,10 +20,10 @@ class Pausing:
     """An observer that stops the run between rounds."""
 
     def begin(self, experiment: experiment.Experiment) -> None:
-        pause()
+        pause(0)
 
     def finished(self, row: dict[str, Any]) -> None:
-        pause()
+        pause(row["simulation_only"]["cohort"])
 
     def say(self, sentence: str) -> None:
         print(sentence, file=sys.stderr)

@@ -14,7 +14,7 @@ from pathlib import Path
 import flower_client
 import task
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
@@ -25,13 +25,22 @@ from fedpriv.models import ViT
 
 
 class PausingFedAvg(FedAvg):
-    """Flower's FedAvg, which stops before each round."""
+    """Flower's FedAvg, which stops before each round and counts the replies that are no errors."""
+
+    trained = 0
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        pause()
+        pause(self.trained)
         return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        arrived = list(replies)
+        self.trained = sum(not reply.has_error() for reply in arrived)
+        return super().aggregate_train(server_round, arrived)
 
 
 def serve(folder: Path, given: task.Task, model: ViT) -> ServerApp:
@@ -51,7 +60,7 @@ def serve(folder: Path, given: task.Task, model: ViT) -> ServerApp:
             num_rounds=given.rounds,
             train_config=ConfigRecord({"folder": str(folder)}),
         )
-        pause()
+        pause(strategy.trained)
         model.load_state_dict(result.arrays.to_torch_state_dict())
         task.write_end(folder, nn.utils.parameters_to_vector(model.parameters()))
 

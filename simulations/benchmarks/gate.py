@@ -10,15 +10,16 @@ import os
 import sys
 
 IDLE = "@idle"
-"""What a contender prints, alone on a line, when all work so far is done."""
+"""What a contender prints at the beginning of a line when all work so far is done."""
 
 
-def pause() -> None:
+def pause(trained: int) -> None:
     """Say that all work so far is done, and wait for the word to go on.
 
-    A contender pauses before each round and after the last one.
+    A contender pauses before each round and after the last one. `trained` is the number of users
+    that were trained since it last paused: those whose worker died or raised do not count.
     """
-    print(IDLE, flush=True)
+    print(IDLE, trained, flush=True)
     if not sys.stdin.readline():
         # The benchmark has ended before us. Workers end with this process; threads would not.
         os._exit(1)

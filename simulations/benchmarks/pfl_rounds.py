@@ -15,17 +15,19 @@ import task
 import torch
 import torch.nn.functional as F
 from gate import pause
+from pfl.aggregate.base import get_num_devices_weight_name
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.aggregate.weighting import WeightByUser
 from pfl.algorithm.base import NNAlgorithmParams
 from pfl.algorithm.federated_averaging import FederatedAveraging
 from pfl.callback.base import TrainingProcessCallback
+from pfl.common_types import Population
 from pfl.data.dataset import Dataset
 from pfl.data.federated_dataset import FederatedDataset
 from pfl.data.sampling import get_user_sampler
 from pfl.hyperparam.base import NNEvalHyperParams, NNTrainHyperParams
 from pfl.internal.ops import get_ops
-from pfl.metrics import Metrics, Weighted
+from pfl.metrics import Metrics, Weighted, get_overall_value
 from pfl.model.pytorch import PyTorchModel
 from pfl.postprocessor.base import Postprocessor
 from pfl.privacy.gaussian_mechanism import GaussianMechanism
@@ -54,20 +56,21 @@ class Pausing(TrainingProcessCallback):
     """Stops all processes between rounds."""
 
     def on_train_begin(self, *, model: PyTorchModel) -> Metrics:
-        pause_all()
+        pause_all(0)
         return Metrics()
 
     def after_central_iteration(
         self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
-        pause_all()
+        trained = aggregate_metrics[get_num_devices_weight_name(Population.TRAIN)]
+        pause_all(int(get_overall_value(trained)))
         return False, Metrics()
 
 
-def pause_all() -> None:
+def pause_all(trained: int) -> None:
     """Let the first process pause and the others wait for it."""
     if get_ops().distributed.global_rank == 0:
-        pause()
+        pause(trained)
     if get_ops().distributed.world_size > 1:
         torch.distributed.barrier()
 
