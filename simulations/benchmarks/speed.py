@@ -41,6 +41,7 @@ import argparse
 import csv
 import os
 import platform
+import signal
 import statistics
 import sys
 from collections.abc import Callable
@@ -131,6 +132,8 @@ class Summary:
 
 
 def main() -> None:
+    # So that contenders and their folders go with us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = parse(sys.argv[1:])
     console = Console(width=None if sys.stdout.isatty() else 110)
     if options.pfl_python is None:
