@@ -95,6 +95,44 @@ class SpeechConfig(BaseModel):
     )
 
 
+class SizesConfig(BaseModel):
+    """How many examples a made-up user has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["equal", "lognormal"] = Field(
+        default="equal",
+        description="equal: data.examples_per_user each; lognormal: many have few and few have "
+        "many, median·exp(sigma·normal) rounded and kept within 1 and max",
+    )
+    median: float = Field(
+        default=10.0, gt=0, le=1e6, description="lognormal: median number of examples of a user"
+    )
+    sigma: float = Field(
+        default=1.0,
+        ge=0,
+        le=10,
+        description="lognormal: standard deviation of the number's logarithm (no unit)",
+    )
+    max: int = Field(default=100, gt=0, description="lognormal: most examples that a user has")
+
+
+class SyntheticConfig(BaseModel):
+    """What is made up; for synthetic_images only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**63,
+        description="seed of the data set, of which every user is a function; runs with other "
+        "seeds of their own have the same users",
+    )
+    side: int = Field(default=28, ge=4, le=512, description="height and width of an image (pixels)")
+    sizes: SizesConfig = Field(default=SizesConfig(), description="how many examples a user has")
+
+
 class DataConfig(BaseModel):
     """Which federated data set a run trains and is evaluated on."""
 
@@ -121,6 +159,9 @@ class DataConfig(BaseModel):
     )
     speech: SpeechConfig = Field(
         default=SpeechConfig(), description="what is read of recordings, for speech data sets"
+    )
+    synthetic: SyntheticConfig = Field(
+        default=SyntheticConfig(), description="what is made up, for synthetic_images"
     )
     evaluation: Evaluation = Field(
         default="test",

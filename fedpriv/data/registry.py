@@ -12,6 +12,7 @@ from fedpriv.data.idx_images import build_idx_images
 from fedpriv.data.librispeech import build_librispeech
 from fedpriv.data.mnist_writers import build_mnist_writers
 from fedpriv.data.speech_commands import build_speech_commands
+from fedpriv.data.synthetic_images import build_synthetic_images
 from fedpriv.data.synthetic_speech import build_synthetic_speech
 from fedpriv.errors import InputError
 
@@ -25,6 +26,7 @@ DATASETS: dict[str, Callable[[DataConfig, int], FederatedDataset]] = {
     "librispeech": build_librispeech,
     "mnist_writers": build_mnist_writers,
     "speech_commands": build_speech_commands,
+    "synthetic_images": build_synthetic_images,
     "synthetic_speech": build_synthetic_speech,
 }
 
