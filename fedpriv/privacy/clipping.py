@@ -108,6 +108,11 @@ SPLITS: dict[str, Callable[[float, Sequence[int]], tuple[float, ...]]] = {
 }
 
 
+def bounds_of(rule: ClippingRule) -> tuple[float, ...]:
+    """Return the bounds that `with_bounds` exchanges: one for a global rule, else one a block."""
+    return rule.block_bounds if isinstance(rule, PerLayerClipping) else (rule.bound,)
+
+
 def with_bounds(rule: ClippingRule, bounds: Sequence[float]) -> ClippingRule:
     """Return `rule` with other bounds: one for a global rule, else one a block.
 

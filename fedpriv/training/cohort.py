@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from fedpriv.data.federated import Batch, FederatedDataset
 from fedpriv.errors import InputError
 from fedpriv.privacy.clipping import ClippedSum, ClippingRule, clip_and_sum
+from fedpriv.privacy.error_feedback import ErrorFeedback, feed_back
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.training.local import LocalTraining, batches, train_user
+from fedpriv.training.memory_store import RoundMemories
 from fedpriv.training.parameters import Layout
 from fedpriv.training.stacked import StackedModel, StackedUser, stacked_model, train_stack
 from fedpriv.training.tasks import Task
@@ -35,7 +37,8 @@ class CohortTrainer:
         model: the architecture; its parameters are overwritten.
         task: what is learnt.
         recipe: local training.
-        clipping: the rule that bounds each user's contribution.
+        clipping: the rule that bounds each user's update.
+        feedback: how users' memories enter their contributions; None where they keep none.
         seed: derives the order of each user's examples and its dropout.
         device: where training runs.
         engine: stacked trains `stack` users at once, where the model's layers allow it;
@@ -57,6 +60,7 @@ class CohortTrainer:
     stack: int = 16
     tolerant: bool = False
     cache: UserCache = field(default_factory=lambda: UserCache(0))
+    feedback: ErrorFeedback | None = None
 
     @property
     def stacked(self) -> StackedModel | None:
@@ -90,6 +94,8 @@ class CohortSum:
         clipped: users with any block scaled down.
         block_norms: `[blocks]`, sum over users of each block's norm before clipping.
         block_clipped: `[blocks]`, number of users whose block was scaled down.
+        memory_norm: sum over users of the L2 norm of what they keep for later.
+        memory_reset: users whose memory was not finite and was taken to be zero.
     """
 
     total: Tensor
@@ -102,17 +108,24 @@ class CohortSum:
     clipped: int
     block_norms: list[float]
     block_clipped: list[int]
+    memory_norm: float = 0.0
+    memory_reset: int = 0
 
 
 def train_cohort(
-    trainer: CohortTrainer, parameters: Tensor, users: Sequence[int], round_: int
+    trainer: CohortTrainer,
+    parameters: Tensor,
+    users: Sequence[int],
+    round_: int,
+    memories: RoundMemories | None = None,
 ) -> CohortSum:
     """Train each of `users` from the flat `parameters` and return the sum of clipped updates.
 
     The sum is kept in float64 and taken in an order that depends on `users` and their data alone.
+    `memories` are what users keep; a trainer with error feedback needs them.
     """
     layout = Layout.of(trainer.model)
-    seen = _Seen(layout, trainer.device)
+    seen = _Seen(layout, trainer, memories)
     start = parameters.to(trainer.device)
     stacked = trainer.stacked
     size = trainer.stack if stacked else 1
@@ -147,6 +160,7 @@ def _work(trainer: CohortTrainer, user: int, round_: int, seen: _Seen) -> Stacke
     randomness = Randomness.simulation(trainer.seed)
     order = randomness.torch(Purpose.LOCAL_TRAINING, round_, user)
     return StackedUser(
+        number=user,
         examples=examples,
         steps=list(batches(examples.sizes.cpu(), trainer.recipe, order)),
         dropout=randomness.torch(Purpose.LOCAL_TRAINING, round_, user, 1),
@@ -170,8 +184,7 @@ def _train_together(
     seen: _Seen,
 ) -> None:
     result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_)
-    clipped = clip_and_sum(result.updates, stacked.layout.sizes, trainer.clipping)
-    seen.add(clipped, result.losses, stack)
+    seen.add(result.updates, result.losses, stack)
 
 
 def _train_alone(
@@ -190,18 +203,21 @@ def _train_alone(
     )
     result = train_user(trainer.model, layout.split(start), steps, trainer.recipe, trainer.task)
     update = layout.join(result.update)[None]
-    losses = torch.tensor([result.loss])
-    seen.add(clip_and_sum(update, layout.sizes, trainer.clipping), losses, [one])
+    seen.add(update, torch.tensor([result.loss]), [one])
 
 
 class _Seen:
-    """Accumulates contributions and what was seen of them."""
+    """Bounds updates, accumulates contributions, and notes what was seen of them."""
 
-    def __init__(self, layout: Layout, device: torch.device) -> None:
-        blocks = len(layout.names)
+    def __init__(
+        self, layout: Layout, trainer: CohortTrainer, memories: RoundMemories | None
+    ) -> None:
+        self._sizes, self._trainer, self._memories = layout.sizes, trainer, memories
+        blocks, device = len(layout.names), trainer.device
         self.total = torch.zeros(layout.total, dtype=torch.float64, device=device)
         self.users = self.examples = self.skipped = self.non_finite = self.clipped = 0
-        self.loss = self.norm = 0.0
+        self.loss = self.norm = self.memory_norm = 0.0
+        self.memory_reset = 0
         self.block_norms = torch.zeros(blocks, dtype=torch.float64, device=device)
         self.block_clipped = torch.zeros(blocks, dtype=torch.int64, device=device)
 
@@ -210,7 +226,8 @@ class _Seen:
         self.non_finite += 1
         self.skipped += examples
 
-    def add(self, sum_: ClippedSum, losses: Tensor, users: Sequence[StackedUser]) -> None:
+    def add(self, updates: Tensor, losses: Tensor, users: Sequence[StackedUser]) -> None:
+        sum_ = self._bounded(updates, [user.number for user in users])
         self.total += sum_.total
         self.users += len(users)
         self.examples += sum(len(user.examples) for user in users)
@@ -224,6 +241,19 @@ class _Seen:
         self.norm += float(torch.linalg.vector_norm(norms, dim=1).sum())
         self.loss += float(losses[finite.to(losses.device)].double().sum())
 
+    def _bounded(self, updates: Tensor, users: Sequence[int]) -> ClippedSum:
+        """Return the sum of the users' contributions; they keep what was not sent."""
+        trainer, memories = self._trainer, self._memories
+        if trainer.feedback is None:
+            return clip_and_sum(updates, self._sizes, trainer.clipping)
+        assert memories is not None
+        before = memories.read(users).to(updates)
+        fed = feed_back(updates, before, self._sizes, trainer.clipping, trainer.feedback)
+        memories.write(users, fed.memories)
+        self.memory_norm += float(torch.linalg.vector_norm(fed.memories, dim=1).sum())
+        self.memory_reset += int(fed.reset.sum())
+        return fed.sent
+
     def summed(self) -> CohortSum:
         return CohortSum(
             total=self.total.cpu(),
@@ -236,4 +266,6 @@ class _Seen:
             clipped=self.clipped,
             block_norms=self.block_norms.tolist(),
             block_clipped=self.block_clipped.tolist(),
+            memory_norm=self.memory_norm,
+            memory_reset=self.memory_reset,
         )
