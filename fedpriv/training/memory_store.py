@@ -95,7 +95,7 @@ class MemorySizes:
         each, users = format_.vector_bytes, format_.population
         # While a round lasts its users' memories lie in journals too; a cohort varies.
         most_at_once = min(users, cohort + 5 * math.sqrt(cohort))
-        rest = users * _ENTRY.itemsize + round(most_at_once * each)
+        rest = users * _ENTRY.itemsize + round(most_at_once * (_RECORD.itemsize + each))
         participants = users * (1 - (1 - cohort / users) ** rounds)
         return cls(each, rest + round(participants * each), rest + users * each, ram)
 
