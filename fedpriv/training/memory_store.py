@@ -22,6 +22,7 @@ import os
 import secrets
 import shutil
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -35,7 +36,6 @@ from torch import Tensor
 
 from fedpriv.errors import DamagedFile, InputError
 from fedpriv.privacy.ledger import fsync
-from fedpriv.training.user_cache import UserCache
 
 # Slots are counted from 1, so that an entry of zeros, as in a sparse file, means no memory. A power
 # of two in size, an entry never lies across two sectors, and so is written whole or not at all.
@@ -48,6 +48,8 @@ _ENTRY = np.dtype(
 )
 # A record of a journal: this, then the vector.
 _RECORD = np.dtype([("user", "<u8"), ("crc", "<u4")])
+# Round and attempt that made a memory, and its checksum.
+_Made = tuple[int, int, int]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -154,12 +156,41 @@ class Journal(NamedTuple):
         return "-".join(map(str, self)) + ".journal"
 
 
-@dataclass(frozen=True)
-class _Held:
-    """A memory as it is stored, with the round and attempt that made it and its checksum."""
+class _Cache:
+    """The memories that were used last, in RAM that is taken once, so that it never fragments."""
 
-    numbers: Tensor
-    made: tuple[int, int, int]
+    def __init__(self, format_: MemoryFormat, ram_bytes: int) -> None:
+        capacity = min(format_.population, ram_bytes // format_.vector_bytes)
+        # Pages that are not written to take no RAM.
+        self._numbers = torch.empty(capacity, format_.parameters, dtype=_DTYPES[format_.dtype])
+        # By user, the least recently used first: where it lies, and what made it.
+        self._places: OrderedDict[int, tuple[int, _Made]] = OrderedDict()
+
+    @property
+    def bytes(self) -> int:
+        """RAM that is used."""
+        return len(self._places) * self._numbers[:1].nbytes
+
+    def get(self, user: int, made: _Made) -> Tensor | None:
+        """Return the memory of `user` if it is here and is the one that was `made` so."""
+        place, found = self._places.get(user, (0, None))
+        if found != made:
+            return None
+        self._places.move_to_end(user)
+        return self._numbers[place]
+
+    def put(self, user: int, made: _Made, numbers: Tensor) -> None:
+        """Keep a memory, in the place of what was kept of this user or was not used for longest."""
+        if user in self._places:
+            place, _ = self._places.pop(user)
+        elif len(self._places) < len(self._numbers):
+            place = len(self._places)
+        elif self._places:
+            place, _ = self._places.popitem(last=False)[1]
+        else:
+            return
+        self._numbers[place] = numbers
+        self._places[user] = (place, made)
 
 
 class Memories:
@@ -183,7 +214,7 @@ class Memories:
             )
         self.folder = folder
         self.format, _ = _read_state(folder)
-        self._cache = UserCache(ram_bytes)
+        self._cache = _Cache(self.format, ram_bytes)
 
     @contextmanager
     def round(self, journal: Journal) -> Iterator[RoundMemories]:
@@ -211,7 +242,7 @@ class RoundMemories:
         self,
         journal: Journal,
         format_: MemoryFormat,
-        cache: UserCache,
+        cache: _Cache,
         files: tuple[FileIO, FileIO, BufferedWriter],
     ) -> None:
         self._journal, self._format, self._cache = journal, format_, cache
@@ -223,44 +254,44 @@ class RoundMemories:
         Raises:
             DamagedFile: one is torn, or is that of a later state.
         """
-        return torch.stack([self._stored(user).float() for user in users])
+        dtype = _DTYPES[self._format.dtype]
+        rows = torch.zeros(len(users), self._format.parameters, dtype=dtype)
+        for user, row in zip(users, rows, strict=True):
+            self._fetch(user, row)
+        return rows.float()
 
-    def _stored(self, user: int) -> Tensor:
+    def _fetch(self, user: int, row: Tensor) -> None:
+        """Put what `user` had into `row`; what it had is zero before it ever took part."""
         entry = _entry(self._index.fileno(), user)
         if entry["slot"] == 0:
-            return torch.zeros(self._format.parameters, dtype=_DTYPES[self._format.dtype])
+            return
         if entry["round"] >= self._journal.round:
             raise DamagedFile(
                 f"{self._index.name}: user {user} has the memory of round {entry['round']}, which "
                 "is not finished: it is not that of the checkpoint"
             )
         made = int(entry["round"]), int(entry["attempt"]), int(entry["crc"])
-        held = self._cache.get(user)
-        if held is None or held.made != made:
-            held = self._cache.put(user, _Held(self._read_slot(user, entry), made))
-        return held.numbers
-
-    def _read_slot(self, user: int, entry: np.void) -> Tensor:
-        buffer = bytearray(self._format.vector_bytes)
-        _read_into(self._vectors.fileno(), buffer, (int(entry["slot"]) - 1) * len(buffer))
-        if zlib.crc32(buffer) != entry["crc"]:
+        held = self._cache.get(user, made)
+        if held is not None:
+            row.copy_(held)
+            return
+        view = _bytes_of(row)
+        _read_into(self._vectors.fileno(), view, (int(entry["slot"]) - 1) * len(view))
+        if zlib.crc32(view) != entry["crc"]:
             raise DamagedFile(
                 f"{self._vectors.name}: the memory of user {user} is torn or was changed"
             )
-        return torch.frombuffer(buffer, dtype=_DTYPES[self._format.dtype])
+        self._cache.put(user, made, row)
 
     def write(self, users: Sequence[int], memories: Tensor) -> None:
         """Write the memories `[U, P]` that users will have, if the round is finished."""
-        stored = memories.detach().cpu().to(_DTYPES[self._format.dtype])
+        stored = memories.detach().cpu().to(_DTYPES[self._format.dtype]).contiguous()
         for user, row in zip(users, stored, strict=True):
-            numbers = row.clone()
-            view = numbers.view(torch.uint8).numpy().data
-            crc = zlib.crc32(view)
+            crc = zlib.crc32(_bytes_of(row))
             self._file.write(np.array((user, crc), _RECORD).tobytes())
-            self._file.write(view)
+            self._file.write(_bytes_of(row))
             # It is believed once the store says that this attempt made the user's memory.
-            made = self._journal.round, self._journal.attempt, crc
-            self._cache.put(user, _Held(numbers, made))
+            self._cache.put(user, (self._journal.round, self._journal.attempt, crc), row)
 
 
 class MemoryStore:
@@ -391,14 +422,19 @@ def _read_state(folder: Path) -> tuple[MemoryFormat, int]:
 def _entry(index: int, user: int) -> np.void:
     """Return the entry of `user` from the index's open file."""
     buffer = bytearray(_ENTRY.itemsize)
-    _read_into(index, buffer, user * _ENTRY.itemsize)
+    _read_into(index, memoryview(buffer), user * _ENTRY.itemsize)
     return np.frombuffer(buffer, _ENTRY)[0]
 
 
-def _read_into(file: int, buffer: bytearray, offset: int) -> None:
+def _bytes_of(row: Tensor) -> memoryview:
+    """Return the bytes of a contiguous vector, in its own memory."""
+    return row.view(torch.uint8).numpy().data
+
+
+def _read_into(file: int, view: memoryview, offset: int) -> None:
     # One call reads 2 GiB at most.
-    view, done = memoryview(buffer), 0
-    while done < len(buffer):
+    done = 0
+    while done < len(view):
         count = os.preadv(file, [view[done:]], offset + done)
         if count == 0:
             raise DamagedFile("the store of memories is shorter than its index says")
