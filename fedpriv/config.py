@@ -190,6 +190,55 @@ class ClippingConfig(Section):
         return self
 
 
+class ErrorFeedbackConfig(Section):
+    """What users keep of what clipping cut off; also written as just `none`, `user` or `dice`."""
+
+    kind: Literal["none", "user"] = Field(
+        default="none",
+        description="user: each user keeps a memory of its own, at no privacy cost.",
+    )
+    variant: Literal["remainder", "dice"] = Field(
+        default="remainder",
+        description="remainder: update and memory are clipped as one, to clipping.bound; dice: "
+        "each alone, and a contribution's norm is up to clipping.bound + memory_bound.",
+    )
+    memory_bound: Annotated[float, Field(ge=1e-20, le=1e20)] | None = Field(
+        default=None, description="dice: bound C2 on the memory; null: clipping.bound."
+    )
+    decay: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0, description="Factor on a user's memory each time that it takes part."
+    )
+    norm_cap: Positive | None = Field(
+        default=None, description="Largest L2 norm of a memory; null: any."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="How memories are stored; bfloat16 halves them."
+    )
+    ram_mib: Annotated[int, Field(ge=0)] = Field(
+        default=1024,
+        description="RAM in which all workers together keep memories (MiB); all lie on disk.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        short = {"none": {}, "user": {"kind": "user"}, "dice": {"kind": "user", "variant": "dice"}}
+        if value not in short:
+            raise ValueError("write none, user or dice, or a section with kind: user")
+        return short[value]
+
+    @model_validator(mode="after")
+    def _options_go_with_kind(self) -> ErrorFeedbackConfig:
+        for name, field in type(self).model_fields.items():
+            if self.kind == "none" and getattr(self, name) != field.default:
+                raise ValueError(f"{name} goes with kind: user only")
+        if self.memory_bound is not None and self.variant != "dice":
+            raise ValueError("memory_bound goes with variant: dice only")
+        return self
+
+
 class BudgetConfig(Section):
     """Where the run must stop."""
 
@@ -222,6 +271,7 @@ class PrivacyConfig(Section):
     )
     sampling: SamplingConfig
     clipping: ClippingConfig
+    error_feedback: ErrorFeedbackConfig = ErrorFeedbackConfig()
     noise: Literal["spherical", "per_block"] = Field(
         default="spherical",
         description="spherical: the same noise everywhere; per_block: in proportion to each "
@@ -255,6 +305,23 @@ class PrivacyConfig(Section):
         if "pld" in self.accountants and self.sampling.kind == "fixed_size":
             raise ValueError(
                 "accountants: pld has no proof for sampling without replacement; write [rdp]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _error_feedback_has_a_proof(self) -> PrivacyConfig:
+        if self.error_feedback.kind == "none":
+            return self
+        if self.sampling.kind == "fixed_size":
+            raise ValueError(
+                "error_feedback: user has no proof with fixed_size sampling, where who else is "
+                "sampled depends on a user's own past, which its memory carries on; write "
+                "sampling.kind: poisson, or error_feedback: none"
+            )
+        if self.error_feedback.variant == "dice" and self.clipping.kind == "adaptive":
+            raise ValueError(
+                "error_feedback: dice has two bounds, and clipping.kind: adaptive counts users "
+                "within one; write error_feedback: user, or clipping.kind: per_layer"
             )
         return self
 
@@ -424,6 +491,16 @@ class ExperimentConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _memories_have_a_place(self) -> ExperimentConfig:
+        feedback = self.privacy and self.privacy.error_feedback
+        if feedback and feedback.kind == "user" and self.runtime.deployment:
+            raise ValueError(
+                "privacy.error_feedback: user keeps memories in the run directory of a simulation; "
+                "a deployment's nodes have no store for them: write error_feedback: none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_can_be_filled(self) -> ExperimentConfig:
         most = self.data.examples_per_user
         if most is not None and self.local.batch_size > most:
@@ -457,6 +534,16 @@ class ExperimentConfig(Section):
             mode="json", exclude={"name", "run_dir", "runtime", "checkpoint", "seed_model"}
         )
         kept["deployment"] = self.runtime.deployment
+        # Keys that came later count where they are used: older runs keep their fingerprints.
+        if self.data.name != "synthetic_images":
+            del kept["data"]["synthetic"]
+        if self.server.broadcast == "float32":
+            del kept["server"]["broadcast"]
+        if self.privacy is not None:
+            feedback = kept["privacy"].pop("error_feedback")
+            if feedback.pop("kind") == "user":
+                del feedback["ram_mib"]
+                kept["privacy"]["error_feedback"] = feedback
         # Where its file lies, or how it was made, says nothing that its numbers do not.
         kept["seed_model"] = self.seed_model and self.seed_model.sha256
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

@@ -37,12 +37,15 @@ from fedpriv.training.checkpoint import (
     save_checkpoint,
 )
 from fedpriv.training.cohort import CohortTrainer
+from fedpriv.training.memory_store import Journal, MemoryFormat, MemorySizes, MemoryStore
 from fedpriv.training.parameters import Layout
 from fedpriv.training.spans import Stopwatch
 from fedpriv.training.stack_size import measured_stack
 
 # What a checkpoint calls the clip bounds as they have adapted.
 _BOUNDS = "clipping/bounds"
+# What it calls the journals of users' memories that its round counted: int64 `[nodes, 4]`.
+_JOURNALS = "memory/journals"
 _LOG = logging.getLogger("flwr")
 
 
@@ -100,6 +103,7 @@ class Experiment:
     finished_rounds: int = 0
     bounds: tuple[float, ...] = ()
     profile: Profile = field(default_factory=Profile)
+    journals: tuple[Journal, ...] = ()
     held_out: tuple[Batch, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -115,6 +119,27 @@ class Experiment:
     def config(self) -> ExperimentConfig:
         """The config."""
         return self.plan.config
+
+    @property
+    def memory(self) -> MemoryFormat | None:
+        """What users keep between rounds; None for nothing."""
+        privacy, plan = self.config.privacy, self.plan
+        if privacy is None or self.trainer.feedback is None:
+            return None
+        return MemoryFormat(
+            population=plan.sampling.population,
+            parameters=plan.layout.total,
+            dtype=privacy.error_feedback.dtype,
+            fingerprint=self.config.fingerprint(),
+        )
+
+    def memory_sizes(self) -> MemorySizes | None:
+        """Return what users' memories will take; None where they keep nothing."""
+        if self.memory is None or self.config.privacy is None:
+            return None
+        ram = self.config.privacy.error_feedback.ram_mib * 2**20
+        cohort = self.plan.sampling.expected_cohort
+        return MemorySizes.of(self.memory, cohort, self.config.rounds, ram)
 
     def header(self) -> Header:
         """Return the header of this run's ledger."""
@@ -166,9 +191,12 @@ def create(experiment: Experiment) -> RunDirectory:
     """Make the run directory of a prepared experiment.
 
     Raises:
-        InputError: the directory is not empty or cannot be written.
+        InputError: the directory is not empty or cannot be written, or its disk is too small for
+            what users will keep.
     """
     trainer, deployed = experiment.trainer, experiment.config.runtime.deployment
+    if (sizes := experiment.memory_sizes()) is not None:
+        sizes.check_space(experiment.config.run_dir or Path("runs"))
     data = "" if deployed else trainer.dataset.description
     return RunDirectory.create(experiment.config, str(trainer.device), data)
 
@@ -186,6 +214,8 @@ def reopen(path: Path) -> tuple[RunDirectory, Experiment]:
         checkpoint = load_checkpoint(files[-1], experiment.config.fingerprint())
         experiment.server.load_state(checkpoint.tensors)
         experiment.bounds = tuple(checkpoint.tensors[_BOUNDS].tolist())
+        journals = checkpoint.tensors.get(_JOURNALS, torch.empty(0, 4)).tolist()
+        experiment.journals = tuple(Journal(*each) for each in journals)
         experiment.finished_rounds = checkpoint.round
     return directory, experiment
 
@@ -239,14 +269,16 @@ def train(
             )
         _check_state(experiment, directory, ledger)
         directory.keep_metrics(experiment.finished_rounds)
+        memory = _restored_memory(experiment, directory, observer)
         strategy = PrivateFedAvg(
             experiment.plan,
             experiment.server,
             ledger,
-            _Recorder(experiment, directory, ledger, observer).record,
+            _Recorder(experiment, directory, ledger, observer, memory).record,
             stop,
             first_round=experiment.finished_rounds + 1,
             bounds=experiment.bounds,
+            memory=memory,
         )
         observer.begin(experiment)
         try:
@@ -278,6 +310,20 @@ def _check_state(experiment: Experiment, directory: RunDirectory, ledger: Ledger
         )
 
 
+def _restored_memory(
+    experiment: Experiment, directory: RunDirectory, observer: Observer
+) -> MemoryStore | None:
+    """Return the store of users' memories as they were after the last finished round."""
+    sizes = experiment.memory_sizes()
+    if experiment.memory is None or sizes is None:
+        return None
+    if (warning := sizes.check_space(directory.memory)) is not None:
+        observer.say(warning)
+    store = MemoryStore(directory.memory.absolute(), experiment.memory)
+    store.restore(experiment.finished_rounds, experiment.journals)
+    return store
+
+
 class _Recorder:
     """Turns finished rounds into metrics, checkpoints and news."""
 
@@ -287,30 +333,41 @@ class _Recorder:
         directory: RunDirectory,
         ledger: Ledger,
         observer: Observer,
+        memory: MemoryStore | None = None,
     ) -> None:
         self._experiment = experiment
         self._directory = directory
         self._ledger = ledger
         self._observer = observer
+        self._memory = memory
 
     def record(self, record: RoundRecord) -> None:
-        """Measure where due, then write the metrics line, then the checkpoint that makes it so."""
+        """Measure where due, then write the metrics line, then the checkpoint that makes it so.
+
+        Only then do users' memories move on.
+        """
         watch = Stopwatch(self._experiment.config.runtime.profile)
         with watch.measure("evaluate"):
             row = self._row(record)
         with watch.measure("write"):
             self._directory.append_metrics(row)
-            bounds = torch.tensor(record.bounds, dtype=torch.float64)
-            tensors = {**self._experiment.server.state(), _BOUNDS: bounds}
-            save_checkpoint(
-                self._directory.checkpoints,
-                Checkpoint(record.round, self._ledger.header.fingerprint, tensors),
-                self._experiment.config.checkpoint.keep,
-            )
-        self._experiment.profile.add(
-            [*record.spans, *watch.spans], [summed.spans for summed in record.sums]
-        )
+            self._save(record)
+        workers = [summed.spans for summed in record.sums]
+        self._experiment.profile.add([*record.spans, *watch.spans], workers)
         self._observer.finished(row)
+
+    def _save(self, record: RoundRecord) -> None:
+        bounds = torch.tensor(record.bounds, dtype=torch.float64)
+        tensors = {**self._experiment.server.state(), _BOUNDS: bounds}
+        if self._memory is not None:
+            tensors[_JOURNALS] = torch.tensor(record.journals, dtype=torch.int64).view(-1, 4)
+        save_checkpoint(
+            self._directory.checkpoints,
+            Checkpoint(record.round, self._ledger.header.fingerprint, tensors),
+            self._experiment.config.checkpoint.keep,
+        )
+        if self._memory is not None:
+            self._memory.commit(record.round, record.journals)
 
     def _row(self, record: RoundRecord) -> dict[str, Any]:
         config, names = self._experiment.config, self._experiment.plan.layout.names
@@ -331,6 +388,8 @@ class _Recorder:
             row["held_out"] = self._evaluate()
         if not config.runtime.deployment:
             row["simulation_only"] = _seen(record, names)
+            if self._memory is not None:
+                row["simulation_only"] |= _seen_of_memories(record)
         return row
 
     def _evaluate(self) -> dict[str, float]:
@@ -375,6 +434,15 @@ def _seen(record: RoundRecord, names: tuple[str, ...]) -> dict[str, Any]:
         "block_clipped": {
             name: sum(s.block_clipped[i] for s in sums) / finite for i, name in enumerate(names)
         },
+    }
+
+
+def _seen_of_memories(record: RoundRecord) -> dict[str, float]:
+    """Return what the users' memories say of the round; no mechanism released it."""
+    users = max(1, sum(s.users for s in record.sums))
+    return {
+        "memory_norm": sum(s.memory_norm for s in record.sums) / users,
+        "memory_reset": sum(s.memory_reset for s in record.sums),
     }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedpriv.config import ExperimentConfig, load_config
 from fedpriv.experiment import Experiment, prepare
@@ -30,12 +31,29 @@ _CACHES: dict[str, UserCache] = {}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run came to: the last measures, and means over all rounds of what users sent."""
+    """What a run came to: the last measures, and means over all rounds of what users sent.
+
+    `memory_norm` is the mean norm of what the users of the last round keep.
+    """
 
     measures: dict[str, float]
     epsilon: float | None
     norm: float
     parameters: int
+    memory_norm: float
+
+
+@dataclass(frozen=True)
+class MemoriesInRam:
+    """What users keep, in place of the store of a run: `[N, P]`."""
+
+    numbers: Tensor
+
+    def read(self, users: Sequence[int]) -> Tensor:
+        return self.numbers[users]
+
+    def write(self, users: Sequence[int], memories: Tensor) -> None:
+        self.numbers[users] = memories
 
 
 class Silent:
@@ -81,10 +99,13 @@ def train(
     torch.set_num_threads(1)
     experiment = experiment or prepared(config)
     trainer, plan, server = experiment.trainer, experiment.plan, experiment.server
+    keeping = trainer.feedback is not None
+    rows = plan.sampling.population if keeping else 0
+    memories = MemoriesInRam(torch.zeros(rows, plan.layout.total))
     norms = users = 0.0
     for round_ in range(1, config.rounds + 1):
         cohort = plan.sampling.draw(plan.randomness.numpy(Purpose.SAMPLING, round_, 0)).tolist()
-        summed = train_cohort(trainer, server.parameters(), cohort, round_)
+        summed = train_cohort(trainer, server.parameters(), cohort, round_, memories)
         noise = plan.randomness.numpy(Purpose.NOISE, round_, 0)
         released = plan.mechanism.release(summed.total, plan.layout.sizes, noise)
         seed = plan.randomness.torch_seed(Purpose.SERVER, round_)
@@ -94,4 +115,5 @@ def train(
     measures: dict[str, Any] = trainer.task.measure(
         server.model, experiment.held_out[::every], config.evaluation.batch_size
     )
-    return Outcome(measures, plan.planned_epsilon(), norms / users, plan.layout.total)
+    kept = summed.memory_norm / max(1, summed.users)
+    return Outcome(measures, plan.planned_epsilon(), norms / users, plan.layout.total, kept)

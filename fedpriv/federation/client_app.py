@@ -8,7 +8,9 @@ users, who never leave it. Without `data-path` it hosts its share of the config'
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from fedpriv.config import ExperimentConfig
 from fedpriv.data.federated import Share
 from fedpriv.errors import InputError
 from fedpriv.federation.messages import (
+    Work,
     experiment_of,
     failure_reply,
     hosting_reply,
@@ -28,6 +31,7 @@ from fedpriv.federation.messages import (
 from fedpriv.federation.plan import build_trainer
 from fedpriv.privacy.clipping import with_bounds
 from fedpriv.training.cohort import CohortTrainer, train_cohort
+from fedpriv.training.memory_store import Memories, RoundMemories
 
 app = ClientApp()
 
@@ -50,11 +54,12 @@ def train(message: Message, context: Context) -> Message:
     """Train the users that the message names and answer with the sum of their clipped updates."""
 
     def answer() -> Message:
-        trainer = _trainer(experiment_of(message), context)
-        work = work_of(message)
+        config, work = experiment_of(message), work_of(message)
+        trainer = _trainer(config, context)
         if work.bounds:
             trainer = replace(trainer, clipping=with_bounds(trainer.clipping, work.bounds))
-        summed = train_cohort(trainer, work.parameters, work.users, work.round)
+        with _memories(config, work) as memories:
+            summed = train_cohort(trainer, work.parameters, work.users, work.round, memories)
         return sum_reply(message, _partition(context), summed)
 
     return _guarded(message, answer)
@@ -66,6 +71,20 @@ def _guarded(message: Message, answer: Callable[[], Message]) -> Message:
         return answer()
     except InputError as error:
         return failure_reply(message, str(error))
+
+
+def _memories(config: ExperimentConfig, work: Work) -> AbstractContextManager[RoundMemories | None]:
+    """Return access to what users keep, where they keep anything, for this piece of work."""
+    if config.privacy is None or work.memories is None or work.journal is None:
+        return nullcontext()
+    ram = config.privacy.error_feedback.ram_mib * 2**20 // config.runtime.workers
+    return _opened(work.memories, ram).round(work.journal)
+
+
+# What a worker keeps of memories in RAM stays there between rounds.
+@lru_cache(maxsize=1)
+def _opened(folder: Path, ram_bytes: int) -> Memories:
+    return Memories(folder, ram_bytes)
 
 
 def _partition(context: Context) -> int:

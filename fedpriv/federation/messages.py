@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from fedpriv.config import ExperimentConfig, parse_config
 from fedpriv.federation.hosting import NodeUsers
 from fedpriv.training.cohort import CohortSum
+from fedpriv.training.memory_store import Journal
 from fedpriv.training.spans import Span
 
 _FLAT = "flat"
@@ -56,12 +58,16 @@ class Work:
         users: user numbers, in the node's own numbering.
         bounds: the clip bounds of the round where they adapt; empty where the config fixes them.
         parameters: the flat parameters `[total]` to start from.
+        memories: the folder of the users' memories; None where they keep none.
+        journal: where the node writes what its users will keep.
     """
 
     round: int
     users: list[int]
     bounds: list[float]
     parameters: Tensor
+    memories: Path | None
+    journal: Journal | None
 
 
 def train_message(
@@ -71,6 +77,7 @@ def train_message(
     round_: int,
     users: np.ndarray,
     bounds: Sequence[float],
+    memories: tuple[Path, Journal] | None = None,
 ) -> Message:
     """Return the message that carries a node's `Work`."""
     work: dict[str, Any] = {
@@ -79,6 +86,8 @@ def train_message(
         "users": users.tolist(),
         "bounds": list(bounds),
     }
+    if memories is not None:
+        work |= {"memories": str(memories[0]), "journal": list(memories[1])}
     return Message(
         RecordDict({"arrays": arrays, "config": ConfigRecord(work)}),
         node_id,
@@ -103,7 +112,14 @@ def work_of(message: Message) -> Work:
     config: Any = _config(message)
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
-    return Work(config["round"], config["users"], config["bounds"], flat_tensor(arrays))
+    return Work(
+        round=config["round"],
+        users=config["users"],
+        bounds=config["bounds"],
+        parameters=flat_tensor(arrays),
+        memories=Path(config["memories"]) if "memories" in config else None,
+        journal=Journal(*config["journal"]) if "journal" in config else None,
+    )
 
 
 def hosting_reply(message: Message, partition: int, partitions: int, users: int | None) -> Message:

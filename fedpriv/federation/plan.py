@@ -32,7 +32,9 @@ from fedpriv.privacy.clipping import (
     GlobalClipping,
     PerLayerClipping,
     Unclipped,
+    bounds_of,
 )
+from fedpriv.privacy.error_feedback import Dice, ErrorFeedback, Remainder
 from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
@@ -145,6 +147,8 @@ def _mechanism(
     privacy: PrivacyConfig, noise_multiplier: float, sampling: Sampling, layout: Layout
 ) -> GaussianMechanism:
     clipping = build_clipping(privacy.clipping, layout)
+    if (feedback := build_error_feedback(privacy, layout)) is not None:
+        clipping = feedback.contribution(clipping)
     counts = None
     if privacy.clipping.kind == "adaptive":
         number = len(bounds_of(clipping))
@@ -160,11 +164,6 @@ def _mechanism(
         raise InputError(f"privacy.clipping: {error}") from None
 
 
-def bounds_of(rule: ClippingRule) -> tuple[float, ...]:
-    """Return the bounds that adaptive clipping moves: one for a global rule, else one a block."""
-    return rule.block_bounds if isinstance(rule, PerLayerClipping) else (rule.bound,)
-
-
 def build_clipping(config: ClippingConfig | None, layout: Layout) -> ClippingRule:
     """Return the clipping rule of `config` for blocks of `layout`; None bounds nothing."""
     if config is None:
@@ -173,6 +172,18 @@ def build_clipping(config: ClippingConfig | None, layout: Layout) -> ClippingRul
         return GlobalClipping(config.bound)
     bounds = SPLITS[config.split](config.bound, layout.sizes)
     return PerLayerClipping(config.bound, bounds, config.normalize)
+
+
+def build_error_feedback(privacy: PrivacyConfig | None, layout: Layout) -> ErrorFeedback | None:
+    """Return how users' memories enter their contributions; None where they keep none."""
+    if privacy is None or privacy.error_feedback.kind == "none":
+        return None
+    feedback = privacy.error_feedback
+    if feedback.variant == "remainder":
+        return Remainder(feedback.decay, feedback.norm_cap)
+    bound = feedback.memory_bound or privacy.clipping.bound
+    second = privacy.clipping.model_copy(update={"bound": bound})
+    return Dice(build_clipping(second, layout), feedback.decay, feedback.norm_cap)
 
 
 def build_trainer(config: ExperimentConfig) -> CohortTrainer:
@@ -186,14 +197,14 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     # A constant, such as a window function, is no part of the model's state.
     if len(model.state_dict()) > len(list(model.parameters())):
         raise InputError(f"model.name: {config.model.name} has buffers that users would share")
+    layout = Layout.of(model)
     return CohortTrainer(
         dataset=dataset,
         model=model,
         task=build_task(config, dataset),
         recipe=_recipe(config.local),
-        clipping=build_clipping(
-            config.privacy.clipping if config.privacy else None, Layout.of(model)
-        ),
+        clipping=build_clipping(config.privacy.clipping if config.privacy else None, layout),
+        feedback=build_error_feedback(config.privacy, layout),
         seed=config.seed,
         device=device,
         # In a stack the rounding of one user's numbers depends on who else is in it, which local

@@ -9,7 +9,7 @@ import hashlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,14 +28,15 @@ from fedpriv.federation.messages import (
     sum_of,
     train_message,
 )
-from fedpriv.federation.plan import Plan, bounds_of
+from fedpriv.federation.plan import Plan
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.accounting import RdpAccountant
-from fedpriv.privacy.clipping import with_bounds
+from fedpriv.privacy.clipping import bounds_of, with_bounds
 from fedpriv.privacy.ledger import Ledger, Release
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.randomness import Purpose
 from fedpriv.training.cohort import CohortSum
+from fedpriv.training.memory_store import Journal, MemoryStore
 from fedpriv.training.spans import Span, Stopwatch
 
 # Flower's own loop looks for replies every 0.1 s, which is longer than a small round takes.
@@ -62,6 +63,7 @@ class RoundRecord:
         bound: the clip bound C of the round; None without privacy.
         bounds: the bounds of the next round where they adapt, a function of the release.
         spans: what the server did, where time is recorded.
+        journals: what the users whose sums were counted keep, where they keep anything.
     """
 
     round: int
@@ -75,6 +77,7 @@ class RoundRecord:
     bound: float | None
     bounds: tuple[float, ...]
     spans: tuple[Span, ...]
+    journals: tuple[Journal, ...]
 
 
 class PrivateFedAvg(Strategy):
@@ -94,6 +97,7 @@ class PrivateFedAvg(Strategy):
         stop: threading.Event,
         first_round: int = 1,
         bounds: tuple[float, ...] | None = None,
+        memory: MemoryStore | None = None,
     ) -> None:
         self.plan = plan
         self.server = server
@@ -101,6 +105,8 @@ class PrivateFedAvg(Strategy):
         self.next_round = first_round
         #: The clip bounds of the next round where they adapt; empty where they are fixed.
         self.bounds = bounds or (bounds_of(plan.mechanism.clipping) if plan.adaptive else ())
+        #: Where users' memories lie; None where they keep none.
+        self.memory = memory
         self._on_round = on_round
         self._stop = stop
         self._watch = Stopwatch(plan.config.runtime.profile)
@@ -110,6 +116,7 @@ class PrivateFedAvg(Strategy):
         self._record: RoundRecord | None = None
         self._started = 0.0
         self._asked = 0
+        self._drawn = 0
         self._accountant = RdpAccountant(plan.sampling.adjacency)
         ledger.compose_into(self._accountant)
 
@@ -124,7 +131,7 @@ class PrivateFedAvg(Strategy):
             BudgetError: the round would exceed the privacy budget; nothing has been drawn.
         """
         self._started = time.perf_counter()
-        attempt = self._attempt(server_round)
+        attempt = self._drawn = self._attempt(server_round)
         if attempt == len(self.ledger.charges(server_round)):
             self._check_budget(server_round)
         generator = self.plan.randomness.numpy(Purpose.SAMPLING, server_round, attempt)
@@ -132,7 +139,17 @@ class PrivateFedAvg(Strategy):
         shares = [(n, users) for n, users in self._known_hosting(grid).shares(cohort) if len(users)]
         self._asked = len(shares)
         return [
-            train_message(node.node_id, self.plan.config, arrays, server_round, users, self.bounds)
+            train_message(
+                node.node_id,
+                self.plan.config,
+                arrays,
+                server_round,
+                users,
+                self.bounds,
+                (self.memory.folder, self._journal(server_round, node.partition))
+                if self.memory
+                else None,
+            )
             for node, users in shares
         ]
 
@@ -148,7 +165,7 @@ class PrivateFedAvg(Strategy):
         total = torch.zeros(parameters + len(self.bounds), dtype=torch.float64)
         with self._watch.measure("add up"):
             sums = self._sums(replies)
-            for summed in sums:
+            for summed in sums.values():
                 total[:parameters] += summed.total
                 total[parameters:] += self._within_bounds(summed)
 
@@ -358,11 +375,10 @@ class PrivateFedAvg(Strategy):
         if time.monotonic() > deadline:
             raise InputError(problem)
 
-    def _sums(self, replies: Iterable[Message]) -> list[CohortSum]:
+    def _sums(self, replies: Iterable[Message]) -> dict[int, CohortSum]:
         """Return the sums that arrived, by partition: the order never depends on who was first."""
-        by_partition = dict(sum_of(reply) for reply in self._answers(replies))
-        sums = [by_partition[partition] for partition in sorted(by_partition)]
-        return [summed for summed in sums if self._is_sound(summed)]
+        arrived = sorted(dict(sum_of(reply) for reply in self._answers(replies)).items())
+        return {partition: summed for partition, summed in arrived if self._is_sound(summed)}
 
     def _is_sound(self, summed: CohortSum) -> bool:
         """Say whether a sum can be one of clipped updates; a node that sends another is lost."""
@@ -391,7 +407,11 @@ class PrivateFedAvg(Strategy):
         return good
 
     def _recorded(
-        self, round_: int, sums: list[CohortSum], average: Tensor, stddevs: Sequence[float]
+        self,
+        round_: int,
+        sums: Mapping[int, CohortSum],
+        average: Tensor,
+        stddevs: Sequence[float],
     ) -> RoundRecord:
         layout, cohort = self.plan.layout, self.plan.sampling.expected_cohort
         spans, self._watch.spans = tuple(self._watch.spans), []
@@ -401,7 +421,7 @@ class PrivateFedAvg(Strategy):
             lr=self.server.lr(round_),
             seconds=time.perf_counter() - self._started,
             nodes_lost=self._asked - len(sums),
-            sums=tuple(sums),
+            sums=tuple(sums.values()),
             block_norms=tuple(float(block.norm()) for block in layout.split(average).values()),
             block_noise=tuple(
                 stddev * math.sqrt(size) / cohort
@@ -410,7 +430,12 @@ class PrivateFedAvg(Strategy):
             bound=self.ledger.charges(round_)[-1].bound,
             bounds=self.bounds,
             spans=spans,
+            journals=tuple(self._journal(round_, p) for p in sums) if self.memory else (),
         )
+
+    def _journal(self, round_: int, partition: int) -> Journal:
+        assert self.memory is not None
+        return Journal(round_, self._drawn, partition, self.memory.session)
 
     # ---------------------------------------------------------------- not used
 

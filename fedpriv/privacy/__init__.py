@@ -16,6 +16,7 @@ from fedpriv.privacy.clipping import (
     clip,
     with_bounds,
 )
+from fedpriv.privacy.error_feedback import Dice, ErrorFeedback, Remainder, feed_back
 from fedpriv.privacy.ledger import Header, Ledger, LedgerFile, Release, read_ledger
 from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
 from fedpriv.privacy.randomness import Purpose, Randomness
@@ -37,6 +38,8 @@ __all__ = [
     "ClippedUpdate",
     "ClippingRule",
     "CountNoise",
+    "Dice",
+    "ErrorFeedback",
     "FixedSizeSampling",
     "FullParticipation",
     "GaussianMechanism",
@@ -51,11 +54,13 @@ __all__ = [
     "Randomness",
     "RdpAccountant",
     "Release",
+    "Remainder",
     "Sampling",
     "Unclipped",
     "affordable_rounds",
     "build_sampling",
     "clip",
+    "feed_back",
     "noise_multiplier_for",
     "read_ledger",
     "with_bounds",

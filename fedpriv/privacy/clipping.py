@@ -111,6 +111,11 @@ SPLITS: dict[str, Callable[[float, Sequence[int]], tuple[float, ...]]] = {
 }
 
 
+def bounds_of(rule: ClippingRule) -> tuple[float, ...]:
+    """Return the bounds that `with_bounds` exchanges: one for a global rule, else one a block."""
+    return rule.block_bounds if isinstance(rule, PerLayerClipping) else (rule.bound,)
+
+
 def with_bounds(rule: ClippingRule, bounds: Sequence[float]) -> ClippingRule:
     """Return `rule` with other bounds: one for a global rule, else one a block.
 
@@ -202,6 +207,27 @@ class ClippedUsers:
     norms: Tensor
     scales: Tensor
     finite: Tensor
+
+
+@dataclass(frozen=True)
+class ClippedSum(ClippedUsers):
+    """The sum of many users' bounded contributions, with what clipping saw of each.
+
+    Attributes:
+        total: float64 `[P]`, the sum over users.
+    """
+
+    total: Tensor
+
+
+def clip_and_sum(updates: Tensor, sizes: Sequence[int], rule: ClippingRule) -> ClippedSum:
+    """Return the sum of the rows of `updates` `[U, P]`, each bounded as by `clip_and_add`.
+
+    A row is a user's update with its blocks, of `sizes`, laid end to end.
+    """
+    total = torch.zeros(updates.shape[1], dtype=torch.float64, device=updates.device)
+    seen = clip_and_add(updates.split(list(sizes), dim=1), rule, total)
+    return ClippedSum(seen.norms, seen.scales, seen.finite, total)
 
 
 def clip_and_add(blocks: Sequence[Tensor], rule: ClippingRule, total: Tensor) -> ClippedUsers:

@@ -63,6 +63,8 @@ class ProgressLines:
                 f"{plan.mechanism.clipping.bound:g}, {plan.sampling.adjacency.value}: all rounds "
                 f"will cost ε = {planned:.3f} at δ = {plan.delta:g}"
             )
+        if (sizes := experiment.memory_sizes()) is not None:
+            say(sizes.sentence())
         affordable = plan.affordable_rounds()
         if affordable < config.rounds:
             say(
@@ -91,6 +93,8 @@ class ProgressLines:
             parts.append(f"[yellow]{seen['non_finite']} users contributed nothing[/yellow]")
         if seen and seen["skipped"]:
             parts.append(f"[yellow]{seen['skipped']} recordings skipped[/yellow]")
+        if seen and seen.get("memory_reset"):
+            parts.append(f"[yellow]{seen['memory_reset']} memories reset[/yellow]")
         self._console.print("  ".join(parts), highlight=False, soft_wrap=True)
         quality = f"{quality_text(self._held_out)}  " if self._held_out else ""
         self._progress.update(

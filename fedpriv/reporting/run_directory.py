@@ -5,6 +5,7 @@ environment.json   versions, platform, git state, device
 ledger.jsonl       every release, durably, before its use
 metrics.jsonl      one line a finished round
 checkpoints/       the newest states
+memory/            what users keep between rounds, where they do: a part of the newest state
 report.html        the report
 plot.png           quality and ε by round
 trace.json         where the time went, with runtime.profile
@@ -53,6 +54,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def memory(self) -> Path:
+        """The folder of users' memories."""
+        return self.path / "memory"
 
     @property
     def report(self) -> Path:

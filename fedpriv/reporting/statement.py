@@ -359,6 +359,7 @@ def _mechanism(run: Run) -> tuple[str, ...]:
     return (
         f"DP-FedAvg (McMahan et al. 2018): {_clipping(run)} so that a user's contribution to a "
         "round has an L2 norm of at most C; a NaN or infinite update contributes zero.",
+        *_error_feedback(run),
         "Gaussian noise N(0, σ²) is added once, centrally, to each coordinate of the sum, at full "
         f"strength whoever dropped out.{_count_release(run.releases[-1])}",
         "The sum is divided by the expected cohort size, which is public, never by the number that "
@@ -381,6 +382,18 @@ def _clipping(run: Run) -> str:
     if clipping.normalize:
         return f"an update above C has each of its H blocks set to its share of C ({shares})"
     return f"each of the H blocks of an update is clipped to its share of C ({shares})"
+
+
+def _error_feedback(run: Run) -> tuple[str, ...]:
+    feedback = run.config.privacy.error_feedback if run.config.privacy else None
+    if feedback is None or feedback.kind == "none":
+        return ()
+    how = {"remainder": "update and memory as one", "dice": "each alone, C being both bounds' sum"}
+    return (
+        "Error feedback: each user keeps what clipping cut off and adds it when it takes part "
+        f"again, clipped ({how[feedback.variant]}), so C holds whatever is kept. The memory is "
+        "never released, and costs nothing under this sampling (docs/privacy.md).",
+    )
 
 
 def _count_release(release: Release) -> str:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from fedpriv.data.federated import Batch, FederatedDataset
 from fedpriv.errors import InputError
 from fedpriv.privacy.clipping import ClippedUsers, ClippingRule, clip_and_add
+from fedpriv.privacy.error_feedback import ErrorFeedback, feed_back
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.training.local import LocalTraining, batches, train_user
+from fedpriv.training.memory_store import RoundMemories
 from fedpriv.training.parameters import Layout
 from fedpriv.training.spans import Span, Stopwatch
 from fedpriv.training.stacked import StackedModel, StackedUser, stacked_model, train_stack
@@ -36,7 +38,8 @@ class CohortTrainer:
         model: the architecture; its parameters are overwritten.
         task: what is learnt.
         recipe: local training.
-        clipping: the rule that bounds each user's contribution.
+        clipping: the rule that bounds each user's update.
+        feedback: how users' memories enter their contributions; None where they keep none.
         seed: derives the order of each user's examples and its dropout.
         device: where training runs.
         engine: stacked trains `stack` users at once, where the model's layers allow it;
@@ -60,6 +63,7 @@ class CohortTrainer:
     tolerant: bool = False
     cache: UserCache = field(default_factory=lambda: UserCache(0))
     timed: bool = False
+    feedback: ErrorFeedback | None = None
 
     @property
     def stacked(self) -> StackedModel | None:
@@ -94,6 +98,8 @@ class CohortSum:
         block_norms: `[blocks]`, sum over users of each block's norm before clipping.
         block_clipped: `[blocks]`, number of users whose block was scaled down.
         spans: what took the time, where that was asked for.
+        memory_norm: sum over users of the L2 norm of what they keep for later.
+        memory_reset: users whose memory was not finite and was taken to be zero.
     """
 
     total: Tensor
@@ -107,17 +113,24 @@ class CohortSum:
     block_norms: list[float]
     block_clipped: list[int]
     spans: tuple[Span, ...] = ()
+    memory_norm: float = 0.0
+    memory_reset: int = 0
 
 
 def train_cohort(
-    trainer: CohortTrainer, parameters: Tensor, users: Sequence[int], round_: int
+    trainer: CohortTrainer,
+    parameters: Tensor,
+    users: Sequence[int],
+    round_: int,
+    memories: RoundMemories | None = None,
 ) -> CohortSum:
     """Train each of `users` from the flat `parameters` and return the sum of clipped updates.
 
     The sum is kept in float64 and taken in an order that depends on `users` and their data alone.
+    `memories` are what users keep; a trainer with error feedback needs them.
     """
     layout = Layout.of(trainer.model)
-    seen, watch = _Seen(layout, trainer.device), Stopwatch(trainer.timed)
+    seen, watch = _Seen(layout, trainer, memories), Stopwatch(trainer.timed)
     start = parameters.to(trainer.device)
     stacked = trainer.stacked
     size = trainer.stack if stacked else 1
@@ -153,6 +166,7 @@ def _work(trainer: CohortTrainer, user: int, round_: int, seen: _Seen) -> Stacke
     randomness = Randomness.simulation(trainer.seed)
     order = randomness.torch(Purpose.LOCAL_TRAINING, round_, user)
     return StackedUser(
+        number=user,
         examples=examples,
         steps=list(batches(examples.sizes.cpu(), trainer.recipe, order)),
         dropout=randomness.torch(Purpose.LOCAL_TRAINING, round_, user, 1),
@@ -179,8 +193,7 @@ def _train_together(
     with watch.measure("forward and backward"):
         result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_)
     with watch.measure("clip and sum"):
-        clipped = clip_and_add(result.updates, trainer.clipping, seen.total)
-        seen.add(clipped, result.losses, stack)
+        seen.add(result.updates, result.losses, stack)
 
 
 def _train_alone(
@@ -202,18 +215,21 @@ def _train_alone(
         result = train_user(trainer.model, layout.split(start), steps, trainer.recipe, trainer.task)
     with watch.measure("clip and sum"):
         update = [result.update[name].reshape(1, -1) for name in layout.names]
-        clipped = clip_and_add(update, trainer.clipping, seen.total)
-        seen.add(clipped, torch.tensor([result.loss]), [one])
+        seen.add(update, torch.tensor([result.loss]), [one])
 
 
 class _Seen:
-    """Accumulates contributions and what was seen of them."""
+    """Bounds updates, accumulates contributions, and notes what was seen of them."""
 
-    def __init__(self, layout: Layout, device: torch.device) -> None:
-        blocks = len(layout.names)
+    def __init__(
+        self, layout: Layout, trainer: CohortTrainer, memories: RoundMemories | None
+    ) -> None:
+        self._sizes, self._trainer, self._memories = layout.sizes, trainer, memories
+        blocks, device = len(layout.names), trainer.device
         self.total = torch.zeros(layout.total, dtype=torch.float64, device=device)
         self.users = self.examples = self.skipped = self.non_finite = self.clipped = 0
-        self.loss = self.norm = 0.0
+        self.loss = self.norm = self.memory_norm = 0.0
+        self.memory_reset = 0
         self.block_norms = torch.zeros(blocks, dtype=torch.float64, device=device)
         self.block_clipped = torch.zeros(blocks, dtype=torch.int64, device=device)
 
@@ -222,8 +238,9 @@ class _Seen:
         self.non_finite += 1
         self.skipped += examples
 
-    def add(self, clipped: ClippedUsers, losses: Tensor, users: Sequence[StackedUser]) -> None:
-        """Count users whose contributions were added to `total`."""
+    def add(self, updates: list[Tensor], losses: Tensor, users: Sequence[StackedUser]) -> None:
+        """Bound the users' updates, blocks `[U, d_h]`, add them to `total` and count them."""
+        clipped = self._bounded(updates, [user.number for user in users])
         self.users += len(users)
         self.examples += sum(len(user.examples) for user in users)
         self.skipped += sum(user.examples.skipped for user in users)
@@ -235,6 +252,21 @@ class _Seen:
         self.block_norms += norms.sum(0)
         self.norm += float(torch.linalg.vector_norm(norms, dim=1).sum())
         self.loss += float(losses[finite.to(losses.device)].double().sum())
+
+    def _bounded(self, updates: list[Tensor], users: Sequence[int]) -> ClippedUsers:
+        """Add the users' contributions to `total`; they keep what was not sent."""
+        trainer, memories = self._trainer, self._memories
+        if trainer.feedback is None:
+            return clip_and_add(updates, trainer.clipping, self.total)
+        assert memories is not None
+        whole = torch.cat(updates, dim=1)
+        before = memories.read(users).to(whole)
+        fed = feed_back(whole, before, self._sizes, trainer.clipping, trainer.feedback)
+        memories.write(users, fed.memories)
+        self.memory_norm += float(torch.linalg.vector_norm(fed.memories, dim=1).sum())
+        self.memory_reset += int(fed.reset.sum())
+        self.total += fed.sent.total
+        return fed.sent
 
     def summed(self, watch: Stopwatch) -> CohortSum:
         return CohortSum(
@@ -249,4 +281,6 @@ class _Seen:
             block_norms=self.block_norms.tolist(),
             block_clipped=self.block_clipped.tolist(),
             spans=tuple(watch.spans),
+            memory_norm=self.memory_norm,
+            memory_reset=self.memory_reset,
         )

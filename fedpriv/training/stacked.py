@@ -161,12 +161,14 @@ class StackedUser:
         steps: the example indices of each local step.
         dropout: the random stream of layers such as dropout.
         augmentation: the random stream of augmentation.
+        number: who it is, for what it keeps between rounds.
     """
 
     examples: Batch
     steps: Sequence[Tensor]
     dropout: torch.Generator
     augmentation: torch.Generator
+    number: int = 0
 
     @property
     def largest_step(self) -> int:

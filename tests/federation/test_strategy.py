@@ -26,10 +26,10 @@ from fedpriv.data.registry import build_dataset
 from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
 from fedpriv.federation import client_app
 from fedpriv.federation.messages import flat_record, flat_tensor
-from fedpriv.federation.plan import bounds_of
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.models.registry import build_model
 from fedpriv.privacy import Adjacency, GaussianMechanism, Ledger, Purpose, Randomness, RdpAccountant
+from fedpriv.privacy.clipping import bounds_of
 from fedpriv.reporting.report import write_report
 from fedpriv.training.local import batches
 from fedpriv.training.parameters import Layout, parameters_of

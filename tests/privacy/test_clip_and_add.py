@@ -1,5 +1,4 @@
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 
 import pytest
@@ -8,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpriv.privacy import SPLITS, ClippingRule, GlobalClipping, PerLayerClipping, Unclipped, clip
-from fedpriv.privacy.clipping import ClippedUsers, clip_and_add
+from fedpriv.privacy.clipping import clip_and_add, clip_and_sum
 
 NUMBERS = st.one_of(
     st.floats(width=32),
@@ -32,18 +31,6 @@ def stacks(draw, finite: bool = False) -> tuple[torch.Tensor, list[int]]:
     row = st.lists(numbers, min_size=sum(sizes), max_size=sum(sizes))
     rows = draw(st.lists(row, min_size=users, max_size=users))
     return torch.tensor(rows, dtype=torch.float64).to(dtype), sizes
-
-
-@dataclass(frozen=True)
-class Clipped(ClippedUsers):
-    total: torch.Tensor
-
-
-def clip_and_sum(updates: torch.Tensor, sizes: list[int], rule: ClippingRule) -> Clipped:
-    """Bound and add up users whose blocks lie end to end: `[users, numbers]`."""
-    total = torch.zeros(sum(sizes), dtype=torch.float64)
-    seen = clip_and_add(updates.split(sizes, dim=1), rule, total)
-    return Clipped(seen.norms, seen.scales, seen.finite, total)
 
 
 def rules(bound: float, sizes: list[int]) -> list[ClippingRule]:

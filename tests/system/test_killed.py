@@ -8,9 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from in_process import resume_small, train_small
 
 from fedpriv.privacy import Ledger
+from fedpriv.training.memory_store import Journal, Memories
 
 HERE = Path(__file__).parent
 STEPS = [
@@ -27,29 +29,56 @@ STEPS = [
     "write the checkpoint",
     "rename the checkpoint",
 ]
+WITH_MEMORIES = [
+    "charge the ledger",
+    "step the model",
+    "rename the checkpoint",
+    "open a journal",
+    "half of a journal",
+    "seal a journal",
+    "commit the memories",
+    "half of a memory",
+    "write the store's state",
+    "forget the journals",
+]
 CHARGED_BEFORE_THE_KILL = STEPS.index("step the model")
+
+
+def kill_at_each(base: Path, steps: list[str], error_feedback: str) -> dict[str, Path]:
+    """One killed run for each step, two at a time."""
+
+    def run(step: str) -> tuple[str, Path]:
+        folder = base / step.replace(" ", "-").replace("'", "")
+        command = [sys.executable, str(HERE / "killed_run.py"), str(folder), step, error_feedback]
+        path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        return step, folder
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(pool.map(run, steps))
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> dict[str, Path]:
-    """One killed run for each step, two at a time."""
-    base = tmp_path_factory.mktemp("killed")
+    return kill_at_each(tmp_path_factory.mktemp("killed"), STEPS, "none")
 
-    def run(step: str) -> tuple[str, Path, int]:
-        folder = base / step.replace(" ", "-").replace("'", "")
-        command = [sys.executable, str(HERE / "killed_run.py"), str(folder), step]
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        return step, folder, done.returncode
 
-    with ThreadPoolExecutor(2) as pool:
-        return {step: folder for step, folder, _ in pool.map(run, STEPS)}
+@pytest.fixture(scope="module")
+def killed_with_memories(tmp_path_factory) -> dict[str, Path]:
+    return kill_at_each(tmp_path_factory.mktemp("memories"), WITH_MEMORIES, "user")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return train_small(tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture(scope="module")
+def whole_with_memories(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return train_small(folder, privacy__error_feedback="user")
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -66,6 +95,24 @@ def test_a_killed_run_resumes_to_the_same_end(step, killed, whole):
     assert [row["epsilon"] for row in rows] == [row["epsilon"] for row in expected]
     releases = [(r.round, r.digest) for r in Ledger.open(directory.ledger)]
     assert releases == [(r.round, r.digest) for r in Ledger.open(whole_directory.ledger)]
+
+
+@pytest.mark.parametrize("step", WITH_MEMORIES)
+def test_no_memory_is_torn_by_a_kill(step, killed_with_memories, whole_with_memories):
+    """Parameters, releases and every user's memory come out to the same bits."""
+    directory, resumed = resume_small(killed_with_memories[step])
+    whole_directory, uninterrupted = whole_with_memories
+    assert resumed.server.parameters().equal(uninterrupted.server.parameters())
+    releases = [(r.round, r.digest) for r in Ledger.open(directory.ledger)]
+    assert releases == [(r.round, r.digest) for r in Ledger.open(whole_directory.ledger)]
+    found, expected = (_memories(each.memory) for each in (directory, whole_directory))
+    assert found.equal(expected)
+    assert found.any()
+
+
+def _memories(folder: Path) -> torch.Tensor:
+    with Memories(folder, 0).round(Journal(10_000, 0, 0, 0)) as memories:
+        return memories.read(list(range(60)))
 
 
 def _whole_releases(folder: Path) -> list[str]:

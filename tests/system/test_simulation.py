@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from in_process import small_config, train_small
 
 from fedpriv import experiment
 from fedpriv.privacy import Ledger, PldAccountant
+from fedpriv.training.memory_store import Journal, Memories
 
 
 def write_config(folder: Path, **changes) -> Path:
@@ -91,6 +93,27 @@ def test_a_second_ctrl_c_ends_at_once_and_what_is_finished_resumes(tmp_path):
     assert len(Ledger.open(ledger)) == 0
     _, reopened = experiment.reopen(tmp_path / "run")
     assert reopened.finished_rounds == 0
+
+
+def test_kill_9_of_everything_tears_no_users_memory(tmp_path):
+    feedback = {"privacy__error_feedback": "user"}
+    process = start("run", write_config(tmp_path, rounds=40, **feedback))
+    wait_for_rounds(process, tmp_path, 3)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    code, _, err = finish(start("resume", tmp_path / "run"))
+    assert code == 0, err
+    assert "error feedback keeps" in err
+    _, resumed = experiment.reopen(tmp_path / "run")
+    _, uninterrupted = train_small(tmp_path / "reference", rounds=40, **feedback)
+    assert resumed.server.parameters().equal(uninterrupted.server.parameters())
+    memories = [folder / "memory" for folder in (tmp_path / "run", tmp_path / "reference")]
+    assert everybodys(memories[0]).equal(everybodys(memories[1]))
+
+
+def everybodys(folder: Path) -> torch.Tensor:
+    with Memories(folder, 0).round(Journal(10_000, 0, 0, 0)) as memories:
+        return memories.read(list(range(60)))
 
 
 def test_a_killed_worker_costs_its_contributions_and_the_run_goes_on(tmp_path):
