@@ -11,6 +11,7 @@ It needs Opacus (`pip install 'fedpriv[opacus]'`), and nothing of fedpriv but it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -217,7 +218,7 @@ def _clipping(optimizer: DPOptimizer) -> ClippingRule:
         return GlobalClipping(optimizer.max_grad_norm)
     if type(optimizer) is DPPerLayerOptimizer:
         bounds = tuple(float(bound) for bound in optimizer.max_grad_norms)
-        return PerLayerClipping(optimizer.max_grad_norm, bounds)
+        return PerLayerClipping(math.hypot(*bounds), bounds)  # Opacus' own is rounded to float32
     raise ValueError(f"DiceSGD clips flat or per layer, not as {type(optimizer).__name__} does")
 
 
