@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args
 
 import dp_accounting
+import numpy as np
 from scipy.optimize import brentq, minimize_scalar
+from scipy.stats import binom
 
 from fedpriv.privacy.accounting import ACCOUNTANTS, RdpAccountant
 from fedpriv.privacy.calibration import noise_multiplier_for
@@ -22,6 +24,7 @@ from fedpriv.privacy.dice import DiceMechanism
 from fedpriv.privacy.mechanisms import GaussianMechanism
 
 Accounting = Literal["provable", "published"]
+Events = list[tuple[dp_accounting.DpEvent, int]]
 
 STATUS: dict[Accounting, str] = {
     "provable": "proved (docs/privacy.md, DiceSGD)",
@@ -32,6 +35,11 @@ STATUS: dict[Accounting, str] = {
 # has kinks, and could have two minima.
 _GRID = tuple(-9.0 + 1.5 * step for step in range(13))
 _TOLERANCE = 1e-3
+
+# A hundredth of δ is for an example that is in more batches than expected: δ' of it costs e^ε·δ',
+# so that this much is kept where ε is at most `_LARGEST`.
+_KEPT = 0.01
+_LARGEST = 20.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class DiceEpsilon:
         steps: T, the number of releases.
         sampled_share: σ_a²/σ², the share of the noise variance that hides the clipped gradients;
             None where nothing is split.
+        participations: in how many batches an example may be before what it adds to the memory
+            is no longer hidden; the probability of more is within δ. None where nothing is split.
     """
 
     accounting: Accounting
@@ -53,7 +63,8 @@ class DiceEpsilon:
     epsilon: float
     delta: float
     steps: int
-    sampled_share: float | None
+    sampled_share: float | None = None
+    participations: int | None = None
 
     @property
     def status(self) -> str:
@@ -71,30 +82,31 @@ class DiceEpsilon:
         )
 
 
-def memory_sensitivity(mechanism: DiceMechanism, steps: int) -> float:
+def memory_sensitivity(mechanism: DiceMechanism, steps: int, participations: int) -> float:
     """Return the L2 sensitivity of the memory parts of T releases together.
 
     2·C2 a step, so 2·C2·√T together. Where a gradient adds at most ρ = (G - C1)/B to the memory,
-    also T·ρ, which is mostly far smaller; the smaller one holds.
+    also ρ times the number of batches that the example is in, mostly far less; the smaller holds.
     """
     whole = 2 * mechanism.memory.bound * math.sqrt(steps)
-    return min(whole, steps * mechanism.residual_bound)
+    return min(whole, participations * mechanism.residual_bound)
 
 
 def provable_events(
-    mechanism: DiceMechanism, steps: int, sampled_share: float
-) -> list[tuple[dp_accounting.DpEvent, int]]:
+    mechanism: DiceMechanism, steps: int, sampled_share: float, participations: int | None = None
+) -> Events:
     """Return the events, each with its count, that T steps cost at a split of the variance.
 
     Args:
         mechanism: what is released.
         steps: T, at least 1.
         sampled_share: σ_a²/σ² in (0, 1), or 1 where the memory is empty (C2 = 0).
+        participations: in how many batches an example is at most; None for all T.
     """
     share = math.sqrt(sampled_share)
     part = GaussianMechanism(share * mechanism.noise_multiplier, mechanism.examples)
     events = [(mechanism.sampling.event(part), steps)]
-    sensitivity = memory_sensitivity(mechanism, steps)
+    sensitivity = memory_sensitivity(mechanism, steps, participations or steps)
     if sensitivity > 0:
         stddev = mechanism.stddev * math.sqrt(1 - sampled_share)
         events.append((dp_accounting.GaussianDpEvent(stddev / sensitivity), 1))
@@ -129,16 +141,17 @@ def dice_epsilon(
     _check(accounting)
     if steps == 0 or mechanism.noise_multiplier == 0:
         epsilon = 0.0 if steps == 0 else math.inf
-        return DiceEpsilon(accounting, accountant, epsilon, delta, steps, None)
+        return DiceEpsilon(accounting, accountant, epsilon, delta, steps)
     if accounting == "published":
-        share, events = None, [(published_event(mechanism), steps)]
-    else:
-        share = _best_share(mechanism, steps, delta)
-        events = provable_events(mechanism, steps, share)
-    composed = ACCOUNTANTS[accountant](mechanism.sampling.adjacency)
-    for event, count in events:
-        composed.compose(event, count)
-    return DiceEpsilon(accounting, accountant, composed.epsilon(delta), delta, steps, share)
+        epsilon = _composed(mechanism, [(published_event(mechanism), steps)], accountant, delta)
+        return DiceEpsilon(accounting, accountant, epsilon, delta, steps)
+    for most, left in (_few_participations(mechanism, steps, delta), (steps, delta)):
+        share = _best_share(mechanism, steps, most, left)
+        events = provable_events(mechanism, steps, share, most)
+        epsilon = _composed(mechanism, events, accountant, left)
+        if epsilon <= _LARGEST:
+            break
+    return DiceEpsilon(accounting, accountant, epsilon, delta, steps, share, most)
 
 
 def dice_noise_multiplier(
@@ -165,14 +178,17 @@ def dice_noise_multiplier(
     )
     if accounting == "published":
         return plain * inflation(mechanism)
-    sensitivity = memory_sensitivity(mechanism, steps)
+    most, left = steps, delta
+    if epsilon <= _LARGEST:
+        most, left = _few_participations(mechanism, steps, delta)
+    sensitivity = memory_sensitivity(mechanism, steps, most)
     if sensitivity == 0:
         return plain
 
     def total(log_odds: float) -> float:
         """Return z where the sampled part has as much noise as multiplier `sampled` says."""
         sampled = plain * (1 + math.exp(log_odds))
-        needed = _memory_multiplier(mechanism, sampled, steps, epsilon, delta)
+        needed = _memory_multiplier(mechanism, sampled, steps, epsilon, left)
         unit = mechanism.examples.bound / mechanism.batch
         return math.hypot(sampled, needed * sensitivity / unit)
 
@@ -188,15 +204,35 @@ def _check(accounting: str) -> None:
         raise ValueError(f"unknown accounting {accounting!r}: write provable or published")
 
 
-def _best_share(mechanism: DiceMechanism, steps: int, delta: float) -> float:
-    if memory_sensitivity(mechanism, steps) == 0:
+def _composed(mechanism: DiceMechanism, events: Events, accountant: str, delta: float) -> float:
+    composed = ACCOUNTANTS[accountant](mechanism.sampling.adjacency)
+    for event, count in events:
+        composed.compose(event, count)
+    return composed.epsilon(delta)
+
+
+def _few_participations(mechanism: DiceMechanism, steps: int, delta: float) -> tuple[int, float]:
+    """Return a number m of batches that an example is almost surely within, and what δ is left.
+
+    Of the T batches it is in more than m with probability δ' at most, where (1 + e^ε)·δ' is the
+    part of δ that is kept, for any ε up to `_LARGEST`. Where nothing depends on m, m is T.
+    """
+    if math.isinf(mechanism.residual_bound):
+        return steps, delta
+    slack = _KEPT * delta / (1 + math.exp(_LARGEST))
+    # The library's own inverse, isf, loses such small probabilities.
+    more = binom.sf(np.arange(steps + 1), steps, mechanism.sampling.probability)
+    most = int(np.argmax(more <= slack))
+    return (most, (1 - _KEPT) * delta) if most < steps else (steps, delta)
+
+
+def _best_share(mechanism: DiceMechanism, steps: int, participations: int, delta: float) -> float:
+    if memory_sensitivity(mechanism, steps, participations) == 0:
         return 1.0
 
     def spent(log_odds: float) -> float:
-        composed = RdpAccountant(mechanism.sampling.adjacency)
-        for event, count in provable_events(mechanism, steps, _share(log_odds)):
-            composed.compose(event, count)
-        return composed.epsilon(delta)
+        events = provable_events(mechanism, steps, _share(log_odds), participations)
+        return _composed(mechanism, events, "rdp", delta)
 
     return _share(_least(spent))
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import dp_accounting
 import numpy as np
@@ -247,7 +248,7 @@ def test_the_published_epsilon_is_that_of_dp_sgd_with_less_noise():
 
 
 @pytest.mark.parametrize("accounting", ["provable", "published"])
-@pytest.mark.parametrize(("q", "gradient"), [(0.1, math.inf), (1.0, 3.0)])
+@pytest.mark.parametrize(("q", "gradient"), [(0.1, math.inf), (1.0, 3.0), (0.1, 3.0)])
 def test_calibrated_noise_meets_its_target_and_less_does_not(accounting, q, gradient):
     dice, steps, delta = mechanism(q, 0.01, 0.02, gradient), 100, 1e-5
     z = dice_noise_multiplier(dice, steps, 4.0, delta, accounting)
@@ -266,11 +267,41 @@ def test_pld_is_tighter_than_rdp():
 
 def test_bounded_gradients_cost_the_smaller_of_two_sensitivities():
     loose, tight = mechanism(1.0, 0.001, 0.3, 1e9), mechanism(1.0, 0.001, 0.3, 4.0)
-    assert memory_sensitivity(loose, 25) == pytest.approx(2 * 0.3 * 5)
-    assert memory_sensitivity(tight, 25) == pytest.approx(25 * 3.0 * 0.001, rel=1e-5)
-    assert memory_sensitivity(tight, 25) >= 25 * 3.0 * 0.001
+    assert memory_sensitivity(loose, 25, 25) == pytest.approx(2 * 0.3 * 5)
+    assert memory_sensitivity(tight, 25, 10) == pytest.approx(10 * 3.0 * 0.001, rel=1e-5)
+    assert memory_sensitivity(tight, 25, 10) >= 10 * 3.0 * 0.001
     whole = mechanism(1.0, 0.001, 0.3)
     assert dice_epsilon(tight, 25, 1e-5).epsilon < dice_epsilon(whole, 25, 1e-5).epsilon / 10
+
+
+def test_rarely_sampled_examples_cost_less_at_a_part_of_delta():
+    """Exact binomial tail; the parts of δ add up: δ ≥ δ_left + (1 + e^ε)·P[more than m batches]."""
+    q, steps, delta = 0.05, 200, 1e-8
+    dice = mechanism(q, 0.001, 0.3, 4.0, z=60.0)
+    found = dice_epsilon(dice, steps, delta)
+    chance = Fraction(1, 20)
+    more = sum(
+        math.comb(steps, k) * chance**k * (1 - chance) ** (steps - k)
+        for k in range(found.participations + 1, steps + 1)
+    )
+    accountant = rdp.RdpAccountant()
+    for event, count in provable_events(dice, steps, found.sampled_share, found.participations):
+        accountant.compose(event, count)
+    left = accountant.get_delta(found.epsilon)
+    assert left + (1 + math.exp(found.epsilon)) * float(more) <= delta
+    assert left > 0.98 * delta
+    assert q * steps < found.participations < steps / 2
+    every = rdp.RdpAccountant()
+    for event, count in provable_events(dice, steps, found.sampled_share):
+        every.compose(event, count)
+    assert found.epsilon < every.get_epsilon(delta) / 2
+
+
+def test_beyond_a_large_epsilon_every_participation_is_charged():
+    dice = mechanism(0.05, 0.001, 0.3, 4.0, z=1.0)
+    found = dice_epsilon(dice, 200, 1e-5)
+    assert found.epsilon > 20
+    assert found.participations == 200
 
 
 def test_every_answer_says_which_accounting_it_is():
