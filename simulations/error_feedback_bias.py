@@ -46,7 +46,7 @@ from fedpriv.privacy import (
 )
 
 FOLDER = Path(__file__).parent / "results" / "error_feedback_bias"
-USERS, DIMENSIONS, COHORT, ROUNDS = 200, 10, 20.0, 3000
+USERS, DIMENSIONS, COHORT, ROUNDS = 200, 10, 20.0, 2000
 BOUND, RATE = 1.0, 0.05
 SAMPLES, FAR = 10, 6.0
 

@@ -38,8 +38,8 @@ from fedpriv.training.memory_store import (
 
 USERS, PARAMETERS, COHORT, WORKERS, STACK = 10_000, 200_000, 1_000, 2, 16
 RAM = 2**30
-ROUNDS = 14
-KILLED_IN = 12
+ROUNDS = 12
+KILLED_IN = 11
 
 
 def cohort_of(round_: int) -> np.ndarray:
