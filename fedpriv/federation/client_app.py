@@ -20,6 +20,7 @@ from fedpriv.config import ExperimentConfig
 from fedpriv.data.federated import Share
 from fedpriv.errors import InputError
 from fedpriv.federation.messages import (
+    Work,
     experiment_of,
     failure_reply,
     hosting_reply,
@@ -28,7 +29,7 @@ from fedpriv.federation.messages import (
 )
 from fedpriv.federation.plan import build_trainer
 from fedpriv.privacy.clipping import with_bounds
-from fedpriv.training.cohort import CohortTrainer, train_cohort
+from fedpriv.training.cohort import CohortSum, CohortTrainer, train_cohort
 
 app = ClientApp()
 
@@ -52,13 +53,16 @@ def train(message: Message, context: Context) -> Message:
 
     def answer() -> Message:
         trainer = _trainer(experiment_of(message), context)
-        work = work_of(message)
-        if work.bounds:
-            trainer = replace(trainer, clipping=with_bounds(trainer.clipping, work.bounds))
-        summed = train_cohort(trainer, work.parameters, work.users, work.round)
-        return sum_reply(message, _partition(context), summed)
+        return sum_reply(message, _partition(context), trained(trainer, work_of(message)))
 
     return _guarded(message, answer)
+
+
+def trained(trainer: CohortTrainer, work: Work) -> CohortSum:
+    """Do the `work` of a round: train its users within its bounds and return their sum."""
+    if work.bounds:
+        trainer = replace(trainer, clipping=with_bounds(trainer.clipping, work.bounds))
+    return train_cohort(trainer, work.parameters, work.users, work.round)
 
 
 def _guarded(message: Message, answer: Callable[[], Message]) -> Message:

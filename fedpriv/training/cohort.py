@@ -15,7 +15,13 @@ from fedpriv.privacy.clipping import ClippedSum, ClippingRule, clip_and_sum
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.parameters import Layout
-from fedpriv.training.stacked import StackedModel, StackedUser, stacked_model, train_stack
+from fedpriv.training.stacked import (
+    StackedModel,
+    StackedResult,
+    StackedUser,
+    stacked_model,
+    train_stack,
+)
 from fedpriv.training.tasks import Task
 from fedpriv.training.user_cache import UserCache
 
@@ -44,6 +50,8 @@ class CohortTrainer:
         tolerant: a user whose data cannot be used contributes zero and is counted, instead of
             stopping the run. A deployment must not let one user decide whether others count.
         cache: prepared users.
+        planted: float32 `[users, P]`, what each user sends to be clipped in place of what training
+            would have given it: the canaries of an audit. None in every training.
     """
 
     dataset: FederatedDataset
@@ -57,6 +65,7 @@ class CohortTrainer:
     stack: int = 16
     tolerant: bool = False
     cache: UserCache = field(default_factory=lambda: UserCache(0))
+    planted: Tensor | None = None
 
     @property
     def stacked(self) -> StackedModel | None:
@@ -147,6 +156,7 @@ def _work(trainer: CohortTrainer, user: int, round_: int, seen: _Seen) -> Stacke
     randomness = Randomness.simulation(trainer.seed)
     order = randomness.torch(Purpose.LOCAL_TRAINING, round_, user)
     return StackedUser(
+        user=user,
         examples=examples,
         steps=list(batches(examples.sizes.cpu(), trainer.recipe, order)),
         dropout=randomness.torch(Purpose.LOCAL_TRAINING, round_, user, 1),
@@ -169,7 +179,11 @@ def _train_together(
     round_: int,
     seen: _Seen,
 ) -> None:
-    result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_)
+    if trainer.planted is None:
+        result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_)
+    else:
+        updates = trainer.planted[[one.user for one in stack]]
+        result = StackedResult(updates, torch.zeros(len(stack)))
     clipped = clip_and_sum(result.updates, stacked.layout.sizes, trainer.clipping)
     seen.add(clipped, result.losses, stack)
 
@@ -182,15 +196,17 @@ def _train_alone(
     round_: int,
     seen: _Seen,
 ) -> None:
-    # Dropout draws from the global generator.
-    torch.manual_seed(one.dropout.initial_seed())
-    steps = (
-        trainer.task.augment(one.examples.take(index), round_, one.augmentation)
-        for index in one.steps
-    )
-    result = train_user(trainer.model, layout.split(start), steps, trainer.recipe, trainer.task)
-    update = layout.join(result.update)[None]
-    losses = torch.tensor([result.loss])
+    if trainer.planted is None:
+        # Dropout draws from the global generator.
+        torch.manual_seed(one.dropout.initial_seed())
+        steps = (
+            trainer.task.augment(one.examples.take(index), round_, one.augmentation)
+            for index in one.steps
+        )
+        result = train_user(trainer.model, layout.split(start), steps, trainer.recipe, trainer.task)
+        update, losses = layout.join(result.update)[None], torch.tensor([result.loss])
+    else:
+        update, losses = trainer.planted[[one.user]], torch.zeros(1)
     seen.add(clip_and_sum(update, layout.sizes, trainer.clipping), losses, [one])
 
 

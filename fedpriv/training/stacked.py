@@ -169,12 +169,14 @@ class StackedUser:
     """What one user of a stack trains on.
 
     Attributes:
+        user: the user's number.
         examples: the user's examples.
         steps: the example indices of each local step.
         dropout: the random stream of layers such as dropout.
         augmentation: the random stream of augmentation.
     """
 
+    user: int
     examples: Batch
     steps: Sequence[Tensor]
     dropout: torch.Generator

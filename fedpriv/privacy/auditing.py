@@ -1,0 +1,403 @@
+"""Privacy measured from outside: statistics of what an attacker can tell from the releases.
+
+Canaries are made-up users, each of whom a fair coin lets in or leaves out. Whoever sees the
+releases and nothing of the coins scores each canary: high for "was in". Two readings of the scores:
+
+* a *lower bound* on ε that holds with a stated confidence (Steinke, Nasr, Jagielski 2023, "Privacy
+  Auditing with One (1) Training Run"): no (ε, δ)-DP mechanism lets so many guesses be right;
+* an *estimate* of ε, which is no bound (Andrew et al. 2023, "One-shot Empirical Privacy Estimation
+  for Federated Learning"): the scores of both groups are taken for Gaussians.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special, stats
+
+Floats = NDArray[np.float64]
+Coins = NDArray[np.bool_]
+
+#: Shares of the coins that are guessed, the rest being abstained from. All are tried, and each is
+#: held to a third of the error probability, so that the best of them may be reported.
+GUESSED_SHARES = (0.1, 0.3, 0.6)
+
+#: The false-positive rates at which membership scores are reported.
+FALSE_POSITIVE_RATES = (0.01, 0.1)
+
+_RESAMPLES = 400
+# No number of guesses in any memory shows more.
+_LARGEST_EPSILON = 60.0
+
+
+# ---------------------------------------------------------------- scores
+
+
+def inclusion_scores(projections: Floats, energies: Floats, rate: float, signed: bool) -> Floats:
+    """Return each canary's log-likelihood ratio of "in" against "out" in one round: `[m]`.
+
+    The release without what the attacker knows is R. Under noise N(0, Σ), a canary that
+    contributes c, and is sampled with probability q, makes it more likely by
+
+        log(1 - q + q·exp(p - n/2)),  p = c'Σ⁻¹R,  n = c'Σ⁻¹c,
+
+    which the lemma of Neyman and Pearson makes the best score. What else is in R (other canaries,
+    users that the attacker does not know) acts as further noise; its size is read off R.
+
+    Args:
+        projections: p, float64 `[m]`.
+        energies: n, float64 `[m]`.
+        rate: q, the probability with which a user is sampled in a round.
+        signed: the coin decides between +c and -c, instead of c and nothing.
+    """
+    # The median of absolute values is that of the noise even where some canaries stand out.
+    spread = np.median(np.abs(projections) / np.sqrt(energies)) / stats.norm.ppf(0.75)
+    noise = max(1.0, float(spread)) ** 2
+    shift, half = projections / noise, energies / noise / 2
+    if signed:
+        return _sampled(shift - half, rate) - _sampled(-shift - half, rate)
+    return _sampled(shift - half, rate)
+
+
+def _sampled(log_ratio: Floats, rate: float) -> Floats:
+    """Return log(1 - q + q·exp(x)) without overflow."""
+    if rate >= 1:
+        return log_ratio
+    return np.logaddexp(math.log1p(-rate), math.log(rate) + log_ratio)
+
+
+# ---------------------------------------------------------------- the lower bound
+
+
+@dataclass(frozen=True)
+class OneRunBound:
+    """A lower bound on ε that is wrong with probability at most 1 - `confidence`.
+
+    Attributes:
+        epsilon: the bound; 0 where the guesses show nothing.
+        delta: the δ that goes with it.
+        confidence: of the statement "ε at this δ is at least `epsilon`".
+        coins: m, how many users were in or out by coin.
+        guesses: r, how many of the coins were guessed.
+        correct: v, how many guesses were right.
+        ceiling: what the bound would have been with every guess right: no audit with so many
+            coins shows more.
+    """
+
+    epsilon: float
+    delta: float
+    confidence: float
+    coins: int
+    guesses: int
+    correct: int
+    ceiling: float
+
+
+def one_run_bound(
+    scores: Floats,
+    included: Coins,
+    delta: float,
+    confidence: float = 0.95,
+    shares: Sequence[float] = GUESSED_SHARES,
+) -> OneRunBound:
+    """Return the lower bound on ε at `delta` from the scores of users who were in by fair coin.
+
+    The highest scores are guessed to have been in, as many of the lowest to have been out, and
+    the middle is abstained from. How many, is fixed by `shares` before any score is seen. With
+    several shares each must hold at confidence 1 - (1 - confidence)/len(shares) (union bound), and
+    the largest bound is returned.
+
+    Args:
+        scores: float64 `[m]`, a function of the releases and of what is public.
+        included: boolean `[m]`, the coins.
+        delta: the δ at which ε is bounded.
+        confidence: of the bound.
+        shares: which parts of the coins are guessed, each in (0, 1].
+
+    Raises:
+        ValueError: scores and coins differ in length, or are too few for one guess each way.
+    """
+    coins = len(scores)
+    if len(included) != coins:
+        raise ValueError(f"{coins} scores but {len(included)} coins")
+    error = (1 - confidence) / len(shares)
+    order = np.argsort(scores, kind="stable")
+    found: list[tuple[float, int, int]] = []
+    ceiling = 0.0
+    for share in shares:
+        each = int(coins * share / 2)
+        if each == 0:
+            raise ValueError(f"{coins} coins are too few to guess a share of {share:g} of them")
+        correct = int(included[order[-each:]].sum() + (~included[order[:each]]).sum())
+        found.append((_least_epsilon(coins, 2 * each, correct, delta, error), 2 * each, correct))
+        ceiling = max(ceiling, _least_epsilon(coins, 2 * each, 2 * each, delta, error))
+    epsilon, guesses, correct = max(found)
+    return OneRunBound(epsilon, delta, confidence, coins, guesses, correct, ceiling)
+
+
+def guesses_p_value(coins: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
+    """Return how probable so many right guesses are, at most, under (ε, δ)-DP.
+
+    Steinke et al. 2023, theorem 5.2: with W binomial of `guesses` trials of probability
+    e^ε/(1 + e^ε) it is P[W ≥ v] + 2mδ·max_{1≤i≤v} P[v > W ≥ v - i]/i.
+    """
+    accuracy = special.expit(epsilon)
+    tail = float(stats.binom.sf(correct - 1, guesses, accuracy))
+    if correct == 0 or delta == 0:
+        return tail
+    below = np.cumsum(stats.binom.pmf(np.arange(correct - 1, -1, -1), guesses, accuracy))
+    slack = float((below / np.arange(1, correct + 1)).max())
+    return min(1.0, tail + 2 * coins * delta * slack)
+
+
+def _least_epsilon(coins: int, guesses: int, correct: int, delta: float, error: float) -> float:
+    """Return the smallest ε under which so many right guesses are not rejected."""
+
+    def excess(epsilon: float) -> float:
+        return guesses_p_value(coins, guesses, correct, epsilon, delta) - error
+
+    if excess(0.0) >= 0:
+        return 0.0
+    if excess(_LARGEST_EPSILON) <= 0:
+        return _LARGEST_EPSILON
+    return float(optimize.brentq(excess, 0.0, _LARGEST_EPSILON))
+
+
+# ---------------------------------------------------------------- the one-shot estimate
+
+
+@dataclass(frozen=True)
+class OneShotEstimate:
+    """An estimate of ε. No bound: it takes the statistics for Gaussians.
+
+    Attributes:
+        statistic: what was measured of each canary.
+        epsilon: ε between the two fitted Gaussians.
+        low: and `high`, quantiles of the estimate when canaries are drawn again with replacement;
+            `low` is exceeded with the probability that was asked for.
+        high: see `low`.
+        delta: the δ that goes with it.
+        observed: mean and standard deviation over the canaries that were in.
+        unobserved: the same of those that were out (under replace-one: in with the other sign).
+    """
+
+    statistic: str
+    epsilon: float
+    low: float
+    high: float
+    delta: float
+    observed: tuple[float, float]
+    unobserved: tuple[float, float]
+
+
+def one_shot_estimate(
+    statistic: str,
+    observed: Floats,
+    unobserved: Floats,
+    delta: float,
+    confidence: float,
+    generator: np.random.Generator,
+) -> OneShotEstimate:
+    """Return the ε at `delta` between Gaussians fitted to both groups (Andrew et al. 2023, §3).
+
+    Args:
+        statistic: the name of what was measured.
+        observed: float64 `[a]`, of canaries that were in.
+        unobserved: float64 `[b]`, of canaries that were out.
+        delta: the δ of the estimate.
+        confidence: which part of the resamples lies above `low`, and below `high`.
+        generator: draws the resamples.
+
+    Raises:
+        ValueError: fewer than two canaries in a group.
+    """
+    if min(len(observed), len(unobserved)) < 2:
+        raise ValueError("an estimate needs two canaries that were in and two that were out")
+    resampled = [
+        _fitted_epsilon(
+            generator.choice(observed, len(observed)),
+            generator.choice(unobserved, len(unobserved)),
+            delta,
+        )
+        for _ in range(_RESAMPLES)
+    ]
+    low, high = np.quantile(resampled, [1 - confidence, confidence])
+    return OneShotEstimate(
+        statistic=statistic,
+        epsilon=_fitted_epsilon(observed, unobserved, delta),
+        low=float(low),
+        high=float(high),
+        delta=delta,
+        observed=_moments(observed),
+        unobserved=_moments(unobserved),
+    )
+
+
+def _fitted_epsilon(observed: Floats, unobserved: Floats, delta: float) -> float:
+    return gaussian_epsilon(_moments(observed), _moments(unobserved), delta)
+
+
+def _moments(values: Floats) -> tuple[float, float]:
+    return float(values.mean()), float(values.std(ddof=1))
+
+
+def gaussian_epsilon(
+    first: tuple[float, float], second: tuple[float, float], delta: float
+) -> float:
+    """Return the smallest ε ≥ 0 at which two Gaussians are (ε, δ)-indistinguishable.
+
+    Both are (mean, standard deviation); it holds in both directions. inf for a deviation of 0.
+    """
+    if min(first[1], second[1]) <= 0:
+        return math.inf
+
+    def excess(epsilon: float) -> float:
+        forth = _hockey_stick(first, second, epsilon)
+        return max(forth, _hockey_stick(second, first, epsilon)) - delta
+
+    if excess(0.0) <= 0:
+        return 0.0
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+        if high > 1e6:
+            return math.inf
+    return float(optimize.brentq(excess, 0.0, high))
+
+
+def _hockey_stick(p: tuple[float, float], q: tuple[float, float], epsilon: float) -> float:
+    """Return P(S) - e^ε·Q(S) on the set S where log(p/q) exceeds ε.
+
+    log(p/q) is a quadratic of x, so S is an interval, its complement, or a half line.
+    """
+    (mean, std), (other, other_std) = p, q
+    square = 1 / (2 * other_std**2) - 1 / (2 * std**2)
+    linear = mean / std**2 - other / other_std**2
+    constant = (
+        math.log(other_std / std) + other**2 / (2 * other_std**2) - mean**2 / (2 * std**2) - epsilon
+    )
+    inside = square < 0
+    edges: tuple[float, ...]
+    if square == 0:
+        if linear == 0:
+            return 0.0
+        edge = -constant / linear
+        edges = (edge, math.inf) if linear > 0 else (-math.inf, edge)
+        inside = True
+    else:
+        discriminant = linear**2 - 4 * square * constant
+        if discriminant <= 0:
+            return 0.0 if inside else -math.expm1(epsilon)
+        # The root of larger size first: the other follows without cancellation.
+        far = -(linear + math.copysign(math.sqrt(discriminant), linear)) / 2
+        edges = tuple(sorted((far / square, constant / far)))
+    return _mass(p, edges, inside) - math.exp(min(epsilon + _log(_mass(q, edges, inside)), 700.0))
+
+
+def _mass(gaussian: tuple[float, float], edges: tuple[float, ...], inside: bool) -> float:
+    """Return the probability between the edges, or beyond them, computed in the nearer tails."""
+    low, high = ((edge - gaussian[0]) / gaussian[1] for edge in edges)
+    if not inside:
+        return float(stats.norm.cdf(low) + stats.norm.sf(high))
+    if low > 0:
+        return float(stats.norm.sf(low) - stats.norm.sf(high))
+    return float(stats.norm.cdf(high) - stats.norm.cdf(low))
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
+# ---------------------------------------------------------------- membership of real users
+
+
+@dataclass(frozen=True)
+class TruePositives:
+    """How many members a threshold finds.
+
+    Attributes:
+        false_positive_rate: the largest share of non-members above the threshold.
+        rate: the share of members above it.
+        low: and `high`, its confidence interval for this threshold (Clopper and Pearson 1934).
+        high: see `low`.
+    """
+
+    false_positive_rate: float
+    rate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Membership:
+    """How well scores tell the users who were in from those who were out.
+
+    Attributes:
+        members: users who were in.
+        others: users who were out.
+        auc: the probability that a member's score is the higher; 0.5 is guessing.
+        auc_low: and `auc_high`, its confidence interval (Hanley and McNeil 1982).
+        auc_high: see `auc_low`.
+        true_positives: at each of `FALSE_POSITIVE_RATES`.
+        bound: the lower bound on ε from the same scores.
+    """
+
+    members: int
+    others: int
+    auc: float
+    auc_low: float
+    auc_high: float
+    true_positives: tuple[TruePositives, ...]
+    bound: OneRunBound
+
+
+def membership(
+    scores: Floats, included: Coins, delta: float, confidence: float = 0.95
+) -> Membership:
+    """Return what the scores `[n]` of users who were in by fair coin, or out, say of membership.
+
+    Raises:
+        ValueError: nobody was in, nobody was out, or too few users for a bound.
+    """
+    members, others = scores[included], scores[~included]
+    if not len(members) or not len(others):
+        raise ValueError("membership needs users who were in and users who were out")
+    pairs = len(members) * len(others)
+    auc = float(stats.mannwhitneyu(members, others).statistic) / pairs
+    margin = stats.norm.ppf(0.5 + confidence / 2) * _auc_error(auc, len(members), len(others))
+    return Membership(
+        members=len(members),
+        others=len(others),
+        auc=auc,
+        auc_low=max(0.0, auc - margin),
+        auc_high=min(1.0, auc + margin),
+        true_positives=tuple(
+            _true_positives(members, others, rate, confidence) for rate in FALSE_POSITIVE_RATES
+        ),
+        bound=one_run_bound(scores, included, delta, confidence),
+    )
+
+
+def _auc_error(auc: float, members: int, others: int) -> float:
+    """Return the standard error of an AUC (Hanley and McNeil 1982, eq. 1)."""
+    two_members, two_others = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    variance = (
+        auc * (1 - auc)
+        + (members - 1) * (two_members - auc**2)
+        + (others - 1) * (two_others - auc**2)
+    ) / (members * others)
+    return math.sqrt(max(0.0, variance))
+
+
+def _true_positives(
+    members: Floats, others: Floats, rate: float, confidence: float
+) -> TruePositives:
+    allowed = int(rate * len(others))
+    threshold = np.sort(others)[::-1][min(allowed, len(others) - 1)]
+    found = int((members > threshold).sum())
+    interval = stats.binomtest(found, len(members)).proportion_ci(confidence, method="exact")
+    return TruePositives(rate, found / len(members), float(interval.low), float(interval.high))
