@@ -106,6 +106,8 @@ def audit(
     """
     check(config, settings)
     experiment = prepare(config)
+    if math.isinf(experiment.plan.planned_epsilon() or 0.0):
+        raise InputError("privacy.noise_multiplier: so little noise makes ε infinite; write more")
     return _AuditedRun(experiment, settings).judged(observer, stop)
 
 

@@ -22,9 +22,10 @@ from scipy import optimize, special, stats
 Floats = NDArray[np.float64]
 Coins = NDArray[np.bool_]
 
-#: Shares of the coins that are guessed, the rest being abstained from. All are tried, and each is
-#: held to a third of the error probability, so that the best of them may be reported.
-GUESSED_SHARES = (0.1, 0.3, 0.6)
+#: Which parts of the coins are guessed: the share with the highest scores to have been in, that
+#: with the lowest to have been out; the rest is abstained from. Few guesses show most where the
+#: scores overlap, many where they do not, and none of "out" where few users are sampled.
+GUESSES = ((0.1, 0.1), (0.4, 0.4), (0.05, 0.0))
 
 #: The false-positive rates at which membership scores are reported.
 FALSE_POSITIVE_RATES = (0.01, 0.1)
@@ -32,6 +33,7 @@ FALSE_POSITIVE_RATES = (0.01, 0.1)
 _RESAMPLES = 400
 # No number of guesses in any memory shows more.
 _LARGEST_EPSILON = 60.0
+_LARGEST_ESTIMATE = 1e6
 
 
 # ---------------------------------------------------------------- scores
@@ -102,41 +104,42 @@ def one_run_bound(
     included: Coins,
     delta: float,
     confidence: float = 0.95,
-    shares: Sequence[float] = GUESSED_SHARES,
+    guesses: Sequence[tuple[float, float]] = GUESSES,
 ) -> OneRunBound:
     """Return the lower bound on ε at `delta` from the scores of users who were in by fair coin.
 
-    The highest scores are guessed to have been in, as many of the lowest to have been out, and
-    the middle is abstained from. How many, is fixed by `shares` before any score is seen. With
-    several shares each must hold at confidence 1 - (1 - confidence)/len(shares) (union bound), and
-    the largest bound is returned.
+    The highest scores are guessed to have been in, the lowest to have been out, and the middle is
+    abstained from. How many, is fixed by `guesses` before any score is seen. Each of several
+    choices must hold at confidence 1 - (1 - confidence)/len(guesses) (union bound), so that the
+    largest bound of all may be returned.
 
     Args:
         scores: float64 `[m]`, a function of the releases and of what is public.
         included: boolean `[m]`, the coins.
         delta: the δ at which ε is bounded.
         confidence: of the bound.
-        shares: which parts of the coins are guessed, each in (0, 1].
+        guesses: pairs of shares that are guessed in and out, as `GUESSES` has them.
 
     Raises:
-        ValueError: scores and coins differ in length, or are too few for one guess each way.
+        ValueError: scores and coins differ in length, or are too few for a single guess.
     """
     coins = len(scores)
     if len(included) != coins:
         raise ValueError(f"{coins} scores but {len(included)} coins")
-    error = (1 - confidence) / len(shares)
+    error = (1 - confidence) / len(guesses)
     order = np.argsort(scores, kind="stable")
     found: list[tuple[float, int, int]] = []
     ceiling = 0.0
-    for share in shares:
-        each = int(coins * share / 2)
-        if each == 0:
-            raise ValueError(f"{coins} coins are too few to guess a share of {share:g} of them")
-        correct = int(included[order[-each:]].sum() + (~included[order[:each]]).sum())
-        found.append((_least_epsilon(coins, 2 * each, correct, delta, error), 2 * each, correct))
-        ceiling = max(ceiling, _least_epsilon(coins, 2 * each, 2 * each, delta, error))
-    epsilon, guesses, correct = max(found)
-    return OneRunBound(epsilon, delta, confidence, coins, guesses, correct, ceiling)
+    for shares in guesses:
+        highest, lowest = (int(coins * share) for share in shares)
+        number = highest + lowest
+        if number == 0:
+            raise ValueError(f"{coins} coins are too few to guess shares of {shares} of them")
+        correct = int(included[order[coins - highest :]].sum() + (~included[order[:lowest]]).sum())
+        found.append((_least_epsilon(coins, number, correct, delta, error), number, correct))
+        ceiling = max(ceiling, _least_epsilon(coins, number, number, delta, error))
+    epsilon, number, correct = max(found)
+    return OneRunBound(epsilon, delta, confidence, coins, number, correct, ceiling)
 
 
 def guesses_p_value(coins: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
@@ -177,8 +180,9 @@ class OneShotEstimate:
     Attributes:
         statistic: what was measured of each canary.
         epsilon: ε between the two fitted Gaussians.
-        low: and `high`, quantiles of the estimate when canaries are drawn again with replacement;
-            `low` is exceeded with the probability that was asked for.
+        low: and `high`, how far it may be off: each is left behind with the probability that was
+            asked for, by the basic bootstrap (canaries drawn again with replacement), which takes
+            off the bias that the fit of two deviations has.
         high: see `low`.
         delta: the δ that goes with it.
         observed: mean and standard deviation over the canaries that were in.
@@ -209,7 +213,7 @@ def one_shot_estimate(
         observed: float64 `[a]`, of canaries that were in.
         unobserved: float64 `[b]`, of canaries that were out.
         delta: the δ of the estimate.
-        confidence: which part of the resamples lies above `low`, and below `high`.
+        confidence: the probability that the truth lies above `low`, and that it lies below `high`.
         generator: draws the resamples.
 
     Raises:
@@ -225,12 +229,13 @@ def one_shot_estimate(
         )
         for _ in range(_RESAMPLES)
     ]
-    low, high = np.quantile(resampled, [1 - confidence, confidence])
+    epsilon = _fitted_epsilon(observed, unobserved, delta)
+    low, high = 2 * epsilon - np.quantile(resampled, [confidence, 1 - confidence])
     return OneShotEstimate(
         statistic=statistic,
-        epsilon=_fitted_epsilon(observed, unobserved, delta),
-        low=float(low),
-        high=float(high),
+        epsilon=epsilon,
+        low=max(0.0, float(low)),
+        high=max(0.0, float(high)),
         delta=delta,
         observed=_moments(observed),
         unobserved=_moments(unobserved),
@@ -250,10 +255,11 @@ def gaussian_epsilon(
 ) -> float:
     """Return the smallest ε ≥ 0 at which two Gaussians are (ε, δ)-indistinguishable.
 
-    Both are (mean, standard deviation); it holds in both directions. inf for a deviation of 0.
+    Both are (mean, standard deviation), and it holds in both directions. 1e6 stands for all that
+    is larger, as where a deviation is 0.
     """
     if min(first[1], second[1]) <= 0:
-        return math.inf
+        return _LARGEST_ESTIMATE
 
     def excess(epsilon: float) -> float:
         forth = _hockey_stick(first, second, epsilon)
@@ -264,8 +270,8 @@ def gaussian_epsilon(
     high = 1.0
     while excess(high) > 0:
         high *= 2
-        if high > 1e6:
-            return math.inf
+        if high > _LARGEST_ESTIMATE:
+            return _LARGEST_ESTIMATE
     return float(optimize.brentq(excess, 0.0, high))
 
 
@@ -302,10 +308,10 @@ def _mass(gaussian: tuple[float, float], edges: tuple[float, ...], inside: bool)
     """Return the probability between the edges, or beyond them, computed in the nearer tails."""
     low, high = ((edge - gaussian[0]) / gaussian[1] for edge in edges)
     if not inside:
-        return float(stats.norm.cdf(low) + stats.norm.sf(high))
+        return float(special.ndtr(low) + special.ndtr(-high))
     if low > 0:
-        return float(stats.norm.sf(low) - stats.norm.sf(high))
-    return float(stats.norm.cdf(high) - stats.norm.cdf(low))
+        return float(special.ndtr(-low) - special.ndtr(-high))
+    return float(special.ndtr(high) - special.ndtr(low))
 
 
 def _log(value: float) -> float:

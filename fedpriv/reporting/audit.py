@@ -122,7 +122,6 @@ def read_audit(directory: Path) -> Audit | None:
 
 def _parsed(document: dict[str, Any]) -> Audit:
     fields = {key: value for key, value in document.items() if key != "holds"}
-    fields["epsilons"] = {name: _infinite(value) for name, value in fields["epsilons"].items()}
     fields["bound"] = OneRunBound(**fields["bound"])
     fields["estimates"] = tuple(_estimate(each) for each in fields["estimates"])
     fields["users"] = _membership(fields["users"]) if fields["users"] else None
@@ -130,20 +129,14 @@ def _parsed(document: dict[str, Any]) -> Audit:
 
 
 def _estimate(fields: dict[str, Any]) -> OneShotEstimate:
-    numbers = {name: _infinite(fields[name]) for name in ("epsilon", "low", "high")}
     moments = {name: tuple(fields[name]) for name in ("observed", "unobserved")}
-    return OneShotEstimate(**{**fields, **numbers, **moments})
+    return OneShotEstimate(**{**fields, **moments})
 
 
 def _membership(fields: dict[str, Any]) -> Membership:
     found = tuple(TruePositives(**each) for each in fields["true_positives"])
     bound = OneRunBound(**fields["bound"])
     return Membership(**{**fields, "true_positives": found, "bound": bound})
-
-
-def _infinite(value: float | None) -> float:
-    """Return inf for null, which strict JSON holds in its place."""
-    return math.inf if value is None else value
 
 
 # ---------------------------------------------------------------- words
@@ -167,7 +160,7 @@ def audit_table(audit: Audit) -> Table:
         label = f"the same, real users (AUC {audit.users.auc:.3f})"
         table.add_row(label, _down(bound.epsilon), _guesses(bound))
     for each in audit.estimates:
-        spread = f"{each.low:.2f} to {each.high:.2f} when resampled"
+        spread = f"{each.low:.3f} to {each.high:.3f} by bootstrap"
         table.add_row(f"estimate, {each.statistic}", f"{each.epsilon:.3f}", spread)
     return table
 
@@ -189,7 +182,7 @@ def audit_verdict(audit: Audit) -> str:
     if audit.suspicious:
         most = max(each.low for each in audit.suspicious)
         sentence += (
-            f" But an estimate lies above it even after resampling ({most:.3f}). An estimate is no "
+            f" But an estimate lies above the claim by more than its spread ({most:.3f}). It is no "
             "proof; look for the cause, and audit with more canaries or another seed."
         )
     return sentence
@@ -209,7 +202,7 @@ def audit_section(audit: Audit, fingerprint: str) -> Section:
         f"({bound.correct} of {bound.guesses} guesses right; Steinke et al. 2023).",
         *(
             f"Estimated, which is no bound: ε ≈ {each.epsilon:.3f} from the {each.statistic} "
-            f"({each.low:.3f} to {each.high:.3f} when resampled; Andrew et al. 2023)."
+            f"({each.low:.3f} to {each.high:.3f} by bootstrap; Andrew et al. 2023)."
             for each in audit.estimates
         ),
     ]
