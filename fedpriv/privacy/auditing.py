@@ -56,13 +56,24 @@ def inclusion_scores(projections: Floats, energies: Floats, rate: float, signed:
         rate: q, the probability with which a user is sampled in a round.
         signed: the coin decides between +c and -c, instead of c and nothing.
     """
-    # The median of absolute values is that of the noise even where some canaries stand out.
-    spread = np.median(np.abs(projections) / np.sqrt(energies)) / stats.norm.ppf(0.75)
-    noise = max(1.0, float(spread)) ** 2
+    noise = max(1.0, _spread(projections / np.sqrt(energies), signed)) ** 2
     shift, half = projections / noise, energies / noise / 2
     if signed:
         return _sampled(shift - half, rate) - _sampled(-shift - half, rate)
     return _sampled(shift - half, rate)
+
+
+def _spread(standardised: Floats, signed: bool) -> float:
+    """Return the size of the noise, however far the canaries that took part stand out of it.
+
+    Those who are out, half of all, are noise alone, and have the smallest sizes, of which the
+    middle one is taken. Where all are in with one sign or the other, the sizes scatter by the
+    noise about where they stand. With no signal at all both say about half of the truth.
+    """
+    sizes = np.abs(standardised)
+    if signed:
+        return float(np.median(np.abs(sizes - np.median(sizes))) / stats.norm.ppf(0.75))
+    return float(np.quantile(sizes, 0.25) / stats.norm.ppf(0.75))
 
 
 def _sampled(log_ratio: Floats, rate: float) -> Floats:

@@ -157,6 +157,26 @@ def test_scores_do_not_overflow():
     assert np.isfinite(huge).all()
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_round_in_which_canaries_stand_out_outweighs_one_in_which_they_do_not(signed):
+    """The size of the noise is read off the scores; signals must not pass for noise."""
+    generator = np.random.default_rng(9)
+    included = coin(500, generator)
+    signal = np.where(included, 1.0, -1.0 if signed else 0.0)
+    score = np.zeros(500)
+    for strength in (0.0, 0.0, 30.0):
+        standardised = strength * signal + generator.standard_normal(500)
+        score += inclusion_scores(standardised / 3, np.full(500, 1 / 9), 1.0, signed)
+    assert score[included].min() > score[~included].max()
+
+
+def test_other_users_in_the_release_count_as_noise():
+    generator = np.random.default_rng(10)
+    drowned = 20 * generator.standard_normal(5000)
+    scores = inclusion_scores(drowned, np.ones(5000), 0.5, signed=False)
+    assert np.abs(scores).max() < 1.0  # and 20² = 400 if it were taken for signal
+
+
 # ---------------------------------------------------------------- the estimate
 
 
