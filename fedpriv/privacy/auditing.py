@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import dp_accounting
 import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
@@ -33,7 +34,6 @@ FALSE_POSITIVE_RATES = (0.01, 0.1)
 _RESAMPLES = 400
 # No number of guesses in any memory shows more.
 _LARGEST_EPSILON = 60.0
-_LARGEST_ESTIMATE = 1e6
 
 
 # ---------------------------------------------------------------- scores
@@ -190,10 +190,9 @@ class OneShotEstimate:
 
     Attributes:
         statistic: what was measured of each canary.
-        epsilon: ε between the two fitted Gaussians.
-        low: and `high`, how far it may be off: each is left behind with the probability that was
-            asked for, by the basic bootstrap (canaries drawn again with replacement), which takes
-            off the bias that the fit of two deviations has.
+        epsilon: ε of the Gaussian mechanism that sets both groups so far apart.
+        low: and `high`, between which ε is found when canaries are drawn again with replacement
+            (basic bootstrap); each is left behind with the probability that was asked for.
         high: see `low`.
         delta: the δ that goes with it.
         observed: mean and standard deviation over the canaries that were in.
@@ -219,12 +218,15 @@ def one_shot_estimate(
 ) -> OneShotEstimate:
     """Return the ε at `delta` between Gaussians fitted to both groups (Andrew et al. 2023, §3).
 
+    One standard deviation is fitted to both, where the paper fits two: at a small δ, a chance
+    difference between two fitted deviations would decide ε alone.
+
     Args:
         statistic: the name of what was measured.
         observed: float64 `[a]`, of canaries that were in.
         unobserved: float64 `[b]`, of canaries that were out.
         delta: the δ of the estimate.
-        confidence: the probability that the truth lies above `low`, and that it lies below `high`.
+        confidence: the probability that ε lies above `low`, and that it lies below `high`.
         generator: draws the resamples.
 
     Raises:
@@ -232,101 +234,35 @@ def one_shot_estimate(
     """
     if min(len(observed), len(unobserved)) < 2:
         raise ValueError("an estimate needs two canaries that were in and two that were out")
-    resampled = [
-        _fitted_epsilon(
-            generator.choice(observed, len(observed)),
-            generator.choice(unobserved, len(unobserved)),
-            delta,
-        )
-        for _ in range(_RESAMPLES)
-    ]
-    epsilon = _fitted_epsilon(observed, unobserved, delta)
-    low, high = 2 * epsilon - np.quantile(resampled, [confidence, 1 - confidence])
+    apart = float(_separation(observed, unobserved))
+    again = _separation(
+        generator.choice(observed, (_RESAMPLES, len(observed))),
+        generator.choice(unobserved, (_RESAMPLES, len(unobserved))),
+    )
+    low, high = 2 * apart - np.quantile(again, [confidence, 1 - confidence])
     return OneShotEstimate(
         statistic=statistic,
-        epsilon=epsilon,
-        low=max(0.0, float(low)),
-        high=max(0.0, float(high)),
+        epsilon=_epsilon_of(apart, delta),
+        low=_epsilon_of(float(low), delta),
+        high=_epsilon_of(float(high), delta),
         delta=delta,
-        observed=_moments(observed),
-        unobserved=_moments(unobserved),
+        observed=(float(observed.mean()), float(observed.std(ddof=1))),
+        unobserved=(float(unobserved.mean()), float(unobserved.std(ddof=1))),
     )
 
 
-def _fitted_epsilon(observed: Floats, unobserved: Floats, delta: float) -> float:
-    return gaussian_epsilon(_moments(observed), _moments(unobserved), delta)
+def _separation(observed: Floats, unobserved: Floats) -> Floats:
+    """Return the distance of two groups' means in units of their common standard deviation."""
+    degrees = observed.shape[-1] + unobserved.shape[-1] - 2
+    squares = observed.var(-1) * observed.shape[-1] + unobserved.var(-1) * unobserved.shape[-1]
+    return (observed.mean(-1) - unobserved.mean(-1)) / np.sqrt(squares / degrees)
 
 
-def _moments(values: Floats) -> tuple[float, float]:
-    return float(values.mean()), float(values.std(ddof=1))
-
-
-def gaussian_epsilon(
-    first: tuple[float, float], second: tuple[float, float], delta: float
-) -> float:
-    """Return the smallest ε ≥ 0 at which two Gaussians are (ε, δ)-indistinguishable.
-
-    Both are (mean, standard deviation), and it holds in both directions. 1e6 stands for all that
-    is larger, as where a deviation is 0.
-    """
-    if min(first[1], second[1]) <= 0:
-        return _LARGEST_ESTIMATE
-
-    def excess(epsilon: float) -> float:
-        forth = _hockey_stick(first, second, epsilon)
-        return max(forth, _hockey_stick(second, first, epsilon)) - delta
-
-    if excess(0.0) <= 0:
+def _epsilon_of(separation: float, delta: float) -> float:
+    """Return ε of the Gaussian mechanism of multiplier 1/separation; 0 where there is none."""
+    if separation <= 0:
         return 0.0
-    high = 1.0
-    while excess(high) > 0:
-        high *= 2
-        if high > _LARGEST_ESTIMATE:
-            return _LARGEST_ESTIMATE
-    return float(optimize.brentq(excess, 0.0, high))
-
-
-def _hockey_stick(p: tuple[float, float], q: tuple[float, float], epsilon: float) -> float:
-    """Return P(S) - e^ε·Q(S) on the set S where log(p/q) exceeds ε.
-
-    log(p/q) is a quadratic of x, so S is an interval, its complement, or a half line.
-    """
-    (mean, std), (other, other_std) = p, q
-    square = 1 / (2 * other_std**2) - 1 / (2 * std**2)
-    linear = mean / std**2 - other / other_std**2
-    constant = (
-        math.log(other_std / std) + other**2 / (2 * other_std**2) - mean**2 / (2 * std**2) - epsilon
-    )
-    inside = square < 0
-    edges: tuple[float, ...]
-    if square == 0:
-        if linear == 0:
-            return 0.0
-        edge = -constant / linear
-        edges = (edge, math.inf) if linear > 0 else (-math.inf, edge)
-        inside = True
-    else:
-        discriminant = linear**2 - 4 * square * constant
-        if discriminant <= 0:
-            return 0.0 if inside else -math.expm1(epsilon)
-        # The root of larger size first: the other follows without cancellation.
-        far = -(linear + math.copysign(math.sqrt(discriminant), linear)) / 2
-        edges = tuple(sorted((far / square, constant / far)))
-    return _mass(p, edges, inside) - math.exp(min(epsilon + _log(_mass(q, edges, inside)), 700.0))
-
-
-def _mass(gaussian: tuple[float, float], edges: tuple[float, ...], inside: bool) -> float:
-    """Return the probability between the edges, or beyond them, computed in the nearer tails."""
-    low, high = ((edge - gaussian[0]) / gaussian[1] for edge in edges)
-    if not inside:
-        return float(special.ndtr(low) + special.ndtr(-high))
-    if low > 0:
-        return float(special.ndtr(-low) - special.ndtr(-high))
-    return float(special.ndtr(high) - special.ndtr(low))
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
+    return float(dp_accounting.get_epsilon_gaussian(1 / separation, delta))
 
 
 # ---------------------------------------------------------------- membership of real users
