@@ -206,7 +206,6 @@ def test_a_damaged_audit_is_one_line(tmp_path):
 REFUSED = {
     "no privacy": (["privacy=null"], [], ["privacy: null", "infinite"]),
     "no noise": (["privacy.noise_multiplier=0"], [], ["noise_multiplier: 0", "infinite"]),
-    "hardly any noise": (["privacy.noise_multiplier=1e-6"], [], ["infinite"]),
     "a deployment": (["runtime.deployment=true"], [], ["runtime.deployment"]),
     "few canaries": ([], ["--canaries", 5], ["--canaries", "at least 40"]),
     "too many canaries": ([], ["--canaries", 10**7], ["--canaries", "GiB"]),
