@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fedpriv.config import ExperimentConfig, load_config
-from fedpriv.errors import BudgetError, FedprivError, InputError, Interrupted
+from fedpriv.errors import BudgetError, ClaimRefuted, FedprivError, InputError, Interrupted
 
 if TYPE_CHECKING:
     from fedpriv.experiment import Experiment
@@ -114,6 +114,57 @@ def report(
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(f"--output: cannot write {output} ({error.strerror})") from None
+
+
+@app.command()
+def audit(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    canaries: Annotated[
+        int, typer.Option(help="made-up users who join, each in or out by coin")
+    ] = 500,
+    rounds: Annotated[
+        int | None, typer.Option(help="rounds to run and judge; default: all of the config's")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="of the lower bound on ε")] = 0.95,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option("--run", help="a run of CONFIG: audit.json goes there, for its report"),
+    ] = None,
+    format: LedgerFormat = "table",
+) -> None:
+    """Measure privacy from outside: a lower bound on ε, to hold against the accountant's.
+
+    Exit code 1 where the bound exceeds the ε that is accounted for.
+    """
+    from fedpriv import audit as auditing
+    from fedpriv.experiment import stop_signal
+    from fedpriv.reporting import audit as reporting
+    from fedpriv.reporting.progress import AuditLines
+    from fedpriv.reporting.run_directory import RunDirectory
+
+    _check_format(format, "table", "json")
+    settings = load_config(config, overrides or [])
+    wanted = auditing.AuditSettings(canaries, rounds, confidence)
+    auditing.check(settings, wanted)
+    settings = _seeded(settings)
+    if run_dir is not None and RunDirectory.open(run_dir).config().fingerprint() != (
+        settings.fingerprint()
+    ):
+        raise InputError(f"--run: {run_dir} is a run of another configuration than {config}")
+    with AuditLines(_errors) as lines, stop_signal(lambda said: _say([said])) as stop:
+        found = auditing.audit(settings, wanted, lines, stop)
+    if run_dir is not None:
+        written = reporting.write_audit(run_dir, found)
+        _say([f"{written}: shown by fedpriv report {run_dir}"])
+    if format == "json":
+        sys.stdout.write(reporting.audit_document(found))
+    else:
+        Console().print(reporting.audit_table(found))
+    verdict = reporting.audit_verdict(found)
+    if not found.holds:
+        raise ClaimRefuted(verdict)
+    _errors.print(verdict, soft_wrap=True)
 
 
 @config_app.command()

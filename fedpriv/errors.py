@@ -33,6 +33,10 @@ class ClientFault(FedprivError):  # noqa: N818 - carries what the client raised
     """The client code raised: a bug, which running on would only hide."""
 
 
+class ClaimRefuted(FedprivError):  # noqa: N818 - what an audit found
+    """A lower bound on ε exceeds the ε that is accounted for."""
+
+
 class BudgetError(FedprivError):
     """The privacy budget does not allow (another) round."""
 

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from torch import nn
 
 from fedpriv.config import ExperimentConfig, load_config
 from fedpriv.data.federated import Batch
@@ -47,6 +48,7 @@ _BOUNDS = "clipping/bounds"
 # What it calls the journals of users' memories that its round counted: int64 `[nodes, 4]`.
 _JOURNALS = "memory/journals"
 _LOG = logging.getLogger("flwr")
+S = TypeVar("S", bound=Server)
 
 
 class Observer(Protocol):
@@ -171,8 +173,17 @@ def prepare(config: ExperimentConfig, seeded: bool = True) -> Experiment:
     if seeded and config.seed_model is not None:
         load_seed_model(config, trainer.model)
     plan = build_plan(config, population_of(config, trainer.dataset), Layout.of(trainer.model))
-    server = Server(
-        model=trainer.model,
+    return Experiment(plan, trainer, build_server(config, trainer.model, Server))
+
+
+def build_server(config: ExperimentConfig, model: nn.Module, kind: type[S]) -> S:
+    """Return the server, a `kind` of `Server`, that moves `model` as the config says.
+
+    Raises:
+        InputError: an unknown optimizer, or options that it does not take.
+    """
+    return kind(
+        model=model,
         optimizer=config.server.optimizer,
         lr=config.server.lr,
         options=config.server.options,
@@ -180,7 +191,6 @@ def prepare(config: ExperimentConfig, seeded: bool = True) -> Experiment:
         normalize=config.server.normalize,
         rounds=config.rounds,
     )
-    return Experiment(plan, trainer, server)
 
 
 #: Something that runs a strategy to its end: the simulation, or a grid that Flower handed us.

@@ -30,7 +30,7 @@ from fedpriv.federation.messages import (
 )
 from fedpriv.federation.plan import build_trainer
 from fedpriv.privacy.clipping import with_bounds
-from fedpriv.training.cohort import CohortTrainer, train_cohort
+from fedpriv.training.cohort import CohortSum, CohortTrainer, train_cohort
 from fedpriv.training.memory_store import Memories, RoundMemories
 
 app = ClientApp()
@@ -56,13 +56,17 @@ def train(message: Message, context: Context) -> Message:
     def answer() -> Message:
         config, work = experiment_of(message), work_of(message)
         trainer = _trainer(config, context)
-        if work.bounds:
-            trainer = replace(trainer, clipping=with_bounds(trainer.clipping, work.bounds))
         with _memories(config, work) as memories:
-            summed = train_cohort(trainer, work.parameters, work.users, work.round, memories)
-        return sum_reply(message, _partition(context), summed)
+            return sum_reply(message, _partition(context), trained(trainer, work, memories))
 
     return _guarded(message, answer)
+
+
+def trained(trainer: CohortTrainer, work: Work, memories: RoundMemories | None = None) -> CohortSum:
+    """Do the `work` of a round: train its users within its bounds and return their sum."""
+    if work.bounds:
+        trainer = replace(trainer, clipping=with_bounds(trainer.clipping, work.bounds))
+    return train_cohort(trainer, work.parameters, work.users, work.round, memories)
 
 
 def _guarded(message: Message, answer: Callable[[], Message]) -> Message:

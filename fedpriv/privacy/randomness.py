@@ -24,6 +24,7 @@ class Purpose(enum.IntEnum):
     LOCAL_TRAINING = 3
     SERVER = 4
     PRETRAINING = 5
+    AUDIT = 6
 
 
 @dataclass(frozen=True)

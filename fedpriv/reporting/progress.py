@@ -116,6 +116,29 @@ class ProgressLines:
         self._console.print(f"[yellow]{sentence}[/yellow]")
 
 
+class AuditLines:
+    """Shows how far an audit is: a bar on a terminal, and nothing elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = _bar(console, "audited round")
+        self._task = self._progress.add_task("audit", total=None, status="drawing canaries")
+
+    def __enter__(self) -> AuditLines:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def begin(self, rounds: int) -> None:
+        """Say how many rounds there will be."""
+        self._progress.update(self._task, total=rounds, status="")
+
+    def finished(self, round_: int) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=round_)
+
+
 class PretrainingLines:
     """Prints what a pre-training says of itself: a bar, and a line a measurement."""
 

@@ -7,7 +7,7 @@ import io
 import math
 import string
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fedpriv.errors import InputError
+from fedpriv.reporting.audit import Audit, audit_section, audit_verdict, read_audit
 from fedpriv.reporting.heat_maps import block_figures
 from fedpriv.reporting.plots import figures
 from fedpriv.reporting.reader import Run, read_run, run_labels
@@ -120,9 +121,18 @@ def _reported(directories: Sequence[Path]) -> list[Reported]:
     reported = []
     for index, (run, label, mark) in enumerate(zip(runs, labels, marks, strict=True)):
         account = spent(run)
-        statement = privacy_statement(run, account)
+        statement = _audited(privacy_statement(run, account), read_audit(run.path), run)
         reported.append(Reported(label, mark, index, run, account, statement))
     return reported
+
+
+def _audited(statement: Statement, audit: Audit | None, run: Run) -> Statement:
+    """Return the statement with what an audit measured beside what is claimed."""
+    if audit is None:
+        return statement
+    sections = (*statement.sections, audit_section(audit, run.header.fingerprint))
+    refuted = () if audit.holds else (audit_verdict(audit),)
+    return replace(statement, sections=sections, alarms=(*statement.alarms, *refuted))
 
 
 def _mark(index: int) -> str:

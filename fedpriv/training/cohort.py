@@ -49,6 +49,8 @@ class CohortTrainer:
             stopping the run. A deployment must not let one user decide whether others count.
         cache: prepared users.
         timed: spans are recorded.
+        planted: float32 `[users, P]`, what each user sends to be clipped in place of what training
+            would have given it: the canaries of an audit. None in every training.
     """
 
     dataset: FederatedDataset
@@ -64,6 +66,7 @@ class CohortTrainer:
     cache: UserCache = field(default_factory=lambda: UserCache(0))
     timed: bool = False
     feedback: ErrorFeedback | None = None
+    planted: Tensor | None = None
 
     @property
     def stacked(self) -> StackedModel | None:
@@ -137,6 +140,10 @@ def train_cohort(
     for window in _windows(users, size * _WINDOW):
         with watch.measure("data"):
             work = [one for one in (_work(trainer, user, round_, seen) for user in window) if one]
+        if trainer.planted is not None:
+            planted = trainer.planted[[one.number for one in work]]
+            seen.add(list(planted.split(layout.sizes, dim=1)), torch.zeros(len(work)), work)
+            continue
         if stacked is None:
             for one in work:
                 _train_alone(trainer, layout, start, one, round_, seen, watch)

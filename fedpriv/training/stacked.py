@@ -157,18 +157,18 @@ class StackedUser:
     """What one user of a stack trains on.
 
     Attributes:
+        number: the user's number.
         examples: the user's examples.
         steps: the example indices of each local step.
         dropout: the random stream of layers such as dropout.
         augmentation: the random stream of augmentation.
-        number: who it is, for what it keeps between rounds.
     """
 
+    number: int
     examples: Batch
     steps: Sequence[Tensor]
     dropout: torch.Generator
     augmentation: torch.Generator
-    number: int = 0
 
     @property
     def largest_step(self) -> int:

@@ -158,6 +158,7 @@ RECIPES = st.builds(
 def stacked_user(examples, recipe: LocalTraining, number: int) -> StackedUser:
     order = torch.Generator().manual_seed(100 + number)
     return StackedUser(
+        number=number,
         examples=examples,
         steps=list(batches(examples.sizes, recipe, order)),
         dropout=torch.Generator().manual_seed(200 + number),

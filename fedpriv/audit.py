@@ -1,0 +1,446 @@
+"""A config's privacy measured from outside: canaries, real users by coin, and the true round.
+
+The run that is audited is the config's own: its sampling, clipping rule, mechanism, denominators
+and server, driven by the true strategy over nodes in this process. Its population is larger by the
+canaries, at the same sampling rate. The attacker sees every release as the server's optimizer got
+it, and knows the real users' data, but no coin.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedpriv.config import ExperimentConfig
+from fedpriv.data.federated import Batch, FederatedDataset
+from fedpriv.errors import InputError
+from fedpriv.experiment import Experiment, build_server, prepare
+from fedpriv.federation.audit_grid import AuditGrid, Hosted
+from fedpriv.federation.plan import Plan
+from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
+from fedpriv.optimizers.server import Server
+from fedpriv.privacy.accounting import ACCOUNTANTS, PLD_UP_TO
+from fedpriv.privacy.auditing import (
+    Coins,
+    Floats,
+    Membership,
+    OneShotEstimate,
+    inclusion_scores,
+    membership,
+    one_run_bound,
+    one_shot_estimate,
+)
+from fedpriv.privacy.clipping import with_bounds
+from fedpriv.privacy.ledger import Ledger
+from fedpriv.privacy.randomness import Purpose, Randomness
+from fedpriv.privacy.sampling import Adjacency, build_sampling
+from fedpriv.reporting.audit import Audit
+from fedpriv.training.cohort import CohortTrainer
+from fedpriv.training.parameters import Layout, load_parameters
+
+#: Canaries of an audit that does not say how many.
+CANARIES = 500
+_FEWEST_CANARIES = 40
+# Their directions are held in memory, float32 [canaries, parameters].
+_MOST_BYTES = 4 * 2**30
+# A canary's update before clipping, in clip bounds: far more than any block is allowed.
+_SIZE = 100.0
+# Real users whose membership is guessed, at most.
+_MOST_USERS = 2000
+_REAL, _CANARIES = 0, 1
+
+
+class Observer(Protocol):
+    """Whoever watches an audit, such as the progress bar."""
+
+    def begin(self, rounds: int) -> None:
+        """The audited run is about to start."""
+
+    def finished(self, round_: int) -> None:
+        """A round is finished."""
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """What an audit is asked for.
+
+    Attributes:
+        canaries: how many made-up users join the population.
+        rounds: how many rounds are run and judged; None for all of the config's.
+        confidence: of the lower bound.
+    """
+
+    canaries: int = CANARIES
+    rounds: int | None = None
+    confidence: float = 0.95
+
+
+def audit(
+    config: ExperimentConfig,
+    settings: AuditSettings,
+    observer: Observer,
+    stop: threading.Event,
+) -> Audit:
+    """Run the config with canaries and return what can be told from its releases.
+
+    Args:
+        config: the config; where it has a seed model, one from `with_seed_model`.
+        settings: canaries, rounds, confidence.
+        observer: is told of each round.
+        stop: ends the audit after the round in which it is set.
+
+    Raises:
+        InputError: the config promises nothing that could be audited, or settings are impossible.
+        Interrupted: the user stopped it; nothing is kept.
+    """
+    check(config, settings)
+    experiment = prepare(config)
+    if math.isinf(experiment.plan.planned_epsilon() or 0.0):
+        raise InputError("privacy.noise_multiplier: so little noise makes ε infinite; write more")
+    return _AuditedRun(experiment, settings).judged(observer, stop)
+
+
+def check(config: ExperimentConfig, settings: AuditSettings) -> None:
+    """Raise InputError where there is nothing to audit, or the settings are impossible."""
+    if config.privacy is None:
+        raise InputError(
+            "privacy: null promises nothing, its ε is infinite: there is no claim to audit"
+        )
+    if config.privacy.noise_multiplier == 0:
+        raise InputError(
+            "privacy.noise_multiplier: 0 makes ε infinite: there is no claim to audit; write the "
+            "noise that the run will have"
+        )
+    if config.runtime.deployment:
+        raise InputError(
+            "runtime.deployment: true trains real users, among whom no canaries are planted: audit "
+            "the same config as a simulation, with --set runtime.deployment=false"
+        )
+    if config.privacy.error_feedback.kind != "none":
+        raise InputError(
+            "privacy.error_feedback: an audit has no store for users' memories: audit the same "
+            "config with --set privacy.error_feedback=none, whose rounds cost the same"
+        )
+    if settings.canaries < _FEWEST_CANARIES:
+        raise InputError(
+            f"--canaries: write at least {_FEWEST_CANARIES}, fewer show nothing, got "
+            f"{settings.canaries}"
+        )
+    if settings.rounds is not None and not 1 <= settings.rounds <= config.rounds:
+        raise InputError(
+            f"--rounds must lie in 1 to {config.rounds}, the config's rounds, got {settings.rounds}"
+        )
+    if not 0.5 <= settings.confidence < 1:
+        raise InputError(f"--confidence must lie in [0.5, 1), got {settings.confidence:g}")
+
+
+@dataclass(frozen=True)
+class _Canaries:
+    """Made-up users.
+
+    Attributes:
+        updates: float32 `[m, P]`, what each would send to be clipped.
+        included: boolean `[m]`, the coins.
+        signed: a canary that was not included sends its update with the other sign, for adjacency
+            is replace-one; otherwise it sends nothing.
+        block_norms: float64 `[m, H]`, of the blocks of `updates`.
+    """
+
+    updates: Tensor
+    included: Coins
+    signed: bool
+    block_norms: Tensor
+
+    @classmethod
+    def drawn(cls, number: int, plan: Plan, generator: np.random.Generator) -> _Canaries:
+        """Draw coins and random directions: orthonormal ones where the model has room for them.
+
+        A direction of a random orthonormal frame is uniform on the sphere, as one drawn alone, and
+        canaries then do not hide one another.
+        """
+        parameters = plan.layout.total
+        if number * parameters * 4 > _MOST_BYTES:
+            most = _MOST_BYTES // (parameters * 4)
+            raise InputError(
+                f"--canaries: {number} directions of {parameters:,} parameters take more than "
+                f"{_MOST_BYTES / 2**30:g} GiB; write at most {most}"
+            )
+        seeded = torch.Generator().manual_seed(int(generator.integers(2**63)))
+        drawn = torch.randn(number, parameters, generator=seeded)
+        if number <= parameters:
+            drawn = torch.linalg.qr(drawn.T)[0].T.contiguous()
+        else:
+            drawn /= torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
+        drawn *= _SIZE * plan.mechanism.clipping.bound
+        blocks = drawn.split(plan.layout.sizes, dim=1)
+        norms = [torch.linalg.vector_norm(block, dim=1, dtype=torch.float64) for block in blocks]
+        included = generator.integers(0, 2, size=number).astype(bool)
+        signed = plan.sampling.adjacency is Adjacency.REPLACE_ONE
+        return cls(drawn, included, signed, torch.stack(norms, dim=1))
+
+    def hosted(self, trainer: CohortTrainer) -> Hosted:
+        """Return the node at which they are clipped and added up as any user is."""
+        planted, present = self.updates, self.included
+        if self.signed:
+            signs = torch.from_numpy(np.where(self.included, 1.0, -1.0)).float()
+            planted, present = signs[:, None] * self.updates, np.ones_like(self.included)
+        places = _Places(trainer.dataset, len(self.included))
+        device = trainer.device
+        return Hosted(replace(trainer, dataset=places, planted=planted.to(device)), present)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """A data set of canaries: each has the examples of a real user, whose number is its own mod N.
+
+    What they train on does not matter, for what they send is planted; how many examples they have
+    might, in a code that is wrong.
+    """
+
+    real: FederatedDataset
+    population: int
+
+    def user(self, index: int) -> Batch:
+        """Build the examples of one canary."""
+        return self.real.user(index % self.real.population)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+class _WatchedServer(Server):
+    """A server whose averaged updates the attacker reads, as the optimizer gets them."""
+
+    average: Tensor
+
+    def step(self, average: Tensor, round_: int, seed: int) -> None:
+        """Keep the averaged update and move the model."""
+        self.average = average.clone()
+        super().step(average, round_, seed)
+
+
+@dataclass
+class _Evidence:
+    """What the releases say of each canary, round after round: float64 `[m]` each.
+
+    Attributes:
+        score: sum of the rounds' log-likelihood ratios.
+        cosine: largest cosine of the canary's contribution with a release.
+        projection: sum of the projections c'Σ⁻¹R.
+        energy: sum of c'Σ⁻¹c.
+    """
+
+    score: Floats
+    cosine: Floats
+    projection: Floats
+    energy: Floats
+
+
+@dataclass
+class _AuditedRun:
+    """A run with canaries, and what its attacker has gathered."""
+
+    experiment: Experiment
+    settings: AuditSettings
+    plan: Plan = field(init=False)
+    canaries: _Canaries = field(init=False)
+    present: Coins = field(init=False)
+    targets: np.ndarray = field(init=False)
+    evidence: _Evidence = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.plan = _audited_plan(self.experiment.plan, self.settings)
+        self._generator = self.plan.randomness.numpy(Purpose.AUDIT)
+        number = self.settings.canaries
+        self.canaries = _Canaries.drawn(number, self.plan, self._generator)
+        population = self.experiment.plan.sampling.population
+        size = min(population, _MOST_USERS)
+        self.targets = np.sort(self._generator.choice(population, size, replace=False))
+        self.present = np.ones(population, dtype=bool)
+        self.present[self.targets] = self._generator.integers(0, 2, size=size).astype(bool)
+        zeros = np.zeros(number)
+        self.evidence = _Evidence(zeros, np.full(number, -np.inf), zeros, zeros)
+        model = self.experiment.trainer.model
+        self.server = build_server(self.experiment.config, model, _WatchedServer)
+        # Training overwrites the model that it works in.
+        self.trainer = replace(self.experiment.trainer, model=copy.deepcopy(model))
+        self.grid = AuditGrid(
+            [Hosted(self.trainer, self.present), self.canaries.hosted(self.trainer)]
+        )
+
+    def judged(self, observer: Observer, stop: threading.Event) -> Audit:
+        """Run all rounds and return what they show."""
+        start = self.server.parameters()
+        observer.begin(self.plan.config.rounds)
+
+        def seen(record: RoundRecord) -> None:
+            self._gather()
+            observer.finished(record.round)
+
+        with TemporaryDirectory() as scratch:
+            header = replace(self.experiment.header(), population=self.plan.sampling.population)
+            ledger = Ledger.create(Path(scratch) / "ledger.jsonl", header)
+            strategy = PrivateFedAvg(self.plan, self.server, ledger, seen, stop)
+            strategy.start(cast(Grid, self.grid))
+        return self._audit(self._epsilons(ledger), self._membership(start))
+
+    def _gather(self) -> None:
+        """Read one release."""
+        plan, canaries = self.plan, self.canaries
+        mechanism = plan.mechanism
+        if self.grid.bounds:
+            rule = with_bounds(mechanism.clipping, self.grid.bounds)
+            mechanism = replace(mechanism, clipping=rule)
+        released = self.server.average.cpu() * plan.sampling.expected_cohort
+        if plan.sampling.kind != "fixed_size":
+            # Who of the real users was sampled says nothing of the canaries, and may be known.
+            # Where the cohort has a fixed size it says how many canaries were.
+            released = released - self.grid.sent_by(_REAL)
+        precision = torch.tensor(mechanism.block_stddevs(len(plan.layout.sizes))) ** -2.0
+        scales = mechanism.clipping.scales(canaries.block_norms)
+        parts = zip(
+            canaries.updates.split(plan.layout.sizes, dim=1),
+            released.split(plan.layout.sizes),
+            strict=True,
+        )
+        along = torch.stack([block @ part.to(block.dtype) for block, part in parts], dim=1)
+        projections = (along.double() * scales * precision).sum(1).numpy()
+        energies = ((scales * canaries.block_norms) ** 2 * precision).sum(1).numpy()
+        self._add(projections, energies, self._length(released, precision))
+
+    def _length(self, released: Tensor, precision: Tensor) -> float:
+        squares = [part.square().sum() for part in released.split(self.plan.layout.sizes)]
+        return math.sqrt(float((torch.stack(squares) * precision).sum()))
+
+    def _add(self, projections: Floats, energies: Floats, length: float) -> None:
+        found, rate = self.evidence, self.plan.sampling.expected_cohort
+        rate /= self.plan.sampling.population
+        self.evidence = _Evidence(
+            found.score + inclusion_scores(projections, energies, rate, self.canaries.signed),
+            np.maximum(found.cosine, projections / np.sqrt(energies) / length),
+            found.projection + projections,
+            found.energy + energies,
+        )
+
+    def _epsilons(self, ledger: Ledger) -> dict[str, float]:
+        """Return ε by each of the config's accountants, of what the audited run was charged."""
+        config = self.plan.config
+        assert config.privacy is not None
+        epsilons: dict[str, float] = {}
+        for name in sorted(config.privacy.accountants, reverse=True):  # rdp before pld
+            if name == "pld" and epsilons["rdp"] > PLD_UP_TO:
+                continue
+            accountant = ACCOUNTANTS[name](ledger.adjacency)
+            ledger.compose_into(accountant)
+            epsilons[name] = accountant.epsilon(config.privacy.delta)
+        return epsilons
+
+    def _audit(self, epsilons: dict[str, float], users: Membership | None) -> Audit:
+        plan, settings, canaries = self.plan, self.settings, self.canaries
+        return Audit(
+            name=plan.config.name,
+            fingerprint=self.experiment.config.fingerprint(),
+            seed=plan.config.seed,
+            rounds=plan.config.rounds,
+            planned_rounds=self.experiment.config.rounds,
+            population=self.experiment.plan.sampling.population,
+            canaries=settings.canaries,
+            adjacency=plan.sampling.adjacency.value,
+            delta=self._delta,
+            confidence=settings.confidence,
+            epsilons=epsilons,
+            bound=one_run_bound(
+                self.evidence.score, canaries.included, self._delta, settings.confidence
+            ),
+            estimates=self._estimates(),
+            users=users,
+        )
+
+    def _estimates(self) -> tuple[OneShotEstimate, ...]:
+        found, included = self.evidence, self.canaries.included
+        statistics = {"sum of the rounds": found.projection / np.sqrt(found.energy)}
+        if not self.canaries.signed:
+            statistics["largest cosine of a round"] = found.cosine
+        return tuple(
+            one_shot_estimate(
+                name,
+                values[included],
+                values[~included],
+                self._delta,
+                self.settings.confidence,
+                self._generator,
+            )
+            for name, values in statistics.items()
+        )
+
+    def _membership(self, start: Tensor) -> Membership | None:
+        """Score real users by how much training lowered the loss on their own data.
+
+        None where hardly any of them have data that can be used.
+        """
+        before = _losses(self.trainer, start, self.targets.tolist())
+        after = _losses(self.trainer, self.server.parameters(), self.targets.tolist())
+        scores = before - after
+        known = np.isfinite(scores)
+        if known.sum() < _FEWEST_CANARIES:
+            return None
+        included = self.present[self.targets][known]
+        return membership(scores[known], included, self._delta, self.settings.confidence)
+
+    @property
+    def _delta(self) -> float:
+        assert self.plan.delta is not None
+        return self.plan.delta
+
+
+def _audited_plan(plan: Plan, settings: AuditSettings) -> Plan:
+    """Return `plan` with canaries in the population, at the same sampling rate.
+
+    Sampling and noise are drawn apart from those of the config's own run: two runs that share
+    noise would show the difference of their sums.
+    """
+    config, sampling = plan.config, plan.sampling
+    rounds = settings.rounds or config.rounds
+    population = sampling.population + settings.canaries
+    cohort = sampling.expected_cohort * population / sampling.population
+    if sampling.kind == "fixed_size":
+        cohort = math.ceil(cohort)
+    audited = config.model_copy(
+        update={"rounds": rounds, "runtime": config.runtime.model_copy(update={"workers": 2})}
+    )
+    run = f"audit/{settings.canaries}/{rounds}/{config.fingerprint()}"
+    return replace(
+        plan,
+        config=audited,
+        sampling=build_sampling(sampling.kind, population, cohort, sampling.adjacency),
+        randomness=Randomness.simulation(config.seed, run),
+    )
+
+
+@torch.no_grad()
+def _losses(trainer: CohortTrainer, parameters: Tensor, users: Sequence[int]) -> Floats:
+    """Return each user's mean loss at `parameters`: `[n]`; nan where no data can be used."""
+    model = trainer.model
+    load_parameters(model, Layout.of(model).split(parameters.to(trainer.device)))
+    model.eval()
+    losses = []
+    for user in users:
+        try:
+            examples = trainer.prepared(user)
+        except InputError:
+            losses.append(math.nan)
+            continue
+        usable = len(examples) > 0
+        losses.append(float(trainer.task.losses(model, examples).mean()) if usable else math.nan)
+    return np.array(losses)

@@ -1,0 +1,230 @@
+"""The audit command: over the true round, what it prints and writes, and what it refuses."""
+
+import json
+import math
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from audited import Unseen, audited, audited_config
+from in_process import train_small
+from test_cli import assert_one_line, call
+
+from fedpriv import audit as auditing
+from fedpriv.audit import AuditSettings
+from fedpriv.errors import InputError
+from fedpriv.experiment import prepare
+from fedpriv.federation import audit_grid
+from fedpriv.privacy import GaussianMechanism, Ledger, PoissonSampling, RdpAccountant
+from fedpriv.privacy.clipping import clip_and_sum
+from fedpriv.reporting.audit import audit_document, audit_verdict, read_audit, write_audit
+from fedpriv.reporting.report import render, write_report
+
+
+@pytest.fixture
+def fedpriv(monkeypatch, capsys):
+    return lambda *arguments: call(monkeypatch, capsys, *arguments)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return audited(60, rounds=2)
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(audited_config(rounds=2).to_yaml())
+    return path
+
+
+def audited_run(**changes):
+    return auditing._AuditedRun(prepare(audited_config(**changes)), AuditSettings(60))
+
+
+# ---------------------------------------------------------------- the true round
+
+
+def test_a_canary_that_is_in_uses_its_whole_bound():
+    run = audited_run()
+    planted = run.grid._nodes[1].trainer.planted
+    assert planted is not None
+    for update in planted:
+        summed = clip_and_sum(update[None], run.plan.layout.sizes, run.trainer.clipping)
+        assert float(summed.total.norm()) == pytest.approx(0.1, rel=1e-5)
+
+
+def test_directions_are_orthonormal_where_there_is_room():
+    directions = audited_run().canaries.updates / (100 * 0.1)
+    torch.testing.assert_close(directions @ directions.T, torch.eye(60), atol=1e-5, rtol=0)
+
+
+def test_the_sampling_rate_is_the_configs_and_the_ledger_says_so(monkeypatch):
+    drawn = []
+    append = Ledger.append
+    monkeypatch.setattr(Ledger, "append", lambda *a: (drawn.append(a[1]), append(*a))[1])
+    found = audited(60, rounds=2)
+    plan = prepare(audited_config(rounds=2)).plan
+    accountant = RdpAccountant(plan.sampling.adjacency)
+    for release in drawn:
+        assert release.expected_cohort / release.population == pytest.approx(6 / 60)
+        assert release.noise_multiplier == 1.5
+        accountant.compose(release.event())
+    assert found.epsilons["rdp"] == pytest.approx(accountant.epsilon(1e-4))
+    assert found.epsilons["rdp"] == pytest.approx(plan.planned_epsilon())
+
+
+def test_only_those_the_coin_let_in_are_trained(monkeypatch):
+    """The sum that a node sends is that of the users who are there, among those who were drawn."""
+    run, seen = audited_run(privacy__sampling={"kind": "all"}, rounds=1), []
+    trained = audit_grid.trained
+    monkeypatch.setattr(
+        audit_grid, "trained", lambda t, work: (seen.append(work.users), trained(t, work))[1]
+    )
+    run.judged(Unseen(), threading.Event())
+    assert seen == [
+        np.flatnonzero(run.present).tolist(),
+        np.flatnonzero(run.canaries.included).tolist(),
+    ]
+    assert 10 < len(seen[0]) < 50
+
+
+def test_the_audited_run_shares_neither_noise_nor_cohorts_with_the_run():
+    run = audited_run()
+    assert run.plan.randomness.root != run.experiment.plan.randomness.root
+
+
+def test_without_noise_the_projections_are_exact(monkeypatch):
+    """R is the sum of the canaries alone: p = n for those in, 0 for those out."""
+    monkeypatch.setattr(GaussianMechanism, "release", lambda self, total, *rest: total.clone())
+    changes = {"sampling": {"kind": "all"}, "clipping": {"kind": "global", "bound": 0.1}}
+    run = audited_run(rounds=1, **{f"privacy__{key}": value for key, value in changes.items()})
+    run.judged(Unseen(), threading.Event())
+    found, included = run.evidence, run.canaries.included
+    np.testing.assert_allclose(found.projection[included], found.energy[included], rtol=1e-3)
+    np.testing.assert_allclose(found.projection[~included], 0.0, atol=1e-3)
+    np.testing.assert_allclose(found.energy, 1.5**-2, rtol=1e-4)  # (C/zC)²
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"privacy__sampling": {"kind": "fixed_size", "expected_cohort": 6}},
+        {"privacy__sampling": {"kind": "all"}, "privacy__adjacency": "replace_one"},
+        {
+            "privacy__clipping": {"kind": "adaptive", "bound": 0.1, "adapts": "per_layer"},
+            "privacy__noise": "per_block",
+        },
+        {"runtime__engine": "sequential"},
+    ],
+    ids=["fixed size", "replace one", "adaptive", "sequential"],
+)
+def test_every_kind_of_round_can_be_audited(changes):
+    found = audited(60, rounds=2, privacy__accountants=["rdp"], **changes)
+    assert found.holds
+    assert math.isfinite(found.estimates[0].epsilon)
+    signed = "replace" in found.adjacency
+    assert len(found.estimates) == (1 if signed else 2)
+
+
+def test_replace_one_canaries_send_one_sign_or_the_other():
+    run = audited_run(privacy__sampling={"kind": "all"}, privacy__adjacency="replace_one")
+    node = run.grid._nodes[1]
+    assert node.present.all()
+    included = torch.from_numpy(run.canaries.included)
+    assert node.trainer.planted[included].equal(run.canaries.updates[included])
+    assert node.trainer.planted[~included].equal(-run.canaries.updates[~included])
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_the_command_prints_and_writes_what_was_found(fedpriv, config, tmp_path):
+    directory, _ = train_small(
+        tmp_path / "run",
+        **{
+            "rounds": 2,
+            "model__dim": 16,
+            "model__mlp_ratio": 2.0,
+            "privacy__delta": 1e-4,
+            "privacy__noise_multiplier": 1.5,
+            "privacy__accountants": ["rdp", "pld"],
+            "privacy__sampling": {"kind": "poisson", "expected_cohort": 6},
+        },
+    )
+    arguments = ["audit", config, "--canaries", 60, "--run", directory.path]
+    code, out, err = fedpriv(*arguments, "--format", "json")
+    assert code == 0, err
+    assert "survived" in err
+    document = json.loads(out)
+    assert document["holds"] is True
+    found = read_audit(directory.path)
+    assert found is not None
+    assert json.loads(audit_document(found)) == document
+
+    html = write_report([directory.path]).read_text()
+    assert 'data-section="audit"' in html
+    text = render([directory.path], "md")
+    assert "Measured from outside" in text
+    assert "with confidence 0.95" in text
+    assert "ANOTHER" not in text
+
+    code, out, _ = fedpriv("audit", config, "--canaries", 60, "--rounds", 1)
+    assert code == 0
+    assert "claimed, by rdp" in out
+    assert "1 of 2 rounds" in out
+
+
+def test_a_refuted_claim_is_said_and_exits_with_1(fedpriv, config, monkeypatch):
+    monkeypatch.setattr(PoissonSampling, "draw", lambda self, _: np.arange(self.population))
+    code, out, err = fedpriv("audit", config, "--canaries", 800)
+    assert code == 1
+    assert "REFUTED" in err
+    assert "lower bound" in out
+
+
+def test_a_report_says_when_a_claim_is_refuted(found, tmp_path):
+    directory, _ = train_small(tmp_path / "run", rounds=2)
+    refuted = replace(found, bound=replace(found.bound, epsilon=99.0))
+    write_audit(directory.path, refuted)
+    html = write_report([directory.path]).read_text()
+    assert "THE CLAIM IS REFUTED" in html
+    assert "ANOTHER configuration" in html  # this run's noise is not the audited one's
+    assert "REFUTED" in audit_verdict(refuted)
+
+
+def test_a_damaged_audit_is_one_line(tmp_path):
+    (tmp_path / "audit.json").write_text("{}")
+    with pytest.raises(InputError, match="not an audit"):
+        read_audit(tmp_path)
+    assert read_audit(tmp_path / "nothing") is None
+
+
+REFUSED = {
+    "no privacy": (["privacy=null"], [], ["privacy: null", "infinite"]),
+    "no noise": (["privacy.noise_multiplier=0"], [], ["noise_multiplier: 0", "infinite"]),
+    "a deployment": (["runtime.deployment=true"], [], ["runtime.deployment"]),
+    "memories": (["privacy.error_feedback=user"], [], ["privacy.error_feedback", "none"]),
+    "few canaries": ([], ["--canaries", 5], ["--canaries", "at least 40"]),
+    "too many canaries": ([], ["--canaries", 10**7], ["--canaries", "GiB"]),
+    "too many rounds": ([], ["--rounds", 3], ["--rounds", "1 to 2"]),
+    "no confidence": ([], ["--confidence", 1.5], ["--confidence"]),
+    "an unknown format": ([], ["--format", "csv"], ["--format"]),
+    "no run": ([], ["--run", "nowhere"], ["nowhere", "not a run directory"]),
+}
+
+
+@pytest.mark.parametrize(("overrides", "options", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_makes_no_sense_is_refused_in_one_line(fedpriv, config, overrides, options, words):
+    sets = [part for override in overrides for part in ("--set", override)]
+    assert_one_line(fedpriv("audit", config, *sets, *options), *words)
+
+
+def test_the_run_must_be_of_the_same_configuration(fedpriv, config, tmp_path):
+    directory, _ = train_small(tmp_path / "run", rounds=2)
+    result = fedpriv("audit", config, "--run", directory.path)
+    assert_one_line(result, "--run", "another configuration")
+    assert not (directory.path / "audit.json").exists()
