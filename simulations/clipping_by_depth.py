@@ -7,7 +7,7 @@ are fine-tuned from their own seed models, with global and three kinds of per-la
 and LAMB, at three noise levels. Noise is given as its standard deviation on the mean update in
 units of the clip bound, so that a small cohort stands for a large one.
 
-Found (24 rounds of 32 users, tuned over 40 rounds, two seeds): it does not turn at 40 blocks of this
+Found (24 rounds of 32 users, tuned over 40, two seeds): it does not turn at 40 blocks of this
 size. In the deep model global clipping with Adam has the least errors at every noise (35, 41, 47%),
 `dim` is 1 to 2 points behind it, and `uniform` 3 to 6; in the shallow one all but `uniform` lie
 within 2 points of one another, which is what two seeds differ by. LAMB is better than Adam by more
