@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Iterable
@@ -451,6 +452,15 @@ def main() -> None:
     except FedprivError as error:
         _errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _errors.print(
+            "[bold red]error:[/bold red] the disk is full; nothing that is finished is lost: make "
+            "room, then continue with fedpriv resume (fedpriv pretrain goes on by itself)",
+            soft_wrap=True,
+        )
+        sys.exit(FedprivError.exit_code)
     except KeyboardInterrupt:
         _errors.print("abandoned")
         sys.exit(Interrupted.exit_code)

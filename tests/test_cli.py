@@ -1,5 +1,6 @@
 """The command line: what it prints, and one clear line with exit code 2 for wrong input."""
 
+import errno
 import gzip
 import json
 import struct
@@ -213,3 +214,22 @@ def test_config_commands(fedpriv, config):
 def test_usage_errors_exit_with_2(fedpriv):
     assert fedpriv("run")[0] == 2
     assert fedpriv("fly")[0] == 2
+
+
+def test_a_full_disk_is_one_line(fedpriv, config, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "ledger.jsonl")
+
+    monkeypatch.setattr(experiment, "create", full)
+    code, out, err = fedpriv("run", config)
+    assert (code, out) == (1, "")
+    assert "the disk is full" in err
+    assert "resume" in err
+    assert "Traceback" not in err
+
+    def other(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(experiment, "create", other)
+    with pytest.raises(OSError, match="Input/output error"):
+        fedpriv("run", config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,9 +53,21 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write contiguous CPU tensors as safetensors, durably, whole or not at all."""
+    """Write contiguous CPU tensors as safetensors, durably, whole or not at all.
+
+    Raises:
+        OSError: they cannot be written, for example because the disk is full.
+    """
     scratch = path.with_suffix(".partial")
-    save_file(dict(tensors), scratch, dict(metadata))
+    try:
+        save_file(dict(tensors), scratch, dict(metadata))
+    except SafetensorError as error:
+        scratch.unlink(missing_ok=True)
+        # The library names the system's error by number, in words.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
     fsync(scratch)
     scratch.replace(path)
     fsync(path.parent)

@@ -1,5 +1,8 @@
+import errno
+
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from fedpriv.errors import InputError
 from fedpriv.training.checkpoint import (
@@ -7,6 +10,7 @@ from fedpriv.training.checkpoint import (
     checkpoint_files,
     load_checkpoint,
     save_checkpoint,
+    write_tensors,
 )
 
 
@@ -53,3 +57,20 @@ def test_flipped_numbers_are_found(tmp_path):
     path.write_bytes(bytes(data))
     with pytest.raises(InputError, match="numbers have changed"):
         load_checkpoint(path, "f" * 64)
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_last_file(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, {"a": torch.ones(3)}, {})
+    before = path.read_bytes()
+
+    def full(tensors, scratch, metadata):
+        scratch.write_bytes(b"torn")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("fedpriv.training.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_tensors(path, {"a": torch.zeros(3)}, {})
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
