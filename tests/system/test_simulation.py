@@ -46,9 +46,11 @@ def wait_for_rounds(process: subprocess.Popen, folder: Path, rounds: int) -> Non
 
 
 def test_a_run_over_ray_equals_the_run_in_one_process(tmp_path):
-    code, out, err = finish(start("run", write_config(tmp_path)))
+    code, out, err = finish(start("run", write_config(tmp_path), "--profile"))
     assert code == 0, err
     assert "small" in out
+    assert "where the time of 4 rounds went" in err
+    assert (tmp_path / "run" / "trace.json").exists()
     assert "ε" in err
     assert "accuracy" in err
     assert (tmp_path / "run" / "report.html").exists()
