@@ -20,7 +20,7 @@ demo-speech: install
 	$(BIN)/fedpriv run configs/asr_digits.yaml
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
