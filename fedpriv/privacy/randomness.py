@@ -24,6 +24,8 @@ class Purpose(enum.IntEnum):
     LOCAL_TRAINING = 3
     SERVER = 4
     PRETRAINING = 5
+    EXAMPLE_SAMPLING = 6
+    EXAMPLE_NOISE = 7
 
 
 @dataclass(frozen=True)
