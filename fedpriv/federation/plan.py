@@ -36,8 +36,8 @@ from fedpriv.privacy.clipping import (
     Unclipped,
     bounds_of,
 )
-from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.error_feedback import Dice, ErrorFeedback, Remainder
+from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling

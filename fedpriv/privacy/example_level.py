@@ -96,9 +96,7 @@ class ExampleLevel:
         return steps_event(self.mechanism.noise_multiplier, self.sampling_rate, self.steps)
 
 
-def steps_event(
-    noise_multiplier: float, sampling_rate: float, steps: int
-) -> dp_accounting.DpEvent:
+def steps_event(noise_multiplier: float, sampling_rate: float, steps: int) -> dp_accounting.DpEvent:
     """Return `steps` Poisson-sampled Gaussians (Mironov, Talwar, Zhang 2019), composed."""
     if noise_multiplier == 0:
         return dp_accounting.NonPrivateDpEvent()
