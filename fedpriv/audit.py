@@ -127,6 +127,10 @@ def check(config: ExperimentConfig, settings: AuditSettings) -> None:
             "runtime.deployment: true trains real users, among whom no canaries are planted: audit "
             "the same config as a simulation, with --set runtime.deployment=false"
         )
+    if config.privacy.unit != "user":
+        raise InputError(
+            "privacy.unit: example: canaries are users; an audit of silos' examples is not built"
+        )
     if config.privacy.error_feedback.kind != "none":
         raise InputError(
             "privacy.error_feedback: an audit has no store for users' memories: audit the same "

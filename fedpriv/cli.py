@@ -184,6 +184,8 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     cost = (
         "without privacy" if planned is None else f"ε = {planned:.4g} at δ={prepared.plan.delta:g}"
     )
+    if planned is not None and prepared.plan.level:
+        cost += " a silo that takes part in each, for one of its examples"
     print(f"{config}: valid; {prepared.config.rounds} rounds cost {cost}")
 
 

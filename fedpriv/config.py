@@ -20,6 +20,9 @@ from fedpriv.data.registry import DataConfig
 from fedpriv.errors import InputError
 from fedpriv.models.registry import ModelConfig
 from fedpriv.optimizers.schedules import ScheduleConfig
+from fedpriv.privacy.clipping import GlobalClipping
+from fedpriv.privacy.example_level import ExampleLevel
+from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency, build_sampling
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -67,7 +70,9 @@ class LocalConfig(Section):
         default=None, description="Local steps a user takes, cycling over its examples."
     )
     batch_size: Annotated[int, Field(ge=1)] = Field(
-        default=10, description="Examples a local step."
+        default=10,
+        description="Examples a local step; with privacy.unit: example those whose gradients are "
+        "taken at once, which bounds memory and changes nothing else.",
     )
     batch_seconds: Positive | None = Field(
         default=None,
@@ -247,22 +252,43 @@ class BudgetConfig(Section):
     )
 
 
-class PrivacyConfig(Section):
-    """User-level differential privacy."""
+class ExampleConfig(Section):
+    """Example-level privacy: how each silo samples its own examples. All of it is public."""
 
-    unit: Literal["user"] = Field(
-        default="user", description="The unit of privacy: one user's whole data."
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="q: probability with which an example is in a local step, each independently."
+    )
+    silo_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="N, a public number, the same for all silos: a step's noisy sum is divided by "
+        "q·N. null: each silo's own number of examples, with adjacency: zero_out alone.",
+    )
+
+
+class PrivacyConfig(Section):
+    """Differential privacy for users, or for examples within silos."""
+
+    unit: Literal["user", "example"] = Field(
+        default="user",
+        description="user: one user's whole data, noise at the server; example: one example of a "
+        "silo (each user of the data set is one, such as a hospital), by DP-SGD inside it.",
+    )
+    example: ExampleConfig | None = Field(
+        default=None, description="What unit: example needs; null with unit: user."
     )
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(
-        description="δ at which ε is reported; must be below 1/population."
+        description="δ at which ε is reported; must be below 1/population, with unit: example "
+        "below 1/N of a silo's examples."
     )
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         default=None,
-        description="z: noise standard deviation on the sum, divided by the clip bound C.",
+        description="z: noise standard deviation on the sum, divided by the clip bound C; with "
+        "unit: example on the sum of each local step.",
     )
     target_epsilon: Positive | None = Field(
         default=None,
-        description="Instead of noise_multiplier: calibrate z so that all rounds cost this.",
+        description="Instead of noise_multiplier: calibrate z so that all rounds cost this; with "
+        "unit: example for a silo that takes part in every round.",
     )
     adjacency: Literal["add_or_remove_one", "replace_one", "zero_out"] | None = Field(
         default=None,
@@ -290,7 +316,8 @@ class PrivacyConfig(Section):
             raise ValueError("write exactly one of noise_multiplier and target_epsilon")
         if self.noise_multiplier and not 1e-6 <= self.noise_multiplier <= 1e6:
             raise ValueError("noise_multiplier must be 0 (no privacy) or from 1e-6 to 1e6")
-        _check_adjacency(self.sampling.kind, self.adjacency)
+        if self.unit == "user":
+            _check_adjacency(self.sampling.kind, self.adjacency)
         if self.noise == "per_block" and (
             self.clipping.kind == "global"
             or self.clipping.normalize
@@ -302,10 +329,36 @@ class PrivacyConfig(Section):
             )
         if "rdp" not in self.accountants:
             raise ValueError("accountants must include rdp, which budgets and calibration use")
-        if "pld" in self.accountants and self.sampling.kind == "fixed_size":
+        poisson = self.unit == "example" or self.sampling.kind != "fixed_size"
+        if "pld" in self.accountants and not poisson:
             raise ValueError(
                 "accountants: pld has no proof for sampling without replacement; write [rdp]"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _example_goes_with_unit(self) -> PrivacyConfig:
+        if (self.unit == "example") != (self.example is not None):
+            raise ValueError(
+                "unit: example and the section example go together: write example.sampling_rate, "
+                "and example.silo_size, or unit: user without example"
+            )
+        if self.example is None:
+            return self
+        if self.clipping.kind == "adaptive":
+            raise ValueError(
+                "clipping.kind: adaptive counts users within a bound; no mechanism releases such "
+                "counts of a silo's examples: write global or per_layer with unit: example"
+            )
+        if self.error_feedback.kind != "none":
+            raise ValueError(
+                "error_feedback: user keeps what a user's clipping cut off; a silo would keep that "
+                "of all its examples, which costs privacy: write none with unit: example"
+            )
+        mechanism = GaussianMechanism(1.0, GlobalClipping(self.clipping.bound))
+        adjacency = Adjacency(self.adjacency or "add_or_remove_one")
+        # Its own checks give the reasons.
+        ExampleLevel(mechanism, self.example.sampling_rate, 1, adjacency, self.example.silo_size)
         return self
 
     @model_validator(mode="after")
@@ -501,6 +554,29 @@ class ExperimentConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _silos_can_take_their_steps(self) -> ExperimentConfig:
+        if self.privacy is None or self.privacy.unit != "example":
+            return self
+        if self.local.steps is None:
+            raise ValueError(
+                "local.steps is needed with privacy.unit: example: how many steps a silo takes "
+                "must not depend on how many examples it has"
+            )
+        for key in ("batch_seconds", "order", "max_grad_norm"):
+            if getattr(self.local, key) != LocalConfig.model_fields[key].default:
+                raise ValueError(
+                    f"local.{key} does not go with privacy.unit: example, where every example is "
+                    "sampled by a coin and its gradient is clipped alone; remove it"
+                )
+        if self.runtime.deployment:
+            raise ValueError(
+                "privacy.unit: example runs in a simulation only: in a deployment each silo must "
+                "keep a ledger of its own, durably before it sends, and nodes have none; write "
+                "runtime.deployment: false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_can_be_filled(self) -> ExperimentConfig:
         most = self.data.examples_per_user
         if most is not None and self.local.batch_size > most:
@@ -519,7 +595,8 @@ class ExperimentConfig(Section):
         if self.privacy is None:
             _check_cohort("cohort", self.cohort, population)
             return
-        if self.privacy.delta >= 1 / population:
+        # With unit: example δ is held against the size of a silo, by what samples there.
+        if self.privacy.unit == "user" and self.privacy.delta >= 1 / population:
             raise InputError(
                 f"privacy.delta must be below 1/population ({1 / population:.3g} for "
                 f"{population} users), got {self.privacy.delta:g}"
@@ -540,6 +617,8 @@ class ExperimentConfig(Section):
         if self.server.broadcast == "float32":
             del kept["server"]["broadcast"]
         if self.privacy is not None:
+            if self.privacy.example is None:
+                del kept["privacy"]["example"]
             feedback = kept["privacy"].pop("error_feedback")
             if feedback.pop("kind") == "user":
                 del feedback["ram_mib"]

@@ -28,6 +28,7 @@ from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant
 from fedpriv.privacy.ledger import Header, Ledger
+from fedpriv.privacy.silos import SiloCosts, most_charged
 from fedpriv.reporting.profile import Profile
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.seed_model import load_seed_model, with_seed_model
@@ -149,7 +150,8 @@ class Experiment:
             fingerprint=self.config.fingerprint(),
             population=self.plan.sampling.population,
             delta=self.plan.delta,
-            adjacency=self.plan.sampling.adjacency.value,
+            adjacency=self.plan.adjacency.value,
+            unit="example" if self.plan.level else "user",
         )
 
 
@@ -388,11 +390,14 @@ class _Recorder:
             "lr": record.lr,
             "aggregate_norm": math.hypot(*record.block_norms),
             "released_block_norms": dict(zip(names, record.block_norms, strict=True)),
-            "noise_block_norms": dict(zip(names, record.block_noise, strict=True)),
             "clip_bound": record.bound,
             "seconds": record.seconds,
             "nodes_lost": record.nodes_lost,
         }
+        if record.block_noise:
+            row["noise_block_norms"] = dict(zip(names, record.block_noise, strict=True))
+        if record.costs is not None:
+            row["silos"] = _silos(record.costs, record.silos)
         if record.round % config.evaluation.every == 0 or record.round == config.rounds:
             row["epsilon"] |= self._slow_epsilons(record.epsilon)
             row["held_out"] = self._evaluate()
@@ -415,8 +420,19 @@ class _Recorder:
         if by_rdp is None or by_rdp > PLD_UP_TO:
             return {"pld": None} if by_rdp == math.inf else {}
         accountant = PldAccountant(self._ledger.adjacency)
-        self._ledger.compose_into(accountant)
+        for release in most_charged(list(self._ledger)):
+            accountant.compose(release.event())
         return {"pld": accountant.epsilon(privacy.delta)}
+
+
+def _silos(costs: SiloCosts, took_part: tuple[int, ...]) -> dict[str, Any]:
+    """Return what the schedule, which is public, has cost the silos."""
+    return {
+        "worst": _finite(costs.worst),
+        "worst_silo": costs.worst_silo,
+        "median": _finite(costs.median),
+        "took_part": list(took_part),
+    }
 
 
 def _finite(epsilon: float | None) -> float | None:

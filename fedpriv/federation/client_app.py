@@ -28,10 +28,11 @@ from fedpriv.federation.messages import (
     sum_reply,
     work_of,
 )
-from fedpriv.federation.plan import build_trainer
+from fedpriv.federation.plan import build_example_level, build_randomness, build_trainer
 from fedpriv.privacy.clipping import with_bounds
 from fedpriv.training.cohort import CohortSum, CohortTrainer, train_cohort
 from fedpriv.training.memory_store import Memories, RoundMemories
+from fedpriv.training.parameters import Layout
 
 app = ClientApp()
 
@@ -51,11 +52,16 @@ def describe(message: Message, context: Context) -> Message:
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the users that the message names and answer with the sum of their clipped updates."""
+    """Train the users that the message names and answer with the sum of their clipped updates.
+
+    Silos answer with the sum of their noisy changes.
+    """
 
     def answer() -> Message:
         config, work = experiment_of(message), work_of(message)
         trainer = _trainer(config, context)
+        if work.in_silos is not None:
+            return sum_reply(message, _partition(context), _trained_silos(config, work, trainer))
         with _memories(config, work) as memories:
             return sum_reply(message, _partition(context), trained(trainer, work, memories))
 
@@ -67,6 +73,25 @@ def trained(trainer: CohortTrainer, work: Work, memories: RoundMemories | None =
     if work.bounds:
         trainer = replace(trainer, clipping=with_bounds(trainer.clipping, work.bounds))
     return train_cohort(trainer, work.parameters, work.users, work.round, memories)
+
+
+def _trained_silos(config: ExperimentConfig, work: Work, trainer: CohortTrainer) -> CohortSum:
+    # Imported here: it needs Opacus, which nothing else does.
+    from fedpriv.training.example_level import train_silos
+
+    assert config.privacy is not None
+    assert work.in_silos is not None
+    layout = Layout.of(trainer.model)
+    return train_silos(
+        trainer,
+        build_example_level(config, work.in_silos.noise_multiplier, layout),
+        work.parameters,
+        work.users,
+        work.round,
+        work.in_silos.attempt,
+        build_randomness(config),
+        config.privacy.delta,
+    )
 
 
 def _guarded(message: Message, answer: Callable[[], Message]) -> Message:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +60,7 @@ class Work:
         parameters: the flat parameters `[total]` to start from.
         memories: the folder of the users' memories; None where they keep none.
         journal: where the node writes what its users will keep.
+        in_silos: what the round is for silos, whose noise is their own; None for users.
     """
 
     round: int
@@ -68,6 +69,19 @@ class Work:
     parameters: Tensor
     memories: Path | None
     journal: Journal | None
+    in_silos: InSilos | None
+
+
+class InSilos(NamedTuple):
+    """What silos need besides the config to train in a round.
+
+    Attributes:
+        attempt: which draw of samples and noise the round uses.
+        noise_multiplier: z of each step, as the server accounts for it.
+    """
+
+    attempt: int
+    noise_multiplier: float
 
 
 def train_message(
@@ -78,6 +92,7 @@ def train_message(
     users: np.ndarray,
     bounds: Sequence[float],
     memories: tuple[Path, Journal] | None = None,
+    in_silos: InSilos | None = None,
 ) -> Message:
     """Return the message that carries a node's `Work`."""
     work: dict[str, Any] = {
@@ -88,6 +103,8 @@ def train_message(
     }
     if memories is not None:
         work |= {"memories": str(memories[0]), "journal": list(memories[1])}
+    if in_silos is not None:
+        work |= in_silos._asdict()
     return Message(
         RecordDict({"arrays": arrays, "config": ConfigRecord(work)}),
         node_id,
@@ -119,6 +136,9 @@ def work_of(message: Message) -> Work:
         parameters=flat_tensor(arrays),
         memories=Path(config["memories"]) if "memories" in config else None,
         journal=Journal(*config["journal"]) if "journal" in config else None,
+        in_silos=InSilos(config["attempt"], config["noise_multiplier"])
+        if "attempt" in config
+        else None,
     )
 
 

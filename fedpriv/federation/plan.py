@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
+import dp_accounting
 from torch import nn
 
 from fedpriv.config import (
@@ -35,6 +38,7 @@ from fedpriv.privacy.clipping import (
     bounds_of,
 )
 from fedpriv.privacy.error_feedback import Dice, ErrorFeedback, Remainder
+from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
@@ -55,10 +59,12 @@ class Plan:
 
     Attributes:
         config: the config it was made from.
-        sampling: who takes part, and the event that this costs.
+        sampling: who takes part, and the event that this costs users.
         mechanism: the clip bound and the noise.
         layout: names and shapes of the model's blocks.
         randomness: where sampling and noise come from.
+        level: example-level privacy: what happens, with `mechanism`, inside the silos that
+            `sampling` draws, and the event that this costs them; None for user-level.
     """
 
     config: ExperimentConfig
@@ -66,6 +72,16 @@ class Plan:
     mechanism: GaussianMechanism
     layout: Layout
     randomness: Randomness
+    level: ExampleLevel | None = None
+
+    @property
+    def adjacency(self) -> Adjacency:
+        """The adjacency under which ε holds."""
+        return self.level.adjacency if self.level else self.sampling.adjacency
+
+    def event(self) -> dp_accounting.DpEvent:
+        """Return the event of one round for a user, or for a silo that takes part."""
+        return self.level.event() if self.level else self.sampling.event(self.mechanism)
 
     @property
     def adaptive(self) -> AdaptiveBounds | None:
@@ -86,20 +102,23 @@ class Plan:
         return self.config.privacy.delta if self.config.privacy else None
 
     def planned_epsilon(self) -> float | None:
-        """Return the RDP ε of all planned rounds; None without privacy."""
+        """Return the RDP ε of all planned rounds; None without privacy.
+
+        With example-level privacy it is that of a silo that takes part in every round.
+        """
         if self.delta is None:
             return None
-        accountant = RdpAccountant(self.sampling.adjacency)
-        accountant.compose(self.sampling.event(self.mechanism), self.config.rounds)
+        accountant = RdpAccountant(self.adjacency)
+        accountant.compose(self.event(), self.config.rounds)
         return accountant.epsilon(self.delta)
 
     def affordable_rounds(self) -> int:
-        """Return how many of the planned rounds the budget allows."""
+        """Return how many of the planned rounds the budget allows; of silos, one in them all."""
         if self.budget is None or self.delta is None:
             return self.config.rounds
-        event = self.sampling.event(self.mechanism)
-        adjacency = self.sampling.adjacency
-        return affordable_rounds(event, adjacency, self.budget, self.delta, self.config.rounds)
+        return affordable_rounds(
+            self.event(), self.adjacency, self.budget, self.delta, self.config.rounds
+        )
 
 
 def build_plan(config: ExperimentConfig, population: int, layout: Layout) -> Plan:
@@ -109,35 +128,89 @@ def build_plan(config: ExperimentConfig, population: int, layout: Layout) -> Pla
         InputError: δ or cohort do not fit the population, or no noise reaches the target ε.
     """
     config.check_population(population)
-    randomness = (
-        Randomness.operating_system()
-        if config.runtime.deployment
-        else Randomness.simulation(config.seed, config.fingerprint())
-    )
+    randomness = build_randomness(config)
     if config.privacy is None:
         kind = "all" if config.cohort is None else "poisson"
         sampling = build_sampling(kind, population, config.cohort)
         return Plan(config, sampling, GaussianMechanism(0.0, Unclipped()), layout, randomness)
     wanted = config.privacy.sampling
+    if config.privacy.unit == "example":
+        if find_spec("opacus") is None:
+            raise InputError("privacy.unit: example needs Opacus: pip install 'fedpriv[opacus]'")
+        silos = build_sampling(wanted.kind, population, wanted.expected_cohort)
+        level = build_example_level(config, _noise_in_silos(config, layout), layout)
+        # Silos that divide by their own size are checked as they train.
+        level.check_delta(config.privacy.delta, examples=0)
+        return Plan(config, silos, level.mechanism, layout, randomness, level)
     adjacency = Adjacency(config.privacy.adjacency) if config.privacy.adjacency else None
     sampling = build_sampling(wanted.kind, population, wanted.expected_cohort, adjacency)
-    noise_multiplier = _noise_multiplier(config.privacy, config.rounds, sampling)
+    noise_multiplier = _noise_multiplier(
+        config.privacy,
+        config.rounds,
+        sampling.adjacency,
+        lambda z: sampling.event(GaussianMechanism(z, GlobalClipping(1.0))),
+    )
     mechanism = _mechanism(config.privacy, noise_multiplier, sampling, layout)
     return Plan(config, sampling, mechanism, layout, randomness)
 
 
-def _noise_multiplier(privacy: PrivacyConfig, rounds: int, sampling: Sampling) -> float:
+def build_randomness(config: ExperimentConfig) -> Randomness:
+    """Return where sampling and noise come from."""
+    if config.runtime.deployment:
+        return Randomness.operating_system()
+    return Randomness.simulation(config.seed, config.fingerprint())
+
+
+def build_example_level(
+    config: ExperimentConfig, noise_multiplier: float, layout: Layout
+) -> ExampleLevel:
+    """Return what happens inside a silo of `config`, whose unit is an example.
+
+    The multiplier is the server's: whoever calibrated it again could get other last digits.
+    """
+    privacy, steps = config.privacy, config.local.steps
+    assert privacy is not None
+    assert privacy.example is not None
+    assert steps is not None
+    clipping = build_clipping(privacy.clipping, layout)
+    return ExampleLevel(
+        mechanism=GaussianMechanism(
+            noise_multiplier, clipping, per_block=privacy.noise == "per_block"
+        ),
+        sampling_rate=privacy.example.sampling_rate,
+        steps=steps,
+        adjacency=Adjacency(privacy.adjacency or "add_or_remove_one"),
+        silo_size=privacy.example.silo_size,
+    )
+
+
+def _noise_in_silos(config: ExperimentConfig, layout: Layout) -> float:
+    """Return z of each step, as given, or calibrated for a silo that is in every round.
+
+    Which silos are drawn is not known before the run, and must not make one of them pay more.
+    """
+    assert config.privacy is not None
+    return _noise_multiplier(
+        config.privacy,
+        config.rounds,
+        build_example_level(config, 1.0, layout).adjacency,
+        lambda z: build_example_level(config, z, layout).event(),
+    )
+
+
+def _noise_multiplier(
+    privacy: PrivacyConfig,
+    rounds: int,
+    adjacency: Adjacency,
+    event_at: Callable[[float], dp_accounting.DpEvent],
+) -> float:
     """Return z, as given or calibrated: the event depends on z alone, not on bounds or counts."""
     if privacy.noise_multiplier is not None:
         return privacy.noise_multiplier
     assert privacy.target_epsilon is not None
     try:
         return noise_multiplier_for(
-            privacy.target_epsilon,
-            privacy.delta,
-            rounds,
-            sampling.adjacency,
-            lambda z: sampling.event(GaussianMechanism(z, GlobalClipping(1.0))),
+            privacy.target_epsilon, privacy.delta, rounds, adjacency, event_at
         )
     except ValueError as error:
         raise InputError(f"privacy.target_epsilon: {error}") from None

@@ -21,6 +21,7 @@ from torch import Tensor
 from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
 from fedpriv.federation.hosting import Hosting
 from fedpriv.federation.messages import (
+    InSilos,
     failure_of,
     flat_record,
     hosting_of,
@@ -35,6 +36,7 @@ from fedpriv.privacy.clipping import bounds_of, with_bounds
 from fedpriv.privacy.ledger import Ledger, Release
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.randomness import Purpose
+from fedpriv.privacy.silos import SiloAccounts, SiloCosts
 from fedpriv.training.cohort import CohortSum
 from fedpriv.training.memory_store import Journal, MemoryStore
 from fedpriv.training.spans import Span, Stopwatch
@@ -59,11 +61,14 @@ class RoundRecord:
         nodes_lost: nodes that were asked and did not answer.
         sums: what each node saw, in the order of partitions. Private: simulation only.
         block_norms: `[blocks]`, L2 norms of the averaged update's blocks, of the release alone.
-        block_noise: `[blocks]`, the norm that the noise alone has in expectation in each.
+        block_noise: `[blocks]`, the norm that the noise alone has in expectation in each; empty
+            where it was added within the local steps of silos.
         bound: the clip bound C of the round; None without privacy.
         bounds: the bounds of the next round where they adapt, a function of the release.
         spans: what the server did, where time is recorded.
         journals: what the users whose sums were counted keep, where they keep anything.
+        silos: who took part, where the unit of privacy is an example; empty otherwise.
+        costs: what the silos have spent then; `epsilon` is that of the worst.
     """
 
     round: int
@@ -78,6 +83,8 @@ class RoundRecord:
     bounds: tuple[float, ...]
     spans: tuple[Span, ...]
     journals: tuple[Journal, ...]
+    silos: tuple[int, ...] = ()
+    costs: SiloCosts | None = None
 
 
 class PrivateFedAvg(Strategy):
@@ -86,6 +93,10 @@ class PrivateFedAvg(Strategy):
     Each round: draw a cohort; every sampled user adds a contribution of L2 norm at most C to one
     sum; add N(0, (zC)²); divide by the public expected cohort; step the server optimizer. The
     ledger is charged, durably, before the noisy sum is used.
+
+    With example-level privacy the cohort is one of silos, whose changes come with noise of their
+    own: none is added here, and the ledger charges the silos that were drawn, whether or not they
+    answered.
     """
 
     def __init__(
@@ -117,8 +128,14 @@ class PrivateFedAvg(Strategy):
         self._started = 0.0
         self._asked = 0
         self._drawn = 0
-        self._accountant = RdpAccountant(plan.sampling.adjacency)
-        ledger.compose_into(self._accountant)
+        self._cohort: tuple[int, ...] = ()
+        self._accountant = RdpAccountant(plan.adjacency)
+        #: What each silo has spent; with user-level privacy all users spend what releases cost.
+        self._silos = SiloAccounts(plan.adjacency, plan.sampling.population)
+        if plan.level is None:
+            ledger.compose_into(self._accountant)
+        else:
+            self._silos.charge_all(ledger)
 
     # ---------------------------------------------------------------- the round
 
@@ -132,10 +149,15 @@ class PrivateFedAvg(Strategy):
         """
         self._started = time.perf_counter()
         attempt = self._drawn = self._attempt(server_round)
-        if attempt == len(self.ledger.charges(server_round)):
+        unpaid = attempt == len(self.ledger.charges(server_round))
+        if unpaid and self.plan.level is None:
             self._check_budget(server_round)
         generator = self.plan.randomness.numpy(Purpose.SAMPLING, server_round, attempt)
         cohort = self.plan.sampling.draw(generator)
+        if self.plan.level is not None:
+            self._cohort = tuple(cohort.tolist())
+            if unpaid:
+                self._check_budget(server_round)
         shares = [(n, users) for n, users in self._known_hosting(grid).shares(cohort) if len(users)]
         self._asked = len(shares)
         return [
@@ -149,6 +171,7 @@ class PrivateFedAvg(Strategy):
                 (self.memory.folder, self._journal(server_round, node.partition))
                 if self.memory
                 else None,
+                InSilos(attempt, self.plan.mechanism.noise_multiplier) if self.plan.level else None,
             )
             for node, users in shares
         ]
@@ -197,11 +220,16 @@ class PrivateFedAvg(Strategy):
                 self._changed.add(round_)
                 raise RoundChanged(round_)
             return released
-        release = Release.of(
-            round_, attempt, self.plan.sampling, self._mechanism, _digest(released)
-        )
+        digest, sampling, level = _digest(released), self.plan.sampling, self.plan.level
+        if level is None:
+            release = Release.of(round_, attempt, sampling, self._mechanism, digest)
+        else:
+            release = Release.of_silos(round_, attempt, sampling, level, self._cohort, digest)
         self.ledger.append(release)
-        self._accountant.compose(release.event())
+        if level is None:
+            self._accountant.compose(release.event())
+        else:
+            self._silos.charge_all([release])
         return released
 
     def _attempt(self, round_: int) -> int:
@@ -218,6 +246,8 @@ class PrivateFedAvg(Strategy):
         return charged - 1 if charged and repeats else charged
 
     def _noisy(self, total: Tensor, round_: int, attempt: int) -> Tensor:
+        if self.plan.level is not None:
+            return total  # every silo has added noise of its own, at full strength
         generator = self.plan.randomness.numpy(Purpose.NOISE, round_, attempt)
         return self._mechanism.release(total, self.plan.layout.sizes, generator)
 
@@ -243,8 +273,11 @@ class PrivateFedAvg(Strategy):
     def _check_budget(self, round_: int) -> None:
         if self.plan.budget is None or self.plan.delta is None:
             return
-        event = self.plan.sampling.event(self.plan.mechanism)
-        after = self._accountant.epsilon_after(event, self.plan.delta)
+        event = self.plan.event()
+        if self.plan.level is not None:
+            after = self._silos.worst_after(self._cohort, event, self.plan.delta)
+        else:
+            after = self._accountant.epsilon_after(event, self.plan.delta)
         if after > self.plan.budget:
             raise BudgetError(
                 f"round {round_} is not run: it would raise ε to {after:.4g}, above the budget of "
@@ -252,8 +285,12 @@ class PrivateFedAvg(Strategy):
             )
 
     def epsilon(self) -> float | None:
-        """Return the RDP ε spent so far at the run's δ; None without privacy."""
-        return None if self.plan.delta is None else self._accountant.epsilon(self.plan.delta)
+        """Return the RDP ε spent so far at the run's δ, by the worst silo; None for no privacy."""
+        if self.plan.delta is None:
+            return None
+        if self.plan.level is not None:
+            return self._silos.costs(self.plan.delta).worst
+        return self._accountant.epsilon(self.plan.delta)
 
     # ---------------------------------------------------------------- the run
 
@@ -423,7 +460,9 @@ class PrivateFedAvg(Strategy):
             nodes_lost=self._asked - len(sums),
             sums=tuple(sums.values()),
             block_norms=tuple(float(block.norm()) for block in layout.split(average).values()),
-            block_noise=tuple(
+            block_noise=()
+            if self.plan.level
+            else tuple(
                 stddev * math.sqrt(size) / cohort
                 for stddev, size in zip(stddevs, layout.sizes, strict=True)
             ),
@@ -431,6 +470,10 @@ class PrivateFedAvg(Strategy):
             bounds=self.bounds,
             spans=spans,
             journals=tuple(self._journal(round_, p) for p in sums) if self.memory else (),
+            silos=self._cohort,
+            costs=self._silos.costs(self.plan.delta)
+            if self.plan.level and self.plan.delta is not None
+            else None,
         )
 
     def _journal(self, round_: int, partition: int) -> Journal:

@@ -17,6 +17,7 @@ from fedpriv.privacy.clipping import (
     with_bounds,
 )
 from fedpriv.privacy.error_feedback import Dice, ErrorFeedback, Remainder, feed_back
+from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.ledger import Header, Ledger, LedgerFile, Release, read_ledger
 from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
 from fedpriv.privacy.randomness import Purpose, Randomness
@@ -28,6 +29,7 @@ from fedpriv.privacy.sampling import (
     Sampling,
     build_sampling,
 )
+from fedpriv.privacy.silos import SiloAccounts, SiloCosts, most_charged
 
 __all__ = [
     "ACCOUNTANTS",
@@ -40,6 +42,7 @@ __all__ = [
     "CountNoise",
     "Dice",
     "ErrorFeedback",
+    "ExampleLevel",
     "FixedSizeSampling",
     "FullParticipation",
     "GaussianMechanism",
@@ -56,11 +59,14 @@ __all__ = [
     "Release",
     "Remainder",
     "Sampling",
+    "SiloAccounts",
+    "SiloCosts",
     "Unclipped",
     "affordable_rounds",
     "build_sampling",
     "clip",
     "feed_back",
+    "most_charged",
     "noise_multiplier_for",
     "read_ledger",
     "with_bounds",

@@ -19,6 +19,7 @@ from fedpriv.errors import InputError
 from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant, RdpAccountant
 from fedpriv.privacy.ledger import Header, Release
 from fedpriv.privacy.sampling import Adjacency
+from fedpriv.privacy.silos import most_charged
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,11 @@ class Account:
         return Adjacency(self.header.adjacency)
 
     def events(self) -> Counter[dp_accounting.DpEvent]:
-        """Return how many releases there are of each event."""
-        return Counter(release.event() for release in self.releases)
+        """Return how many releases there are of each event, for whoever pays most.
+
+        That is every user, or the silo that took part most often.
+        """
+        return Counter(release.event() for release in most_charged(self.releases))
 
     def bill(self, delta: float | None) -> Bill:
         """Return what the ledger alone costs at `delta`; without a δ there is no privacy."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import dp_accounting
 from fedpriv.errors import InputError
 from fedpriv.privacy.accounting import Accountant
 from fedpriv.privacy.clipping import GlobalClipping
+from fedpriv.privacy.example_level import ExampleLevel, steps_event
 from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
 
@@ -36,7 +37,7 @@ class Header:
         population: N, the number of users.
         delta: the δ at which the run reports ε.
         adjacency: the adjacency under which its events hold.
-        unit: the unit of privacy.
+        unit: the unit of privacy: user, or example (the population is then one of silos).
     """
 
     fingerprint: str
@@ -67,6 +68,11 @@ class Release:
         counts: how many counts of users within a bound were released beside the sum.
         count_stddev: the standard deviation of the noise on each of them; None without counts.
         digest: SHA-256 of everything that was released.
+        silos: example-level privacy: who took part, and so who pays; None where all users pay.
+            `sampling`, `population` and `expected_cohort` are then those of silos; `adjacency`,
+            `bound`, `sensitivity` and `stddev` those of examples in one step.
+        sampling_rate: example-level: q of each step.
+        steps: example-level: DP-SGD steps of each silo in this release.
     """
 
     round: int
@@ -83,6 +89,9 @@ class Release:
     counts: int
     count_stddev: float | None
     digest: str
+    silos: tuple[int, ...] | None = None
+    sampling_rate: float | None = None
+    steps: int | None = None
 
     @classmethod
     def of(
@@ -113,8 +122,31 @@ class Release:
             digest=digest,
         )
 
+    @classmethod
+    def of_silos(
+        cls,
+        round_: int,
+        attempt: int,
+        sampling: Sampling,
+        level: ExampleLevel,
+        silos: Sequence[int],
+        digest: str,
+    ) -> Release:
+        """Return the record of one round of `level` in each of `silos`, drawn by `sampling`."""
+        released = cls.of(round_, attempt, sampling, level.mechanism, digest)
+        return replace(
+            released,
+            adjacency=level.adjacency.value,
+            sensitivity=released.bound,
+            silos=tuple(silos),
+            sampling_rate=level.sampling_rate,
+            steps=level.steps,
+        )
+
     def event(self) -> dp_accounting.DpEvent:
         """Return the privacy event, rebuilt from the noise and bounds on record.
+
+        Of a release of silos it is the event of a silo that took part.
 
         The multiplier is computed from them, not taken from `noise_multiplier`, so that a record
         cannot claim more noise than it shows.
@@ -124,9 +156,13 @@ class Release:
         inverse_square = (self.bound / self.stddev) ** 2
         if self.counts and self.count_stddev is not None:
             inverse_square += CountNoise(self.counts, self.count_stddev).inverse_square
+        multiplier = _rounded_down(inverse_square**-0.5)
+        if self.silos is not None:
+            assert self.sampling_rate is not None
+            assert self.steps is not None
+            return steps_event(multiplier, self.sampling_rate, self.steps)
         adjacency = Adjacency(self.adjacency)
         sampling = build_sampling(self.sampling, self.population, self.expected_cohort, adjacency)
-        multiplier = _rounded_down(inverse_square**-0.5)
         return sampling.event(GaussianMechanism(multiplier, GlobalClipping(self.bound)))
 
 
@@ -200,7 +236,7 @@ class Ledger:
 
     def append(self, release: Release) -> None:
         """Write `release` durably: when this returns, the line has reached the disk."""
-        self._write({"kind": "release", **asdict(release)})
+        self._write({"kind": "release", **_fields(release)})
         self._releases.append(release)
         self._by_round.setdefault(release.round, []).append(release)
 
@@ -306,9 +342,24 @@ def _unseal(path: Path, number: int, line: bytes, previous: str) -> dict[str, An
     return body
 
 
+def _fields(release: Release) -> dict[str, Any]:
+    """Return what a line holds; a release of users has nothing of silos."""
+    fields = asdict(release)
+    if release.silos is None:
+        for name in _OF_SILOS:
+            del fields[name]
+    return fields
+
+
+_OF_SILOS = ("silos", "sampling_rate", "steps")
+
+
 def _release(body: dict[str, Any]) -> Release:
     if body.pop("kind") != "release":
         raise KeyError("kind")
+    if any(name in body for name in _OF_SILOS):
+        rate, steps = float(body["sampling_rate"]), int(body["steps"])
+        body |= {"silos": tuple(body["silos"]), "sampling_rate": rate, "steps": steps}
     return Release(**body)
 
 

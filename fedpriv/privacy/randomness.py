@@ -25,6 +25,8 @@ class Purpose(enum.IntEnum):
     SERVER = 4
     PRETRAINING = 5
     AUDIT = 6
+    EXAMPLE_SAMPLING = 7
+    EXAMPLE_NOISE = 8
 
 
 @dataclass(frozen=True)

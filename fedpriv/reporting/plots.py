@@ -192,10 +192,12 @@ def update_and_noise(runs: Sequence[Marked]) -> Plot | None:
 def noise_norms(run: Run) -> list[float] | None:
     """Return the expected norm of the noise on the average in each round, σ·√d/cohort.
 
-    None without noise, with noise that differs between blocks, or where d is unknown.
+    None without noise, with noise that differs between blocks, or where d is unknown; and where
+    silos add it within their local steps.
     """
     spherical = all(release.noise_shape == "spherical" for release in run.releases)
-    if not run.private or run.parameters is None or not spherical:
+    in_silos = run.releases[-1].silos is not None
+    if not run.private or run.parameters is None or not spherical or in_silos:
         return None
     stddevs = {release.round: release.stddev for release in run.releases}
     scale = math.sqrt(run.parameters) / run.sampling.expected_cohort

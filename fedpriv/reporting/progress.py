@@ -52,7 +52,8 @@ class ProgressLines:
         say(
             f"model {config.model.name} with {plan.layout.total:,} parameters in "
             f"{len(plan.layout.names)} blocks; server {config.server.optimizer}; "
-            f"{config.rounds} rounds of {plan.sampling.expected_cohort:g} users expected"
+            f"{config.rounds} rounds of {plan.sampling.expected_cohort:g} "
+            f"{'silos' if plan.level else 'users'} expected"
         )
         planned = plan.planned_epsilon()
         if planned is None or math.isinf(planned):
@@ -60,8 +61,9 @@ class ProgressLines:
         else:
             say(
                 f"noise multiplier {plan.mechanism.noise_multiplier:.4f}, clip bound "
-                f"{plan.mechanism.clipping.bound:g}, {plan.sampling.adjacency.value}: all rounds "
+                f"{plan.mechanism.clipping.bound:g}, {plan.adjacency.value}: all rounds "
                 f"will cost ε = {planned:.3f} at δ = {plan.delta:g}"
+                + (", a silo that takes part in each" if plan.level else "")
             )
         if (sizes := experiment.memory_sizes()) is not None:
             say(sizes.sentence())
@@ -202,5 +204,10 @@ def epsilon_text(row: dict[str, Any]) -> str:
     epsilon = row["epsilon"]["rdp"]
     if epsilon is None:
         return "[red]no privacy[/red]"
+    if "silos" in row:
+        return (
+            f"ε of the worst silo {epsilon:.3f}, of the median one {row['silos']['median']:.3f} "
+            f"δ {row['delta']:g}"
+        )
     tight = f" (pld {row['epsilon']['pld']:.3f})" if "pld" in row["epsilon"] else ""
     return f"ε {epsilon:.3f}{tight} δ {row['delta']:g}"

@@ -87,8 +87,10 @@ class Run:
 
     @property
     def sampling(self) -> Sampling:
-        """The sampling of the newest release."""
+        """The sampling of the newest release, which is one of silos where they pay."""
         last = self.releases[-1]
+        if last.silos is not None:
+            return build_sampling(last.sampling, last.population, last.expected_cohort)
         adjacency = Adjacency(last.adjacency)
         return build_sampling(last.sampling, last.population, last.expected_cohort, adjacency)
 

@@ -179,10 +179,11 @@ def _cards(each: Reported) -> list[Card]:
     run, last = each.run, each.run.releases[-1]
     quality, cohort = run.quality, run.sampling.expected_cohort
     users = math.fsum(run.seen("cohort"))
+    who = "users" if last.silos is None else "silos"
     cards = [Card(f"Held-out {quality.name}", *_quality(run)), *_epsilon_cards(each)]
     cards += [
         Card("Rounds", f"{run.finished_rounds:,}", f"of {run.config.rounds:,} planned"),
-        Card("Cohort", f"{cohort:g}", f"users expected of {last.population:,}"),
+        Card("Cohort", f"{cohort:g}", f"{who} expected of {last.population:,}"),
     ]
     if run.private:
         cards.append(
@@ -192,7 +193,7 @@ def _cards(each: Reported) -> list[Card]:
         kind = run.config.privacy.clipping.kind.replace("_", "-")
         cards.append(Card("Clip bound C", f"{last.bound:.4g}", kind))
     known = run.seconds > 0 and math.isfinite(users)
-    speed = f"{users / run.seconds:,.0f} users/s" if known else ""
+    speed = f"{users / run.seconds:,.0f} {who}/s" if known else ""
     return [*cards, Card("Wall time", duration(run.seconds), speed)]
 
 
@@ -205,11 +206,16 @@ def _quality(run: Run) -> tuple[str, str]:
 def _epsilon_cards(each: Reported) -> list[Card]:
     if not each.run.private:
         return [Card("Privacy", "none", "nothing is bounded", alarming=True)]
-    return [
+    silos, whose = each.account.silos, ""
+    median = []
+    if silos is not None:
+        whose = "worst silo, "
+        median = [Card("ε by RDP", rounded_up(silos.median), "median silo", "epsilon-median")]
+    return median + [
         Card(
             f"ε by {guarantee.accountant.upper()}",
             guarantee.shown,
-            f"at δ = {guarantee.delta:g}",
+            f"{whose}at δ = {guarantee.delta:g}",
             key=f"epsilon-{guarantee.accountant}",
             exact=repr(guarantee.epsilon),
         )
@@ -274,6 +280,7 @@ def _document(each: Reported) -> dict[str, Any]:
         "directory": str(run.path),
         "private": run.private,
         "epsilon": dict(each.account.epsilons),
+        "silos": asdict(each.account.silos) if each.account.silos else None,
         "delta": run.delta if run.private else None,
         "finished_rounds": run.finished_rounds,
         "disagreements": each.account.disagreements,

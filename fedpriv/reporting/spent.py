@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedpriv.privacy.accounting import ACCOUNTANTS, PLD_UP_TO, Accountant
 from fedpriv.privacy.ledger import Release
+from fedpriv.privacy.silos import SiloAccounts, SiloCosts, most_charged
 from fedpriv.reporting.reader import Run
 
 # Two computations of one ε may differ in the last digits between machines and NumPy versions.
@@ -20,14 +21,17 @@ class Spent:
     """The account of a run.
 
     Attributes:
-        accountants: by name, each charged with the whole ledger; empty for a run without privacy.
+        accountants: by name, each charged with the whole ledger, or with what its worst silo pays
+            for; empty for a run without privacy.
         epsilons: by accountant, the finite ε at the run's δ; empty for a run without privacy.
+        silos: what the silos have spent, where they pay; None otherwise.
         disagreements: where metrics, config and ledger contradict each other, a sentence each.
     """
 
     accountants: Mapping[str, Accountant]
     epsilons: Mapping[str, float]
     disagreements: tuple[str, ...]
+    silos: SiloCosts | None = None
 
 
 def spent(run: Run) -> Spent:
@@ -39,15 +43,29 @@ def spent(run: Run) -> Spent:
     if "pld" in wanted and accountants["rdp"].epsilon(run.delta) <= PLD_UP_TO:
         accountants["pld"] = _charged(run, "pld", run.releases)
     epsilons = {name: each.epsilon(run.delta) for name, each in accountants.items()}
-    return Spent(accountants, epsilons, _disagreements(run, epsilons))
+    silos = None
+    if all(release.silos is not None for release in run.releases):
+        silos = _silo_accounts(run, run.releases).costs(run.delta)
+    return Spent(accountants, epsilons, _disagreements(run, epsilons), silos)
+
+
+def _silo_accounts(run: Run, releases: Iterable[Release]) -> SiloAccounts:
+    accounts = SiloAccounts(run.adjacency, run.header.population)
+    accounts.charge_all(releases)
+    return accounts
 
 
 def rdp_by_round(run: Run) -> list[float]:
-    """Return the RDP ε of the ledger's releases up to each finished round; inf for no privacy."""
+    """Return the RDP ε of the ledger's releases up to each finished round; inf for no privacy.
+
+    Of silos it is that of the worst up to then.
+    """
     if run.delta is None or not run.private:
         return [math.inf] * len(run.rows)
-    accountant = ACCOUNTANTS["rdp"](run.adjacency)
     releases = sorted(run.releases, key=lambda release: release.round)
+    if run.releases[-1].silos is not None:
+        return _worst_by_round(run, releases, run.delta)
+    accountant = ACCOUNTANTS["rdp"](run.adjacency)
     epsilons, charged = [], 0
     for row in run.rows:
         while charged < len(releases) and releases[charged].round <= row["round"]:
@@ -55,6 +73,19 @@ def rdp_by_round(run: Run) -> list[float]:
             charged += 1
         epsilons.append(accountant.epsilon(run.delta))
     return epsilons
+
+
+def _worst_by_round(run: Run, releases: Sequence[Release], delta: float) -> list[float]:
+    accounts = _silo_accounts(run, ())
+    worst, charged = [], 0
+    for row in run.rows:
+        until = charged
+        while until < len(releases) and releases[until].round <= row["round"]:
+            until += 1
+        accounts.charge_all(releases[charged:until])
+        charged = until
+        worst.append(accounts.costs(delta).worst)
+    return worst
 
 
 def _disagreements(run: Run, epsilons: Mapping[str, float]) -> tuple[str, ...]:
@@ -110,9 +141,9 @@ def _contradicted_pld(run: Run, whole: float) -> list[str]:
     return [] if _between(low, _said(row, "pld"), whole) else [_contradiction(row, "pld", low)]
 
 
-def _charged(run: Run, name: str, releases: Iterable[Release]) -> Accountant:
+def _charged(run: Run, name: str, releases: Sequence[Release]) -> Accountant:
     accountant = ACCOUNTANTS[name](run.adjacency)
-    for release in releases:
+    for release in most_charged(releases):
         accountant.compose(release.event())
     return accountant
 

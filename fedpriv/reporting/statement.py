@@ -8,7 +8,7 @@ privacy gets a statement too: that it has none.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import groupby
 
@@ -16,6 +16,7 @@ from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.reporting.attacker import Attacker, strongest_attacker
 from fedpriv.reporting.reader import Run
+from fedpriv.reporting.silo_statement import silo_sentences
 from fedpriv.reporting.spent import Spent
 from fedpriv.reporting.wording import percent_up, round_ranges, rounded_up, value_range
 
@@ -118,7 +119,7 @@ def privacy_statement(run: Run, account: Spent) -> Statement:
     )
     return Statement(
         private=run.private,
-        headline=_headline(guarantees) if run.private else NO_PRIVACY,
+        headline=_headline(guarantees, run) if run.private else NO_PRIVACY,
         alarms=account.disagreements,
         guarantees=guarantees,
         sections=_sections(run, account),
@@ -189,8 +190,14 @@ def _markdown_table(releases: Iterable[ReleaseGroup]) -> str:
 # -------------------------------------------------------------------- the guarantee
 
 
-def _headline(guarantees: tuple[Guarantee, ...]) -> str:
+def _headline(guarantees: tuple[Guarantee, ...], run: Run) -> str:
     best = min(guarantees, key=lambda each: each.epsilon)
+    if run.header.unit == "example":
+        return (
+            f"All that any one silo sent is together ({best.shown}, {best.delta:g})-differentially "
+            "private for every example in it, as the assumptions below say; a person with several "
+            "examples is protected less."
+        )
     return (
         f"All models that this run released together are ({best.shown}, {best.delta:g})-"
         "differentially private for every user, as the assumptions below say."
@@ -207,7 +214,7 @@ def _guarantee(run: Run, account: Spent, name: str, epsilon: float) -> Guarantee
         delta=run.delta,
         method=_METHODS[name] + f" (dp-accounting {version('dp-accounting')}).",
         attacker=attacker,
-        meaning=_meaning(attacker, run.adjacency),
+        meaning=_meaning(attacker, run.adjacency, run.header.unit),
     )
 
 
@@ -217,18 +224,22 @@ _METHODS = {
 }
 
 
-def _meaning(attacker: Attacker, adjacency: Adjacency) -> str:
+def _meaning(attacker: Attacker, adjacency: Adjacency, unit: str) -> str:
     at_one, at_tenth = (percent_up(share) for share in attacker.true_positives)
     question, found = {
-        Adjacency.ADD_OR_REMOVE_ONE: ("whether one given user took part", "users who did"),
+        Adjacency.ADD_OR_REMOVE_ONE: (
+            f"whether one given {unit} took part",
+            f"{unit}s {'who' if unit == 'user' else 'that'} did",
+        ),
         Adjacency.REPLACE_ONE: (
             "which of two given users' data were used",
             "cases of the one that it looks for",
         ),
-        Adjacency.ZERO_OUT: ("whether one given user's data counted", "users whose data did"),
+        Adjacency.ZERO_OUT: (f"whether one given {unit}'s data counted", f"{unit}s whose data did"),
     }[adjacency]
+    known = {"user": "everybody else's data", "example": "all other data"}[unit]
     return (
-        f"An attacker who sees every released model and knows everybody else's data guesses "
+        f"An attacker who sees every released model and knows {known} guesses "
         f"{question}: allowed 1% false alarms it recognises at most {at_one} of the {found}; "
         f"allowed 0.1%, at most {at_tenth}. Membership advantage: at most "
         f"{percent_up(attacker.advantage)} (0% is guessing, 100% is certainty)."
@@ -259,7 +270,14 @@ def _sections(run: Run, account: Spent) -> tuple[Section, ...]:
         Section("tuning", "Hyper-parameters", _TUNING),
         Section("floating-point", "Floating point and generators", _floating_point(run)),
     ]
-    return tuple(sorted(always + promised, key=lambda section: _ORDER.index(section.key)))
+    ordered = tuple(sorted(always + promised, key=lambda section: _ORDER.index(section.key)))
+    if account.silos is None:
+        return ordered
+    differing = silo_sentences(run, account.silos, _clipping(run))
+    return tuple(
+        replace(section, sentences=differing.get(section.key, section.sentences))
+        for section in ordered
+    )
 
 
 # The order in which a reader asks; without a promise some of the questions fall away.
@@ -521,6 +539,11 @@ def _randomness(run: Run) -> tuple[str, ...]:
 
 def _stacked(run: Run) -> tuple[str, ...]:
     runtime = run.config.runtime
+    if run.header.unit == "example":
+        return (
+            "Examples of a sample share their forward pass. Who shares it changes how a gradient "
+            "rounds, near one part in a million.",
+        )
     if runtime.deployment or runtime.engine == "sequential" or runtime.stack == 1:
         return ()
     return (
@@ -577,6 +600,8 @@ def _verification(run: Run) -> tuple[str, ...]:
 
 
 def _drawn(release: Release) -> str:
+    if release.silos is not None:
+        return f"{release.steps} steps, q = {release.sampling_rate:g}, in the silos drawn"
     if release.sampling == "all" or release.expected_cohort is None:
         return f"all {release.population:,} users"
     kind = {"poisson": "Poisson", "fixed_size": "exactly"}.get(release.sampling, release.sampling)

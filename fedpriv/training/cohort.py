@@ -103,6 +103,9 @@ class CohortSum:
         spans: what took the time, where that was asked for.
         memory_norm: sum over users of the L2 norm of what they keep for later.
         memory_reset: users whose memory was not finite and was taken to be zero.
+
+    Of silos `total` is the sum of their noisy changes, and norms and what was scaled down are
+    those of the gradients of examples: a mean, or a fraction, in each silo, summed over silos.
     """
 
     total: Tensor
@@ -112,9 +115,9 @@ class CohortSum:
     non_finite: int
     loss: float
     norm: float
-    clipped: int
+    clipped: float
     block_norms: list[float]
-    block_clipped: list[int]
+    block_clipped: list[float]
     spans: tuple[Span, ...] = ()
     memory_norm: float = 0.0
     memory_reset: int = 0

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import torch
 from opacus import GradSampleModule
 from opacus.grad_sample import register_grad_sampler
 from torch import Tensor, nn
@@ -33,8 +34,10 @@ def positions_grad_sample(
     return {layer.weight: backprops}
 
 
-def example_gradients(model: GradSampleModule, task: Task[B], batch: B) -> None:
+def example_gradients(model: GradSampleModule, task: Task[B], batch: B) -> Tensor:
     """Leave each example's gradient of its own loss in `grad_sample`, `[n, ...]` a parameter.
+
+    Returns the losses `[n]`, detached.
 
     A batch may be empty, as Poisson samples can be; CTC alone could not be taken of one.
 
@@ -44,8 +47,10 @@ def example_gradients(model: GradSampleModule, task: Task[B], batch: B) -> None:
     if model.loss_reduction != "sum":
         raise ValueError('the losses are added up: GradSampleModule(..., loss_reduction="sum")')
     if len(batch) > 0:
-        task.losses(model, batch).sum().backward()
-        return
+        losses = task.losses(model, batch)
+        losses.sum().backward()
+        return losses.detach()
     for p in model.parameters():
         if p.requires_grad:
             p.grad_sample = p.new_zeros((0, *p.shape))
+    return torch.zeros(0)

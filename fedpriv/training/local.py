@@ -72,7 +72,7 @@ def train_user(
         value = task.losses(model, batch).mean()
         value.backward()
         if recipe.proximal_mu:
-            _add_proximal(parameters, list(start.values()), recipe.proximal_mu)
+            add_proximal(parameters, list(start.values()), recipe.proximal_mu)
         if recipe.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
         optimizer.step()
@@ -129,7 +129,8 @@ def _cut(order: Tensor, sizes: Tensor, recipe: LocalTraining) -> list[Tensor]:
     return [*cut, torch.tensor(batch)]
 
 
-def _add_proximal(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> None:
+def add_proximal(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> None:
+    """Add μ·(θ - θ_start) to the gradients, in place (FedProx)."""
     for parameter, origin in zip(parameters, start, strict=True):
         assert parameter.grad is not None
         parameter.grad.add_(parameter.detach() - origin, alpha=mu)

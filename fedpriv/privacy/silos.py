@@ -1,0 +1,105 @@
+"""What each silo has spent: a silo pays for the rounds in which it took part, and no others.
+
+Which silo took part when is public here: it is the schedule, drawn without a look at any data,
+and no amplification is claimed for it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import dp_accounting
+import numpy as np
+
+from fedpriv.privacy.accounting import RdpAccountant
+from fedpriv.privacy.ledger import Release
+from fedpriv.privacy.sampling import Adjacency
+
+
+@dataclass(frozen=True)
+class SiloCosts:
+    """RDP ε of the silos at one δ.
+
+    Attributes:
+        worst: the largest ε of a silo.
+        worst_silo: the first silo that has it.
+        median: the median over all silos, those that never took part (ε = 0) among them.
+    """
+
+    worst: float
+    worst_silo: int
+    median: float
+
+
+class SiloAccounts:
+    """An account for each of `silos` silos under one adjacency of examples."""
+
+    def __init__(self, adjacency: Adjacency, silos: int) -> None:
+        self._adjacency = adjacency
+        self._charged: list[Counter[dp_accounting.DpEvent]] = [Counter() for _ in range(silos)]
+
+    def charge_all(self, releases: Iterable[Release]) -> None:
+        """Charge the silos that took part in each of `releases`.
+
+        Raises:
+            ValueError: a release is not one of silos.
+        """
+        for release in releases:
+            if release.silos is None:
+                raise ValueError("a release of users has no silos to charge")
+            event = release.event()
+            for silo in release.silos:
+                self._charged[silo][event] += 1
+
+    def epsilons(self, delta: float) -> np.ndarray:
+        """Return ε of every silo at `delta`: float64 `[silos]`; 0 for one that sent nothing."""
+        found: dict[frozenset[tuple[dp_accounting.DpEvent, int]], float] = {frozenset(): 0.0}
+        return np.array([self._epsilon(charged, delta, found) for charged in self._charged])
+
+    def costs(self, delta: float) -> SiloCosts:
+        """Return the worst and the median ε at `delta`."""
+        epsilons = self.epsilons(delta)
+        worst = int(np.argmax(epsilons))
+        return SiloCosts(float(epsilons[worst]), worst, float(np.median(epsilons)))
+
+    def worst_after(
+        self, silos: Iterable[int], event: dp_accounting.DpEvent, delta: float
+    ) -> float:
+        """Return the largest ε among `silos` if each were charged `event`; 0 for no silo."""
+        found: dict[frozenset[tuple[dp_accounting.DpEvent, int]], float] = {}
+        after = (self._charged[silo] + Counter([event]) for silo in silos)
+        return max((self._epsilon(charged, delta, found) for charged in after), default=0.0)
+
+    def _epsilon(
+        self,
+        charged: Counter[dp_accounting.DpEvent],
+        delta: float,
+        found: dict[frozenset[tuple[dp_accounting.DpEvent, int]], float],
+    ) -> float:
+        """Return ε of what was charged; silos that paid the same are computed once."""
+        key = frozenset(charged.items())
+        if key not in found:
+            accountant = RdpAccountant(self._adjacency)
+            for event, count in charged.items():
+                accountant.compose(event, count)
+            found[key] = accountant.epsilon(delta)
+        return found[key]
+
+
+def most_charged(releases: Sequence[Release]) -> Sequence[Release]:
+    """Return the releases that the party with the largest ε pays for.
+
+    Every user pays for every release. Of silos it is the one that took part most often, since one
+    config gives all its releases one event; where events differ, all of them: an upper bound.
+    """
+    if any(release.silos is None for release in releases):
+        return releases
+    if len({release.event() for release in releases}) > 1:
+        return releases
+    counts = Counter(silo for release in releases for silo in release.silos or ())
+    if not counts:
+        return []
+    worst = min(counts, key=lambda silo: (-counts[silo], silo))
+    return [release for release in releases if worst in (release.silos or ())]

@@ -1,0 +1,113 @@
+"""What a privacy statement says where the unit is an example and each silo pays for itself.
+
+A silo trusts nobody but itself, so most answers differ from those of a run whose unit is a user:
+`silo_sentences` gives them, by the keys of the statement's sections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedpriv.privacy.sampling import Adjacency
+from fedpriv.privacy.silos import SiloCosts
+from fedpriv.reporting.reader import Run
+from fedpriv.reporting.wording import rounded_up
+
+
+def silo_sentences(run: Run, costs: SiloCosts, clipping: str) -> Mapping[str, tuple[str, ...]]:
+    """Return the sentences of the sections that differ, by key.
+
+    Args:
+        run: a private run whose releases are those of silos.
+        costs: what its silos have spent.
+        clipping: how a gradient is bounded, in words.
+    """
+    return {
+        "unit": _unit(run, costs),
+        "adjacency": _adjacency(run),
+        "trust": _TRUST,
+        "mechanism": _mechanism(run, clipping),
+        "sampling": _sampling(run),
+        "delta": _delta(run),
+    }
+
+
+def _unit(run: Run, costs: SiloCosts) -> tuple[str, ...]:
+    return (
+        f"One example (an image, a recording) of one of {run.header.population:,} silos. Each silo "
+        "spends an ε of its own, for the rounds in which it was drawn.",
+        f"By RDP the worst silo (number {costs.worst_silo}) has spent ε = "
+        f"{rounded_up(costs.worst)}, the median silo ε = {rounded_up(costs.median)}.",
+        "NOT protected: a person with several examples in a silo, whose ε grows with their number; "
+        "a person with examples in several silos, who pays in each of them; and the silo itself: "
+        "that it takes part, when, and what all its examples have in common.",
+    )
+
+
+def _adjacency(run: Run) -> tuple[str, ...]:
+    if run.adjacency is Adjacency.ZERO_OUT:
+        return (
+            "Zero out: one example of one silo, of known size, whose gradient is replaced by zero.",
+            "The sum of a step then moves by up to C. How many examples each silo has is public.",
+        )
+    return (
+        "Add or remove one: two silos that differ in the presence of one example.",
+        "The sum of a step then moves by up to C. How many examples a silo has is not public: the "
+        "sum is divided by a number from the config.",
+    )
+
+
+_TRUST = (
+    "Each silo trusts itself alone. What it sends has been private since its first local step; "
+    "the server adds no noise and need not be trusted with the examples.",
+    "The guarantee of a silo covers everything that it ever sent, and every model made from it.",
+    "In this simulation the silos of a node run in one process and their changes are added up "
+    "there, which is post-processing.",
+)
+
+
+def _mechanism(run: Run, clipping: str) -> tuple[str, ...]:
+    last = run.releases[-1]
+    return (
+        f"DP-SGD (Abadi et al. 2016) inside each silo: {last.steps} steps a round, {clipping} so "
+        "that an example adds a gradient of L2 norm at most C; one that is NaN or infinite adds "
+        "zero.",
+        f"Gaussian noise N(0, σ²), σ = {last.stddev:.4g}, is added to the sum of each step, also "
+        f"where a sample is empty. {_denominator(run)}",
+        "A silo sends the change of its parameters. Momentum, the average over the expected number "
+        f"of silos, and the server optimizer ({run.config.server.optimizer}) are post-processing.",
+    )
+
+
+def _denominator(run: Run) -> str:
+    example = run.config.privacy.example if run.config.privacy else None
+    if example is None or example.silo_size is None:
+        return "It is divided by q·N, N being the silo's public number of examples."
+    return (
+        f"It is divided by q·N = {example.sampling_rate * example.silo_size:g}, of public numbers "
+        "alone, never by how many examples were drawn."
+    )
+
+
+def _sampling(run: Run) -> tuple[str, ...]:
+    last, sampling = run.releases[-1], run.sampling
+    drawn = {
+        "poisson": f"each silo independently, {sampling.expected_cohort:g} expected",
+        "fixed_size": f"exactly {sampling.expected_cohort:g}",
+        "all": "all of them",
+    }[sampling.kind]
+    return (
+        f"In each step a silo draws each of its examples independently with probability "
+        f"q = {last.sampling_rate:g}. Amplification by this sampling holds against those who do "
+        "not know what was drawn.",
+        f"Silos are drawn anew in each round: {drawn} of {sampling.population:,}. Who was drawn is "
+        "public, so no amplification is claimed for it; a silo that was drawn pays, whether or not "
+        "it answered.",
+    )
+
+
+def _delta(run: Run) -> tuple[str, ...]:
+    return (
+        f"δ = {run.delta:g} holds for each silo alone and lies below one over its public number of "
+        "examples.",
+    )

@@ -1,0 +1,246 @@
+"""DP-SGD inside a silo: from start parameters and a silo's examples to a change that is private.
+
+The steps are those of Abadi et al. 2016, algorithm 1, with exact q·N denominators: each example
+of the silo is in a step by a coin of its own, its gradient is clipped alone, and the noise is
+added before the sum is used for anything. Momentum and FedProx follow the noisy gradient.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from opacus import GradSampleModule
+from torch import Tensor, nn
+
+from fedpriv.data.federated import Batch
+from fedpriv.privacy.clipping import ClippedUsers, clip_and_add
+from fedpriv.privacy.example_level import ExampleLevel
+from fedpriv.privacy.randomness import Purpose, Randomness
+from fedpriv.training.cohort import CohortSum, CohortTrainer
+from fedpriv.training.example_gradients import example_gradients
+from fedpriv.training.local import LocalTraining, add_proximal
+from fedpriv.training.parameters import Layout, load_parameters
+from fedpriv.training.spans import Stopwatch
+from fedpriv.training.tasks import Task
+
+
+@dataclass(frozen=True)
+class Silo:
+    """What one silo trains on in one round.
+
+    Attributes:
+        examples: its prepared examples; `skipped` ones add nothing and count for its size.
+        sampling: decides which examples are in which step.
+        noise: the owner of the noise.
+        augmentation: decides what is masked.
+        round: the round.
+    """
+
+    examples: Batch
+    sampling: np.random.Generator
+    noise: np.random.Generator
+    augmentation: torch.Generator
+    round: int
+
+    @property
+    def size(self) -> int:
+        """How many examples it has."""
+        return len(self.examples) + self.examples.skipped
+
+
+class Seen:
+    """What clipping saw of a silo's examples (private: simulation only)."""
+
+    def __init__(self, blocks: int) -> None:
+        self.gradients = 0
+        self.loss = self.norm = self.clipped = 0.0
+        self.block_norms = torch.zeros(blocks, dtype=torch.float64)
+        self.block_clipped = torch.zeros(blocks, dtype=torch.float64)
+
+    def add(self, clipped: ClippedUsers, losses: Tensor) -> None:
+        """Count the gradients that are finite."""
+        finite = clipped.finite
+        norms, shrunk = clipped.norms[finite].cpu(), (clipped.scales[finite] < 1).cpu()
+        self.gradients += len(norms)
+        self.loss += float(losses[finite].double().sum())
+        self.norm += float(torch.linalg.vector_norm(norms, dim=1).sum())
+        self.clipped += int(shrunk.any(dim=1).sum())
+        self.block_norms += norms.sum(0)
+        self.block_clipped += shrunk.sum(0)
+
+    @property
+    def weight(self) -> float:
+        """What makes a mean of a sum over gradients; 0 where there were none."""
+        return 1 / self.gradients if self.gradients else 0.0
+
+
+def train_silo(
+    model: GradSampleModule,
+    start: Tensor,
+    silo: Silo,
+    level: ExampleLevel,
+    recipe: LocalTraining,
+    task: Task[Any],
+) -> tuple[Tensor, Seen]:
+    """Take `level.steps` steps of DP-SGD and return start minus end, float64 `[parameters]`.
+
+    Args:
+        model: made with `loss_reduction="sum"`; its parameters are overwritten.
+        start: the flat parameters that every silo of the round starts from, on its device.
+        silo: examples and generators.
+        level: sampling, clipping and noise: what is accounted.
+        recipe: learning rate, momentum, FedProx; `batch_size` examples are worked on at once.
+        task: what is learnt.
+
+    A silo without examples sends noise of full strength: that it has none is not to be seen.
+    """
+    plain = model._module
+    assert isinstance(plain, nn.Module)
+    layout = Layout.of(plain)
+    blocks = layout.split(start)
+    load_parameters(plain, blocks)
+    model.train()
+    parameters = [p for p in plain.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, foreach=True)
+    seen, denominator = Seen(len(blocks)), level.denominator(silo.size)
+    for _ in range(level.steps):
+        drawn = torch.from_numpy(level.draw(len(silo.examples), silo.sampling))
+        total = torch.zeros(layout.total, dtype=torch.float64, device=start.device)
+        for index in drawn.split(recipe.batch_size) if len(drawn) else ():
+            _add_clipped(model, parameters, silo, index, level, task, total, seen)
+        noisy = level.release(total, layout.sizes, silo.noise) / denominator
+        for parameter, part in zip(parameters, noisy.split(layout.sizes), strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+        if recipe.proximal_mu:
+            add_proximal(parameters, list(blocks.values()), recipe.proximal_mu)
+        optimizer.step()
+    end = torch.cat([p.detach().reshape(-1) for p in parameters])
+    return (start.double() - end.double()).cpu(), seen
+
+
+def _add_clipped(
+    model: GradSampleModule,
+    parameters: Sequence[nn.Parameter],
+    silo: Silo,
+    index: Tensor,
+    level: ExampleLevel,
+    task: Task[Any],
+    total: Tensor,
+    seen: Seen,
+) -> None:
+    """Add the clipped gradients of the examples at `index` to `total`, in place."""
+    batch = task.augment(silo.examples.take(index), silo.round, silo.augmentation)
+    losses = example_gradients(model, task, batch)
+    blocks = [p.grad_sample.reshape(len(index), -1) for p in parameters]  # type: ignore[attr-defined]
+    seen.add(clip_and_add(blocks, level.mechanism.clipping, total), losses)
+    for p in parameters:
+        p.grad_sample = p.grad = None  # type: ignore[attr-defined]
+
+
+def train_silos(
+    trainer: CohortTrainer,
+    level: ExampleLevel,
+    parameters: Tensor,
+    silos: Sequence[int],
+    round_: int,
+    attempt: int,
+    secret: Randomness,
+    delta: float,
+) -> CohortSum:
+    """Train each of `silos` from the flat `parameters` and return the sum of their noisy changes.
+
+    `secret` gives each silo its sampling and noise in this round and attempt; augmentation and
+    dropout, which privacy does not rest on, derive from the trainer's seed as for users. A change
+    that is not finite contributes zero and is counted: it is private, whatever becomes of it.
+
+    Raises:
+        InputError: a silo's data cannot be used, or δ is too large for a silo of its size.
+    """
+    layout, watch = Layout.of(trainer.model), Stopwatch(trainer.timed)
+    start = parameters.to(trainer.device)
+    summed = _Summed(layout)
+    with _per_example(trainer.model) as model:
+        for number in silos:
+            with watch.measure("data"):
+                silo = _silo(trainer, number, round_, attempt, secret)
+                level.check_delta(delta, silo.size)
+            # Dropout draws from the global generator.
+            plain = Randomness.simulation(trainer.seed)
+            torch.manual_seed(plain.torch_seed(Purpose.LOCAL_TRAINING, round_, number, 1))
+            with watch.measure("forward and backward"):
+                change, seen = train_silo(model, start, silo, level, trainer.recipe, trainer.task)
+            summed.add(change, seen, silo)
+    return summed.result(watch)
+
+
+def _silo(
+    trainer: CohortTrainer, number: int, round_: int, attempt: int, secret: Randomness
+) -> Silo:
+    plain = Randomness.simulation(trainer.seed)
+    return Silo(
+        examples=trainer.prepared(number),
+        sampling=secret.numpy(Purpose.EXAMPLE_SAMPLING, round_, attempt, number),
+        noise=secret.numpy(Purpose.EXAMPLE_NOISE, round_, attempt, number),
+        augmentation=plain.torch(Purpose.LOCAL_TRAINING, round_, number, 2),
+        round=round_,
+    )
+
+
+@contextmanager
+def _per_example(model: nn.Module) -> Iterator[GradSampleModule]:
+    """Give `model` Opacus' hooks, and take them off again."""
+    wrapped = GradSampleModule(model, loss_reduction="sum")
+    try:
+        with warnings.catch_warnings():
+            # Opacus' own: the first layer's input, the data, needs no gradient.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            yield wrapped
+    finally:
+        wrapped.to_standard_module()
+
+
+class _Summed:
+    """Adds up what silos send, and notes what was seen of them."""
+
+    def __init__(self, layout: Layout) -> None:
+        blocks = len(layout.names)
+        self._total = torch.zeros(layout.total, dtype=torch.float64)
+        self._silos = self._examples = self._skipped = self._non_finite = 0
+        self._loss = self._norm = self._clipped = 0.0
+        self._block_norms = torch.zeros(blocks, dtype=torch.float64)
+        self._block_clipped = torch.zeros(blocks, dtype=torch.float64)
+
+    def add(self, change: Tensor, seen: Seen, silo: Silo) -> None:
+        self._silos += 1
+        self._examples += len(silo.examples)
+        self._skipped += silo.examples.skipped
+        if not bool(torch.isfinite(change).all()):
+            self._non_finite += 1
+            return
+        self._total += change
+        self._loss += seen.loss * seen.weight
+        self._norm += seen.norm * seen.weight
+        self._clipped += seen.clipped * seen.weight
+        self._block_norms += seen.block_norms * seen.weight
+        self._block_clipped += seen.block_clipped * seen.weight
+
+    def result(self, watch: Stopwatch) -> CohortSum:
+        return CohortSum(
+            total=self._total,
+            users=self._silos,
+            examples=self._examples,
+            skipped=self._skipped,
+            non_finite=self._non_finite,
+            loss=self._loss,
+            norm=self._norm,
+            clipped=self._clipped,
+            block_norms=self._block_norms.tolist(),
+            block_clipped=self._block_clipped.tolist(),
+            spans=tuple(watch.spans),
+        )

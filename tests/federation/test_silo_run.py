@@ -1,0 +1,157 @@
+"""Whole runs with example-level privacy in silos, in this process."""
+
+import json
+
+import dp_accounting
+import numpy as np
+import pytest
+from dp_accounting.rdp import RdpAccountant
+from in_process import InProcessGrid, resume_small, small_config, train_small
+
+from fedpriv import experiment
+from fedpriv.errors import BudgetError, InputError
+from fedpriv.privacy import Ledger
+from fedpriv.reporting.reader import read_run
+from fedpriv.reporting.report import render
+from fedpriv.reporting.spent import spent
+
+SILOS = {
+    "rounds": 3,
+    "data__users": 6,
+    "local__steps": 2,
+    "server": {"optimizer": "sgd", "lr": 1.0},
+    "privacy__unit": "example",
+    "privacy__example": {"sampling_rate": 0.5, "silo_size": 6},
+    "privacy__sampling": {"kind": "poisson", "expected_cohort": 3},
+    "evaluation__every": 3,
+}
+
+
+def parameters(prepared):
+    return prepared.server.parameters().double()
+
+
+def by_dp_accounting(rounds):
+    accountant = RdpAccountant()
+    if rounds:
+        gaussian = dp_accounting.GaussianDpEvent(1.0)
+        accountant.compose(dp_accounting.PoissonSampledDpEvent(0.5, gaussian), 2 * rounds)
+    return accountant.get_epsilon(1e-3) if rounds else 0.0
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return train_small(tmp_path_factory.mktemp("silos") / "run", **SILOS)
+
+
+def test_metrics_ledger_and_report_say_what_the_worst_and_the_median_silo_spent(whole):
+    directory, _ = whole
+    rows, releases = directory.read_metrics(), list(Ledger.open(directory.ledger))
+    assert [tuple(row["silos"]["took_part"]) for row in rows] == [r.silos for r in releases]
+    counts = np.zeros(6, dtype=int)
+    for row, release in zip(rows, releases, strict=True):
+        counts[list(release.silos)] += 1
+        epsilons = [by_dp_accounting(int(count)) for count in counts]
+        assert row["epsilon"]["rdp"] == pytest.approx(max(epsilons))
+        assert row["silos"]["median"] == pytest.approx(np.median(epsilons))
+    assert 0 < min(len(r.silos) for r in releases) < 6  # else worst and median say the same
+    account = spent(read_run(directory.path))
+    assert account.disagreements == ()
+    assert account.epsilons["rdp"] == pytest.approx(max(epsilons))
+    document = json.loads(render([directory.path], "json"))["runs"][0]
+    assert document["silos"]["worst"] == pytest.approx(max(epsilons))
+    text = render([directory.path], "md")
+    assert "private for every example" in text
+    assert "NOT protected: a person with several examples" in text
+
+
+def test_the_server_adds_no_noise_and_averages_over_the_expected_silos(tmp_path):
+    """Silos that move by nothing but noise: its size says that it was added once, in each."""
+    changes = {"privacy__example": {"sampling_rate": 1e-9, "silo_size": 6}, "rounds": 1}
+    settings = {**SILOS, **changes, "local__lr": 1e-9}
+    before = parameters(experiment.prepare(small_config(**settings)))
+    directory, prepared = train_small(tmp_path / "run", **settings)
+    silos = Ledger.open(directory.ledger).charges(1)[0].silos
+    assert len(silos) > 0
+    # In each silo lr·z·C·√steps/(q·N); the sum over the silos is divided by the 3 expected.
+    expected = 1e-9 * 0.1 * np.sqrt(2) / (1e-9 * 6) * np.sqrt(len(silos)) / 3
+    assert float((parameters(prepared) - before).std()) == pytest.approx(expected, rel=0.05)
+
+
+def test_a_resumed_run_ends_as_one_that_was_never_stopped_and_pays_once(whole, tmp_path):
+    directory, prepared = whole
+    copy = tmp_path / "run"
+    train_small(copy, **SILOS)
+    # As if the process had died after the ledger's last line and before the last checkpoint.
+    (copy / "checkpoints" / "round-000003.safetensors").unlink()
+    again, resumed = resume_small(copy)
+    assert parameters(resumed).equal(parameters(prepared))
+    assert len(Ledger.open(again.ledger)) == 3
+    assert list(Ledger.open(again.ledger)) == list(Ledger.open(directory.ledger))
+
+
+def test_silos_of_a_node_that_died_are_charged_all_the_same(tmp_path):
+    directory, _ = train_small(tmp_path / "run", InProcessGrid(dead=[1]), **{**SILOS, "rounds": 1})
+    charged = Ledger.open(directory.ledger).charges(1)[0]
+    assert directory.read_metrics()[0]["nodes_lost"] == 1
+    assert any(silo % 2 == 1 for silo in charged.silos)
+
+
+def test_the_budget_holds_for_each_silo(tmp_path):
+    budget = by_dp_accounting(1) * 1.001
+    with pytest.raises(BudgetError):
+        train_small(tmp_path / "run", **{**SILOS, "rounds": 40}, privacy__budget__epsilon=budget)
+    releases = list(Ledger.open(tmp_path / "run" / "ledger.jsonl"))
+    charged = [silo for release in releases for silo in release.silos]
+    assert charged
+    assert len(set(charged)) == len(charged)
+
+
+def test_noise_is_calibrated_for_a_silo_that_is_in_every_round():
+    changes = {**SILOS, "privacy__noise_multiplier": None, "privacy__target_epsilon": 2.0}
+    plan = experiment.prepare(small_config(**changes)).plan
+    accountant = RdpAccountant()
+    gaussian = dp_accounting.GaussianDpEvent(plan.mechanism.noise_multiplier)
+    accountant.compose(dp_accounting.PoissonSampledDpEvent(0.5, gaussian), 2 * 3)
+    assert accountant.get_epsilon(1e-3) == pytest.approx(2.0, abs=1e-4)
+
+
+REFUSED = {
+    "denominator": ({"privacy__example": {"sampling_rate": 0.5}}, "silo_size"),
+    "no rate": ({"privacy__example": None}, "sampling_rate"),
+    "user with example": ({"privacy__unit": "user"}, "go together"),
+    "replace one": ({"privacy__adjacency": "replace_one"}, "exchanged"),
+    "memory": ({"privacy__error_feedback": "user"}, "error_feedback"),
+    "adaptive": ({"privacy__clipping": {"kind": "adaptive", "bound": 0.1}}, "adaptive"),
+    "epochs": ({"local__steps": None}, "local.steps"),
+    "clipped twice": ({"local__max_grad_norm": 1.0}, "max_grad_norm"),
+    "fixed-size samples": (
+        {"privacy__example": {"sampling_rate": 0.5, "silo_size": 6, "batch": 3}},
+        "unknown key",
+    ),
+    "deployment": ({"runtime__deployment": True}, "ledger of its own"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_has_no_proof_is_refused_with_the_reason(case):
+    changes, reason = REFUSED[case]
+    with pytest.raises(InputError, match=reason):
+        small_config(**{**SILOS, **changes})
+
+
+@pytest.mark.parametrize("example", [{"silo_size": 1000}, {}], ids=["public size", "own size"])
+def test_delta_is_held_against_the_size_of_a_silo(tmp_path, example):
+    changes = {
+        "privacy__example": {"sampling_rate": 0.5, **example},
+        "privacy__adjacency": "zero_out",
+        "privacy__delta": 0.3,
+    }
+    with pytest.raises(InputError, match="delta must be below 1/N"):
+        train_small(tmp_path / "run", **{**SILOS, **changes})
+
+
+def test_a_fixed_number_of_silos_may_be_drawn_since_nothing_is_claimed_for_it():
+    sampling = {"kind": "fixed_size", "expected_cohort": 3}
+    plan = experiment.prepare(small_config(**{**SILOS, "privacy__sampling": sampling})).plan
+    assert plan.planned_epsilon() == pytest.approx(by_dp_accounting(3))

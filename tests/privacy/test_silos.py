@@ -1,0 +1,79 @@
+"""What silos spend: against dp-accounting itself, and the ledger that it is read from."""
+
+import json
+
+import dp_accounting
+import numpy as np
+import pytest
+from dp_accounting.rdp import RdpAccountant
+
+from fedpriv.errors import InputError
+from fedpriv.privacy import (
+    Adjacency,
+    ExampleLevel,
+    GaussianMechanism,
+    GlobalClipping,
+    Header,
+    Ledger,
+    PoissonSampling,
+    Release,
+    SiloAccounts,
+    most_charged,
+    read_ledger,
+)
+
+DELTA, Z, Q, STEPS = 1e-4, 1.1, 0.05, 20
+LEVEL = ExampleLevel(GaussianMechanism(Z, GlobalClipping(0.4)), Q, STEPS, silo_size=100)
+TOOK_PART = [(0, 2), (2,), (), (0, 1, 2)]
+
+
+def release(round_, silos):
+    return Release.of_silos(round_, 0, PoissonSampling(4, 2.0), LEVEL, silos, "digest")
+
+
+RELEASES = [release(i, silos) for i, silos in enumerate(TOOK_PART, start=1)]
+
+
+def by_dp_accounting(rounds):
+    accountant = RdpAccountant()
+    gaussian = dp_accounting.GaussianDpEvent(Z)
+    accountant.compose(dp_accounting.PoissonSampledDpEvent(Q, gaussian), rounds * STEPS)
+    return accountant.get_epsilon(DELTA)
+
+
+def test_each_silo_pays_for_the_steps_of_the_rounds_in_which_it_took_part():
+    accounts = SiloAccounts(Adjacency.ADD_OR_REMOVE_ONE, 4)
+    accounts.charge_all(RELEASES)
+    expected = [by_dp_accounting(2), by_dp_accounting(1), by_dp_accounting(3), 0.0]
+    np.testing.assert_allclose(accounts.epsilons(DELTA), expected, rtol=1e-9)
+    costs = accounts.costs(DELTA)
+    assert (costs.worst, costs.worst_silo) == (pytest.approx(by_dp_accounting(3)), 2)
+    assert costs.median == pytest.approx((by_dp_accounting(1) + by_dp_accounting(2)) / 2)
+    after = accounts.worst_after([0, 3], LEVEL.event(), DELTA)
+    assert after == pytest.approx(by_dp_accounting(3))
+    assert accounts.worst_after([], LEVEL.event(), DELTA) == 0.0
+
+
+def test_what_the_worst_silo_pays_for_is_found_among_the_releases():
+    assert [each.round for each in most_charged(RELEASES)] == [1, 2, 4]
+    assert most_charged(RELEASES[2:3]) == []
+
+
+def test_a_ledger_keeps_who_paid_and_refuses_a_line_without_its_steps(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    header = Header("print", 4, DELTA, "add_or_remove_one", unit="example")
+    ledger = Ledger.create(path, header)
+    for each in RELEASES:
+        ledger.append(each)
+    assert read_ledger(path).releases == tuple(RELEASES)
+    assert json.loads(path.read_text().splitlines()[1])["silos"] == [0, 2]
+    ledger._write({"kind": "release", **RELEASES[0].__dict__, "steps": None})
+    with pytest.raises(InputError, match="another version"):
+        read_ledger(path)
+
+
+def test_samples_are_poisson():
+    generator = np.random.default_rng(0)
+    sizes = [len(LEVEL.draw(400, generator)) for _ in range(2000)]
+    assert np.mean(sizes) == pytest.approx(400 * Q, abs=0.4)
+    assert np.var(sizes) == pytest.approx(400 * Q * (1 - Q), rel=0.15)
