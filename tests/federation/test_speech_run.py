@@ -232,3 +232,23 @@ def test_another_seed_model_gives_other_noise(corpus, monkeypatch):
         config = speech_config(corpus, seed_model={"pretrain": pretrain})
         fingerprints.add(with_seed_model(config, Listener(), threading.Event()).fingerprint())
     assert len(fingerprints) == 2
+
+
+def test_speakers_can_be_silos_whose_recordings_are_protected_one_by_one(corpus):
+    config = speech_config(
+        corpus,
+        local__steps=2,
+        local__spec_augment={"time_masks": 1},
+        privacy__unit="example",
+        privacy__example={"sampling_rate": 0.5, "silo_size": 3},
+        privacy__delta=0.1,
+    )
+    prepared = experiment.prepare(config)
+    before = prepared.server.parameters().clone()
+    directory = experiment.create(prepared)
+    experiment.train(prepared, directory, Silent(), drive_on(None))
+    last = directory.read_metrics()[-1]
+    assert last["epsilon"]["rdp"] >= last["silos"]["median"] > 0
+    assert "wer" in last["held_out"]
+    assert not prepared.server.parameters().equal(before)
+    assert last["simulation_only"]["non_finite"] == 0
