@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -185,10 +186,14 @@ def _work(trainer: CohortTrainer, user: int, round_: int, seen: _Seen) -> Stacke
 
 
 def _stacks(work: list[StackedUser], size: int) -> Iterator[list[StackedUser]]:
-    """Cut users into stacks of like with like, those with the most steps first."""
+    """Cut users into stacks of like with like, those with the most steps first.
+
+    Stacks are as few as can be and as equal as can be: a small last one would be slow.
+    """
     alike = sorted(work, key=lambda one: (-len(one.steps), one.largest_step))
-    for first in range(0, len(alike), size):
-        yield alike[first : first + size]
+    stacks = math.ceil(len(alike) / size)
+    for number in range(stacks):
+        yield alike[len(alike) * number // stacks : len(alike) * (number + 1) // stacks]
 
 
 def _train_together(
