@@ -18,6 +18,7 @@ from fedpriv.privacy.auditing import (
     OneShotEstimate,
     TruePositives,
 )
+from fedpriv.reporting.run_directory import write_whole
 from fedpriv.reporting.statement import Section
 from fedpriv.reporting.strict_json import to_json
 from fedpriv.reporting.wording import rounded_up
@@ -95,12 +96,7 @@ def write_audit(directory: Path, audit: Audit) -> Path:
         InputError: the file cannot be written.
     """
     path = directory / FILE
-    scratch = path.with_name(FILE + ".partial")
-    try:
-        scratch.write_text(audit_document(audit), encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot write the audit ({error.strerror})") from None
+    write_whole(path, audit_document(audit), "audit")
     return path
 
 

@@ -21,6 +21,7 @@ from fedpriv.reporting.audit import Audit, audit_section, audit_verdict, read_au
 from fedpriv.reporting.heat_maps import block_figures
 from fedpriv.reporting.plots import figures
 from fedpriv.reporting.reader import Run, read_run, run_labels
+from fedpriv.reporting.run_directory import write_whole
 from fedpriv.reporting.spent import Spent, rdp_by_round, spent
 from fedpriv.reporting.statement import NO_PRIVACY, Statement, privacy_statement, to_markdown
 from fedpriv.reporting.strict_json import strict, to_json
@@ -85,12 +86,7 @@ def write_report(directories: Sequence[Path], output: Path | None = None) -> Pat
     reported = _reported(directories)
     default = directories[0] / "report.html" if len(directories) == 1 else Path("comparison.html")
     target = output or default
-    scratch = target.with_name(target.name + ".partial")
-    try:
-        scratch.write_text(_html(reported), encoding="utf-8")
-        scratch.replace(target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot write the report ({error.strerror})") from None
+    write_whole(target, _html(reported), "report")
     return target
 
 

@@ -34,6 +34,20 @@ from fedpriv.privacy.ledger import Header, Ledger
 _LIBRARIES = ("fedpriv", "torch", "flwr", "ray", "dp-accounting", "numpy", "pytorch_optimizer")
 
 
+def write_whole(path: Path, text: str, what: str) -> None:
+    """Write a file whole or not at all; `what` it is stands in the error.
+
+    Raises:
+        InputError: it cannot be written; what was there before still is.
+    """
+    scratch = path.with_name(path.name + ".partial")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the {what} ({error.strerror})") from None
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """The paths of a run, and how they are written and read."""
