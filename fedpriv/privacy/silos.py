@@ -6,7 +6,7 @@ and no amplification is claimed for it.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -38,7 +38,9 @@ class SiloAccounts:
 
     def __init__(self, adjacency: Adjacency, silos: int) -> None:
         self._adjacency = adjacency
-        self._charged: list[Counter[dp_accounting.DpEvent]] = [Counter() for _ in range(silos)]
+        self._silos = silos
+        # Of those that took part: a population may be large, and most runs have users, not silos.
+        self._charged: defaultdict[int, Counter[dp_accounting.DpEvent]] = defaultdict(Counter)
 
     def charge_all(self, releases: Iterable[Release]) -> None:
         """Charge the silos that took part in each of `releases`.
@@ -56,7 +58,10 @@ class SiloAccounts:
     def epsilons(self, delta: float) -> np.ndarray:
         """Return ε of every silo at `delta`: float64 `[silos]`; 0 for one that sent nothing."""
         found: dict[frozenset[tuple[dp_accounting.DpEvent, int]], float] = {frozenset(): 0.0}
-        return np.array([self._epsilon(charged, delta, found) for charged in self._charged])
+        epsilons = np.zeros(self._silos)
+        for silo, charged in self._charged.items():
+            epsilons[silo] = self._epsilon(charged, delta, found)
+        return epsilons
 
     def costs(self, delta: float) -> SiloCosts:
         """Return the worst and the median ε at `delta`."""
@@ -69,7 +74,7 @@ class SiloAccounts:
     ) -> float:
         """Return the largest ε among `silos` if each were charged `event`; 0 for no silo."""
         found: dict[frozenset[tuple[dp_accounting.DpEvent, int]], float] = {}
-        after = (self._charged[silo] + Counter([event]) for silo in silos)
+        after = (self._charged.get(silo, Counter()) + Counter([event]) for silo in silos)
         return max((self._epsilon(charged, delta, found) for charged in after), default=0.0)
 
     def _epsilon(

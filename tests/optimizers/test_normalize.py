@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fedpriv.errors import InputError
-from fedpriv.optimizers import NORMALIZERS, layer_norm_l2, normalizer
+from fedpriv.optimizers.normalize import NORMALIZERS, layer_norm_l2, normalizer
 
 
 def test_each_block_is_divided_by_its_norm():

@@ -6,15 +6,15 @@ import torch
 from torch import nn
 
 from fedpriv.errors import InputError
-from fedpriv.optimizers import (
+from fedpriv.optimizers.registry import (
     STATE_TYPES,
     UNSUITABLE,
+    _all_optimizers,
     available_optimizers,
     optimizer_options,
-    scale_learning_rates,
     server_optimizer,
 )
-from fedpriv.optimizers.registry import _all_optimizers
+from fedpriv.optimizers.schedules import scale_learning_rates
 
 SHAPES = [(6, 4), (6,), (3, 2, 5), (3, 6), (3,)]
 NAMED_IN_THE_DESIGN = [

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
-from fedpriv.optimizers import ScheduleConfig, factor, scale_learning_rates, server_optimizer
+from fedpriv.optimizers.registry import server_optimizer
+from fedpriv.optimizers.schedules import ScheduleConfig, factor, scale_learning_rates
 
 
 def factors(rounds: int, **settings) -> list[float]:

@@ -77,3 +77,11 @@ def test_samples_are_poisson():
     sizes = [len(LEVEL.draw(400, generator)) for _ in range(2000)]
     assert np.mean(sizes) == pytest.approx(400 * Q, abs=0.4)
     assert np.var(sizes) == pytest.approx(400 * Q * (1 - Q), rel=0.15)
+
+
+def test_parties_that_never_took_part_take_no_memory():
+    accounts = SiloAccounts(Adjacency.ADD_OR_REMOVE_ONE, 10**12)
+    accounts.charge_all([release(1, [10**12 - 1])])
+    event = release(1, [0]).event()
+    once, twice = (accounts.worst_after([silo], event, 1e-5) for silo in (5, 10**12 - 1))
+    assert 0 < once < twice
