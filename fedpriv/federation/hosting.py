@@ -30,9 +30,10 @@ class NodeUsers:
 class Hosting:
     """Shares a cohort out to nodes, in the order of their partitions.
 
-    In a simulation every node can host every user: user u belongs to node u mod nodes. In a
-    deployment nodes host users of their own, which are numbered node by node, so a node's users
-    are known to the server as a count alone.
+    In a simulation every node can host every user: user u belongs to node u mod nodes, and a few
+    go elsewhere in a round in which that gives one node more than others, who would wait for it.
+    In a deployment nodes host users of their own, which are numbered node by node, so a node's
+    users are known to the server as a count alone.
     """
 
     nodes: tuple[NodeUsers, ...]
@@ -65,11 +66,18 @@ class Hosting:
         """Flower's ids of the nodes."""
         return {node.node_id for node in self.nodes}
 
-    def shares(self, cohort: np.ndarray) -> list[tuple[NodeUsers, np.ndarray]]:
-        """Return each node with the sorted user numbers, in its own numbering, that it trains."""
+    def shares(
+        self, cohort: np.ndarray, at_home: bool = False
+    ) -> list[tuple[NodeUsers, np.ndarray]]:
+        """Return each node with the sorted user numbers, in its own numbering, that it trains.
+
+        `at_home`: users of a simulation stay where they belong, since something of theirs is kept
+        there.
+        """
         if self.population is None:
             count = len(self.nodes)
-            return [(node, cohort[cohort % count == i]) for i, node in enumerate(self.nodes)]
+            homes = [cohort[cohort % count == i] for i in range(count)]
+            return list(zip(self.nodes, homes if at_home else _evened(homes), strict=True))
         first = 0
         shares = []
         for node in self.nodes:
@@ -78,3 +86,17 @@ class Hosting:
             shares.append((node, own))
             first = after
         return shares
+
+
+def _evened(shares: list[np.ndarray]) -> list[np.ndarray]:
+    """Return shares whose sizes differ by at most one, with as few users moved as that takes."""
+    each, left = divmod(sum(len(share) for share in shares), len(shares))
+    largest = sorted(range(len(shares)), key=lambda i: (-len(shares[i]), i))
+    wanted = {i: each + (rank < left) for rank, i in enumerate(largest)}
+    moved = np.concatenate([share[wanted[i] :] for i, share in enumerate(shares)])
+    evened = []
+    for i, share in enumerate(shares):
+        lacking = max(0, wanted[i] - len(share))
+        kept, moved = np.concatenate([share[: wanted[i]], moved[:lacking]]), moved[lacking:]
+        evened.append(np.sort(kept))
+    return evened

@@ -158,7 +158,8 @@ class PrivateFedAvg(Strategy):
             self._cohort = tuple(cohort.tolist())
             if unpaid:
                 self._check_budget(server_round)
-        shares = [(n, users) for n, users in self._known_hosting(grid).shares(cohort) if len(users)]
+        hosting, at_home = self._known_hosting(grid), self.memory is not None
+        shares = [(n, users) for n, users in hosting.shares(cohort, at_home) if len(users)]
         self._asked = len(shares)
         return [
             train_message(

@@ -24,7 +24,7 @@ _LARGEST_SCALE = 2.0**100
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 # Numbers whose float64 copy is worked on at once.
-_CACHED_NUMBERS = 2**16
+_CACHED_NUMBERS = 2**19
 
 
 class ClippingRule(Protocol):

@@ -111,6 +111,7 @@ class GaussianMechanism:
         if self.counts is not None:
             stddevs.append(self.counts.stddev)
             repeats.append(self.counts.counts)
-        scale = torch.tensor(stddevs, dtype=torch.float64).repeat_interleave(torch.tensor(repeats))
         noise = torch.from_numpy(generator.standard_normal(total.numel()))
-        return total + (scale * noise).to(total.device)
+        for part, stddev in zip(noise.split(repeats), stddevs, strict=True):
+            part.mul_(stddev)
+        return noise.to(total.device).add_(total)

@@ -12,9 +12,23 @@ COHORTS = st.lists(st.integers(0, 499), unique=True).map(
 
 
 @given(COHORTS, st.integers(1, 9))
-def test_in_a_simulation_every_user_has_one_stable_node(cohort, nodes):
+def test_in_a_simulation_nodes_train_equally_many_users_most_of_them_at_home(cohort, nodes):
     hosting = Hosting.of([NodeUsers(100 + i, i, nodes, None) for i in reversed(range(nodes))])
     shares = hosting.shares(cohort)
+    assert [node.partition for node, _ in shares] == list(range(nodes))
+    assert sorted(np.concatenate([users for _, users in shares]).tolist()) == cohort.tolist()
+    sizes = [len(users) for _, users in shares]
+    assert max(sizes) - min(sizes) <= 1
+    at_home = [int((cohort % nodes == i).sum()) for i in range(nodes)]
+    for (node, users), home, size in zip(shares, at_home, sizes, strict=True):
+        assert (np.diff(users) > 0).all()
+        assert (users % nodes == node.partition).sum() == min(home, size)
+
+
+@given(COHORTS, st.integers(1, 9))
+def test_users_of_whom_something_is_kept_stay_at_home(cohort, nodes):
+    hosting = Hosting.of([NodeUsers(100 + i, i, nodes, None) for i in reversed(range(nodes))])
+    shares = hosting.shares(cohort, at_home=True)
     assert [node.partition for node, _ in shares] == list(range(nodes))
     assert sorted(np.concatenate([users for _, users in shares]).tolist()) == cohort.tolist()
     for node, users in shares:
