@@ -14,11 +14,12 @@ Four workloads, all on two worker processes of one thread each (configs beside t
 First one round without noise and clipping is compared: the average update of every contender,
 from the same start, with the same users and full-batch local steps (or, between the two engines,
 the same batches), must be that of the first contender within 1e-4 of its largest number. Then all
-contenders of a workload stand ready at once and run their rounds in turn (A B C A B C ...), while
-the others wait (which takes each of those with Ray about 0.05 cores). A round's time is the wall
-time from one round's end to the next one's, as seen from outside, with all that happens there.
-Warm-up rounds are dropped, and so is each contender's last, in which fedpriv measures the
-held-out examples.
+contenders of a workload stand ready at once and take turns (A B C A B C ...), three rounds a turn,
+while the others wait (which takes each of those with Ray about 0.05 cores). A round's time is the
+wall time from one round's end to the next one's, as seen from outside, with all that happens
+there. The first turn is a warm-up and is dropped. So are the first round of each turn, which finds
+the processor's caches full of the others' numbers, as no round of a training does, and each
+contender's last, in which fedpriv measures the held-out examples.
 
 fedpriv multiplies float32 matrices with oneDNN where that is exact (`runtime.fast_products`);
 peers use PyTorch as it comes. `--fast-products-for-peers` gives them the same products, which
@@ -78,6 +79,7 @@ from fedpriv.config import load_config
 
 LARGEST_DIFFERENCE = 1e-4
 CHECKED_USERS = 20
+ROUNDS_A_TURN = 3
 NOISE_FREE = ["privacy=null", "rounds=1", f"data.users={CHECKED_USERS}"]
 
 Line = Callable[[Path, list[str], Path, Peers], list[Contender]]
@@ -108,7 +110,7 @@ WORKLOADS = {
 
 @dataclass(frozen=True)
 class Round:
-    """One round of one contender; those that are not kept are the first and the last."""
+    """One round of one contender, and whether it counts."""
 
     workload: str
     contender: str
@@ -151,7 +153,7 @@ def main() -> None:
     write(rounds, options.output / "results.csv")
     figure(summaries(rounds), rounds, options.output / "figure.png")
     console.print(table(summaries(rounds)))
-    console.print(f"medians of {options.rounds} rounds in turn, {machine()}")
+    console.print(f"medians of {2 * options.turns} rounds, {machine()}")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -163,16 +165,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     default = ROOT / "simulations" / "results" / "benchmarks"
     parser.add_argument("--pfl-python", metavar="PATH", help="interpreter with pfl installed")
-    parser.add_argument("--rounds", type=int, default=7, help="kept rounds (default 7, at least 5)")
-    parser.add_argument("--warm-up", type=int, default=2, help="dropped first rounds (default 2)")
+    parser.add_argument(
+        "--turns", type=int, default=4, help="of two kept rounds each (default 4, at least 3)"
+    )
     parser.add_argument("--fast-products-for-peers", action="store_true")
     parser.add_argument("--output", type=Path, default=default, metavar="FOLDER")
     parser.add_argument(
         "--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS), metavar="NAME"
     )
     options = parser.parse_args(arguments)
-    if options.rounds < 5 or options.warm_up < 1:
-        parser.error("--rounds must be at least 5 and --warm-up at least 1")
+    if options.turns < 3:
+        parser.error("--turns must be at least 3")
     return options
 
 
@@ -201,7 +204,7 @@ def measure(
 ) -> list[Round]:
     """Run all contenders of a workload in turn."""
     workload = WORKLOADS[name]
-    number = options.warm_up + options.rounds + 1
+    number = ROUNDS_A_TURN * (1 + options.turns) + 1
     overrides = [f"rounds={number}", f"evaluation.every={number}"]
     users = cohort_of(load_config(workload.config, overrides))
     contenders = workload.line_up(workload.config, overrides, folder, peers)
@@ -210,11 +213,13 @@ def measure(
         running = [stack.enter_context(Running(contender)) for contender in contenders]
         for one in running:
             one.wait_until_idle()
-        for place in range(number):
+        for first in range(0, number, ROUNDS_A_TURN):
             for one in running:
-                kept = options.warm_up <= place < number - 1
-                who, seconds = one.contender.name, one.round(users)
-                rounds.append(Round(name, who, place + 1, users, seconds, kept, differences[who]))
+                for place in range(first, min(first + ROUNDS_A_TURN, number)):
+                    kept = ROUNDS_A_TURN < place < number - 1 and place > first
+                    who, seconds = one.contender.name, one.round(users)
+                    apart = differences[who]
+                    rounds.append(Round(name, who, place + 1, users, seconds, kept, apart))
         for one in running:
             one.end()
     return rounds
@@ -270,7 +275,7 @@ def figure(summed: list[Summary], rounds: list[Round], path: Path) -> None:
         axes.grid(axis="y", alpha=0.3)
     panels[0][0].set_ylabel("users a second")
     plotted.suptitle(
-        f"Median of rounds (points) in turn; 2 workers of 1 thread; {machine()}", fontsize=8
+        f"Median of rounds (points), in turns; 2 workers of 1 thread; {machine()}", fontsize=8
     )
     plotted.savefig(path, dpi=150)
 
