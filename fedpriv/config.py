@@ -402,7 +402,7 @@ class RuntimeConfig(Section):
     )
     stack: Annotated[int, Field(ge=1)] | Literal["measure"] | None = Field(
         default=None,
-        description="stacked: users at once; null: chosen by the model's size, the same in every "
+        description="stacked: users at once; null: chosen by the size of model and examples, the same in every "
         "run; measure: the fastest of a short trial at the start, written into the run's config, "
         "since the rounding of sums depends on it.",
     )

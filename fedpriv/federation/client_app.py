@@ -31,6 +31,7 @@ from fedpriv.federation.messages import (
 from fedpriv.federation.plan import build_example_level, build_randomness, build_trainer
 from fedpriv.privacy.clipping import with_bounds
 from fedpriv.training.cohort import CohortSum, CohortTrainer, train_cohort
+from fedpriv.training.device import keep_freed_memory
 from fedpriv.training.memory_store import Memories, RoundMemories
 from fedpriv.training.parameters import Layout
 
@@ -147,6 +148,7 @@ class _Trainers:
         """Return the trainer of `config`, the same one as long as the config is the same."""
         if self._trainer is None or self._config != config:
             torch.set_num_threads(config.runtime.threads_per_worker)
+            keep_freed_memory()
             self._trainer = build_trainer(config)
             self._config = config
         return self._trainer

@@ -283,7 +283,7 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
         # In a stack the rounding of one user's numbers depends on who else is in it, which local
         # training can amplify: the others' contributions then move with one user's presence.
         engine="sequential" if config.runtime.deployment else config.runtime.engine,
-        stack=_stack(config.runtime, model),
+        stack=_stack(config.runtime, model, dataset),
         tolerant=config.runtime.deployment,
         cache=UserCache(config.runtime.cache_mib * 2**20),
         # How long a user takes says something of its data.
@@ -291,11 +291,12 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     )
 
 
-def _stack(runtime: RuntimeConfig, model: nn.Module) -> int:
+def _stack(runtime: RuntimeConfig, model: nn.Module, dataset: FederatedDataset) -> int:
     """Return the number of users to stack; where it is to be measured, one to begin with."""
     if isinstance(runtime.stack, int):
         return runtime.stack
-    return planned_stack(Layout.of(model).total, runtime.stack_mib * 2**20)
+    memory, long_examples = runtime.stack_mib * 2**20, isinstance(dataset, FederatedSpeech)
+    return planned_stack(Layout.of(model).total, memory, long_examples)
 
 
 def build_task(config: ExperimentConfig, dataset: FederatedDataset) -> Task[Any]:

@@ -12,7 +12,9 @@ from fedpriv.training.parameters import Layout, parameters_of
 # Parameters of a stack's users, in numbers: the size of a processor's cache, which small models
 # should use up and large ones exceed as little as operations' overhead allows.
 _CACHED_NUMBERS = 2**23
-_FEW, _MANY = 8, 32
+_FEW, _MANY = 8, 64
+# Long examples fill the caches with few users, and leave operations' overhead behind.
+_MANY_LONG = 8
 # A stack keeps its users' parameters and, at worst, as many gradients, of 4 bytes each.
 _BYTES_A_PARAMETER = 8
 # A larger stack that is so much slower than the best one will not be followed by a faster one.
@@ -20,13 +22,14 @@ _CLEARLY_SLOWER = 0.8
 _SECONDS_A_TRY = 2.0
 
 
-def planned_stack(parameters: int, memory: int) -> int:
+def planned_stack(parameters: int, memory: int, long_examples: bool = False) -> int:
     """Return how many users of a model of `parameters` to stack within `memory` bytes.
 
-    It is a function of the model alone: a run that is repeated adds up the same numbers in the
-    same order.
+    `long_examples` are utterances, of a hundred tokens and more, as against images. It is a
+    function of the config alone: a run that is repeated adds up the same numbers in the same order.
     """
-    wanted = min(max(_CACHED_NUMBERS // parameters, _FEW), _MANY)
+    most = _MANY_LONG if long_examples else _MANY
+    wanted = min(max(_CACHED_NUMBERS // parameters, _FEW), most)
     return max(1, min(wanted, memory // (_BYTES_A_PARAMETER * parameters)))
 
 

@@ -25,6 +25,7 @@ ROOT = HERE.parents[1]
 
 FEDPRIV, FLOWER, PFL = "fedpriv", "Flower FedAvg", "pfl-research"
 STACKED, SEQUENTIAL = "fedpriv, stacked", "fedpriv, sequential"
+PLAIN = "fedpriv, sequential, PyTorch's products"
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -165,14 +166,20 @@ def against_peers(
 
 
 def against_itself(config: Path, overrides: list[str], folder: Path) -> list[Contender]:
-    """Return fedpriv with its two engines, stacked first."""
+    """Return fedpriv with its two engines, stacked first, and with neither of its own speed-ups."""
+    one_by_one = "runtime.engine=sequential"
+    settings = {
+        STACKED: ["runtime.engine=stacked"],
+        SEQUENTIAL: [one_by_one],
+        PLAIN: [one_by_one, "runtime.fast_products=false"],
+    }
     contenders = []
-    for name, engine in ((STACKED, "stacked"), (SEQUENTIAL, "sequential")):
-        place = folder / engine
+    for number, (name, own) in enumerate(settings.items()):
+        place = folder / str(number)
         place.mkdir(parents=True)
         script = str(HERE / "fedpriv_rounds.py")
-        line = [sys.executable, script, str(place), str(config), *overrides]
-        contenders.append(Contender(name, place, (*line, f"runtime.engine={engine}")))
+        line = (sys.executable, script, str(place), str(config), *overrides, *own)
+        contenders.append(Contender(name, place, line))
     return contenders
 
 

@@ -9,7 +9,8 @@ Four workloads, all on two worker processes of one thread each (configs beside t
   actors, without privacy; model and data stay in the actors, which is kind to it.
 - speech: a CTC encoder of 0.24 million parameters on synthetic speech, 64 users a round; and
   lognormal: the small vision transformer with users of 1 to 100 images. fedpriv alone, many users
-  at once (`runtime.engine: stacked`) against one after another (`sequential`).
+  at once (`runtime.engine: stacked`) against one after another (`sequential`), and that with
+  matrix products as PyTorch comes (`runtime.fast_products: false`).
 
 First one round without noise and clipping is compared: the average update of every contender,
 from the same start, with the same users and full-batch local steps (or, between the two engines,
@@ -60,6 +61,7 @@ from contenders import (
     FLOWER,
     HERE,
     PFL,
+    PLAIN,
     ROOT,
     SEQUENTIAL,
     Contender,
@@ -238,7 +240,7 @@ def summaries(rounds: list[Round]) -> list[Summary]:
 
 
 def table(summed: list[Summary]) -> Table:
-    known = {"÷ Flower": FLOWER, "÷ pfl": PFL, "÷ sequential": SEQUENTIAL}
+    known = {"÷ Flower": FLOWER, "÷ pfl": PFL, "÷ sequential": SEQUENTIAL, "÷ plain": PLAIN}
     present = {one.contender for one in summed}
     baselines = {title: name for title, name in known.items() if name in present}
     shown = Table("workload", "contender", "users/s", "slowest", "fastest", *baselines)

@@ -11,17 +11,18 @@ MIB = 2**20
 
 
 @pytest.mark.parametrize(
-    ("parameters", "memory", "expected"),
+    ("parameters", "memory", "long_examples", "expected"),
     [
-        (2_762, 1024 * MIB, 32),  # as many as are ever stacked
-        (400_000, 1024 * MIB, 20),  # as many as fit into the cache
-        (2_684_170, 1024 * MIB, 8),  # as few as operations' overhead allows
-        (2_684_170, 50 * MIB, 2),  # as memory allows: 8 bytes a parameter
-        (256_000_000, 1024 * MIB, 1),  # one always
+        (2_762, 1024 * MIB, False, 64),  # as many as are ever stacked
+        (2_762, 1024 * MIB, True, 8),  # the same, of utterances
+        (400_000, 1024 * MIB, False, 20),  # as many as fit into the cache
+        (2_684_170, 1024 * MIB, False, 8),  # as few as operations' overhead allows
+        (2_684_170, 50 * MIB, False, 2),  # as memory allows: 8 bytes a parameter
+        (256_000_000, 1024 * MIB, True, 1),  # one always
     ],
 )
-def test_the_rule_weighs_overhead_cache_and_memory(parameters, memory, expected):
-    assert planned_stack(parameters, memory) == expected
+def test_the_rule_weighs_overhead_cache_and_memory(parameters, memory, long_examples, expected):
+    assert planned_stack(parameters, memory, long_examples) == expected
 
 
 @pytest.fixture
@@ -79,4 +80,4 @@ def test_where_users_are_not_stacked_nothing_is_tried(timed):
 
 def test_a_number_that_is_written_is_taken():
     assert build_trainer(small_config(runtime__stack=5)).stack == 5
-    assert build_trainer(small_config()).stack == 32
+    assert build_trainer(small_config()).stack == 64
