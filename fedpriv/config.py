@@ -402,9 +402,9 @@ class RuntimeConfig(Section):
     )
     stack: Annotated[int, Field(ge=1)] | Literal["measure"] | None = Field(
         default=None,
-        description="stacked: users at once; null: chosen by the size of model and examples, the same in every "
-        "run; measure: the fastest of a short trial at the start, written into the run's config, "
-        "since the rounding of sums depends on it.",
+        description="stacked: users at once; null: chosen by the size of model and examples, the "
+        "same in every run; measure: the fastest of a short trial at the start, written into the "
+        "run's config, since the rounding of sums depends on it.",
     )
     stack_mib: Annotated[int, Field(ge=1)] = Field(
         default=1024,

@@ -49,6 +49,7 @@ MEMORY = {
 BOUNDS = (0.0125, 0.05, 0.2)
 #: ε at δ = 1e-3; 0 stands for no noise at all.
 EPSILONS = (1.0, 8.0, 0.0)
+ROUNDS = 60
 SEEDS = (17, 18)
 
 
@@ -104,6 +105,7 @@ def run(job: tuple[Cell, Path]) -> Result:
             f"data.path={data}",
             noise,
             f"privacy.target_epsilon={target}",
+            f"rounds={ROUNDS}",
             f"privacy.sampling.expected_cohort={cell.cohort}",
             f"privacy.clipping.bound={bound}",
             f"privacy.error_feedback={MEMORY[cell.memory]}",
