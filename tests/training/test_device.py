@@ -1,3 +1,4 @@
+import os
 import platform
 import resource
 import subprocess
@@ -21,10 +22,15 @@ print(faults())
 
 def faults_of_use(keep: str) -> int:
     command = [sys.executable, "-c", USE_TWICE, keep]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    # Written down, glibc's own values no longer move with what a process happens to do.
+    own = {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, **own}
+    )
+    return int(done.stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc is not glibc's")
 def test_what_was_freed_is_used_again_without_new_pages():
     pages = 40 * 2**22 // resource.getpagesize()
-    assert faults_of_use("keep") < 0.05 * pages < 0.2 * pages < faults_of_use("give back")
+    assert faults_of_use("keep") < 0.2 * pages < 0.9 * pages < faults_of_use("give back")
