@@ -59,7 +59,8 @@ class RoundRecord:
         lr: the server's learning rate.
         seconds: wall time of the round.
         nodes_lost: nodes that were asked and did not answer.
-        sums: what each node saw, in the order of partitions. Private: simulation only.
+        sums: what each node saw, in the order of partitions, without the sum itself, which is
+            as large as the model. Private: simulation only.
         block_norms: `[blocks]`, L2 norms of the averaged update's blocks, of the release alone.
         block_noise: `[blocks]`, the norm that the noise alone has in expectation in each; empty
             where it was added within the local steps of silos.
@@ -189,12 +190,14 @@ class PrivateFedAvg(Strategy):
         total = torch.zeros(parameters + len(self.bounds), dtype=torch.float64)
         with self._watch.measure("add up"):
             sums = self._sums(replies)
-            for summed in sums.values():
+            for partition, summed in sums.items():
                 total[:parameters] += summed.total
                 total[parameters:] += self._within_bounds(summed)
+                sums[partition] = replace(summed, total=summed.total.new_empty(0))
 
         with self._watch.measure("noise and ledger"):
-            average = self._paid_release(server_round, total) / self.plan.sampling.expected_cohort
+            released = self._paid_release(server_round, total)
+            average = released.div_(self.plan.sampling.expected_cohort)
             average, within = average[:parameters], average[parameters:] + 0.5
         with self._watch.measure("server step"):
             seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
@@ -340,7 +343,8 @@ class PrivateFedAvg(Strategy):
         with self._watch.measure("draw and ask"):
             messages = list(self.configure_train(round_, arrays, ConfigRecord(), grid))
         with self._watch.measure("wait for workers"):
-            replies = self._exchange(grid, messages)
+            # An iterator that is used up lets go of the replies, which are as large as the model.
+            replies = iter(self._exchange(grid, messages))
         return self.aggregate_train(round_, replies)
 
     def _broadcast(self) -> ArrayRecord:
@@ -500,7 +504,7 @@ class PrivateFedAvg(Strategy):
 
 
 def _digest(released: Tensor) -> str:
-    return hashlib.sha256(released.numpy().tobytes()).hexdigest()
+    return hashlib.sha256(released.numpy().data).hexdigest()
 
 
 # flwr's ErrorCode: LOAD_CLIENT_APP_EXCEPTION and CLIENT_APP_RAISED_EXCEPTION.

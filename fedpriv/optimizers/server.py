@@ -80,7 +80,7 @@ class Server:
         """
         buffer = io.BytesIO()
         torch.save(self._optimizer.state_dict(), buffer)
-        packed = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+        packed = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
         parameters = {_PARAMETER + name: t for name, t in parameters_of(self.model).items()}
         return {**parameters, _OPTIMIZER: packed}
 
