@@ -24,6 +24,7 @@ from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency, build_sampling
+from fedpriv.training.local import Precision
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Beyond these bounds nothing is learnt and floating point overflows.
@@ -95,6 +96,11 @@ class LocalConfig(Section):
     proximal_mu: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=0.0,
         description="FedProx (Li et al. 2020): weight μ of μ/2·‖θ − θ_start‖² in the loss.",
+    )
+    precision: Precision = Field(
+        default="float32",
+        description="In what matrix products are taken: float32; tf32, on GPUs that have it; or "
+        "bfloat16 (automatic mixed precision). Steps, clipping and sums are not rounded.",
     )
     spec_augment: SpecAugmentConfig | None = Field(
         default=None, description="Masking of features, for speech; null for none."
@@ -562,6 +568,11 @@ class ExperimentConfig(Section):
                 "local.steps is needed with privacy.unit: example: how many steps a silo takes "
                 "must not depend on how many examples it has"
             )
+        if self.local.precision == "bfloat16":
+            raise ValueError(
+                "local.precision: bfloat16 does not go with privacy.unit: example, whose gradients "
+                "are bounded as they are written out, in float32; write float32"
+            )
         for key in ("batch_seconds", "order", "max_grad_norm"):
             if getattr(self.local, key) != LocalConfig.model_fields[key].default:
                 raise ValueError(
@@ -616,6 +627,8 @@ class ExperimentConfig(Section):
             del kept["data"]["synthetic"]
         if self.server.broadcast == "float32":
             del kept["server"]["broadcast"]
+        if self.local.precision == "float32":
+            del kept["local"]["precision"]
         if self.privacy is not None:
             if self.privacy.example is None:
                 del kept["privacy"]["example"]

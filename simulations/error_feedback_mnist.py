@@ -128,7 +128,9 @@ def run_all(data: Path, processes: int) -> None:
     path = FOLDER / "results.csv"
     if not path.exists():
         path.write_text(",".join(field.name for field in fields(Result)) + "\n")
-    with multiprocessing.get_context("fork").Pool(processes) as pool, path.open("a") as file:
+    # Processes are exchanged now and then: each cell prepares its data anew, and memory grows.
+    context = multiprocessing.get_context("fork")
+    with context.Pool(processes, maxtasksperchild=6) as pool, path.open("a") as file:
         rows = csv.writer(file)
         for number, result in enumerate(pool.imap_unordered(run, jobs), 1):
             rows.writerow(asdict(result).values())

@@ -44,7 +44,7 @@ from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.decoding import decoder
-from fedpriv.training.device import resolve_device
+from fedpriv.training.device import resolve_device, set_tf32
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout
 from fedpriv.training.spec_augment import SpecAugment
@@ -263,6 +263,7 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     """Return what a node needs to train its users: data, model, recipe, clipping rule."""
     dataset = build_dataset(config.data, config.seed)
     device = resolve_device(config.runtime.device)
+    set_tf32(config.local.precision == "tf32", device)
     if device.type == "cpu" and config.runtime.fast_products:
         route_products()
     model = build_model(config.model, dataset.input_shape, dataset.classes, config.seed).to(device)

@@ -43,3 +43,18 @@ def resolve_device(name: str) -> torch.device:
             "write auto or cpu"
         )
     return device
+
+
+def set_tf32(wanted: bool, device: torch.device) -> None:
+    """Let this process multiply float32 matrices in TF32 on its GPU, or not.
+
+    Raises:
+        InputError: it is wanted of another device.
+    """
+    if wanted and device.type != "cuda":
+        raise InputError(
+            f"local.precision: tf32 is for CUDA devices, and this is {device}; write float32 or "
+            "bfloat16"
+        )
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if wanted else "ieee"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,9 @@ from torch import Tensor, nn
 from fedpriv.data.federated import Batch
 from fedpriv.training.parameters import load_parameters, parameters_of
 from fedpriv.training.tasks import Task
+
+#: In what matrix products of local training are taken.
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,16 @@ class LocalTraining:
     momentum: float = 0.0
     max_grad_norm: float | None = None
     proximal_mu: float = 0.0
+    precision: Precision = "float32"
+
+    def products(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Return the context of a forward pass; products in it, and their gradients, are rounded.
+
+        Parameters, steps, clipping and sums stay as they are. TF32 is a setting of the device.
+        """
+        if self.precision == "bfloat16":
+            return torch.autocast(device.type, torch.bfloat16)
+        return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,8 @@ def train_user(
     losses = []
     for batch in steps:
         optimizer.zero_grad()
-        value = task.losses(model, batch).mean()
+        with recipe.products(parameters[0].device):
+            value = task.losses(model, batch).mean()
         value.backward()
         if recipe.proximal_mu:
             add_proximal(parameters, list(start.values()), recipe.proximal_mu)

@@ -219,7 +219,8 @@ def train_stack(
         active = [user for user in users if len(user.steps) > step]
         batch, weights = _joined(active, step, task, round_)
         stacked.set_users([user.dropout for user in active], first=step == 0)
-        per_example = task.losses(stacked.module, batch).view(len(active), -1)
+        with recipe.products(parameters.device):
+            per_example = task.losses(stacked.module, batch).view(len(active), -1)
         weights = weights.to(per_example)
         per_user = (per_example * weights).masked_fill(weights == 0, 0.0).sum(1)
         per_user.sum().backward()
@@ -278,7 +279,7 @@ def _step(
         # Written out and subtracted, block after block: the libraries' products that add to what
         # is there take half as long again as those that write.
         if block.name == "bias":
-            written = gradient.sum(1)
+            written = gradient.sum(1, dtype=values.dtype)
         else:
             written = torch.bmm(gradient.transpose(1, 2), rows)
         torch.sub(block.origin if first else values, written, alpha=recipe.lr, out=values)
@@ -329,7 +330,9 @@ def _gradients(stacked: StackedModel, users: int) -> list[Tensor]:
         gradient, rows = block.layer.factors
         out = memory[:users]
         if block.name == "bias":
-            gradients.append(torch.sum(gradient, dim=1, out=out))
-        else:
+            gradients.append(torch.sum(gradient, dim=1, dtype=out.dtype, out=out))
+        elif gradient.dtype == out.dtype:
             gradients.append(torch.bmm(gradient.transpose(1, 2), rows, out=out))
+        else:
+            gradients.append(out.copy_(torch.bmm(gradient.transpose(1, 2), rows)))
     return gradients

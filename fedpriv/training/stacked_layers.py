@@ -61,7 +61,7 @@ class StackedLinear(StackedLayer):
 
     def passed_back(self, gradient: Tensor) -> Tensor:
         """Return the gradient at the inputs `[U, n, in]` from that at the outputs `[U, n, out]`."""
-        return torch.matmul(gradient, self.weight)
+        return torch.matmul(gradient, self.weight.to(gradient.dtype))
 
 
 class _Linear(torch.autograd.Function):
@@ -80,8 +80,11 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         gradient = gradients[0].contiguous()
         (rows,) = ctx.saved_tensors
-        ctx.layer.factors = gradient, rows.detach()
-        return ctx.layer.passed_back(gradient) if ctx.needs_input_grad[0] else None, None, None
+        # In a forward pass of lower precision the outputs are rounded, and so are their gradients.
+        ctx.layer.factors = gradient, rows.detach().to(gradient.dtype)
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        return ctx.layer.passed_back(gradient).to(rows.dtype), None, None
 
 
 class StackedNorm(StackedLayer):

@@ -299,6 +299,29 @@ def test_a_round_of_speakers_equals_a_loop_written_out():
     assert total.abs().max() > 0.01
 
 
+# Lower precision.
+
+
+@pytest.mark.parametrize("kind", ["vit pre layernorm mean", "vit pre rmsnorm class", "speech"])
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5])
+def test_products_in_bfloat16_move_an_update_by_their_rounding(kind, max_grad_norm):
+    dataset = Images((6,) * 4) if kind.startswith("vit") else tiny_speech()
+    totals = {}
+    for engine in ("stacked", "sequential"):
+        for precision in ("float32", "bfloat16"):
+            recipe = LocalTraining(
+                epochs=2, batch_size=3, max_grad_norm=max_grad_norm, precision=precision
+            )
+            trainer = trainer_of(kind, dataset, recipe, engine=engine)
+            summed = train_cohort(trainer, flat(model_of(kind)), [0, 1, 2, 3], 1)
+            assert summed.non_finite == 0
+            totals[engine, precision] = summed.total
+    exact = totals["sequential", "float32"]
+    for engine in ("stacked", "sequential"):
+        moved = (totals[engine, "bfloat16"] - exact).norm() / exact.norm()
+        assert 2**-13 < moved < 2**-4  # bfloat16 rounds by up to 2^-9
+
+
 # Random layers.
 
 
