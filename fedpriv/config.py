@@ -265,8 +265,8 @@ class ExampleConfig(Section):
     )
     gradients: Literal["instantiated", "ghost"] = Field(
         default="instantiated",
-        description="instantiated: examples' gradients are written out, a model's size each; ghost: "
-        "those of linear maps are clipped and added up without, in less memory.",
+        description="instantiated: every example's gradient is written out, a model's size each; "
+        "ghost: those of linear maps are clipped and added up without that, in less memory.",
     )
 
 

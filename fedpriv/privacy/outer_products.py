@@ -66,7 +66,7 @@ class OuterProducts:
         covers the second order and the rounding of S. κ is what `add_weighted` needs.
         """
         floor = self._floor()
-        return torch.cat([_norm_bounds(*factors, floor) for _, *factors in self._pieces()])
+        return torch.cat([_norm_bounds(left, right, floor) for _, left, right in self._pieces()])
 
     def add_weighted(self, weights: Tensor, total: Tensor) -> None:
         """Add Σ_i w_i·G_i to `total` `[p·d]` in place, all in float64, `weights` being `[n]`.

@@ -3,7 +3,7 @@
 Importing this module registers the layers that are fedpriv's own. Everything else in the models is
 a layer that Opacus knows, and what a model takes besides its inputs (the lengths of utterances)
 goes through, for Opacus' hooks sit on the layers with parameters. The model must be in training
-mode, where alone those hooks listen. `GhostGradients` keeps the gradients of linear maps as factors.
+mode, where alone those hooks listen. `GhostGradients` writes no large gradient out.
 
     model = GradSampleModule(model, loss_reduction="sum")
     example_gradients(model, task, batch)
@@ -12,6 +12,7 @@ mode, where alone those hooks listen. `GhostGradients` keeps the gradients of li
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -36,9 +37,11 @@ def positions_grad_sample(
 
 
 class GhostGradients(GradSampleModule):
-    """Opacus' hooks, but `grad_sample` of a linear map's weight is `OuterProducts`.
+    """Opacus' hooks, but `grad_sample` of a linear map's weight may be `OuterProducts`.
 
-    All else, whose gradients are small, is written out: biases, norms, positions.
+    It is where T·(p + d) numbers of factors are fewer than the p·d of a gradient that is written
+    out; by the same rule norms cost less that way (mixed ghost clipping: Bu, Mao, Xu 2022). All
+    else is written out: biases, norms, positions.
     """
 
     def capture_backprops_hook(
@@ -49,35 +52,45 @@ class GhostGradients(GradSampleModule):
         loss_reduction: str,
         batch_first: bool,
     ) -> None:
-        """Keep what a linear map saw and what came back to it; see Opacus for all else.
+        """Keep the factors of a linear map's gradients; for all else see Opacus.
 
         Raises:
             ValueError: a weight is used twice in a forward pass.
         """
-        if type(module) is not nn.Linear or not self.hooks_enabled:
+        backprops = forward_output[0].detach()
+        if not (
+            self.hooks_enabled
+            and isinstance(module, nn.Linear)
+            and _factors_are_fewer(module, backprops)
+        ):
             super().capture_backprops_hook(
                 module, _forward_input, forward_output, loss_reduction, batch_first
             )
             return
-        inputs, outputs = self.rearrange_grad_samples(
+        inputs, backprops = self.rearrange_grad_samples(
             module=module,
-            backprops=forward_output[0].detach(),
+            backprops=backprops,
             loss_reduction=loss_reduction,
             batch_first=batch_first,
         )
-        left, right = _tokens(outputs), _tokens(inputs[0])
+        left, right = _tokens(backprops), _tokens(inputs[0])
         _keep(module.weight, OuterProducts(left, right))
         if module.bias is not None:
             _keep(module.bias, left.sum(1))
         del module.max_batch_len
 
 
+def _factors_are_fewer(linear: nn.Linear, backprops: Tensor) -> bool:
+    tokens = math.prod(backprops.shape[1:-1])
+    return tokens * (linear.in_features + linear.out_features) < linear.weight.numel()
+
+
 def _tokens(x: Tensor) -> Tensor:
     """Reshape `[n, ..., d]` to `[n, T, d]`."""
-    return x.reshape(len(x), -1, x.shape[-1])
+    return x.flatten(1, -2) if x.dim() > 2 else x[:, None]
 
 
-def _keep(parameter: nn.Parameter, gradients: Tensor | OuterProducts) -> None:
+def _keep(parameter: Tensor, gradients: Tensor | OuterProducts) -> None:
     if not parameter.requires_grad:
         return
     if parameter._forward_counter != 1 or parameter.grad_sample is not None:  # type: ignore[attr-defined]

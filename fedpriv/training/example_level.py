@@ -200,9 +200,7 @@ def _silo(
 
 
 @contextmanager
-def _per_example(
-    model: nn.Module, hooks: type[GradSampleModule]
-) -> Iterator[GradSampleModule]:
+def _per_example(model: nn.Module, hooks: type[GradSampleModule]) -> Iterator[GradSampleModule]:
     """Give `model` Opacus' hooks, and take them off again."""
     wrapped = hooks(model, loss_reduction="sum")
     try:
