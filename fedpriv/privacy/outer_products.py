@@ -58,15 +58,15 @@ class OuterProducts:
     def norm_bounds(self) -> Tensor:
         """Return for each example what its norm is not above: float64 `[n]`, not finite for NaN.
 
-        max(√(ghost² + γ·S²), κ·S), where ghost² is the sum of inner products as it was computed.
+        √(ghost² + (γ + κ²)·S²), where ghost² is the sum of inner products as it was computed.
 
-        γ·S² bounds the error of ghost²: products are exact, so each inner product of K numbers is
-        within (K - 1)·u·‖·‖‖·‖ of the true one, and adding up T² of their products is within
-        (T² + 1)·u of the sum of their sizes (Higham 2002, section 3.1, in any order); twice that
-        covers the second order and the rounding of S. κ is what `add_weighted` needs.
+        γ·S² bounds its error: products are exact, so each inner product of K numbers is within
+        (K - 1)·u·‖·‖‖·‖ of the true one, and adding up T² of their products is within (T² + 1)·u
+        of the sum of their sizes (Higham 2002, section 3.1, in any order); twice that covers the
+        second order and the rounding of S. κ·S is what `add_weighted` needs.
         """
-        floor = self._floor()
-        return torch.cat([_norm_bounds(left, right, floor) for _, left, right in self._pieces()])
+        slack = self._error() + self._floor() ** 2
+        return torch.cat([_norm_bounds(left, right, slack) for _, left, right in self._pieces()])
 
     def add_weighted(self, weights: Tensor, total: Tensor) -> None:
         """Add Σ_i w_i·G_i to `total` `[p·d]` in place, all in float64, `weights` being `[n]`.
@@ -93,18 +93,21 @@ class OuterProducts:
         rows = min(_ROWS, _CACHED_NUMBERS // (outputs + self.right.shape[2]))
         return max(1, rows // max(1, tokens))
 
+    def _error(self) -> float:
+        """Return γ."""
+        _, tokens, outputs = self.left.shape
+        return 2 * _UNIT * (outputs + self.right.shape[2] + tokens**2)
+
     def _floor(self) -> float:
         """Return κ."""
-        rows = self._at_once() * self.left.shape[1]
-        return _UNIT / _ROUNDING * len(self.left) * (rows + 2)
+        n, tokens, _ = self.left.shape
+        return _UNIT / _ROUNDING * n * (min(n, self._at_once()) * tokens + 2)
 
 
-def _norm_bounds(left: Tensor, right: Tensor, floor: float) -> Tensor:
-    """Return `[n]` from float64 `[n, T, p]` and `[n, T, d]`, and κ."""
+def _norm_bounds(left: Tensor, right: Tensor, slack: float) -> Tensor:
+    """Return √(ghost² + slack·S²), `[n]`, from float64 `[n, T, p]` and `[n, T, d]`."""
     gram_left, gram_right = left @ left.mT, right @ right.mT
     squares = (gram_left * gram_right).sum((1, 2)).clamp(min=0)
-    tokens = gram_left.shape[1]
-    terms = left.shape[2] + right.shape[2] + tokens**2
     sizes = [gram.diagonal(dim1=1, dim2=2).sqrt() for gram in (gram_left, gram_right)]
     size = (sizes[0] * sizes[1]).sum(1)
-    return torch.maximum((squares + 2 * terms * _UNIT * size**2).sqrt(), floor * size)
+    return (squares + slack * size**2).sqrt()

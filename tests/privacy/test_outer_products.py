@@ -36,10 +36,10 @@ def nearly(x, generator):
 
 @st.composite
 def cancelling(draw):
-    """Tokens whose outer products cancel but for last digits, twice: l·r - l'·r - l·r' + l'·r'.
+    """Tokens whose outer products cancel but for last digits: l·r - l·r', or l'·r' - l'·r besides.
 
-    What is left, (l - l')·(r - r'), is up to 10^14 times smaller than what it is the sum of, so
-    that float64 does not see it in a norm from inner products.
+    What is left is 10^7 or 10^14 times smaller than what it is the sum of, so that in a norm from
+    inner products even float64 sees little or nothing of it.
     """
     n, p, d = (draw(st.integers(1, 4)) for _ in range(3))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
@@ -47,6 +47,8 @@ def cancelling(draw):
     left = torch.randn(n, p, generator=generator) * size
     right = torch.randn(n, d, generator=generator) * size
     left2, right2 = nearly(left, generator), nearly(right, generator)
+    if draw(st.booleans()):
+        left2 = torch.zeros_like(left)
     order = torch.randperm(4, generator=generator)
     return OuterProducts(
         torch.stack([left, -left2, -left, left2], dim=1)[:, order],
@@ -143,12 +145,12 @@ def test_sums_and_norms_are_those_of_gradients_that_are_written_out(tokens):
         torch.randn(7, tokens, 9, generator=generator),
     )
     rows = torch.einsum("ntp,ntd->npd", products.left.double(), products.right.double()).flatten(1)
-    torch.testing.assert_close(products.norm_bounds(), rows.norm(dim=1), rtol=1e-8, atol=0)
+    torch.testing.assert_close(products.norm_bounds(), rows.norm(dim=1), rtol=1e-7, atol=0)
     for rule in rules(float(rows.norm(dim=1).median())):
         expected = torch.zeros(rows.shape[1], dtype=torch.float64)
         seen = clip_and_add([rows], rule, expected)
         total, ghost = clipped(products, rule)
-        torch.testing.assert_close(total, expected, rtol=0, atol=1e-8 * rule.bound)
+        torch.testing.assert_close(total, expected, rtol=0, atol=1e-7 * rule.bound)
         torch.testing.assert_close(ghost.scales, seen.scales)
 
 
