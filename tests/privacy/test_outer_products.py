@@ -82,7 +82,7 @@ def rules(bound):
     ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.one_of(anything(), cancelling()), BOUNDS)
 def test_no_example_ever_adds_more_than_the_bound(products, bound):
     for rule in rules(bound):
@@ -92,7 +92,7 @@ def test_no_example_ever_adds_more_than_the_bound(products, bound):
             assert square(total) <= Fraction(bound) ** 2
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.one_of(anything(), cancelling()), BOUNDS)
 def test_an_example_moves_the_sum_of_all_by_no_more_than_the_bound(products, bound):
     """Others' rounding, which an example could change, is part of what is bounded."""
@@ -106,7 +106,7 @@ def test_an_example_moves_the_sum_of_all_by_no_more_than_the_bound(products, bou
         assert sum(x**2 for x in moved) <= Fraction(bound) ** 2
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.one_of(anything(), cancelling()))
 def test_no_norm_is_understated(products):
     bounds = products.norm_bounds()
