@@ -75,7 +75,7 @@ class OuterProducts:
 
         Where every w_i times its norm bound is at most C, the sum is within 2^-22·C of the exact
         one: a product over m tokens rounds by at most (m + 1)·u·Σ_i w_i·S_i, and S_i is at most
-        the norm bound over κ = 2^22·u·n·(m + 2).
+        the norm bound over κ = 2^22·u·n·(m + 2). What was in `total` before rounds as in any sum.
         """
         matrix = total.view(self.left.shape[2], self.right.shape[2])
         for index, left, right in self._pieces():

@@ -118,23 +118,25 @@ def test_no_norm_is_understated(products):
         assert true <= Fraction(bound) ** 2 * (1 + Fraction(1, 10**9))
 
 
-def test_inner_products_in_float32_would_let_a_gradient_through():
+def test_a_gradient_that_inner_products_in_float32_do_not_see_is_clipped():
     """The attack on ghost clipping as it is usual: what its norm does not see is not clipped."""
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randn(64, generator=generator) * 1e4
-    right = torch.randn(64, generator=generator) * 1e4
-    rest = torch.randn(64, generator=generator)
-    products = OuterProducts(
-        torch.stack([left, left])[None], torch.stack([right, rest - right])[None]
-    )
-    grams = [x @ x.mT for x in (products.left, products.right)]
-    seen = float((grams[0] * grams[1]).sum().clamp(min=0).sqrt())
-    true = float(torch.outer(left.double(), products.right[0].double().sum(0)).norm())
-    assert true > 5e5
-    assert not 0.5 * true < seen < 2 * true
-    assert float(products.norm_bounds()[0]) == pytest.approx(true, rel=1e-3)
-    total, _ = clipped(products, GlobalClipping(1.0))
-    assert float(total.norm()) == pytest.approx(1, rel=1e-3)
+    shares = []
+    for seed in range(10):
+        generator = torch.Generator().manual_seed(seed)
+        left, right = 1e4 * torch.randn(2, 64, generator=generator)
+        nearly_opposite = torch.randn(64, generator=generator) - right
+        products = OuterProducts(
+            torch.stack([left, left])[None], torch.stack([right, nearly_opposite])[None]
+        )
+        grams = [x @ x.mT for x in (products.left, products.right)]
+        seen = float((grams[0] * grams[1]).sum().clamp(min=0).sqrt())
+        true = float(torch.outer(left.double(), products.right[0].double().sum(0)).norm())
+        shares.append(seen / true)
+        assert true > 4e5
+        assert float(products.norm_bounds()[0]) == pytest.approx(true, rel=1e-3)
+        total, _ = clipped(products, GlobalClipping(1.0))
+        assert 0.999 < float(total.norm()) <= 1
+    assert min(shares) < 0.1
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 300])
