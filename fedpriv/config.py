@@ -269,6 +269,11 @@ class ExampleConfig(Section):
         description="N, a public number, the same for all silos: a step's noisy sum is divided by "
         "q·N. null: each silo's own number of examples, with adjacency: zero_out alone.",
     )
+    gradients: Literal["instantiated", "ghost"] = Field(
+        default="instantiated",
+        description="instantiated: every example's gradient is written out, a model's size each; "
+        "ghost: those of linear maps are clipped and added up without that, in less memory.",
+    )
 
 
 class PrivacyConfig(Section):
@@ -632,6 +637,8 @@ class ExperimentConfig(Section):
         if self.privacy is not None:
             if self.privacy.example is None:
                 del kept["privacy"]["example"]
+            elif self.privacy.example.gradients == "instantiated":
+                del kept["privacy"]["example"]["gradients"]
             feedback = kept["privacy"].pop("error_feedback")
             if feedback.pop("kind") == "user":
                 del feedback["ram_mib"]

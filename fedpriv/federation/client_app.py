@@ -81,6 +81,7 @@ def _trained_silos(config: ExperimentConfig, work: Work, trainer: CohortTrainer)
     from fedpriv.training.example_level import train_silos
 
     assert config.privacy is not None
+    assert config.privacy.example is not None
     assert work.in_silos is not None
     layout = Layout.of(trainer.model)
     return train_silos(
@@ -92,6 +93,7 @@ def _trained_silos(config: ExperimentConfig, work: Work, trainer: CohortTrainer)
         work.in_silos.attempt,
         build_randomness(config),
         config.privacy.delta,
+        config.privacy.example.gradients,
     )
 
 

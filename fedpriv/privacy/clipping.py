@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedpriv.privacy.outer_products import OuterProducts
+
 # The rule is shown norms that are a millionth too large, so that neither the rounding of the
 # scale, nor that of the scaled float32 numbers (2^-24 each), nor that of the norm itself in
 # float64 can lift a contribution above the bound.
@@ -230,23 +232,38 @@ def clip_and_sum(updates: Tensor, sizes: Sequence[int], rule: ClippingRule) -> C
     return ClippedSum(seen.norms, seen.scales, seen.finite, total)
 
 
-def clip_and_add(blocks: Sequence[Tensor], rule: ClippingRule, total: Tensor) -> ClippedUsers:
+def clip_and_add(
+    blocks: Sequence[Tensor | OuterProducts], rule: ClippingRule, total: Tensor
+) -> ClippedUsers:
     """Bound each user's update by `rule`, in exact terms, and add all to `total`, in place.
 
     `blocks` are `[U, d_h]`, row u of each being a block of user u's update, which is bounded as
     `clip` bounds it. `total` is float64 `[Σd_h]`, and so are the scaled numbers, so that no
-    rounding to float32 intervenes.
+    rounding to float32 intervenes. Of `OuterProducts` the norms are upper bounds, which are tight
+    unless nearly all of an update cancels within itself.
     """
-    norms = torch.stack([_exact_norms(block) for block in blocks], dim=1)
+    norms = torch.stack([_norms(block) for block in blocks], dim=1)
     finite = torch.isfinite(torch.linalg.vector_norm(norms, dim=1))
     safe = torch.where(finite[:, None], norms, torch.zeros_like(norms))
     scales = _safe_scales(safe, rule) * finite[:, None]
-    sums = total.split([block.shape[1] for block in blocks])
+    sums = total.split([_size(block) for block in blocks])
     for h, (block, sum_) in enumerate(zip(blocks, sums, strict=True)):
+        if isinstance(block, OuterProducts):
+            block.add_weighted(scales[:, h], sum_)
+            continue
         if not bool(finite.all()):  # zero times NaN is NaN
             block = block.masked_fill(~finite[:, None], 0.0)
         _add_weighted(block, scales[:, h], sum_)
     return ClippedUsers(norms, scales, finite)
+
+
+def _norms(block: Tensor | OuterProducts) -> Tensor:
+    """Return what each user's norm is not above, but for rounding in float64: `[U]`."""
+    return block.norm_bounds() if isinstance(block, OuterProducts) else _exact_norms(block)
+
+
+def _size(block: Tensor | OuterProducts) -> int:
+    return block.size if isinstance(block, OuterProducts) else block.shape[1]
 
 
 def _exact_norms(block: Tensor) -> Tensor:

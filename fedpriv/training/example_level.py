@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from fedpriv.data.federated import Batch
 from fedpriv.privacy.clipping import ClippedUsers, clip_and_add
 from fedpriv.privacy.example_level import ExampleLevel
+from fedpriv.privacy.outer_products import OuterProducts
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.training.cohort import CohortSum, CohortTrainer
-from fedpriv.training.example_gradients import example_gradients
+from fedpriv.training.example_gradients import GRADIENTS, example_gradients
 from fedpriv.training.local import LocalTraining, add_proximal
 from fedpriv.training.parameters import Layout, load_parameters
 from fedpriv.training.spans import Stopwatch
@@ -91,7 +92,7 @@ def train_silo(
     """Take `level.steps` steps of DP-SGD and return start minus end, float64 `[parameters]`.
 
     Args:
-        model: made with `loss_reduction="sum"`; its parameters are overwritten.
+        model: one of `GRADIENTS`, with `loss_reduction="sum"`; its parameters are overwritten.
         start: the flat parameters that every silo of the round starts from, on its device.
         silo: examples and generators.
         level: sampling, clipping and noise: what is accounted.
@@ -137,10 +138,15 @@ def _add_clipped(
     """Add the clipped gradients of the examples at `index` to `total`, in place."""
     batch = task.augment(silo.examples.take(index), silo.round, silo.augmentation)
     losses = example_gradients(model, task, batch)
-    blocks = [p.grad_sample.reshape(len(index), -1) for p in parameters]  # type: ignore[attr-defined]
+    blocks = [_block(p.grad_sample) for p in parameters]  # type: ignore[attr-defined]
     seen.add(clip_and_add(blocks, level.mechanism.clipping, total), losses)
     for p in parameters:
         p.grad_sample = p.grad = None  # type: ignore[attr-defined]
+
+
+def _block(gradients: Tensor | OuterProducts) -> Tensor | OuterProducts:
+    """Return `[n, ...]` as `[n, d]`, which factors stand for as they are."""
+    return gradients.flatten(1) if isinstance(gradients, Tensor) else gradients
 
 
 def train_silos(
@@ -152,6 +158,7 @@ def train_silos(
     attempt: int,
     secret: Randomness,
     delta: float,
+    gradients: Literal["instantiated", "ghost"] = "instantiated",
 ) -> CohortSum:
     """Train each of `silos` from the flat `parameters` and return the sum of their noisy changes.
 
@@ -165,7 +172,7 @@ def train_silos(
     layout, watch = Layout.of(trainer.model), Stopwatch(trainer.timed)
     start = parameters.to(trainer.device)
     summed = _Summed(layout)
-    with _per_example(trainer.model) as model:
+    with _per_example(trainer.model, GRADIENTS[gradients]) as model:
         for number in silos:
             with watch.measure("data"):
                 silo = _silo(trainer, number, round_, attempt, secret)
@@ -193,9 +200,9 @@ def _silo(
 
 
 @contextmanager
-def _per_example(model: nn.Module) -> Iterator[GradSampleModule]:
+def _per_example(model: nn.Module, hooks: type[GradSampleModule]) -> Iterator[GradSampleModule]:
     """Give `model` Opacus' hooks, and take them off again."""
-    wrapped = GradSampleModule(model, loss_reduction="sum")
+    wrapped = hooks(model, loss_reduction="sum")
     try:
         with warnings.catch_warnings():
             # Opacus' own: the first layer's input, the data, needs no gradient.

@@ -5,10 +5,12 @@ import json
 import dp_accounting
 import numpy as np
 import pytest
+import torch
 from dp_accounting.rdp import RdpAccountant
 from in_process import InProcessGrid, resume_small, small_config, train_small
 
 from fedpriv import experiment
+from fedpriv.config import ExperimentConfig
 from fedpriv.errors import BudgetError, InputError
 from fedpriv.privacy import Ledger
 from fedpriv.reporting.reader import read_run
@@ -97,6 +99,29 @@ def test_silos_of_a_node_that_died_are_charged_all_the_same(tmp_path):
     assert any(silo % 2 == 1 for silo in charged.silos)
 
 
+def test_ghost_clipping_gives_the_same_run(tmp_path, monkeypatch):
+    # The fingerprint, which differs, decides who is drawn and what the noise is.
+    monkeypatch.setattr(ExperimentConfig, "fingerprint", lambda _: "0" * 64)
+    ends = []
+    for gradients in ("instantiated", "ghost"):
+        example = {**SILOS["privacy__example"], "gradients": gradients}
+        settings = {**SILOS, "privacy__example": example, "model__dim": 24}
+        ends.append(parameters(train_small(tmp_path / gradients, **settings)[1]))
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-5)
+    assert not ends[0].equal(ends[1])  # else it was the same way
+
+
+def test_how_gradients_are_taken_counts_for_the_fingerprint_where_it_was_written():
+    def fingerprint(**example):
+        example = {**SILOS["privacy__example"], **example}
+        return small_config(**{**SILOS, "privacy__example": example}).fingerprint()
+
+    # As it was before there was a choice: older runs can be resumed.
+    assert fingerprint().startswith("74870c0b2c7b3eae")
+    assert fingerprint(gradients="instantiated") == fingerprint()
+    assert fingerprint(gradients="ghost") != fingerprint()
+
+
 def test_the_budget_holds_for_each_silo(tmp_path):
     budget = by_dp_accounting(1) * 1.001
     with pytest.raises(BudgetError):
@@ -118,6 +143,10 @@ def test_noise_is_calibrated_for_a_silo_that_is_in_every_round():
 
 REFUSED = {
     "denominator": ({"privacy__example": {"sampling_rate": 0.5}}, "silo_size"),
+    "unknown gradients": (
+        {"privacy__example": {"sampling_rate": 0.5, "silo_size": 6, "gradients": "fast"}},
+        "privacy.example.gradients",
+    ),
     "no rate": ({"privacy__example": None}, "sampling_rate"),
     "user with example": ({"privacy__unit": "user"}, "go together"),
     "replace one": ({"privacy__adjacency": "replace_one"}, "exchanged"),

@@ -33,10 +33,10 @@ def vit(**options):
     return ViT((1, 8, 8), CLASSES, dim=12, depth=2, heads=3, **options), Classification(), images()
 
 
-def speech(**options):
+def speech(width=12, **options):
     """Four utterances of different lengths, so that three of them are padded."""
     generator = torch.Generator().manual_seed(4)
-    model = SpeechTransformer(8000, CLASSES, dim=12, depth=2, heads=3, mels=8, **options)
+    model = SpeechTransformer(8000, CLASSES, dim=width, depth=2, heads=3, mels=8, **options)
     lengths = torch.tensor([40, 23, 31, 12])
     features = torch.randn(4, 40, 8, generator=generator)
     batch = Utterances(
