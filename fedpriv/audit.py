@@ -59,6 +59,8 @@ _SIZE = 100.0
 # Real users whose membership is guessed, at most.
 _MOST_USERS = 2000
 _REAL, _CANARIES = 0, 1
+# The part of the error probability that goes to either bound: canaries show far more.
+_ERRORS = (0.1, 0.9)
 
 
 class Observer(Protocol):
@@ -365,7 +367,7 @@ class _AuditedRun:
             confidence=settings.confidence,
             epsilons=epsilons,
             bound=one_run_bound(
-                self.evidence.score, canaries.included, self._delta, self._of_each_bound
+                self.evidence.score, canaries.included, self._delta, self._confidence(_CANARIES)
             ),
             estimates=self._estimates(),
             users=users,
@@ -400,15 +402,14 @@ class _AuditedRun:
         if known.sum() < _FEWEST_CANARIES:
             return None
         included = self.present[self.targets][known]
-        return membership(scores[known], included, self._delta, self._of_each_bound)
+        return membership(scores[known], included, self._delta, self._confidence(_REAL))
 
-    @property
-    def _of_each_bound(self) -> float:
-        """The confidence of each of two bounds, the larger of which refutes (union bound).
+    def _confidence(self, of: int) -> float:
+        """Return the confidence of one of two bounds, the larger of which refutes (union bound).
 
         It is the same where real users cannot be scored, which may depend on how training went.
         """
-        return 1 - (1 - self.settings.confidence) / 2
+        return 1 - (1 - self.settings.confidence) * _ERRORS[of]
 
     @property
     def _delta(self) -> float:
