@@ -402,7 +402,8 @@ class _AuditedRun:
         if known.sum() < _FEWEST_CANARIES:
             return None
         included = self.present[self.targets][known]
-        return membership(scores[known], included, self._delta, self._confidence(_REAL))
+        sure = self.settings.confidence
+        return membership(scores[known], included, self._delta, sure, self._confidence(_REAL))
 
     def _confidence(self, of: int) -> float:
         """Return the confidence of one of two bounds, the larger of which refutes (union bound).
