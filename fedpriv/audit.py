@@ -22,7 +22,7 @@ import torch
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedpriv.config import ExperimentConfig
+from fedpriv.config import BudgetConfig, ExperimentConfig
 from fedpriv.data.federated import Batch, FederatedDataset
 from fedpriv.errors import InputError
 from fedpriv.experiment import Experiment, build_server, prepare
@@ -59,6 +59,8 @@ _SIZE = 100.0
 # Real users whose membership is guessed, at most.
 _MOST_USERS = 2000
 _REAL, _CANARIES = 0, 1
+# The part of the error probability that goes to either bound: canaries show far more.
+_ERRORS = (0.1, 0.9)
 
 
 class Observer(Protocol):
@@ -78,7 +80,7 @@ class AuditSettings:
     Attributes:
         canaries: how many made-up users join the population.
         rounds: how many rounds are run and judged; None for all of the config's.
-        confidence: of the lower bound.
+        confidence: of the lower bounds, from canaries and from real users, together.
     """
 
     canaries: int = CANARIES
@@ -365,7 +367,7 @@ class _AuditedRun:
             confidence=settings.confidence,
             epsilons=epsilons,
             bound=one_run_bound(
-                self.evidence.score, canaries.included, self._delta, settings.confidence
+                self.evidence.score, canaries.included, self._delta, self._confidence(_CANARIES)
             ),
             estimates=self._estimates(),
             users=users,
@@ -400,7 +402,15 @@ class _AuditedRun:
         if known.sum() < _FEWEST_CANARIES:
             return None
         included = self.present[self.targets][known]
-        return membership(scores[known], included, self._delta, self.settings.confidence)
+        sure = self.settings.confidence
+        return membership(scores[known], included, self._delta, sure, self._confidence(_REAL))
+
+    def _confidence(self, of: int) -> float:
+        """Return the confidence of one of two bounds, the larger of which refutes (union bound).
+
+        It is the same where real users cannot be scored, which may depend on how training went.
+        """
+        return 1 - (1 - self.settings.confidence) * _ERRORS[of]
 
     @property
     def _delta(self) -> float:
@@ -415,13 +425,18 @@ def _audited_plan(plan: Plan, settings: AuditSettings) -> Plan:
     noise would show the difference of their sums.
     """
     config, sampling = plan.config, plan.sampling
-    rounds = settings.rounds or config.rounds
+    rounds = _rounds(plan, settings)
     population = sampling.population + settings.canaries
     cohort = sampling.expected_cohort * population / sampling.population
     if sampling.kind == "fixed_size":
         cohort = math.ceil(cohort)
+    assert config.privacy is not None
     audited = config.model_copy(
-        update={"rounds": rounds, "runtime": config.runtime.model_copy(update={"workers": 2})}
+        update={
+            "rounds": rounds,
+            "runtime": config.runtime.model_copy(update={"workers": 2}),
+            "privacy": config.privacy.model_copy(update={"budget": BudgetConfig()}),
+        }
     )
     run = f"audit/{settings.canaries}/{rounds}/{config.fingerprint()}"
     return replace(
@@ -430,6 +445,18 @@ def _audited_plan(plan: Plan, settings: AuditSettings) -> Plan:
         sampling=build_sampling(sampling.kind, population, cohort, sampling.adjacency),
         randomness=Randomness.simulation(config.seed, run),
     )
+
+
+def _rounds(plan: Plan, settings: AuditSettings) -> int:
+    """Return how many rounds are run: those of the config's run, which its budget may stop.
+
+    Raises:
+        InputError: the budget allows not one.
+    """
+    affordable = plan.affordable_rounds()
+    if affordable == 0:
+        raise InputError("privacy.budget.epsilon: allows no round, so there is nothing to audit")
+    return min(settings.rounds or plan.config.rounds, affordable)
 
 
 @torch.no_grad()

@@ -351,9 +351,10 @@ def merge(
     ] = None,
     format: LedgerFormat = "table",
 ) -> None:
-    """Say what several runs over one population cost its users together.
+    """Say what several runs over one population cost its users, or its silos, together.
 
-    Equal populations are taken to be the same people, the worst case: the runs compose in sequence.
+    Equal populations are taken to be the same people, or silos, the worst case: the runs compose in
+    sequence.
     """
     from fedpriv.privacy import composition
     from fedpriv.privacy.planning import check_delta

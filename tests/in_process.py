@@ -94,6 +94,18 @@ SMALL: dict[str, Any] = {
     "evaluation": {"every": 2},
 }
 
+#: What makes silos of the small config's users, of whom each protects its examples.
+SILOS: dict[str, Any] = {
+    "rounds": 3,
+    "data__users": 6,
+    "local__steps": 2,
+    "server": {"optimizer": "sgd", "lr": 1.0},
+    "privacy__unit": "example",
+    "privacy__example": {"sampling_rate": 0.5, "silo_size": 6},
+    "privacy__sampling": {"kind": "poisson", "expected_cohort": 3},
+    "evaluation__every": 3,
+}
+
 
 def small_config(**changes: Any) -> ExperimentConfig:
     """Return a config that trains in a second; `privacy__delta=1` changes a nested key."""

@@ -139,6 +139,23 @@ def test_replace_one_canaries_send_one_sign_or_the_other():
     assert node.trainer.planted[~included].equal(-run.canaries.updates[~included])
 
 
+def test_the_larger_of_two_bounds_holds_at_the_confidence_that_is_printed(found):
+    errors = [1 - found.bound.confidence, 1 - found.users.bound.confidence]
+    assert sum(errors) <= 1 - found.confidence + 1e-12
+
+
+def test_a_budget_ends_the_audited_run_where_it_ends_the_configs_own():
+    plan = prepare(audited_config()).plan
+    accountant = RdpAccountant(plan.adjacency)
+    accountant.compose(plan.event(), 2)
+    two = accountant.epsilon(1e-4)
+    found = audited(60, privacy__budget={"epsilon": two * 1.001})
+    assert (found.rounds, found.planned_rounds) == (2, 3)
+    assert found.epsilons["rdp"] == pytest.approx(two)
+    with pytest.raises(InputError, match=r"privacy\.budget\.epsilon"):
+        audited(60, privacy__budget={"epsilon": 1e-3})
+
+
 # ---------------------------------------------------------------- the command
 
 

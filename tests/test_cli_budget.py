@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import train_small
+from in_process import SILOS, train_small
 from test_cli import assert_one_line, call
 
 from fedpriv.privacy import (
@@ -226,6 +226,19 @@ def test_runs_are_merged(fedpriv, tmp_path):
     table = ok(fedpriv("ledger", "merge", *folders, "--delta", "1e-6"))
     assert "all together" in table
     assert "same people" in table
+
+
+def test_silos_are_called_silos_and_pay_each_for_itself(fedpriv, tmp_path):
+    folders = [tmp_path / name for name in ("one", "other")]
+    for seed, folder in enumerate(folders):
+        train_small(folder, **SILOS | {"rounds": 1, "seed": seed})
+    for command in ("show", "verify"):
+        assert "the worst has spent:" in ok(fedpriv("ledger", command, folders[0]))
+    assert "6 silos, unit example" in ok(fedpriv("ledger", "show", folders[0]))
+    table = ok(fedpriv("ledger", "merge", *folders))
+    assert "6 silos, taken to be the same in every run" in " ".join(table.split())
+    assert "users" not in table
+    assert "people" not in table
 
 
 def test_no_privacy_is_null_and_said(fedpriv, tmp_path):

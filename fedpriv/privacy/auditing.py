@@ -309,9 +309,20 @@ class Membership:
 
 
 def membership(
-    scores: Floats, included: Coins, delta: float, confidence: float = 0.95
+    scores: Floats,
+    included: Coins,
+    delta: float,
+    confidence: float = 0.95,
+    of_bound: float | None = None,
 ) -> Membership:
     """Return what the scores `[n]` of users who were in by fair coin, or out, say of membership.
+
+    Args:
+        scores: float64 `[n]`, high for "was in".
+        included: boolean `[n]`, the coins.
+        delta: the δ of the bound.
+        confidence: of each interval.
+        of_bound: the confidence of the bound; None for that of the intervals.
 
     Raises:
         ValueError: nobody was in, nobody was out, or too few users for a bound.
@@ -331,7 +342,7 @@ def membership(
         true_positives=tuple(
             _true_positives(members, others, rate, confidence) for rate in FALSE_POSITIVE_RATES
         ),
-        bound=one_run_bound(scores, included, delta, confidence),
+        bound=one_run_bound(scores, included, delta, of_bound or confidence),
     )
 
 

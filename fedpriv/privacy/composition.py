@@ -2,7 +2,8 @@
 
 A run after a run over the same population spends the same users' budget: their releases compose
 in sequence, in any order. The users of two runs are assumed to be the same people, which is the
-worst case: where they are not, the true ε of each person is smaller.
+worst case: where they are not, the true ε of each person is smaller. Of runs over silos the one
+that has spent most is likewise taken to be the same in all of them.
 """
 
 from __future__ import annotations

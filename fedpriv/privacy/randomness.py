@@ -27,6 +27,8 @@ class Purpose(enum.IntEnum):
     AUDIT = 6
     EXAMPLE_SAMPLING = 7
     EXAMPLE_NOISE = 8
+    EXAMPLE_DROPOUT = 9
+    EXAMPLE_AUGMENTATION = 10
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Audit:
         canaries: how many canaries there were.
         adjacency: the adjacency of ε.
         delta: the δ of every ε here.
-        confidence: of the bounds.
+        confidence: of both bounds together, and so of the larger; each has a higher one of its own.
         epsilons: ε of the audited rounds by accountant.
         bound: the lower bound from the canaries.
         estimates: of ε, from the canaries; no bounds.

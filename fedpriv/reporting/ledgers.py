@@ -15,7 +15,7 @@ from rich.table import Table
 from fedpriv.errors import InputError
 from fedpriv.privacy.composition import Account, Bill, Merged, grouped
 from fedpriv.privacy.composition import Group as Releases
-from fedpriv.privacy.ledger import read_ledger
+from fedpriv.privacy.ledger import Header, read_ledger
 from fedpriv.reporting.budget import epsilon_text
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.run_directory import RunDirectory
@@ -174,8 +174,8 @@ def ledger_table(opened: Opened, bill: Bill) -> RenderableType:
     """Return a ledger's groups of releases and what they cost."""
     header = opened.account.header
     heading = (
-        f"{escape(str(opened.path))}: {header.population:,} users, unit {header.unit}, "
-        f"{header.adjacency} adjacency"
+        f"{escape(str(opened.path))}: {header.population:,} {_members(header)}, "
+        f"unit {header.unit}, {header.adjacency} adjacency"
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("rounds", overflow="fold")
@@ -184,7 +184,19 @@ def ledger_table(opened: Opened, bill: Bill) -> RenderableType:
     table.add_column("sampling")
     for group in grouped(opened.account.releases):
         table.add_row(*_group_row(group))
-    return Group(heading, table, cost_line(bill))
+    return Group(heading, table, *_whose(header), cost_line(bill))
+
+
+def _members(header: Header) -> str:
+    """Return what the population is one of."""
+    return "silos" if header.unit == "example" else "users"
+
+
+def _whose(header: Header) -> tuple[str, ...]:
+    """Say whose ε it is, where not everybody's."""
+    if header.unit != "example":
+        return ()
+    return ("each silo pays for the rounds in which it was drawn; the worst has spent:",)
 
 
 def _group_row(group: Releases) -> list[str]:
@@ -231,6 +243,7 @@ def verified_lines(verified: Verified) -> RenderableType:
         f"{escape(str(opened.path))}: intact",
         f"{len(opened.account.releases):,} releases, rounds {rounds}",
         metrics,
+        *_whose(opened.account.header),
         cost_line(verified.bill),
     )
 
@@ -248,8 +261,11 @@ def merged_table(merged: Merged) -> RenderableType:
     for account, bill in zip(merged.accounts, merged.bills, strict=True):
         costs = (epsilon_text(bill.first.epsilon), epsilon_text(bill.first.epsilon_pld))
         table.add_row(escape(account.name), f"{len(account.releases):,}", *costs)
+    same = "the same people in every run"
+    if header.unit == "example":
+        same = "the same in every run, and so is the one that has spent most"
     heading = (
-        f"{header.population:,} users, taken to be the same people in every run; "
+        f"{header.population:,} {_members(header)}, taken to be {same}; "
         f"unit {header.unit}, {header.adjacency} adjacency, δ = {total.delta:g}"
     )
     return Group(heading, table)

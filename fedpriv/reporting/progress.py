@@ -30,6 +30,7 @@ class ProgressLines:
         self._rounds = 0
         self._held_out: dict[str, float] | None = None
         self._budget: float | None = None
+        self._who = "users"
         self._thresholds = [0.5, 0.75, 0.9, 0.95]
         self._progress = _bar(console, "round")
         self._task = self._progress.add_task("run", total=None, status="starting workers")
@@ -46,6 +47,7 @@ class ProgressLines:
         config, plan = experiment.config, experiment.plan
         self._rounds = config.rounds
         self._budget = plan.budget
+        self._who = "silos" if plan.level else "users"
         self._progress.update(self._task, total=config.rounds, completed=experiment.finished_rounds)
         say = partial(self._console.print, soft_wrap=True)
         say(f"[bold]{config.name}[/bold]: {experiment.trainer.dataset.description}")
@@ -53,7 +55,7 @@ class ProgressLines:
             f"model {config.model.name} with {plan.layout.total:,} parameters in "
             f"{len(plan.layout.names)} blocks; server {config.server.optimizer}; "
             f"{config.rounds} rounds of {plan.sampling.expected_cohort:g} "
-            f"{'silos' if plan.level else 'users'} expected"
+            f"{self._who} expected"
         )
         planned = plan.planned_epsilon()
         if planned is None or math.isinf(planned):
@@ -69,8 +71,9 @@ class ProgressLines:
             say(sizes.sentence())
         affordable = plan.affordable_rounds()
         if affordable < config.rounds:
+            when = "can stop the run as early as" if plan.level else "will stop the run"
             say(
-                f"[yellow]the budget of ε = {plan.budget:g} will stop the run after round "
+                f"[yellow]the budget of ε = {plan.budget:g} {when} after round "
                 f"{affordable} of {config.rounds}[/yellow]"
             )
         if experiment.finished_rounds:
@@ -87,12 +90,12 @@ class ProgressLines:
             parts.append(f"[bold]{quality_text(row['held_out'])}[/bold]")
         parts.append(epsilon_text(row))
         if seen:
-            parts.append(f"{seen['users_per_second']:.0f} users/s")
+            parts.append(f"{seen['users_per_second']:.0f} {self._who}/s")
         self._warn_of_budget(row["epsilon"]["rdp"])
         if row["nodes_lost"]:
             parts.append(f"[yellow]{row['nodes_lost']} nodes lost[/yellow]")
         if seen and seen["non_finite"]:
-            parts.append(f"[yellow]{seen['non_finite']} users contributed nothing[/yellow]")
+            parts.append(f"[yellow]{seen['non_finite']} {self._who} contributed nothing[/yellow]")
         if seen and seen["skipped"]:
             parts.append(f"[yellow]{seen['skipped']} recordings skipped[/yellow]")
         if seen and seen.get("memory_reset"):

@@ -162,9 +162,11 @@ def train_silos(
 ) -> CohortSum:
     """Train each of `silos` from the flat `parameters` and return the sum of their noisy changes.
 
-    `secret` gives each silo its sampling and noise in this round and attempt; augmentation and
-    dropout, which privacy does not rest on, derive from the trainer's seed as for users. A change
-    that is not finite contributes zero and is counted: it is private, whatever becomes of it.
+    `secret` gives each silo its sampling, noise, masks and dropout in this round and attempt. The
+    examples of a sample draw masks and dropout from one stream, so that who else was drawn moves
+    an example's place in it: whoever knew the stream could see more of one example than C. A
+    change that is not finite contributes zero and is counted: it is private, whatever becomes of
+    it.
 
     Raises:
         InputError: a silo's data cannot be used, or δ is too large for a silo of its size.
@@ -178,8 +180,7 @@ def train_silos(
                 silo = _silo(trainer, number, round_, attempt, secret)
                 level.check_delta(delta, silo.size)
             # Dropout draws from the global generator.
-            plain = Randomness.simulation(trainer.seed)
-            torch.manual_seed(plain.torch_seed(Purpose.LOCAL_TRAINING, round_, number, 1))
+            torch.manual_seed(secret.torch_seed(Purpose.EXAMPLE_DROPOUT, round_, attempt, number))
             with watch.measure("forward and backward"):
                 change, seen = train_silo(model, start, silo, level, trainer.recipe, trainer.task)
             summed.add(change, seen, silo)
@@ -189,12 +190,11 @@ def train_silos(
 def _silo(
     trainer: CohortTrainer, number: int, round_: int, attempt: int, secret: Randomness
 ) -> Silo:
-    plain = Randomness.simulation(trainer.seed)
     return Silo(
         examples=trainer.prepared(number),
         sampling=secret.numpy(Purpose.EXAMPLE_SAMPLING, round_, attempt, number),
         noise=secret.numpy(Purpose.EXAMPLE_NOISE, round_, attempt, number),
-        augmentation=plain.torch(Purpose.LOCAL_TRAINING, round_, number, 2),
+        augmentation=secret.torch(Purpose.EXAMPLE_AUGMENTATION, round_, attempt, number),
         round=round_,
     )
 

@@ -309,6 +309,7 @@ class MemoryStore:
 
         Raises:
             InputError: another run's store lies there.
+            DamagedFile: a part of it is missing or cut off; nothing of it is changed.
         """
         self.folder, self.format, self.round = folder, format_, 0
         self.session = secrets.randbits(31)
@@ -317,15 +318,31 @@ class MemoryStore:
             if found != format_:
                 raise InputError(f"{folder}: these memories belong to another configuration")
         else:
-            # Nothing counts before the state is there, so a torn beginning is begun again.
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            (folder / "vectors.bin").touch()
-            with (folder / "index.bin").open("wb") as file:
-                file.truncate(format_.population * _ENTRY.itemsize)
-            self._write_state()
-        index = np.fromfile(folder / "index.bin", _ENTRY)
-        self._slots = int(index["slot"].max(initial=0))
+            self._begin()
+        self._slots = self._slots_in_use()
+
+    def _begin(self) -> None:
+        """Make an empty store; a torn beginning, in which nobody has a memory, is begun again."""
+        vectors = self.folder / "vectors.bin"
+        begun = vectors.exists() and vectors.stat().st_size > 0
+        if begun or any(self.folder.glob("*.journal")):
+            raise DamagedFile(
+                f"{self.folder}/state.json is missing beside users' memories: put it back, or "
+                "begin another run"
+            )
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        vectors.touch()
+        with (self.folder / "index.bin").open("wb") as file:
+            file.truncate(self.format.population * _ENTRY.itemsize)
+        self._write_state()
+
+    def _slots_in_use(self) -> int:
+        index, vectors = self.folder / "index.bin", self.folder / "vectors.bin"
+        for path, least in ((index, self.format.population * _ENTRY.itemsize), (vectors, 0)):
+            if not path.exists() or path.stat().st_size < least:
+                raise DamagedFile(f"{path}: missing or cut off; users' memories are lost")
+        return int(np.fromfile(index, _ENTRY)["slot"].max(initial=0))
 
     def restore(self, round_: int, journals: Iterable[Journal]) -> None:
         """Make the memories those after `round_`, the last checkpoint, which counted `journals`.

@@ -1,6 +1,7 @@
 """Whole runs in which users keep memories, against a plain loop and against themselves."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -245,7 +246,7 @@ def test_an_attempt_that_was_given_up_leaves_no_memory(tmp_path, monkeypatch):
 def test_a_run_whose_memories_were_removed_is_refused(tmp_path):
     with pytest.raises(WorkerLost):
         train_small(tmp_path / "run", StopsAfter(2), privacy__error_feedback="user")
-    (tmp_path / "run" / "memory" / "state.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "memory")
     with pytest.raises(InputError, match="the memories after round 2 cannot be made"):
         resume_small(tmp_path / "run")
 

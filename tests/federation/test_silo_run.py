@@ -7,26 +7,16 @@ import numpy as np
 import pytest
 import torch
 from dp_accounting.rdp import RdpAccountant
-from in_process import InProcessGrid, resume_small, small_config, train_small
+from in_process import SILOS, InProcessGrid, resume_small, small_config, train_small
 
 from fedpriv import experiment
 from fedpriv.config import ExperimentConfig
 from fedpriv.errors import BudgetError, InputError
-from fedpriv.privacy import Ledger
+from fedpriv.privacy import Ledger, Randomness
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.report import render
 from fedpriv.reporting.spent import spent
-
-SILOS = {
-    "rounds": 3,
-    "data__users": 6,
-    "local__steps": 2,
-    "server": {"optimizer": "sgd", "lr": 1.0},
-    "privacy__unit": "example",
-    "privacy__example": {"sampling_rate": 0.5, "silo_size": 6},
-    "privacy__sampling": {"kind": "poisson", "expected_cohort": 3},
-    "evaluation__every": 3,
-}
+from fedpriv.training.example_level import train_silos
 
 
 def parameters(prepared):
@@ -139,6 +129,22 @@ def test_noise_is_calibrated_for_a_silo_that_is_in_every_round():
     gaussian = dp_accounting.GaussianDpEvent(plan.mechanism.noise_multiplier)
     accountant.compose(dp_accounting.PoissonSampledDpEvent(0.5, gaussian), 2 * 3)
     assert accountant.get_epsilon(1e-3) == pytest.approx(2.0, abs=1e-4)
+
+
+def test_masks_within_a_silo_are_as_secret_as_its_noise():
+    """Examples share a stream, so where one is drawn the others' masks move."""
+    silo_options = {"example": {"sampling_rate": 1.0, "silo_size": 6}, "noise_multiplier": 0.0}
+    options = {f"privacy__{name}": value for name, value in silo_options.items()}
+    prepared = experiment.prepare(small_config(**{**SILOS, **options}, model__dropout=0.5))
+    level, start = prepared.plan.level, prepared.server.parameters()
+
+    def change(secret, attempt):
+        randomness = Randomness.simulation(secret)
+        return train_silos(prepared.trainer, level, start, [0], 1, attempt, randomness, 1e-3).total
+
+    assert change(1, 0).equal(change(1, 0))
+    assert not change(1, 0).equal(change(2, 0))
+    assert not change(1, 0).equal(change(1, 1))
 
 
 REFUSED = {

@@ -1,6 +1,6 @@
 import io
 
-from in_process import small_config
+from in_process import SILOS, small_config
 from rich.console import Console
 
 from fedpriv import experiment
@@ -49,6 +49,18 @@ def test_losses_are_said() -> None:
     assert "1 nodes lost" in text
     assert "2 users contributed nothing" in text
     assert "5 recordings skipped" in text
+
+
+def test_silos_are_called_silos() -> None:
+    broken = row(1, 0.5, silos={"median": 0.25})
+    broken["simulation_only"] |= {"non_finite": 2}
+    text = shown(broken, **SILOS, privacy__budget={"epsilon": 4.0})
+    assert "3 rounds of 3 silos expected" in text
+    assert "ε of the worst silo 0.500, of the median one 0.250 δ 0.001  90 silos/s" in text
+    assert "2 silos contributed nothing" in text
+    # Those that are drawn seldom reach the budget later, or never.
+    assert "can stop the run as early as after round 1 of 3" in text
+    assert "users" not in text.split("model vit")[1]
 
 
 def test_speech_is_measured_in_word_errors() -> None:

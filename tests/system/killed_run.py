@@ -1,6 +1,7 @@
-"""Train the small config and end this process with SIGKILL just before a given step of round 2.
+"""Train the small config in a process for each STEP, which SIGKILL ends just before it in round 2.
 
-Usage: killed_run.py FOLDER STEP [ERROR_FEEDBACK]
+Usage: killed_run.py KIND FOLDER STEP [FOLDER STEP ...], where KIND is users, memories or silos.
+Exit code 1 where a run came to another end.
 """
 
 import os
@@ -8,12 +9,12 @@ import signal
 import sys
 from pathlib import Path
 
-from in_process import train_small
+from in_process import SILOS, train_small
 
 from fedpriv import experiment
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.optimizers.server import Server
-from fedpriv.privacy import Ledger
+from fedpriv.privacy import ExampleLevel, Ledger
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.training.memory_store import Memories, MemoryStore, RoundMemories
 
@@ -38,7 +39,11 @@ STEPS = {
     "half of a memory": (os, "pwrite"),
     "write the store's state": (MemoryStore, "_write_state"),
     "forget the journals": (MemoryStore, "_sweep"),
+    # Inside a silo: other steps, and other silos, are done.
+    "add the noise of a step": (ExampleLevel, "release"),
 }
+
+KINDS = {"users": {}, "memories": {"privacy__error_feedback": "user"}, "silos": SILOS}
 
 
 def kill_before(step: str, folder: Path) -> None:
@@ -67,7 +72,24 @@ def _finished(folder: Path) -> int:
     return len(list((folder / "checkpoints").glob("*.safetensors")))
 
 
+def killed(kind: str, folder: Path, step: str) -> bool:
+    """Fork, so that imports, which take most of the time, are done once; say how the run ended."""
+    child = os.fork()
+    if child == 0:
+        try:
+            kill_before(step, folder)
+            train_small(folder, **KINDS[kind])
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    kill_before(sys.argv[2], folder)
-    train_small(folder, privacy__error_feedback=sys.argv[3] if len(sys.argv) > 3 else "none")
+    kind, *runs = sys.argv[1:]
+    survived = [
+        step
+        for folder, step in zip(runs[::2], runs[1::2], strict=True)
+        if not killed(kind, Path(folder), step)
+    ]
+    sys.exit(f"not killed: {survived}" if survived else 0)

@@ -1,15 +1,13 @@
 """Kill -9 between any two steps of a round: the run resumes, and no release goes uncharged."""
 
 import os
-import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from in_process import resume_small, train_small
+from in_process import SILOS, resume_small, train_small
 
 from fedpriv.privacy import Ledger
 from fedpriv.training.memory_store import Journal, Memories
@@ -41,33 +39,43 @@ WITH_MEMORIES = [
     "write the store's state",
     "forget the journals",
 ]
+IN_SILOS = [
+    "add the noise of a step",
+    "charge the ledger",
+    "step the model",
+    "rename the checkpoint",
+]
 CHARGED_BEFORE_THE_KILL = STEPS.index("step the model")
 
 
-def kill_at_each(base: Path, steps: list[str], error_feedback: str) -> dict[str, Path]:
-    """One killed run for each step, two at a time."""
-
-    def run(step: str) -> tuple[str, Path]:
-        folder = base / step.replace(" ", "-").replace("'", "")
-        command = [sys.executable, str(HERE / "killed_run.py"), str(folder), step, error_feedback]
-        path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "PYTHONPATH": path}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        return step, folder
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(pool.map(run, steps))
+def kill_at_each(base: Path, steps: list[str], kind: str) -> dict[str, Path]:
+    """One killed run for each step."""
+    folders = {step: base / step.replace(" ", "-").replace("'", "") for step in steps}
+    runs = [str(part) for step, folder in folders.items() for part in (folder, step)]
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, str(HERE / "killed_run.py"), kind, *runs],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert done.returncode == 0, done.stderr
+    return folders
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> dict[str, Path]:
-    return kill_at_each(tmp_path_factory.mktemp("killed"), STEPS, "none")
+    return kill_at_each(tmp_path_factory.mktemp("killed"), STEPS, "users")
 
 
 @pytest.fixture(scope="module")
 def killed_with_memories(tmp_path_factory) -> dict[str, Path]:
-    return kill_at_each(tmp_path_factory.mktemp("memories"), WITH_MEMORIES, "user")
+    return kill_at_each(tmp_path_factory.mktemp("memories"), WITH_MEMORIES, "memories")
+
+
+@pytest.fixture(scope="module")
+def killed_silos(tmp_path_factory) -> dict[str, Path]:
+    return kill_at_each(tmp_path_factory.mktemp("silos"), IN_SILOS, "silos")
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +116,27 @@ def test_no_memory_is_torn_by_a_kill(step, killed_with_memories, whole_with_memo
     found, expected = (_memories(each.memory) for each in (directory, whole_directory))
     assert found.equal(expected)
     assert found.any()
+
+
+@pytest.fixture(scope="module")
+def whole_silos(tmp_path_factory):
+    return train_small(tmp_path_factory.mktemp("whole") / "run", **SILOS)
+
+
+@pytest.mark.parametrize("step", IN_SILOS)
+def test_silos_of_a_killed_round_send_the_same_again_and_pay_once(step, killed_silos, whole_silos):
+    folder = killed_silos[step]
+    charged = len(_whole_releases(folder))
+    assert charged == (1 if step in IN_SILOS[:2] else 2)
+    directory, resumed = resume_small(folder)
+    whole_directory, uninterrupted = whole_silos
+    assert resumed.server.parameters().equal(uninterrupted.server.parameters())
+    releases = list(Ledger.open(directory.ledger))
+    # The same silos, and a digest of the same noisy changes.
+    assert releases == list(Ledger.open(whole_directory.ledger))
+    assert len(releases[1].silos) > 0
+    rows, expected = directory.read_metrics(), whole_directory.read_metrics()
+    assert [row["silos"] for row in rows] == [row["silos"] for row in expected]
 
 
 def _memories(folder: Path) -> torch.Tensor:

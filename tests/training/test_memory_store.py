@@ -223,6 +223,26 @@ def test_the_store_of_another_state_is_refused(tmp_path):
         open_store(tmp_path)
 
 
+def test_a_store_with_a_part_missing_is_refused_and_left_as_it_is(tmp_path):
+    """What is put back is used again; nothing is taken for a store that has not begun."""
+    store = open_store(tmp_path)
+    finish_round(store, [1, 2], 1)
+    whole = {path: path.read_bytes() for path in store.folder.iterdir()}
+    assert len(whole) == 3
+    for path, content in whole.items():
+        path.unlink()
+        with pytest.raises(DamagedFile, match=path.name):
+            open_store(tmp_path)
+        assert {each: each.read_bytes() for each in store.folder.iterdir()} == {
+            each: whole[each] for each in whole if each != path
+        }
+        path.write_bytes(content)
+    assert read(open_store(tmp_path), [1, 2]).equal(vectors([1, 2], 1))
+    os.truncate(store.folder / "index.bin", 49 * 32)
+    with pytest.raises(DamagedFile, match=r"index\.bin: missing or cut off"):
+        open_store(tmp_path)
+
+
 def test_a_memory_of_a_later_round_is_refused(tmp_path):
     store = open_store(tmp_path)
     finish_round(store, [1], 1)
