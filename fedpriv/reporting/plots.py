@@ -205,7 +205,7 @@ def noise_norms(run: Run) -> list[float] | None:
 
 
 def cohort_sizes(runs: Sequence[Marked]) -> Plot:
-    """Draw how many users took part, against the expectation."""
+    """Draw how many users or silos took part, against the expectation."""
     last = max(marked.run.finished_rounds for marked in runs)
     with canvas() as drawn:
         lines = []
@@ -217,15 +217,16 @@ def cohort_sizes(runs: Sequence[Marked]) -> Plot:
             sizes = _line(_rounds(marked.run), marked.run.seen("cohort"), marked, "", 0)
             drawn.axes.plot(sizes.x, sizes.y, ".", color=sizes.colour, markersize=4)
             lines.append(sizes)
-        drawn.axes.set_ylabel("users in the cohort")
+        drawn.axes.set_ylabel("cohort (users or silos)")
         _set_round_axis(drawn.axes)
         _label_ends(drawn.axes, [line for line in lines if line.label and line.x])
         return drawn.plot(
             "cohort",
             "Cohort sizes",
-            "Users whose updates came back in each round. The line is the expected number, by "
-            "which the sum is divided; the band is two standard deviations of Poisson sampling. "
-            "Many points below it mean that users dropped out.",
+            "Users, or silos, whose updates came back in each round. The line is the expected "
+            "number, by which the sum is divided; the band is two standard deviations of Poisson "
+            "sampling. "
+            "Many points below it mean that some dropped out.",
         )
 
 
@@ -240,18 +241,19 @@ def _expectation(axes: Axes, sampling: Sampling, last_round: int) -> None:
 
 
 def throughput(runs: Sequence[Marked]) -> Plot | None:
-    """Draw users trained a second, by round."""
+    """Draw users, or silos, trained a second, by round."""
     lines = [
         _line(_rounds(marked.run), marked.run.seen("users_per_second"), marked, "", 0)
         for marked in runs
     ]
     with canvas() as drawn:
-        drawn.axes.set_ylabel("users trained (1/s)")
+        drawn.axes.set_ylabel("users or silos trained (1/s)")
         _draw(drawn.axes, lines, scale="zero")
         return drawn.plot(
             "throughput",
             "Throughput",
-            "Users of a round divided by its wall time; the first round also starts the workers.",
+            "Users, or silos, of a round divided by its wall time; the first round also starts "
+            "the workers.",
         )
 
 

@@ -60,7 +60,8 @@ def _adjacency(run: Run) -> tuple[str, ...]:
 _TRUST = (
     "Each silo trusts itself alone. What it sends has been private since its first local step; "
     "the server adds no noise and need not be trusted with the examples.",
-    "The guarantee of a silo covers everything that it ever sent, and every model made from it.",
+    "The guarantee of a silo covers everything that it sent in rounds that were finished, here or "
+    "after a resume, and every model made from it.",
     "In this simulation the silos of a node run in one process and their changes are added up "
     "there, which is post-processing.",
 )

@@ -93,7 +93,8 @@ def load_checkpoint(path: Path, fingerprint: str) -> Checkpoint:
             raise ValueError("its numbers have changed since it was written")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(
-            f"{path}: corrupt checkpoint ({error}); remove it to resume from the one before"
+            f"{path}: corrupt checkpoint ({error}); remove it to resume from the one before, or, "
+            "where users keep memories, start anew: theirs are those of the newest checkpoint"
         ) from None
     if checkpoint.fingerprint != fingerprint:
         raise InputError(f"{path}: this checkpoint belongs to another configuration")
