@@ -27,6 +27,8 @@ class Purpose(enum.IntEnum):
     AUDIT = 6
     EXAMPLE_SAMPLING = 7
     EXAMPLE_NOISE = 8
+    NOISE_SHARE = 12
+    USER_NOISE = 13
 
 
 @dataclass(frozen=True)
