@@ -15,7 +15,7 @@ from rich.table import Table
 from fedpriv.errors import InputError
 from fedpriv.privacy.composition import Account, Bill, Merged, grouped
 from fedpriv.privacy.composition import Group as Releases
-from fedpriv.privacy.ledger import read_ledger
+from fedpriv.privacy.ledger import Header, read_ledger
 from fedpriv.reporting.budget import epsilon_text
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.run_directory import RunDirectory
@@ -147,6 +147,7 @@ def verified_document(verified: Verified) -> dict[str, Any]:
         "population": account.header.population,
         "unit": account.header.unit,
         "adjacency": account.header.adjacency,
+        "noise_by": account.header.noise_by,
         **_cost(verified.bill),
     }
 
@@ -158,6 +159,7 @@ def merged_document(merged: Merged) -> dict[str, Any]:
         "population": header.population,
         "unit": header.unit,
         "adjacency": header.adjacency,
+        "noise_by": header.noise_by,
         "releases": sum(len(account.releases) for account in merged.accounts),
         **_cost(merged.total),
         "runs": [
@@ -175,7 +177,7 @@ def ledger_table(opened: Opened, bill: Bill) -> RenderableType:
     header = opened.account.header
     heading = (
         f"{escape(str(opened.path))}: {header.population:,} users, unit {header.unit}, "
-        f"{header.adjacency} adjacency"
+        f"{header.adjacency} adjacency{_noise_by(header)}"
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("rounds", overflow="fold")
@@ -185,6 +187,10 @@ def ledger_table(opened: Opened, bill: Bill) -> RenderableType:
     for group in grouped(opened.account.releases):
         table.add_row(*_group_row(group))
     return Group(heading, table, cost_line(bill))
+
+
+def _noise_by(header: Header) -> str:
+    return "" if header.noise_by == "server" else f", noise by {header.noise_by}"
 
 
 def _group_row(group: Releases) -> list[str]:
@@ -250,7 +256,8 @@ def merged_table(merged: Merged) -> RenderableType:
         table.add_row(escape(account.name), f"{len(account.releases):,}", *costs)
     heading = (
         f"{header.population:,} users, taken to be the same people in every run; "
-        f"unit {header.unit}, {header.adjacency} adjacency, δ = {total.delta:g}"
+        f"unit {header.unit}, {header.adjacency} adjacency{_noise_by(header)}, "
+        f"δ = {total.delta:g}"
     )
     return Group(heading, table)
 

@@ -87,9 +87,9 @@ class Run:
 
     @property
     def sampling(self) -> Sampling:
-        """The sampling of the newest release, which is one of silos where they pay."""
+        """The sampling of the newest release, of those who pay where these are not all users."""
         last = self.releases[-1]
-        if last.silos is not None:
+        if last.payers is not None:
             return build_sampling(last.sampling, last.population, last.expected_cohort)
         adjacency = Adjacency(last.adjacency)
         return build_sampling(last.sampling, last.population, last.expected_cohort, adjacency)
