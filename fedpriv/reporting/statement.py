@@ -635,8 +635,8 @@ def _verification(run: Run) -> tuple[str, ...]:
         "asked for its part in it."
     )
     return (
-        f"{line} Its lines form a hash chain, which was intact when this was written; the chain shows edits, "
-        "not a ledger that was written anew as a whole.",
+        f"{line} Its lines form a hash chain, which was intact when this was written; the "
+        "chain shows edits, not a ledger that was written anew as a whole.",
         f"Configuration {run.header.fingerprint[:16]}…, fedpriv {fedpriv}{source}.",
     )
 
