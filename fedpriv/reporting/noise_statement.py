@@ -113,7 +113,8 @@ def _unit(run: Run, costs: SiloCosts) -> tuple[str, ...]:
 def _trust_in_users(run: Run) -> tuple[str, ...]:
     where = (
         "A node trains its users and adds their noise, so it must be the user's own device, or "
-        "trusted by it; no server has to be."
+        "trusted by it. Clip bound, noise multiplier and the ledger come from the server: a user "
+        "that does not take its word must check what it is sent, and count its rounds itself."
         if run.config.runtime.deployment
         else "In this simulation the users of a node run in one process and their noisy messages "
         "are added up there, which is post-processing."
