@@ -74,6 +74,21 @@ def share(prepared, partition, needed, attempt=0):
     return torch.from_numpy(SIGMA * standard) / math.sqrt(needed)
 
 
+def with_noise(prepared, total, users, attempt=0):
+    """A node's sum with the noise of each of `users`, by the formula alone."""
+    noisy = total.clone()
+    for user in users:
+        generator = prepared.plan.randomness.numpy(Purpose.USER_NOISE, 1, attempt, user)
+        noisy += torch.from_numpy(SIGMA * generator.standard_normal(len(total)))
+    return noisy
+
+
+def homes_of(users, nodes):
+    """Which of `users` each simulated node trains."""
+    hosting = Hosting.of([NodeUsers(1000 + p, p, nodes, None) for p in range(nodes)])
+    return [own.tolist() for _, own in hosting.shares(np.array(users))]
+
+
 # ---------------------------------------------------------------- nodes
 
 
@@ -175,8 +190,11 @@ def test_a_repeated_round_with_another_sum_draws_everything_afresh(
         generator = prepared.plan.randomness.numpy(Purpose.SAMPLING, 1, attempt)
         assert cohort == prepared.plan.sampling.draw(generator).tolist()
     if changes["privacy__noise_by"] == "nodes":
-        released = sum(sums[p, 1, 1] + share(prepared, p, 2, attempt=1) for p in (0, 2))
-        assert second.digest == digest(released)
+        parts = [sums[p, 1, 1] + share(prepared, p, 2, attempt=1) for p in (0, 2)]
+    else:
+        homes = homes_of(drawn[1], 3)
+        parts = [with_noise(prepared, sums[p, 1, 1], homes[p], attempt=1) for p in (0, 2)]
+    assert second.digest == digest(sum(parts))
 
 
 def test_runs_with_other_numbers_of_nodes_share_no_noise():
@@ -251,17 +269,10 @@ def test_each_user_adds_noise_of_full_strength_and_the_server_none(tmp_path, sum
     changes = {**USERS, "rounds": 1, "runtime__engine": engine}
     directory, prepared = train_small(tmp_path / "run", **changes)
     (charged,) = Ledger.open(directory.ledger)
-    layout, plan = prepared.plan.layout, prepared.plan
-    released = torch.zeros(layout.total, dtype=torch.float64)
-    hosting = Hosting.of([NodeUsers(1000 + p, p, 2, None) for p in (0, 1)])
-    homes = [own.tolist() for _, own in hosting.shares(np.array(charged.users))]
-    for partition in (0, 1):
-        total = sums[partition, 1, 0].clone()
-        for user in homes[partition]:
-            generator = plan.randomness.numpy(Purpose.USER_NOISE, 1, 0, user)
-            total += torch.from_numpy(SIGMA * generator.standard_normal(layout.total))
-        released += total
-    assert charged.digest == digest(released)
+    homes = homes_of(charged.users, 2)
+    assert sum(map(len, homes)) == len(charged.users) > 0
+    parts = [with_noise(prepared, sums[p, 1, 0], homes[p]) for p in (0, 1)]
+    assert charged.digest == digest(sum(parts))
 
 
 def test_a_user_whose_update_is_not_finite_sends_noise_like_any_other():
