@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -19,7 +20,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
-from fedpriv.federation.hosting import Hosting
+from fedpriv.federation.hosting import Hosting, NodeUsers
 from fedpriv.federation.messages import (
     OwnNoise,
     failure_of,
@@ -174,23 +175,20 @@ class PrivateFedAvg(Strategy):
         self._asked = len(shares)
         if self._pays_before_asking:
             self._pay(server_round, attempt, digest="")
-        return [
-            train_message(
-                node.node_id,
-                self.plan.config,
-                arrays,
-                server_round,
-                users,
-                self.bounds,
-                (self.memory.folder, self._journal(server_round, node.partition))
-                if self.memory
-                else None,
-                OwnNoise(attempt, self.plan.mechanism.noise_multiplier)
-                if self._noise_is_in_sums
-                else None,
-            )
-            for node, users in shares
-        ]
+        return [self._message(node, users, arrays, server_round) for node, users in shares]
+
+    def _message(
+        self, node: NodeUsers, users: np.ndarray, arrays: ArrayRecord, round_: int
+    ) -> Message:
+        own_noise, memories = None, None
+        if self._noise_is_in_sums:
+            own_noise = OwnNoise(self._drawn, self.plan.mechanism.noise_multiplier)
+        if self.memory is not None:
+            memories = (self.memory.folder, self._journal(round_, node.partition))
+        config = self.plan.config
+        return train_message(
+            node.node_id, config, arrays, round_, users, self.bounds, memories, own_noise
+        )
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]

@@ -13,9 +13,8 @@ from fedpriv.privacy.silos import SiloCosts
 from fedpriv.reporting.reader import Run
 from fedpriv.reporting.wording import rounded_up
 
-#: Who must be trusted with what, in one sentence, by `privacy.noise_by`.
+#: Who must be trusted with what, in one sentence, by `privacy.noise_by` where it is not the server.
 TRUST_MODELS = {
-    "server": "Trust model: central. The server must be trusted with every node's exact sum.",
     "nodes": (
         "Trust model: distributed noise. Each node is trusted with its own users and to add its "
         "share of the noise, and nobody with more than the sum of all nodes' messages (secure "

@@ -18,6 +18,7 @@ from in_process import (
     small_config,
     train_small,
 )
+from rich.console import Console
 from scipy import stats
 
 from fedpriv import audit, experiment
@@ -30,6 +31,8 @@ from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.privacy import Adjacency, GaussianMechanism, GlobalClipping, Ledger, UserNoise
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.reporting.ledgers import verify
+from fedpriv.reporting.noise_statement import TRUST_MODELS
+from fedpriv.reporting.progress import ProgressLines
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.report import render
 from fedpriv.reporting.spent import spent
@@ -415,6 +418,15 @@ def test_what_has_no_proof_or_no_sense_is_refused_with_the_reason(case):
     changes, reason = REFUSED[case]
     with pytest.raises(InputError, match=reason):
         small_config(**changes)
+
+
+@pytest.mark.parametrize("by", ["nodes", "users"])
+def test_what_a_run_prints_at_its_start_names_the_trust_model(by):
+    prepared, console = experiment.prepare(small_config(privacy__noise_by=by)), Console(record=True)
+    ProgressLines(console).begin(prepared)
+    printed = console.export_text()
+    assert TRUST_MODELS[by] in printed
+    assert ("a user that takes part in each" in printed) == (by == "users")
 
 
 @pytest.mark.parametrize("by", ["nodes", "users"])

@@ -14,6 +14,7 @@ from fedpriv.privacy import (
     GlobalClipping,
     Header,
     Ledger,
+    PerLayerClipping,
     PldAccountant,
     PoissonSampling,
     Release,
@@ -75,6 +76,16 @@ def test_a_ledger_keeps_who_paid(tmp_path):
     for each in RELEASES:
         ledger.append(each)
     assert read_ledger(path).releases == tuple(RELEASES)
+
+
+def test_noise_per_block_costs_the_same():
+    """Two contributions that are opposite, and as large as can be, in every block."""
+    bounds = (0.3, 0.4, 1.2)
+    mechanism = GaussianMechanism(Z, PerLayerClipping(1.3, bounds), per_block=True)
+    distances = np.array([2 * bound for bound in bounds]) / mechanism.block_stddevs(3)
+    assert np.linalg.norm(distances) == pytest.approx(1 / (Z / 2))
+    released = Release.of_users(1, 0, PoissonSampling(4, 2.0), UserNoise(mechanism), (0,), "digest")
+    assert released.event().noise_multiplier == pytest.approx(Z / 2, rel=1e-10)
 
 
 def test_without_noise_there_is_no_privacy():
