@@ -133,6 +133,11 @@ def check(config: ExperimentConfig, settings: AuditSettings) -> None:
         raise InputError(
             "privacy.unit: example: canaries are users; an audit of silos' examples is not built"
         )
+    if config.privacy.noise_by != "server":
+        raise InputError(
+            f"privacy.noise_by: {config.privacy.noise_by}: an audit measures noise that the server "
+            "adds to one sum; an audit of what nodes or users send is not built"
+        )
     if config.privacy.error_feedback.kind != "none":
         raise InputError(
             "privacy.error_feedback: an audit has no store for users' memories: audit the same "

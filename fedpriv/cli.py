@@ -178,15 +178,24 @@ def show(config: ConfigPath, overrides: Overrides = None) -> None:
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG, its data and its model, without running anything."""
     from fedpriv import experiment
+    from fedpriv.reporting.noise_statement import TRUST_MODELS
 
     prepared = experiment.prepare(load_config(config, overrides or []), seeded=False)
     planned = prepared.plan.planned_epsilon()
     cost = (
         "without privacy" if planned is None else f"ε = {planned:.4g} at δ={prepared.plan.delta:g}"
     )
-    if planned is not None and prepared.plan.level:
-        cost += " a silo that takes part in each, for one of its examples"
+    privacy = prepared.config.privacy
+    if planned is not None and privacy is not None and prepared.plan.level:
+        example = privacy.unit == "example"
+        cost += (
+            " a silo that takes part in each, for one of its examples"
+            if example
+            else (" a user that takes part in each")
+        )
     print(f"{config}: valid; {prepared.config.rounds} rounds cost {cost}")
+    if privacy is not None and privacy.noise_by != "server":
+        print(TRUST_MODELS[privacy.noise_by])
 
 
 @config_app.command()

@@ -314,6 +314,17 @@ class PrivacyConfig(Section):
         description="spherical: the same noise everywhere; per_block: in proportion to each "
         "tensor's own bound, at the same cost.",
     )
+    noise_by: Literal["server", "nodes", "users"] = Field(
+        default="server",
+        description="unit: user. server: the noise is added once, to the sum; nodes: each node "
+        "adds a share of it, for where nobody sees more than the nodes' sum; users: each adds all "
+        "of it to its own contribution (local differential privacy).",
+    )
+    lost_nodes: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="noise_by: nodes: how many nodes may fail in a round; the shares of the others "
+        "have the full noise. Where more fail, noise alone is released.",
+    )
     accountants: tuple[Literal["rdp", "pld"], ...] = Field(
         default=("rdp",),
         min_length=1,
@@ -327,7 +338,7 @@ class PrivacyConfig(Section):
             raise ValueError("write exactly one of noise_multiplier and target_epsilon")
         if self.noise_multiplier and not 1e-6 <= self.noise_multiplier <= 1e6:
             raise ValueError("noise_multiplier must be 0 (no privacy) or from 1e-6 to 1e6")
-        if self.unit == "user":
+        if self.unit == "user" and self.noise_by != "users":
             _check_adjacency(self.sampling.kind, self.adjacency)
         if self.noise == "per_block" and (
             self.clipping.kind == "global"
@@ -340,8 +351,9 @@ class PrivacyConfig(Section):
             )
         if "rdp" not in self.accountants:
             raise ValueError("accountants must include rdp, which budgets and calibration use")
-        poisson = self.unit == "example" or self.sampling.kind != "fixed_size"
-        if "pld" in self.accountants and not poisson:
+        amplified = self.unit == "user" and self.noise_by != "users"
+        without_replacement = amplified and self.sampling.kind == "fixed_size"
+        if "pld" in self.accountants and without_replacement:
             raise ValueError(
                 "accountants: pld has no proof for sampling without replacement; write [rdp]"
             )
@@ -371,6 +383,38 @@ class PrivacyConfig(Section):
         # Its own checks give the reasons.
         ExampleLevel(mechanism, self.example.sampling_rate, 1, adjacency, self.example.silo_size)
         return self
+
+    @model_validator(mode="after")
+    def _noise_is_added_where_it_can_be(self) -> PrivacyConfig:
+        if self.lost_nodes and self.noise_by != "nodes":
+            raise ValueError("lost_nodes goes with noise_by: nodes only")
+        if self.noise_by == "server":
+            return self
+        if self.unit == "example":
+            raise ValueError(
+                f"noise_by: {self.noise_by} goes with unit: user: with unit: example silos add "
+                "noise of their own in every step; remove noise_by"
+            )
+        if self.clipping.kind == "adaptive":
+            raise ValueError(
+                "clipping.kind: adaptive counts users within their bound, and the noise on these "
+                f"counts is the server's: write global or per_layer with noise_by: {self.noise_by}"
+            )
+        if self.noise_by == "users":
+            self._check_local()
+        return self
+
+    def _check_local(self) -> None:
+        if self.error_feedback.kind != "none":
+            raise ValueError(
+                "error_feedback: user makes a message depend on all earlier rounds of its user, "
+                "for which local noise has no proof here; write none with noise_by: users"
+            )
+        if self.adjacency not in (None, "replace_one"):
+            raise ValueError(
+                f"adjacency: {self.adjacency} does not go with noise_by: users: that a user takes "
+                "part is no secret from whoever receives its message; write replace_one"
+            )
 
     @model_validator(mode="after")
     def _error_feedback_has_a_proof(self) -> PrivacyConfig:
@@ -593,6 +637,17 @@ class ExperimentConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _some_node_is_left(self) -> ExperimentConfig:
+        if self.privacy is None or self.privacy.noise_by != "nodes":
+            return self
+        if self.privacy.lost_nodes >= self.runtime.workers:
+            raise ValueError(
+                f"privacy.lost_nodes must be below runtime.workers ({self.runtime.workers}), got "
+                f"{self.privacy.lost_nodes}: those that are left add all the noise there is"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _batches_can_be_filled(self) -> ExperimentConfig:
         most = self.data.examples_per_user
         if most is not None and self.local.batch_size > most:
@@ -639,6 +694,14 @@ class ExperimentConfig(Section):
                 del kept["privacy"]["example"]
             elif self.privacy.example.gradients == "instantiated":
                 del kept["privacy"]["example"]["gradients"]
+            if self.privacy.noise_by == "server":
+                del kept["privacy"]["noise_by"]
+            if self.privacy.noise_by == "nodes":
+                # Runs with other numbers of nodes add up other shares, and must not have them from
+                # one seed: what one run shows of the noise would be missing in the other.
+                kept["privacy"]["nodes"] = self.runtime.workers
+            else:
+                del kept["privacy"]["lost_nodes"]
             feedback = kept["privacy"].pop("error_feedback")
             if feedback.pop("kind") == "user":
                 del feedback["ram_mib"]

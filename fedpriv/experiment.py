@@ -146,12 +146,14 @@ class Experiment:
 
     def header(self) -> Header:
         """Return the header of this run's ledger."""
+        privacy = self.config.privacy
         return Header(
             fingerprint=self.config.fingerprint(),
             population=self.plan.sampling.population,
             delta=self.plan.delta,
             adjacency=self.plan.adjacency.value,
-            unit="example" if self.plan.level else "user",
+            unit=privacy.unit if privacy else "user",
+            noise_by=privacy.noise_by if privacy else "server",
         )
 
 
@@ -367,6 +369,18 @@ class _Recorder:
         workers = [summed.spans for summed in record.sums]
         self._experiment.profile.add([*record.spans, *watch.spans], workers)
         self._observer.finished(row)
+        if record.noise_only:
+            self._observer.say(self._dropped(record))
+
+    def _dropped(self, record: RoundRecord) -> str:
+        """Say that a round released noise alone."""
+        shares = self._experiment.plan.shares
+        assert shares is not None
+        return (
+            f"round {record.round}: {record.nodes_lost} nodes lost, and privacy.lost_nodes allows "
+            f"for {shares.lost}: the sums of the others had too little noise and were dropped; "
+            "noise alone was released"
+        )
 
     def _save(self, record: RoundRecord) -> None:
         bounds = torch.tensor(record.bounds, dtype=torch.float64)
@@ -397,7 +411,9 @@ class _Recorder:
         if record.block_noise:
             row["noise_block_norms"] = dict(zip(names, record.block_noise, strict=True))
         if record.costs is not None:
-            row["silos"] = _silos(record.costs, record.silos)
+            row |= self._costs(record.costs, record.silos)
+        if record.noise_only:
+            row["noise_only"] = True
         if record.round % config.evaluation.every == 0 or record.round == config.rounds:
             row["epsilon"] |= self._slow_epsilons(record.epsilon)
             row["held_out"] = self._evaluate()
@@ -406,6 +422,16 @@ class _Recorder:
             if self._memory is not None:
                 row["simulation_only"] |= _seen_of_memories(record)
         return row
+
+    def _costs(self, costs: SiloCosts, took_part: tuple[int, ...]) -> dict[str, Any]:
+        """Return what the schedule, which is public, has cost silos, or users by their own noise.
+
+        Which users took part is in the ledger, and would be long here.
+        """
+        spent = {"worst": _finite(costs.worst), "median": _finite(costs.median)}
+        if self._ledger.header.unit == "user":
+            return {"users": {**spent, "worst_user": costs.worst_silo}}
+        return {"silos": {**spent, "worst_silo": costs.worst_silo, "took_part": list(took_part)}}
 
     def _evaluate(self) -> dict[str, float]:
         trainer = self._experiment.trainer
@@ -423,16 +449,6 @@ class _Recorder:
         for release in most_charged(list(self._ledger)):
             accountant.compose(release.event())
         return {"pld": accountant.epsilon(privacy.delta)}
-
-
-def _silos(costs: SiloCosts, took_part: tuple[int, ...]) -> dict[str, Any]:
-    """Return what the schedule, which is public, has cost the silos."""
-    return {
-        "worst": _finite(costs.worst),
-        "worst_silo": costs.worst_silo,
-        "median": _finite(costs.median),
-        "took_part": list(took_part),
-    }
 
 
 def _finite(epsilon: float | None) -> float | None:

@@ -28,11 +28,20 @@ from fedpriv.federation.messages import (
     sum_reply,
     work_of,
 )
-from fedpriv.federation.plan import build_example_level, build_randomness, build_trainer
+from fedpriv.federation.plan import (
+    build_example_level,
+    build_mechanism,
+    build_randomness,
+    build_shares,
+    build_trainer,
+)
 from fedpriv.privacy.clipping import with_bounds
+from fedpriv.privacy.randomness import Purpose
+from fedpriv.privacy.user_noise import UserNoise
 from fedpriv.training.cohort import CohortSum, CohortTrainer, train_cohort
 from fedpriv.training.device import keep_freed_memory
 from fedpriv.training.memory_store import Memories, RoundMemories
+from fedpriv.training.own_noise import released_alone, with_share, with_users_noise
 from fedpriv.training.parameters import Layout
 
 app = ClientApp()
@@ -55,16 +64,21 @@ def describe(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train the users that the message names and answer with the sum of their clipped updates.
 
-    Silos answer with the sum of their noisy changes.
+    Silos answer with the sum of their noisy changes; where nodes or users add the noise, it is in
+    the sum.
     """
 
     def answer() -> Message:
         config, work = experiment_of(message), work_of(message)
         trainer = _trainer(config, context)
-        if work.in_silos is not None:
-            return sum_reply(message, _partition(context), _trained_silos(config, work, trainer))
+        partition = _partition(context)
+        if config.privacy is not None and config.privacy.unit == "example":
+            return sum_reply(message, partition, _trained_silos(config, work, trainer))
         with _memories(config, work) as memories:
-            return sum_reply(message, _partition(context), trained(trainer, work, memories))
+            summed = trained(trainer, work, memories)
+        if work.own_noise is not None:
+            summed = _noisy(config, work, summed, Layout.of(trainer.model), partition)
+        return sum_reply(message, partition, summed)
 
     return _guarded(message, answer)
 
@@ -76,21 +90,43 @@ def trained(trainer: CohortTrainer, work: Work, memories: RoundMemories | None =
     return train_cohort(trainer, work.parameters, work.users, work.round, memories)
 
 
+def _noisy(
+    config: ExperimentConfig, work: Work, summed: CohortSum, layout: Layout, partition: int
+) -> CohortSum:
+    """Return the node's sum with the noise that it, or its users, add before it leaves.
+
+    The multiplier is the server's: whoever calibrated it again could get other last digits.
+    """
+    privacy, own = config.privacy, work.own_noise
+    assert privacy is not None
+    assert own is not None
+    mechanism = build_mechanism(privacy, own.noise_multiplier, layout)
+    # In a deployment a source of this node's own, made anew for each message.
+    secret = build_randomness(config)
+    if privacy.noise_by == "users":
+        noise, sizes = UserNoise(mechanism), layout.sizes
+        noisy = with_users_noise(summed, noise, sizes, work.users, work.round, own.attempt, secret)
+    else:
+        generator = secret.numpy(Purpose.NOISE_SHARE, work.round, own.attempt, partition)
+        noisy = with_share(summed, build_shares(config), mechanism, layout.sizes, generator)
+    return released_alone(noisy) if config.runtime.deployment else noisy
+
+
 def _trained_silos(config: ExperimentConfig, work: Work, trainer: CohortTrainer) -> CohortSum:
     # Imported here: it needs Opacus, which nothing else does.
     from fedpriv.training.example_level import train_silos
 
     assert config.privacy is not None
     assert config.privacy.example is not None
-    assert work.in_silos is not None
+    assert work.own_noise is not None
     layout = Layout.of(trainer.model)
     return train_silos(
         trainer,
-        build_example_level(config, work.in_silos.noise_multiplier, layout),
+        build_example_level(config, work.own_noise.noise_multiplier, layout),
         work.parameters,
         work.users,
         work.round,
-        work.in_silos.attempt,
+        work.own_noise.attempt,
         build_randomness(config),
         config.privacy.delta,
         config.privacy.example.gradients,

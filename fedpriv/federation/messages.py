@@ -60,7 +60,8 @@ class Work:
         parameters: the flat parameters `[total]` to start from.
         memories: the folder of the users' memories; None where they keep none.
         journal: where the node writes what its users will keep.
-        in_silos: what the round is for silos, whose noise is their own; None for users.
+        own_noise: what silos, nodes or users need to add noise of their own; None where the
+            server adds it.
     """
 
     round: int
@@ -69,15 +70,15 @@ class Work:
     parameters: Tensor
     memories: Path | None
     journal: Journal | None
-    in_silos: InSilos | None
+    own_noise: OwnNoise | None
 
 
-class InSilos(NamedTuple):
-    """What silos need besides the config to train in a round.
+class OwnNoise(NamedTuple):
+    """What is needed besides the config to add noise where users are trained.
 
     Attributes:
         attempt: which draw of samples and noise the round uses.
-        noise_multiplier: z of each step, as the server accounts for it.
+        noise_multiplier: z, of silos that of each step, as the server accounts for it.
     """
 
     attempt: int
@@ -92,7 +93,7 @@ def train_message(
     users: np.ndarray,
     bounds: Sequence[float],
     memories: tuple[Path, Journal] | None = None,
-    in_silos: InSilos | None = None,
+    own_noise: OwnNoise | None = None,
 ) -> Message:
     """Return the message that carries a node's `Work`."""
     work: dict[str, Any] = {
@@ -103,8 +104,8 @@ def train_message(
     }
     if memories is not None:
         work |= {"memories": str(memories[0]), "journal": list(memories[1])}
-    if in_silos is not None:
-        work |= in_silos._asdict()
+    if own_noise is not None:
+        work |= own_noise._asdict()
     return Message(
         RecordDict({"arrays": arrays, "config": ConfigRecord(work)}),
         node_id,
@@ -136,7 +137,7 @@ def work_of(message: Message) -> Work:
         parameters=flat_tensor(arrays),
         memories=Path(config["memories"]) if "memories" in config else None,
         journal=Journal(*config["journal"]) if "journal" in config else None,
-        in_silos=InSilos(config["attempt"], config["noise_multiplier"])
+        own_noise=OwnNoise(config["attempt"], config["noise_multiplier"])
         if "attempt" in config
         else None,
     )

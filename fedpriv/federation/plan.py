@@ -40,8 +40,10 @@ from fedpriv.privacy.clipping import (
 from fedpriv.privacy.error_feedback import Dice, ErrorFeedback, Remainder
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
+from fedpriv.privacy.noise_shares import NoiseShares
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
+from fedpriv.privacy.user_noise import UserNoise
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.decoding import decoder
 from fedpriv.training.device import resolve_device, set_tf32
@@ -63,8 +65,10 @@ class Plan:
         mechanism: the clip bound and the noise.
         layout: names and shapes of the model's blocks.
         randomness: where sampling and noise come from.
-        level: example-level privacy: what happens, with `mechanism`, inside the silos that
-            `sampling` draws, and the event that this costs them; None for user-level.
+        level: where those whom `sampling` draws add the noise of `mechanism` themselves and each
+            pays alone: what silos do with their examples, or users with their contribution, and
+            the event that this costs one of them. None where all users pay.
+        shares: how nodes add the noise of `mechanism`; None where they do not.
     """
 
     config: ExperimentConfig
@@ -72,7 +76,8 @@ class Plan:
     mechanism: GaussianMechanism
     layout: Layout
     randomness: Randomness
-    level: ExampleLevel | None = None
+    level: ExampleLevel | UserNoise | None = None
+    shares: NoiseShares | None = None
 
     @property
     def adjacency(self) -> Adjacency:
@@ -80,7 +85,7 @@ class Plan:
         return self.level.adjacency if self.level else self.sampling.adjacency
 
     def event(self) -> dp_accounting.DpEvent:
-        """Return the event of one round for a user, or for a silo that takes part."""
+        """Return the event of one round for a user, or for one of `level` that takes part."""
         return self.level.event() if self.level else self.sampling.event(self.mechanism)
 
     @property
@@ -104,7 +109,7 @@ class Plan:
     def planned_epsilon(self) -> float | None:
         """Return the RDP ε of all planned rounds; None without privacy.
 
-        With example-level privacy it is that of a silo that takes part in every round.
+        With a `level` it is that of a silo, or user, that takes part in every round.
         """
         if self.delta is None:
             return None
@@ -113,7 +118,7 @@ class Plan:
         return accountant.epsilon(self.delta)
 
     def affordable_rounds(self) -> int:
-        """Return how many of the planned rounds the budget allows; of silos, one in them all."""
+        """Return how many of the planned rounds the budget allows; of a level, one in them all."""
         if self.budget is None or self.delta is None:
             return self.config.rounds
         return affordable_rounds(
@@ -142,6 +147,10 @@ def build_plan(config: ExperimentConfig, population: int, layout: Layout) -> Pla
         # Silos that divide by their own size are checked as they train.
         level.check_delta(config.privacy.delta, examples=0)
         return Plan(config, silos, level.mechanism, layout, randomness, level)
+    if config.privacy.noise_by == "users":
+        users = build_sampling(wanted.kind, population, wanted.expected_cohort)
+        noise = _noise_of_users(config, layout)
+        return Plan(config, users, noise.mechanism, layout, randomness, noise)
     adjacency = Adjacency(config.privacy.adjacency) if config.privacy.adjacency else None
     sampling = build_sampling(wanted.kind, population, wanted.expected_cohort, adjacency)
     noise_multiplier = _noise_multiplier(
@@ -150,8 +159,9 @@ def build_plan(config: ExperimentConfig, population: int, layout: Layout) -> Pla
         sampling.adjacency,
         lambda z: sampling.event(GaussianMechanism(z, GlobalClipping(1.0))),
     )
-    mechanism = _mechanism(config.privacy, noise_multiplier, sampling, layout)
-    return Plan(config, sampling, mechanism, layout, randomness)
+    mechanism = build_mechanism(config.privacy, noise_multiplier, layout, sampling)
+    shares = build_shares(config) if config.privacy.noise_by == "nodes" else None
+    return Plan(config, sampling, mechanism, layout, randomness, shares=shares)
 
 
 def build_randomness(config: ExperimentConfig) -> Randomness:
@@ -198,6 +208,24 @@ def _noise_in_silos(config: ExperimentConfig, layout: Layout) -> float:
     )
 
 
+def _noise_of_users(config: ExperimentConfig, layout: Layout) -> UserNoise:
+    """Return the noise of a user, as given, or calibrated for one that is in every round."""
+    assert config.privacy is not None
+    noise_multiplier = _noise_multiplier(
+        config.privacy,
+        config.rounds,
+        UserNoise.adjacency,
+        lambda z: UserNoise(GaussianMechanism(z, GlobalClipping(1.0))).event(),
+    )
+    return UserNoise(build_mechanism(config.privacy, noise_multiplier, layout))
+
+
+def build_shares(config: ExperimentConfig) -> NoiseShares:
+    """Return the shares of noise that the nodes of `config` add."""
+    assert config.privacy is not None
+    return NoiseShares(config.runtime.workers, config.privacy.lost_nodes)
+
+
 def _noise_multiplier(
     privacy: PrivacyConfig,
     rounds: int,
@@ -216,14 +244,23 @@ def _noise_multiplier(
         raise InputError(f"privacy.target_epsilon: {error}") from None
 
 
-def _mechanism(
-    privacy: PrivacyConfig, noise_multiplier: float, sampling: Sampling, layout: Layout
+def build_mechanism(
+    privacy: PrivacyConfig,
+    noise_multiplier: float,
+    layout: Layout,
+    sampling: Sampling | None = None,
 ) -> GaussianMechanism:
+    """Return the clip bound and the noise of `privacy`; adaptive clipping needs the `sampling`.
+
+    Raises:
+        InputError: the noise on the counts of adaptive clipping costs more than there is.
+    """
     clipping = build_clipping(privacy.clipping, layout)
     if (feedback := build_error_feedback(privacy, layout)) is not None:
         clipping = feedback.contribution(clipping)
     counts = None
     if privacy.clipping.kind == "adaptive":
+        assert sampling is not None
         number = len(bounds_of(clipping))
         # A twentieth of the cohort is Andrew et al.'s choice; z keeps the price of the counts in
         # a small cohort to 15% more noise on the updates.

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -19,9 +20,9 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
-from fedpriv.federation.hosting import Hosting
+from fedpriv.federation.hosting import Hosting, NodeUsers
 from fedpriv.federation.messages import (
-    InSilos,
+    OwnNoise,
     failure_of,
     flat_record,
     hosting_of,
@@ -33,6 +34,7 @@ from fedpriv.federation.plan import Plan
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.accounting import RdpAccountant
 from fedpriv.privacy.clipping import bounds_of, with_bounds
+from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.ledger import Ledger, Release
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.randomness import Purpose
@@ -63,13 +65,14 @@ class RoundRecord:
             as large as the model. Private: simulation only.
         block_norms: `[blocks]`, L2 norms of the averaged update's blocks, of the release alone.
         block_noise: `[blocks]`, the norm that the noise alone has in expectation in each; empty
-            where it was added within the local steps of silos.
+            where silos or users added noise of their own.
         bound: the clip bound C of the round; None without privacy.
         bounds: the bounds of the next round where they adapt, a function of the release.
         spans: what the server did, where time is recorded.
         journals: what the users whose sums were counted keep, where they keep anything.
-        silos: who took part, where the unit of privacy is an example; empty otherwise.
-        costs: what the silos have spent then; `epsilon` is that of the worst.
+        silos: who took part, where silos or users with noise of their own pay; empty otherwise.
+        costs: what they have spent then; `epsilon` is that of the worst.
+        noise_only: whether too few nodes answered to release their sum, and noise was instead.
     """
 
     round: int
@@ -86,6 +89,7 @@ class RoundRecord:
     journals: tuple[Journal, ...]
     silos: tuple[int, ...] = ()
     costs: SiloCosts | None = None
+    noise_only: bool = False
 
 
 class PrivateFedAvg(Strategy):
@@ -97,7 +101,8 @@ class PrivateFedAvg(Strategy):
 
     With example-level privacy the cohort is one of silos, whose changes come with noise of their
     own: none is added here, and the ledger charges the silos that were drawn, whether or not they
-    answered.
+    answered. So it is with users who add noise of their own. Where nodes add shares of the noise,
+    none is added here either, unless too few of them answered.
     """
 
     def __init__(
@@ -127,11 +132,12 @@ class PrivateFedAvg(Strategy):
         self._hosting: Hosting | None = None
         self._record: RoundRecord | None = None
         self._started = 0.0
-        self._asked = 0
+        self._asked = self._lost = 0
+        self._noise_only = False
         self._drawn = 0
         self._cohort: tuple[int, ...] = ()
         self._accountant = RdpAccountant(plan.adjacency)
-        #: What each silo has spent; with user-level privacy all users spend what releases cost.
+        #: What each silo or user of a level has spent; else all users spend what releases cost.
         self._silos = SiloAccounts(plan.adjacency, plan.sampling.population)
         if plan.level is None:
             ledger.compose_into(self._accountant)
@@ -144,6 +150,8 @@ class PrivateFedAvg(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Draw the cohort and return one message a node: parameters and its share of users.
+
+        Nodes that add a share of the noise are asked though they have none of the users.
 
         Raises:
             BudgetError: the round would exceed the privacy budget; nothing has been drawn.
@@ -160,23 +168,28 @@ class PrivateFedAvg(Strategy):
             if unpaid:
                 self._check_budget(server_round)
         hosting, at_home = self._known_hosting(grid), self.memory is not None
-        shares = [(n, users) for n, users in hosting.shares(cohort, at_home) if len(users)]
-        self._asked = len(shares)
-        return [
-            train_message(
-                node.node_id,
-                self.plan.config,
-                arrays,
-                server_round,
-                users,
-                self.bounds,
-                (self.memory.folder, self._journal(server_round, node.partition))
-                if self.memory
-                else None,
-                InSilos(attempt, self.plan.mechanism.noise_multiplier) if self.plan.level else None,
-            )
-            for node, users in shares
+        shares = [
+            (node, users)
+            for node, users in hosting.shares(cohort, at_home)
+            if len(users) or self.plan.shares
         ]
+        self._asked = len(shares)
+        if self._pays_before_asking:
+            self._pay(server_round, attempt, digest="")
+        return [self._message(node, users, arrays, server_round) for node, users in shares]
+
+    def _message(
+        self, node: NodeUsers, users: np.ndarray, arrays: ArrayRecord, round_: int
+    ) -> Message:
+        own_noise, memories = None, None
+        if self._noise_is_in_sums:
+            own_noise = OwnNoise(self._drawn, self.plan.mechanism.noise_multiplier)
+        if self.memory is not None:
+            memories = (self.memory.folder, self._journal(round_, node.partition))
+        config = self.plan.config
+        return train_message(
+            node.node_id, config, arrays, round_, users, self.bounds, memories, own_noise
+        )
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -189,7 +202,7 @@ class PrivateFedAvg(Strategy):
         parameters = self.plan.layout.total
         total = torch.zeros(parameters + len(self.bounds), dtype=torch.float64)
         with self._watch.measure("add up"):
-            sums = self._sums(replies)
+            sums = self._enough(self._sums(replies))
             for partition, summed in sums.items():
                 total[:parameters] += summed.total
                 total[parameters:] += self._within_bounds(summed)
@@ -203,13 +216,20 @@ class PrivateFedAvg(Strategy):
             seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
             self.server.step(average, server_round, seed)
 
-        stddevs = self._mechanism.block_stddevs(len(self.plan.layout.names))
+        stddevs = self._released_stddevs(answers=len(sums))
         if self.plan.adaptive is not None:
             self.bounds = self.plan.adaptive.next(self.bounds, within.tolist())
         self._record = self._recorded(server_round, sums, average, stddevs)
         self.next_round = server_round + 1
-        metrics = MetricRecord({"nodes-lost": self._asked - len(sums)})
+        metrics = MetricRecord({"nodes-lost": self._lost})
         return self._broadcast(), metrics
+
+    def _enough(self, sums: dict[int, CohortSum]) -> dict[int, CohortSum]:
+        """Return `sums`, or none of them where too few have a share of the noise."""
+        self._lost = self._asked - len(sums)
+        shares = self.plan.shares
+        self._noise_only = shares is not None and len(sums) < shares.needed
+        return {} if self._noise_only else sums
 
     def _paid_release(self, round_: int, total: Tensor) -> Tensor:
         """Return `total` with noise, after the ledger has been charged for it.
@@ -217,6 +237,8 @@ class PrivateFedAvg(Strategy):
         Raises:
             RoundChanged: the round was charged before and its repetition gave another sum.
         """
+        if self._pays_before_asking:
+            return self._noisy(total, round_, self._drawn)
         attempt, charges = self._attempt(round_), self.ledger.charges(round_)
         released = self._noisy(total, round_, attempt)
         if attempt < len(charges):
@@ -224,17 +246,24 @@ class PrivateFedAvg(Strategy):
                 self._changed.add(round_)
                 raise RoundChanged(round_)
             return released
-        digest, sampling, level = _digest(released), self.plan.sampling, self.plan.level
+        self._pay(round_, attempt, _digest(released))
+        return released
+
+    def _pay(self, round_: int, attempt: int, digest: str) -> None:
+        """Charge the ledger, durably, and the accountant for a release."""
+        sampling, level, cohort = self.plan.sampling, self.plan.level, self._cohort
         if level is None:
-            release = Release.of(round_, attempt, sampling, self._mechanism, digest)
+            shares = self.plan.shares
+            release = Release.of(round_, attempt, sampling, self._mechanism, digest, shares)
+        elif isinstance(level, ExampleLevel):
+            release = Release.of_silos(round_, attempt, sampling, level, cohort, digest)
         else:
-            release = Release.of_silos(round_, attempt, sampling, level, self._cohort, digest)
+            release = Release.of_users(round_, attempt, sampling, level, cohort, digest)
         self.ledger.append(release)
         if level is None:
             self._accountant.compose(release.event())
         else:
             self._silos.charge_all([release])
-        return released
 
     def _attempt(self, round_: int) -> int:
         """Return which draw of cohort and noise the round uses.
@@ -250,10 +279,27 @@ class PrivateFedAvg(Strategy):
         return charged - 1 if charged and repeats else charged
 
     def _noisy(self, total: Tensor, round_: int, attempt: int) -> Tensor:
-        if self.plan.level is not None:
-            return total  # every silo has added noise of its own, at full strength
+        # Silos and users have added noise at full strength, whoever answered; nodes have where
+        # enough of them did. Where not, `total` is zero, and the noise here is all there is.
+        if self._noise_is_in_sums and not self._noise_only:
+            return total
         generator = self.plan.randomness.numpy(Purpose.NOISE, round_, attempt)
         return self._mechanism.release(total, self.plan.layout.sizes, generator)
+
+    @property
+    def _noise_is_in_sums(self) -> bool:
+        """Whether nodes answer with noise in their sums."""
+        return bool(self.plan.level or self.plan.shares)
+
+    @property
+    def _pays_before_asking(self) -> bool:
+        """Whether the charge must be on the disk before any node is asked.
+
+        The noise of nodes or users of a deployment protects them from the server too, who has
+        seen it by the time that sums arrive. A simulation pays afterwards, when it knows whether
+        a repeated round gives the release that was paid for.
+        """
+        return self._deployed and self._noise_is_in_sums
 
     @property
     def _mechanism(self) -> GaussianMechanism:
@@ -462,7 +508,7 @@ class PrivateFedAvg(Strategy):
             epsilon=self.epsilon(),
             lr=self.server.lr(round_),
             seconds=time.perf_counter() - self._started,
-            nodes_lost=self._asked - len(sums),
+            nodes_lost=self._lost,
             sums=tuple(sums.values()),
             block_norms=tuple(float(block.norm()) for block in layout.split(average).values()),
             block_noise=()
@@ -479,7 +525,15 @@ class PrivateFedAvg(Strategy):
             costs=self._silos.costs(self.plan.delta)
             if self.plan.level and self.plan.delta is not None
             else None,
+            noise_only=self._noise_only,
         )
+
+    def _released_stddevs(self, answers: int) -> tuple[float, ...]:
+        """Return the noise on each block of the sum; shares of nodes may come to more than σ."""
+        shares = self.plan.shares
+        more = math.sqrt(answers / shares.needed) if shares and answers else 1.0
+        stddevs = self._mechanism.block_stddevs(len(self.plan.layout.names))
+        return tuple(more * stddev for stddev in stddevs)
 
     def _journal(self, round_: int, partition: int) -> Journal:
         assert self.memory is not None

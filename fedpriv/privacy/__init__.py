@@ -20,6 +20,7 @@ from fedpriv.privacy.error_feedback import Dice, ErrorFeedback, Remainder, feed_
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.ledger import Header, Ledger, LedgerFile, Release, read_ledger
 from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
+from fedpriv.privacy.noise_shares import NoiseShares, multiplier_against_a_node
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.privacy.sampling import (
     Adjacency,
@@ -30,6 +31,7 @@ from fedpriv.privacy.sampling import (
     build_sampling,
 )
 from fedpriv.privacy.silos import SiloAccounts, SiloCosts, most_charged
+from fedpriv.privacy.user_noise import UserNoise
 
 __all__ = [
     "ACCOUNTANTS",
@@ -50,6 +52,7 @@ __all__ = [
     "Header",
     "Ledger",
     "LedgerFile",
+    "NoiseShares",
     "PerLayerClipping",
     "PldAccountant",
     "PoissonSampling",
@@ -62,11 +65,13 @@ __all__ = [
     "SiloAccounts",
     "SiloCosts",
     "Unclipped",
+    "UserNoise",
     "affordable_rounds",
     "build_sampling",
     "clip",
     "feed_back",
     "most_charged",
+    "multiplier_against_a_node",
     "noise_multiplier_for",
     "read_ledger",
     "with_bounds",

@@ -161,7 +161,8 @@ def merge(accounts: Sequence[Account], delta: float | None = None) -> Merged:
     """Compose `accounts` in sequence, as if their populations were the same people.
 
     Args:
-        accounts: at least one ledger; all of one population, unit and adjacency.
+        accounts: at least one ledger; all of one population, unit, adjacency and trust
+            model.
         delta: the δ of the answer; by default the one that all ledgers share.
 
     Raises:
@@ -182,12 +183,12 @@ def merge(accounts: Sequence[Account], delta: float | None = None) -> Merged:
 def _check_belong_together(accounts: Sequence[Account]) -> None:
     first = accounts[0]
     for other in accounts[1:]:
-        for field in ("population", "unit", "adjacency"):
+        for field in ("population", "unit", "adjacency", "noise_by"):
             one, two = getattr(first.header, field), getattr(other.header, field)
             if one != two:
                 raise InputError(
                     f"{other.name}: its {field} is {two}, that of {first.name} is {one}: "
-                    "only ledgers of one population, unit and adjacency compose"
+                    "only ledgers of one population, unit, adjacency and trust model compose"
                 )
 
 

@@ -23,7 +23,9 @@ from fedpriv.privacy.accounting import Accountant
 from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.example_level import ExampleLevel, steps_event
 from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
+from fedpriv.privacy.noise_shares import NoiseShares
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
+from fedpriv.privacy.user_noise import UserNoise, message_event
 
 VERSION = 1
 
@@ -38,6 +40,8 @@ class Header:
         delta: the δ at which the run reports ε.
         adjacency: the adjacency under which its events hold.
         unit: the unit of privacy: user, or example (the population is then one of silos).
+        noise_by: who adds the noise, and so whom a user must trust: server, nodes or users; of
+            examples always silos, which `unit` says.
     """
 
     fingerprint: str
@@ -46,6 +50,7 @@ class Header:
     adjacency: str
     unit: str = "user"
     version: int = VERSION
+    noise_by: str = "server"
 
 
 @dataclass(frozen=True)
@@ -67,12 +72,16 @@ class Release:
         noise_shape: spherical, or per_block.
         counts: how many counts of users within a bound were released beside the sum.
         count_stddev: the standard deviation of the noise on each of them; None without counts.
-        digest: SHA-256 of everything that was released.
+        digest: SHA-256 of everything that was released; empty in a deployment whose nodes or
+            users add the noise: their charge is on the disk before they are asked.
         silos: example-level privacy: who took part, and so who pays; None where all users pay.
             `sampling`, `population` and `expected_cohort` are then those of silos; `adjacency`,
             `bound`, `sensitivity` and `stddev` those of examples in one step.
         sampling_rate: example-level: q of each step.
         steps: example-level: DP-SGD steps of each silo in this release.
+        users: noise added by users: who took part, and so who pays; None where all users pay.
+            `adjacency`, `sensitivity` and `stddev` are then those of one user's message.
+        shares: noise added by nodes: how many of their shares have `stddev` together.
     """
 
     round: int
@@ -92,6 +101,13 @@ class Release:
     silos: tuple[int, ...] | None = None
     sampling_rate: float | None = None
     steps: int | None = None
+    users: tuple[int, ...] | None = None
+    shares: int | None = None
+
+    @property
+    def payers(self) -> tuple[int, ...] | None:
+        """Who pays for this release: silos, or users with noise of their own; None for all."""
+        return self.silos if self.silos is not None else self.users
 
     @classmethod
     def of(
@@ -101,8 +117,12 @@ class Release:
         sampling: Sampling,
         mechanism: GaussianMechanism,
         digest: str,
+        shares: NoiseShares | None = None,
     ) -> Release:
-        """Return the record of one release of `mechanism` over a cohort of `sampling`."""
+        """Return the record of one release of `mechanism` over a cohort of `sampling`.
+
+        `shares` are those in which nodes add the noise; None where the server does.
+        """
         bound = mechanism.clipping.bound
         bounded = bound != float("inf")
         return cls(
@@ -120,6 +140,27 @@ class Release:
             counts=mechanism.counts.counts if mechanism.counts else 0,
             count_stddev=mechanism.counts.stddev if mechanism.counts else None,
             digest=digest,
+            shares=shares.needed if shares else None,
+        )
+
+    @classmethod
+    def of_users(
+        cls,
+        round_: int,
+        attempt: int,
+        sampling: Sampling,
+        level: UserNoise,
+        users: Sequence[int],
+        digest: str,
+    ) -> Release:
+        """Return the record of a message of `level` by each of `users`, drawn by `sampling`."""
+        released = cls.of(round_, attempt, sampling, level.mechanism, digest)
+        bound = released.bound
+        return replace(
+            released,
+            adjacency=level.adjacency.value,
+            sensitivity=None if bound is None else level.adjacency.sensitivity(bound),
+            users=tuple(users),
         )
 
     @classmethod
@@ -146,7 +187,8 @@ class Release:
     def event(self) -> dp_accounting.DpEvent:
         """Return the privacy event, rebuilt from the noise and bounds on record.
 
-        Of a release of silos it is the event of a silo that took part.
+        Of a release of silos, or of users with noise of their own, it is the event of one that
+        took part.
 
         The multiplier is computed from them, not taken from `noise_multiplier`, so that a record
         cannot claim more noise than it shows.
@@ -161,9 +203,12 @@ class Release:
             assert self.sampling_rate is not None
             assert self.steps is not None
             return steps_event(multiplier, self.sampling_rate, self.steps)
+        mechanism = GaussianMechanism(multiplier, GlobalClipping(self.bound))
+        if self.users is not None:
+            return message_event(mechanism)
         adjacency = Adjacency(self.adjacency)
         sampling = build_sampling(self.sampling, self.population, self.expected_cohort, adjacency)
-        return sampling.event(GaussianMechanism(multiplier, GlobalClipping(self.bound)))
+        return sampling.event(mechanism)
 
 
 def _rounded_down(multiplier: float) -> float:
@@ -206,7 +251,10 @@ class Ledger:
         if path.exists():
             raise InputError(f"{path} exists: resume that run, or choose another run_dir")
         ledger = cls(path, header, [], "")
-        ledger._write({"kind": "header", **asdict(header)})
+        fields = asdict(header)
+        if header.noise_by == Header.noise_by:
+            del fields["noise_by"]
+        ledger._write({"kind": "header", **fields})
         fsync(path.parent)
         return ledger
 
@@ -343,15 +391,18 @@ def _unseal(path: Path, number: int, line: bytes, previous: str) -> dict[str, An
 
 
 def _fields(release: Release) -> dict[str, Any]:
-    """Return what a line holds; a release of users has nothing of silos."""
+    """Return what a line holds: of silos, of users' own noise, of shares only where they are."""
     fields = asdict(release)
-    if release.silos is None:
-        for name in _OF_SILOS:
-            del fields[name]
+    for kind, names in _OF_KIND.items():
+        if fields[kind] is None:
+            for name in names:
+                del fields[name]
     return fields
 
 
 _OF_SILOS = ("silos", "sampling_rate", "steps")
+# What goes with the first of them alone.
+_OF_KIND = {"silos": _OF_SILOS, "users": ("users",), "shares": ("shares",)}
 
 
 def _release(body: dict[str, Any]) -> Release:
@@ -360,6 +411,8 @@ def _release(body: dict[str, Any]) -> Release:
     if any(name in body for name in _OF_SILOS):
         rate, steps = float(body["sampling_rate"]), int(body["steps"])
         body |= {"silos": tuple(body["silos"]), "sampling_rate": rate, "steps": steps}
+    if "users" in body:
+        body["users"] = tuple(body["users"])
     return Release(**body)
 
 

@@ -29,6 +29,8 @@ class Purpose(enum.IntEnum):
     EXAMPLE_NOISE = 8
     EXAMPLE_DROPOUT = 9
     EXAMPLE_AUGMENTATION = 10
+    NOISE_SHARE = 12
+    USER_NOISE = 13
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What each silo has spent: a silo pays for the rounds in which it took part, and no others.
 
 Which silo took part when is public here: it is the schedule, drawn without a look at any data,
-and no amplification is claimed for it.
+and no amplification is claimed for it. A user that adds noise of its own pays in the same way:
+read "user" for "silo" then.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ class SiloAccounts:
         """Charge the silos that took part in each of `releases`.
 
         Raises:
-            ValueError: a release is not one of silos.
+            ValueError: a release is one that every user pays for.
         """
         for release in releases:
-            if release.silos is None:
-                raise ValueError("a release of users has no silos to charge")
+            if release.payers is None:
+                raise ValueError("a release that every user pays for has no silos to charge")
             event = release.event()
-            for silo in release.silos:
+            for silo in release.payers:
                 self._charged[silo][event] += 1
 
     def epsilons(self, delta: float) -> np.ndarray:
@@ -96,15 +97,16 @@ class SiloAccounts:
 def most_charged(releases: Sequence[Release]) -> Sequence[Release]:
     """Return the releases that the party with the largest ε pays for.
 
-    Every user pays for every release. Of silos it is the one that took part most often, since one
-    config gives all its releases one event; where events differ, all of them: an upper bound.
+    Every user pays for every release. Of silos, and of users with noise of their own, it is the
+    one that took part most often, since one config gives all its releases one event; where events
+    differ, all of them: an upper bound.
     """
-    if any(release.silos is None for release in releases):
+    if any(release.payers is None for release in releases):
         return releases
     if len({release.event() for release in releases}) > 1:
         return releases
-    counts = Counter(silo for release in releases for silo in release.silos or ())
+    counts = Counter(silo for release in releases for silo in release.payers or ())
     if not counts:
         return []
     worst = min(counts, key=lambda silo: (-counts[silo], silo))
-    return [release for release in releases if worst in (release.silos or ())]
+    return [release for release in releases if worst in (release.payers or ())]

@@ -147,6 +147,7 @@ def verified_document(verified: Verified) -> dict[str, Any]:
         "population": account.header.population,
         "unit": account.header.unit,
         "adjacency": account.header.adjacency,
+        "noise_by": account.header.noise_by,
         **_cost(verified.bill),
     }
 
@@ -158,6 +159,7 @@ def merged_document(merged: Merged) -> dict[str, Any]:
         "population": header.population,
         "unit": header.unit,
         "adjacency": header.adjacency,
+        "noise_by": header.noise_by,
         "releases": sum(len(account.releases) for account in merged.accounts),
         **_cost(merged.total),
         "runs": [
@@ -175,7 +177,7 @@ def ledger_table(opened: Opened, bill: Bill) -> RenderableType:
     header = opened.account.header
     heading = (
         f"{escape(str(opened.path))}: {header.population:,} {_members(header)}, "
-        f"unit {header.unit}, {header.adjacency} adjacency"
+        f"unit {header.unit}, {header.adjacency} adjacency{_noise_by(header)}"
     )
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("rounds", overflow="fold")
@@ -194,9 +196,19 @@ def _members(header: Header) -> str:
 
 def _whose(header: Header) -> tuple[str, ...]:
     """Say whose ε it is, where not everybody's."""
-    if header.unit != "example":
+    if not _pay_apart(header):
         return ()
-    return ("each silo pays for the rounds in which it was drawn; the worst has spent:",)
+    who = _members(header).removesuffix("s")
+    return (f"each {who} pays for the rounds in which it was drawn; the worst has spent:",)
+
+
+def _pay_apart(header: Header) -> bool:
+    """Say whether each pays for its own rounds alone."""
+    return header.unit == "example" or header.noise_by == "users"
+
+
+def _noise_by(header: Header) -> str:
+    return "" if header.noise_by == "server" else f", noise by {header.noise_by}"
 
 
 def _group_row(group: Releases) -> list[str]:
@@ -262,11 +274,11 @@ def merged_table(merged: Merged) -> RenderableType:
         costs = (epsilon_text(bill.first.epsilon), epsilon_text(bill.first.epsilon_pld))
         table.add_row(escape(account.name), f"{len(account.releases):,}", *costs)
     same = "the same people in every run"
-    if header.unit == "example":
+    if _pay_apart(header):
         same = "the same in every run, and so is the one that has spent most"
     heading = (
         f"{header.population:,} {_members(header)}, taken to be {same}; "
-        f"unit {header.unit}, {header.adjacency} adjacency, δ = {total.delta:g}"
+        f"unit {header.unit}, {header.adjacency} adjacency{_noise_by(header)}, δ = {total.delta:g}"
     )
     return Group(heading, table)
 

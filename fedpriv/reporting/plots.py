@@ -193,11 +193,12 @@ def noise_norms(run: Run) -> list[float] | None:
     """Return the expected norm of the noise on the average in each round, σ·√d/cohort.
 
     None without noise, with noise that differs between blocks, or where d is unknown; and where
-    silos add it within their local steps.
+    silos or users add it, or nodes more than σ.
     """
     spherical = all(release.noise_shape == "spherical" for release in run.releases)
-    in_silos = run.releases[-1].silos is not None
-    if not run.private or run.parameters is None or not spherical or in_silos:
+    own = run.releases[-1].payers is not None
+    more = run.config.privacy is not None and run.config.privacy.lost_nodes > 0
+    if not run.private or run.parameters is None or not spherical or own or more:
         return None
     stddevs = {release.round: release.stddev for release in run.releases}
     scale = math.sqrt(run.parameters) / run.sampling.expected_cohort

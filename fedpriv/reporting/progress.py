@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from fedpriv.experiment import Experiment
+from fedpriv.reporting.noise_statement import TRUST_MODELS
 
 
 class ProgressLines:
@@ -45,9 +46,10 @@ class ProgressLines:
     def begin(self, experiment: Experiment) -> None:
         """Say what is about to be run and what it will cost."""
         config, plan = experiment.config, experiment.plan
+        payer = "silo" if config.privacy and config.privacy.unit == "example" else "user"
         self._rounds = config.rounds
         self._budget = plan.budget
-        self._who = "silos" if plan.level else "users"
+        self._who = f"{payer}s"
         self._progress.update(self._task, total=config.rounds, completed=experiment.finished_rounds)
         say = partial(self._console.print, soft_wrap=True)
         say(f"[bold]{config.name}[/bold]: {experiment.trainer.dataset.description}")
@@ -65,8 +67,10 @@ class ProgressLines:
                 f"noise multiplier {plan.mechanism.noise_multiplier:.4f}, clip bound "
                 f"{plan.mechanism.clipping.bound:g}, {plan.adjacency.value}: all rounds "
                 f"will cost ε = {planned:.3f} at δ = {plan.delta:g}"
-                + (", a silo that takes part in each" if plan.level else "")
+                + (f", a {payer} that takes part in each" if plan.level else "")
             )
+        if config.privacy and config.privacy.noise_by != "server":
+            say(TRUST_MODELS[config.privacy.noise_by])
         if (sizes := experiment.memory_sizes()) is not None:
             say(sizes.sentence())
         affordable = plan.affordable_rounds()
@@ -207,10 +211,11 @@ def epsilon_text(row: dict[str, Any]) -> str:
     epsilon = row["epsilon"]["rdp"]
     if epsilon is None:
         return "[red]no privacy[/red]"
-    if "silos" in row:
-        return (
-            f"ε of the worst silo {epsilon:.3f}, of the median one {row['silos']['median']:.3f} "
-            f"δ {row['delta']:g}"
-        )
+    for payer in ("silo", "user"):
+        if f"{payer}s" in row:
+            return (
+                f"ε of the worst {payer} {epsilon:.3f}, of the median one "
+                f"{row[f'{payer}s']['median']:.3f} δ {row['delta']:g}"
+            )
     tight = f" (pld {row['epsilon']['pld']:.3f})" if "pld" in row["epsilon"] else ""
     return f"ε {epsilon:.3f}{tight} δ {row['delta']:g}"

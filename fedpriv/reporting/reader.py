@@ -87,9 +87,9 @@ class Run:
 
     @property
     def sampling(self) -> Sampling:
-        """The sampling of the newest release, which is one of silos where they pay."""
+        """The sampling of the newest release, of those who pay where these are not all users."""
         last = self.releases[-1]
-        if last.silos is not None:
+        if last.payers is not None:
             return build_sampling(last.sampling, last.population, last.expected_cohort)
         adjacency = Adjacency(last.adjacency)
         return build_sampling(last.sampling, last.population, last.expected_cohort, adjacency)
@@ -143,11 +143,18 @@ def read_run(path: Path) -> Run:
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
-    """Return one name a run: the experiment's, with the directory's where that is not enough."""
-    names = [run.config.name for run in runs]
+    """Return one name a run: the experiment's, with the directory's where that is not enough.
+
+    Where others than the server add the noise it says so: their ε is another quantity.
+    """
+    names = [run.config.name + _noise_by(run) for run in runs]
     if len(set(names)) == len(names):
         return names
-    return [f"{run.config.name} · {run.path.resolve().name}" for run in runs]
+    return [f"{name} · {run.path.resolve().name}" for name, run in zip(names, runs, strict=True)]
+
+
+def _noise_by(run: Run) -> str:
+    return "" if run.header.noise_by == "server" else f" (noise by {run.header.noise_by})"
 
 
 def _number(value: float | None) -> float:

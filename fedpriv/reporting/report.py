@@ -205,8 +205,9 @@ def _epsilon_cards(each: Reported) -> list[Card]:
     silos, whose = each.account.silos, ""
     median = []
     if silos is not None:
-        whose = "worst silo, "
-        median = [Card("ε by RDP", rounded_up(silos.median), "median silo", "epsilon-median")]
+        payer = "silo" if each.run.header.unit == "example" else "user"
+        whose = f"worst {payer}, "
+        median = [Card("ε by RDP", rounded_up(silos.median), f"median {payer}", "epsilon-median")]
     return median + [
         Card(
             f"ε by {guarantee.accountant.upper()}",
@@ -276,7 +277,7 @@ def _document(each: Reported) -> dict[str, Any]:
         "directory": str(run.path),
         "private": run.private,
         "epsilon": dict(each.account.epsilons),
-        "silos": asdict(each.account.silos) if each.account.silos else None,
+        **_costs(each),
         "delta": run.delta if run.private else None,
         "finished_rounds": run.finished_rounds,
         "disagreements": each.account.disagreements,
@@ -287,6 +288,16 @@ def _document(each: Reported) -> dict[str, Any]:
         "config": run.config.model_dump(mode="json"),
         "environment": run.environment,
     }
+
+
+def _costs(each: Reported) -> dict[str, Any]:
+    """Return what those who pay alone have spent, and ε against those who see more."""
+    costs = each.account.silos
+    if costs is None or each.run.header.unit == "example":
+        viewers = {"viewers": dict(each.account.viewers)} if each.account.viewers else {}
+        return {"silos": asdict(costs) if costs else None, **viewers}
+    users = {"worst": costs.worst, "worst_user": costs.worst_silo, "median": costs.median}
+    return {"silos": None, "users": users}
 
 
 def _csv(reported: Sequence[Reported]) -> str:

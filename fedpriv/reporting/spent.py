@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedpriv.privacy.accounting import ACCOUNTANTS, PLD_UP_TO, Accountant
 from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.silos import SiloAccounts, SiloCosts, most_charged
+from fedpriv.privacy.viewers import epsilon_against_a_node, epsilon_against_the_server
 from fedpriv.reporting.reader import Run
 
 # Two computations of one ε may differ in the last digits between machines and NumPy versions.
@@ -24,14 +25,17 @@ class Spent:
         accountants: by name, each charged with the whole ledger, or with what its worst silo pays
             for; empty for a run without privacy.
         epsilons: by accountant, the finite ε at the run's δ; empty for a run without privacy.
-        silos: what the silos have spent, where they pay; None otherwise.
+        silos: what silos, or users with noise of their own, have spent; None where all users pay.
         disagreements: where metrics, config and ledger contradict each other, a sentence each.
+        viewers: where nodes add shares of the noise, the RDP ε against those who see more than
+            released models: `node` (missing where nothing protects from it) and `server`.
     """
 
     accountants: Mapping[str, Accountant]
     epsilons: Mapping[str, float]
     disagreements: tuple[str, ...]
     silos: SiloCosts | None = None
+    viewers: Mapping[str, float] = field(default_factory=dict)
 
 
 def spent(run: Run) -> Spent:
@@ -44,9 +48,20 @@ def spent(run: Run) -> Spent:
         accountants["pld"] = _charged(run, "pld", run.releases)
     epsilons = {name: each.epsilon(run.delta) for name, each in accountants.items()}
     silos = None
-    if all(release.silos is not None for release in run.releases):
+    if all(release.payers is not None for release in run.releases):
         silos = _silo_accounts(run, run.releases).costs(run.delta)
-    return Spent(accountants, epsilons, _disagreements(run, epsilons), silos)
+    viewers = _viewers(run, run.delta)
+    return Spent(accountants, epsilons, _disagreements(run, epsilons), silos, viewers)
+
+
+def _viewers(run: Run, delta: float) -> dict[str, float]:
+    if not all(release.shares is not None for release in run.releases):
+        return {}
+    against = {
+        "node": epsilon_against_a_node(run.releases, run.adjacency, delta),
+        "server": epsilon_against_the_server(run.releases, run.adjacency, delta),
+    }
+    return {viewer: epsilon for viewer, epsilon in against.items() if epsilon is not None}
 
 
 def _silo_accounts(run: Run, releases: Iterable[Release]) -> SiloAccounts:
@@ -63,7 +78,7 @@ def rdp_by_round(run: Run) -> list[float]:
     if run.delta is None or not run.private:
         return [math.inf] * len(run.rows)
     releases = sorted(run.releases, key=lambda release: release.round)
-    if run.releases[-1].silos is not None:
+    if run.releases[-1].payers is not None:
         return _worst_by_round(run, releases, run.delta)
     accountant = ACCOUNTANTS["rdp"](run.adjacency)
     epsilons, charged = [], 0
@@ -106,6 +121,11 @@ def _disagreements(run: Run, epsilons: Mapping[str, float]) -> tuple[str, ...]:
         found.append(f"The ledger charges nothing for {len(uncharged)} finished round(s).")
     if run.private != (run.config.privacy is not None and not _noiseless(run)):
         found.append("config.yaml and the ledger contradict each other on whether there is noise.")
+    said = run.config.privacy.noise_by if run.config.privacy else "server"
+    if said != run.header.noise_by:
+        found.append(
+            f"config.yaml says that noise is added by {said}, the ledger: by {run.header.noise_by}."
+        )
     found += _contradicted_rdp(run, epsilons.get("rdp", math.inf))
     return (*found, *_contradicted_pld(run, epsilons.get("pld", math.inf)))
 

@@ -7,7 +7,7 @@ privacy gets a statement too: that it has none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import groupby
@@ -15,6 +15,7 @@ from itertools import groupby
 from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.reporting.attacker import Attacker, strongest_attacker
+from fedpriv.reporting.noise_statement import shares_sentences, users_sentences
 from fedpriv.reporting.reader import Run
 from fedpriv.reporting.silo_statement import silo_sentences
 from fedpriv.reporting.spent import Spent
@@ -198,6 +199,18 @@ def _headline(guarantees: tuple[Guarantee, ...], run: Run) -> str:
             "private for every example in it, as the assumptions below say; a person with several "
             "examples is protected less."
         )
+    if run.header.noise_by == "users":
+        return (
+            f"All that any one user sent is together ({best.shown}, {best.delta:g})-differentially "
+            "private for that user, whoever received it (local differential privacy), as the "
+            "assumptions below say."
+        )
+    if run.header.noise_by == "nodes":
+        return (
+            f"All models that this run released together are ({best.shown}, {best.delta:g})-"
+            "differentially private for every user, if nobody saw more than the sum of the nodes' "
+            "messages, as the assumptions below say."
+        )
     return (
         f"All models that this run released together are ({best.shown}, {best.delta:g})-"
         "differentially private for every user, as the assumptions below say."
@@ -214,7 +227,7 @@ def _guarantee(run: Run, account: Spent, name: str, epsilon: float) -> Guarantee
         delta=run.delta,
         method=_METHODS[name] + f" (dp-accounting {version('dp-accounting')}).",
         attacker=attacker,
-        meaning=_meaning(attacker, run.adjacency, run.header.unit),
+        meaning=_meaning(attacker, run.adjacency, run.header.unit, _seen(run)),
     )
 
 
@@ -224,7 +237,11 @@ _METHODS = {
 }
 
 
-def _meaning(attacker: Attacker, adjacency: Adjacency, unit: str) -> str:
+def _seen(run: Run) -> str:
+    return "message of a user" if run.header.noise_by == "users" else "released model"
+
+
+def _meaning(attacker: Attacker, adjacency: Adjacency, unit: str, seen: str) -> str:
     at_one, at_tenth = (percent_up(share) for share in attacker.true_positives)
     question, found = {
         Adjacency.ADD_OR_REMOVE_ONE: (
@@ -239,7 +256,7 @@ def _meaning(attacker: Attacker, adjacency: Adjacency, unit: str) -> str:
     }[adjacency]
     known = {"user": "everybody else's data", "example": "all other data"}[unit]
     return (
-        f"An attacker who sees every released model and knows {known} guesses "
+        f"An attacker who sees every {seen} and knows {known} guesses "
         f"{question}: allowed 1% false alarms it recognises at most {at_one} of the {found}; "
         f"allowed 0.1%, at most {at_tenth}. Membership advantage: at most "
         f"{percent_up(attacker.advantage)} (0% is guessing, 100% is certainty)."
@@ -271,13 +288,22 @@ def _sections(run: Run, account: Spent) -> tuple[Section, ...]:
         Section("floating-point", "Floating point and generators", _floating_point(run)),
     ]
     ordered = tuple(sorted(always + promised, key=lambda section: _ORDER.index(section.key)))
-    if account.silos is None:
-        return ordered
-    differing = silo_sentences(run, account.silos, _clipping(run))
+    differing = _differing(run, account)
     return tuple(
         replace(section, sentences=differing.get(section.key, section.sentences))
         for section in ordered
     )
+
+
+def _differing(run: Run, account: Spent) -> Mapping[str, tuple[str, ...]]:
+    """Return the answers that are not those of noise that the server adds, by section."""
+    if account.silos is not None and run.header.unit == "example":
+        return silo_sentences(run, account.silos, _clipping(run))
+    if account.silos is not None:
+        return users_sentences(run, account.silos, _clipping(run))
+    if run.header.noise_by != "nodes":
+        return {}
+    return shares_sentences(run, account.viewers)
 
 
 # The order in which a reader asks; without a promise some of the questions fall away.
@@ -378,11 +404,22 @@ def _mechanism(run: Run) -> tuple[str, ...]:
         f"DP-FedAvg (McMahan et al. 2018): {_clipping(run)} so that a user's contribution to a "
         "round has an L2 norm of at most C; a NaN or infinite update contributes zero.",
         *_error_feedback(run),
-        "Gaussian noise N(0, σ²) is added once, centrally, to each coordinate of the sum, at full "
-        f"strength whoever dropped out.{_count_release(run.releases[-1])}",
+        f"{_noise(run.releases[-1])}{_count_release(run.releases[-1])}",
         "The sum is divided by the expected cohort size, which is public, never by the number that "
         f"answered. The server optimizer ({run.config.server.optimizer}) and everything after it "
         "are post-processing and cost nothing.",
+    )
+
+
+def _noise(release: Release) -> str:
+    if release.shares is None:
+        return (
+            "Gaussian noise N(0, σ²) is added once, centrally, to each coordinate of the sum, at "
+            "full strength whoever dropped out."
+        )
+    return (
+        f"Each node adds Gaussian noise N(0, σ²/{release.shares}) to each coordinate of its sum, "
+        "also where it has none of the users, so that the sum of all has at least N(0, σ²)."
     )
 
 
@@ -591,15 +628,22 @@ def _verification(run: Run) -> tuple[str, ...]:
         changed = " with local changes" if git.get("modified") else ""
         source = f", source at commit {git['commit']}{changed}"
     fedpriv = run.environment.get("versions", {}).get("fedpriv", "of unknown version")
+    line = (
+        "ledger.jsonl has a line for each release with the SHA-256 of what was released."
+        if all(release.digest for release in run.releases)
+        else "ledger.jsonl has a line for each release, which was on the disk before any node was "
+        "asked for its part in it."
+    )
     return (
-        "ledger.jsonl has a line for each release with the SHA-256 of what was released. Its lines "
-        "form a hash chain, which was intact when this was written; the chain shows edits, not a "
-        "ledger that was written anew as a whole.",
+        f"{line} Its lines form a hash chain, which was intact when this was written; the "
+        "chain shows edits, not a ledger that was written anew as a whole.",
         f"Configuration {run.header.fingerprint[:16]}…, fedpriv {fedpriv}{source}.",
     )
 
 
 def _drawn(release: Release) -> str:
+    if release.users is not None:
+        return f"messages of the users drawn, of {release.population:,}"
     if release.silos is not None:
         return f"{release.steps} steps, q = {release.sampling_rate:g}, in the silos drawn"
     if release.sampling == "all" or release.expected_cohort is None:
