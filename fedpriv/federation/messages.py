@@ -1,16 +1,20 @@
 """What travels between server and nodes: one message a node and round, one reply.
 
-Parameters and sums travel as one flat array; names and shapes are known on both sides.
+Parameters and sums travel as one flat array; names and shapes are known on both sides. Where both
+sides see one folder, a message only names the file that holds the array: Flower and Ray keep
+several copies of a message on its way.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -23,24 +27,41 @@ from fedpriv.training.cohort import CohortSum
 from fedpriv.training.memory_store import Journal
 from fedpriv.training.spans import Span
 
-_FLAT = "flat"
+_FLAT, _FILE = "flat", "file"
 # Fields of a cohort's sum that do not travel under their own name.
 _APART = ("total", "spans")
 
 
-def flat_record(flat: Tensor, dtype: torch.dtype | None = None) -> ArrayRecord:
-    """Return the vector as a record with one array, in `dtype` where that is given."""
+def flat_record(
+    flat: Tensor, dtype: torch.dtype | None = None, folder: Path | None = None
+) -> ArrayRecord:
+    """Return the vector as a record with one array, in `dtype` where that is given.
+
+    With a `folder` the record holds the name of a new file there, and the file the array.
+    """
     sent = flat.detach().cpu().to(dtype)
     if dtype == torch.bfloat16:  # which NumPy does not know
         sent = sent.view(torch.int16)
-    return ArrayRecord({_FLAT: Array(sent.numpy())})
+    if folder is None:
+        return ArrayRecord({_FLAT: Array(sent.numpy())})
+    path = folder / f"{uuid4()}.npy"
+    np.save(path, sent.numpy())
+    return ArrayRecord({_FILE: Array(np.frombuffer(bytes(path), np.uint8))})
 
 
 def flat_tensor(record: ArrayRecord) -> Tensor:
     """Return the vector of a record made by `flat_record`; bfloat16 comes back as float32."""
-    # Copied, because the array may be a read-only view into the message.
-    received = torch.from_numpy(np.array(record[_FLAT].numpy()))
+    if (path := file_of(record)) is not None:
+        received = torch.from_numpy(np.load(path, mmap_mode="c"))
+    else:
+        # Copied, because the array may be a read-only view into the message.
+        received = torch.from_numpy(np.array(record[_FLAT].numpy()))
     return received.view(torch.bfloat16).float() if received.dtype == torch.int16 else received
+
+
+def file_of(record: ArrayRecord) -> Path | None:
+    """Return the file that holds a record's array; None where the record does."""
+    return Path(os.fsdecode(record[_FILE].numpy().tobytes())) if _FILE in record else None
 
 
 def query_message(node_id: int, config: ExperimentConfig) -> Message:
@@ -159,13 +180,16 @@ def hosting_of(message: Message) -> NodeUsers:
 
 
 def sum_reply(message: Message, partition: int, summed: CohortSum) -> Message:
-    """Return a node's answer to a train message."""
+    """Return a node's answer to a train message; its sum comes the way the parameters went."""
+    arrays = message.content["arrays"]
+    assert isinstance(arrays, ArrayRecord)
+    came_in = file_of(arrays)
     seen = {k: v for k, v in asdict(summed).items() if k not in _APART}
     for field in fields(Span):
         seen[f"span_{field.name}s"] = [getattr(span, field.name) for span in summed.spans]
     content = RecordDict(
         {
-            "sum": flat_record(summed.total),
+            "sum": flat_record(summed.total, folder=came_in and came_in.parent),
             "seen": ConfigRecord({"partition": partition, **seen}),
         }
     )
@@ -173,7 +197,7 @@ def sum_reply(message: Message, partition: int, summed: CohortSum) -> Message:
 
 
 def sum_of(message: Message) -> tuple[int, CohortSum]:
-    """Return partition and sum of a `sum_reply`."""
+    """Return partition and sum of a `sum_reply`, once: a file that holds the sum is removed."""
     seen, total = message.content["seen"], message.content["sum"]
     assert isinstance(seen, ConfigRecord)
     assert isinstance(total, ArrayRecord)
@@ -182,7 +206,10 @@ def sum_of(message: Message) -> tuple[int, CohortSum]:
     }
     columns: Any = [seen[f"span_{field.name}s"] for field in fields(Span)]
     spans = tuple(Span(*row) for row in zip(*columns, strict=True))
-    return int(str(seen["partition"])), CohortSum(total=flat_tensor(total), spans=spans, **values)
+    flat = flat_tensor(total)
+    if (path := file_of(total)) is not None:
+        path.unlink()  # what is mapped stays readable
+    return int(str(seen["partition"])), CohortSum(total=flat, spans=spans, **values)
 
 
 def failure_reply(message: Message, reason: str) -> Message:

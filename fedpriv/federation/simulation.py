@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from flwr.app import ConfigRecordValues, Context, Message
@@ -35,6 +37,13 @@ def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
         What `PrivateFedAvg.start` raises.
     """
     _quiet_libraries()
+    with TemporaryDirectory(prefix="fedpriv-") as folder:
+        # The workers of a named cluster may be on other machines.
+        strategy.shared_folder = None if runtime.ray_address else Path(folder)
+        _simulate_with_restarts(strategy, runtime)
+
+
+def _simulate_with_restarts(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
     restarts = 0
     while not strategy.finished:
         before = strategy.next_round

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -124,6 +125,8 @@ class PrivateFedAvg(Strategy):
         self.bounds = bounds or (bounds_of(plan.mechanism.clipping) if plan.adaptive else ())
         #: Where users' memories lie; None where they keep none.
         self.memory = memory
+        #: A folder of this strategy's own that all nodes see; None where they may not.
+        self.shared_folder: Path | None = None
         self._on_round = on_round
         self._stop = stop
         self._watch = Stopwatch(plan.config.runtime.profile)
@@ -394,9 +397,12 @@ class PrivateFedAvg(Strategy):
         return self.aggregate_train(round_, replies)
 
     def _broadcast(self) -> ArrayRecord:
-        """Return the parameters as they travel to the nodes."""
+        """Return the parameters as they travel to the nodes; those of the round before are gone."""
+        if self.shared_folder is not None:
+            for path in self.shared_folder.iterdir():
+                path.unlink()
         dtype = getattr(torch, self.plan.config.server.broadcast)
-        return flat_record(self.server.parameters(), dtype)
+        return flat_record(self.server.parameters(), dtype, self.shared_folder)
 
     def restart(self) -> None:
         """Prepare for another simulation: all its node ids will differ."""

@@ -557,3 +557,40 @@ def test_parameters_can_travel_as_bfloat16(tmp_path):
         updates.append(torch.cat([0.2 * p.grad.flatten() for p in model.parameters()]))
     expected = own - torch.stack(updates).mean(0)
     torch.testing.assert_close(parameters(rounded), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("broadcast", ["float32", "bfloat16"])
+def test_arrays_in_files_are_those_in_messages(tmp_path, broadcast):
+    server = {"optimizer": "sgd", "lr": 1.0, "broadcast": broadcast}
+    _, by_message = train_small(tmp_path / "messages", rounds=3, server=server)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "left by a worker that died").touch()
+    held, largest = [], 0
+
+    class Watching(InProcessGrid):
+        def push_messages(self, messages):
+            nonlocal largest
+            messages = list(messages)
+            largest = max(largest, *(_bytes_of(message) for message in messages))
+            held.append(len(list(folder.iterdir())))
+            return super().push_messages(messages)
+
+    def drive(strategy: PrivateFedAvg) -> None:
+        strategy.shared_folder = folder
+        strategy.start(Watching())
+
+    prepared = experiment.prepare(
+        small_config(run_dir=str(tmp_path / "files"), rounds=3, server=server)
+    )
+    experiment.train(prepared, experiment.create(prepared), Silent(), drive)
+    assert parameters(prepared).equal(parameters(by_message))
+    # The parameters alone, in every round; the sums are gone, and so is what was there before.
+    assert set(held) == {1}
+    assert len(list(folder.iterdir())) == 1
+    assert largest < 600 < 2 * parameters(prepared).numel()
+
+
+def _bytes_of(message: Message) -> int:
+    records = message.content.array_records.values()
+    return sum(len(array.data) for record in records for array in record.values())
