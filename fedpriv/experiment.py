@@ -297,7 +297,7 @@ def train(
         observer.begin(experiment)
         try:
             if drive is None:
-                simulate(strategy, experiment.config.runtime)
+                simulate(strategy, experiment.config.runtime, directory.in_transit)
             else:
                 drive(strategy)
         finally:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from flwr.app import ConfigRecordValues, Context, Message
@@ -25,8 +25,10 @@ _ROUNDS_OF_A_HEALTHY_START = 3
 _MOST_RESTARTS = 4
 
 
-def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
+def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig, folder: Path) -> None:
     """Run the strategy's remaining rounds over simulated nodes, one Ray worker each.
+
+    `folder`, which is made and removed again, holds parameters and sums that are on their way.
 
     Flower keeps a dead Ray worker in its pool for ever, so after a loss the round is finished
     without its users and the simulation is started again with fresh workers; the strategy goes on
@@ -37,10 +39,13 @@ def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
         What `PrivateFedAvg.start` raises.
     """
     _quiet_libraries()
-    with TemporaryDirectory(prefix="fedpriv-") as folder:
-        # The workers of a named cluster may be on other machines.
-        strategy.shared_folder = None if runtime.ray_address else Path(folder)
+    if runtime.ray_address is None:  # the workers of a named cluster may be on other machines
+        folder.mkdir(exist_ok=True)
+        strategy.shared_folder = folder.resolve()
+    try:
         _simulate_with_restarts(strategy, runtime)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _simulate_with_restarts(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
