@@ -297,7 +297,7 @@ def train(
         observer.begin(experiment)
         try:
             if drive is None:
-                simulate(strategy, experiment.config.runtime, directory.in_transit)
+                simulate(strategy, experiment.config.runtime)
             else:
                 drive(strategy)
         finally:

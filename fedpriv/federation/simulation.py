@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, cast
 
 from flwr.app import ConfigRecordValues, Context, Message
@@ -23,12 +25,11 @@ from fedpriv.federation.strategy import PrivateFedAvg
 # Losses with fewer rounds between them count as one series, which ends the run when it is long.
 _ROUNDS_OF_A_HEALTHY_START = 3
 _MOST_RESTARTS = 4
+_IN_TRANSIT = "fedpriv-in-transit-"
 
 
-def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig, folder: Path) -> None:
+def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
     """Run the strategy's remaining rounds over simulated nodes, one Ray worker each.
-
-    `folder`, which is made and removed again, holds parameters and sums that are on their way.
 
     Flower keeps a dead Ray worker in its pool for ever, so after a loss the round is finished
     without its users and the simulation is started again with fresh workers; the strategy goes on
@@ -39,13 +40,30 @@ def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig, folder: Path) -> N
         What `PrivateFedAvg.start` raises.
     """
     _quiet_libraries()
-    if runtime.ray_address is None:  # the workers of a named cluster may be on other machines
-        folder.mkdir(exist_ok=True)
-        strategy.shared_folder = folder.resolve()
-    try:
+    with _folder_in_transit() as folder:
+        # The workers of a named cluster may be on other machines.
+        strategy.shared_folder = None if runtime.ray_address else folder
         _simulate_with_restarts(strategy, runtime)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _folder_in_transit() -> Iterator[Path]:
+    """Make a folder for parameters and sums that are on their way, and remove it again.
+
+    The sums are exact, so it does not lie in the run directory, which others may be shown. Folders
+    that killed processes have left are removed too: nobody holds their locks any more.
+    """
+    for left in Path(gettempdir()).glob(f"{_IN_TRANSIT}*"):
+        # Another's folder, one in use, or one that is just being made.
+        with suppress(OSError), (left / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
+    with TemporaryDirectory(prefix=_IN_TRANSIT) as name:
+        folder = Path(name) / "arrays"
+        folder.mkdir()
+        with (Path(name) / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
 
 
 def _simulate_with_restarts(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:

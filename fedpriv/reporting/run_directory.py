@@ -75,11 +75,6 @@ class RunDirectory:
         return self.path / "memory"
 
     @property
-    def in_transit(self) -> Path:
-        """The folder of what is on its way between server and workers, while a run lasts."""
-        return self.path / "in-transit"
-
-    @property
     def report(self) -> Path:
         """The path of the HTML report."""
         return self.path / "report.html"
