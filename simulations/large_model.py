@@ -65,6 +65,8 @@ def main() -> None:
         seen = watch(command)
         for _, line in seen.lines:
             Console(stderr=True).print(line, soft_wrap=True)
+        if seen.returncode:
+            sys.exit(f"the run ended with code {seen.returncode}; is memory short?")
         rounds = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     shown = Table("what", "")
     for row in rounds:
