@@ -270,19 +270,8 @@ def _step(
         return
     for block in stacked.blocks:
         values = block.values[:users]
-        if block.leaf is not None:
-            assert block.leaf.grad is not None
-            values.sub_(block.leaf.grad, alpha=recipe.lr)
-            continue
-        assert isinstance(block.layer, StackedLinear)
-        gradient, rows = block.layer.factors
-        # Written out and subtracted, block after block: the libraries' products that add to what
-        # is there take half as long again as those that write.
-        if block.name == "bias":
-            written = gradient.sum(1, dtype=values.dtype)
-        else:
-            written = torch.bmm(gradient.transpose(1, 2), rows)
-        torch.sub(block.origin if first else values, written, alpha=recipe.lr, out=values)
+        start = block.origin if first else values
+        torch.sub(start, _gradient(block), alpha=recipe.lr, out=values)
 
 
 def _written_out_step(
@@ -293,7 +282,7 @@ def _written_out_step(
     first: bool,
 ) -> None:
     """Take a step that needs each whole gradient before any parameter moves, or remembers it."""
-    gradients = _gradients(stacked, users)
+    gradients = [_gradient(block) for block in stacked.blocks]
     if recipe.proximal_mu and not first:  # at the start the proximal term has no gradient
         for gradient, block in zip(gradients, stacked.blocks, strict=True):
             gradient.add_(block.values[:users] - block.origin, alpha=recipe.proximal_mu)
@@ -317,22 +306,17 @@ def _written_out_step(
         torch.sub(start, momentum, alpha=recipe.lr, out=values)
 
 
-def _gradients(stacked: StackedModel, users: int) -> list[Tensor]:
-    """Return every block's gradient of the last pass, `[U, *shape]`, linear layers' written out."""
-    room = stacked.scratch("gradients", stacked.blocks[0].values, len(stacked.blocks[0].values))
-    gradients = []
-    for block, memory in zip(stacked.blocks, room, strict=True):
-        if block.leaf is not None:
-            assert block.leaf.grad is not None
-            gradients.append(block.leaf.grad)
-            continue
-        assert isinstance(block.layer, StackedLinear)
-        gradient, rows = block.layer.factors
-        out = memory[:users]
-        if block.name == "bias":
-            gradients.append(torch.sum(gradient, dim=1, dtype=out.dtype, out=out))
-        elif gradient.dtype == out.dtype:
-            gradients.append(torch.bmm(gradient.transpose(1, 2), rows, out=out))
-        else:
-            gradients.append(out.copy_(torch.bmm(gradient.transpose(1, 2), rows)))
-    return gradients
+def _gradient(block: _Block) -> Tensor:
+    """Return a block's gradient of the last pass, `[users, *shape]`, a linear layer's written out.
+
+    A product that is written and then subtracted beats one that adds to what is there, which takes
+    the libraries half as long again.
+    """
+    if block.leaf is not None:
+        assert block.leaf.grad is not None
+        return block.leaf.grad
+    assert isinstance(block.layer, StackedLinear)
+    gradient, rows = block.layer.factors
+    if block.name == "bias":
+        return gradient.sum(1, dtype=block.values.dtype)
+    return torch.bmm(gradient.transpose(1, 2), rows).to(block.values.dtype)
