@@ -187,12 +187,9 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     )
     privacy = prepared.config.privacy
     if planned is not None and privacy is not None and prepared.plan.level:
-        example = privacy.unit == "example"
-        cost += (
-            " a silo that takes part in each, for one of its examples"
-            if example
-            else (" a user that takes part in each")
-        )
+        silos = privacy.unit == "example"
+        cost += f" a {'silo' if silos else 'user'} that takes part in each"
+        cost += ", for one of its examples" if silos else ""
     print(f"{config}: valid; {prepared.config.rounds} rounds cost {cost}")
     if privacy is not None and privacy.noise_by != "server":
         print(TRUST_MODELS[privacy.noise_by])

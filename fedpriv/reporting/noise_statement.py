@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from fedpriv.privacy.silos import SiloCosts
 from fedpriv.reporting.reader import Run
-from fedpriv.reporting.wording import rounded_up
+from fedpriv.reporting.wording import drawn_anew, rounded_up, worst_and_median
 
 #: Who must be trusted with what, in one sentence, by `privacy.noise_by` where it is not the server.
 TRUST_MODELS = {
@@ -102,8 +102,7 @@ def _unit(run: Run, costs: SiloCosts) -> tuple[str, ...]:
     return (
         f"One user: all its data, out of a population of {run.header.population:,}. Each user "
         "spends an ε of its own, for the rounds in which it was drawn.",
-        f"By RDP the worst user (number {costs.worst_silo}) has spent ε = "
-        f"{rounded_up(costs.worst)}, the median user ε = {rounded_up(costs.median)}.",
+        worst_and_median(costs, "user"),
         "A person who appears as several users is protected as each of them only. That a user "
         "takes part, and when, is public.",
     )
@@ -139,14 +138,8 @@ def _mechanism(run: Run, clipping: str) -> tuple[str, ...]:
 
 
 def _sampling(run: Run) -> tuple[str, ...]:
-    sampling = run.sampling
-    drawn = {
-        "poisson": f"each user independently, {sampling.expected_cohort:g} expected",
-        "fixed_size": f"exactly {sampling.expected_cohort:g}",
-        "all": "all of them",
-    }[sampling.kind]
     return (
-        f"Users are drawn anew in each round: {drawn} of {sampling.population:,}. Whoever receives "
-        "a message knows who sent it, so no amplification by sampling is claimed; a user that was "
+        f"{drawn_anew(run.sampling, 'user')} Whoever receives a message knows who sent it, so no "
+        "amplification by sampling is claimed; a user that was "
         "drawn pays, whether or not its node answered.",
     )

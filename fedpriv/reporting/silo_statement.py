@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.privacy.silos import SiloCosts
 from fedpriv.reporting.reader import Run
-from fedpriv.reporting.wording import rounded_up
+from fedpriv.reporting.wording import drawn_anew, worst_and_median
 
 
 def silo_sentences(run: Run, costs: SiloCosts, clipping: str) -> Mapping[str, tuple[str, ...]]:
@@ -36,8 +36,7 @@ def _unit(run: Run, costs: SiloCosts) -> tuple[str, ...]:
     return (
         f"One example (an image, a recording) of one of {run.header.population:,} silos. Each silo "
         "spends an ε of its own, for the rounds in which it was drawn.",
-        f"By RDP the worst silo (number {costs.worst_silo}) has spent ε = "
-        f"{rounded_up(costs.worst)}, the median silo ε = {rounded_up(costs.median)}.",
+        worst_and_median(costs, "silo"),
         "NOT protected: a person with several examples in a silo, whose ε grows with their number; "
         "a person with examples in several silos, who pays in each of them; and the silo itself: "
         "that it takes part, when, and what all its examples have in common.",
@@ -91,17 +90,12 @@ def _denominator(run: Run) -> str:
 
 
 def _sampling(run: Run) -> tuple[str, ...]:
-    last, sampling = run.releases[-1], run.sampling
-    drawn = {
-        "poisson": f"each silo independently, {sampling.expected_cohort:g} expected",
-        "fixed_size": f"exactly {sampling.expected_cohort:g}",
-        "all": "all of them",
-    }[sampling.kind]
+    last = run.releases[-1]
     return (
         f"In each step a silo draws each of its examples independently with probability "
         f"q = {last.sampling_rate:g}. Amplification by this sampling holds against those who do "
         "not know what was drawn.",
-        f"Silos are drawn anew in each round: {drawn} of {sampling.population:,}. Who was drawn is "
+        f"{drawn_anew(run.sampling, 'silo')} Who was drawn is "
         "public, so no amplification is claimed for it; a silo that was drawn pays, whether or not "
         "it answered.",
     )

@@ -1,9 +1,15 @@
-"""Numbers as readers see them; privacy figures are rounded up, never to look better than true."""
+"""Numbers as readers see them; privacy figures are rounded up, never to look better than true.
+
+What is said of silos is said of users with noise of their own too; `who` is one of them.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+
+from fedpriv.privacy.sampling import Sampling
+from fedpriv.privacy.silos import SiloCosts
 
 # Far below the last shown digit; keeps 7.000 from becoming 7.001 by the rounding of a product.
 _SLACK = 1e-9
@@ -50,3 +56,21 @@ def duration(seconds: float) -> str:
     if minutes < 100:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def worst_and_median(costs: SiloCosts, who: str) -> str:
+    """Return the sentence on what those who pay alone have spent."""
+    return (
+        f"By RDP the worst {who} (number {costs.worst_silo}) has spent ε = "
+        f"{rounded_up(costs.worst)}, the median {who} ε = {rounded_up(costs.median)}."
+    )
+
+
+def drawn_anew(sampling: Sampling, who: str) -> str:
+    """Return how a round's cohort is drawn, as the beginning of a paragraph."""
+    drawn = {
+        "poisson": f"each {who} independently, {sampling.expected_cohort:g} expected",
+        "fixed_size": f"exactly {sampling.expected_cohort:g}",
+        "all": "all of them",
+    }[sampling.kind]
+    return f"{who.capitalize()}s are drawn anew in each round: {drawn} of {sampling.population:,}."
