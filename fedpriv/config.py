@@ -160,7 +160,8 @@ class ClippingConfig(Section):
     kind: Literal["global", "per_layer", "adaptive"] = Field(
         default="per_layer",
         description="global: one norm for the whole update; per_layer: one a tensor; adaptive: "
-        "bounds that follow a quantile of the norms (Andrew et al. 2021).",
+        "bounds that follow a quantile of the norms (Andrew et al. 2021), with unit: example from "
+        "step to step.",
     )
     # Below 1e-20 the squares of float32 block norms and their rounding come too near to zero.
     bound: Annotated[float, Field(ge=1e-20, le=1e20)] = Field(
@@ -178,7 +179,8 @@ class ClippingConfig(Section):
         default="global", description="adaptive: one bound for all, or one a tensor."
     )
     quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.5, description="adaptive: fraction of users whose norm should be within."
+        default=0.5,
+        description="adaptive: fraction of users (or examples) whose norm should be within.",
     )
     adapt_lr: Annotated[float, Field(gt=0, le=10)] = Field(
         default=0.2, description="adaptive: rate η of C ← C·exp(-η(fraction within - quantile))."
@@ -186,7 +188,8 @@ class ClippingConfig(Section):
     count_noise: CountNoise | None = Field(
         default=None,
         description="adaptive: noise standard deviation on each count of users within, charged "
-        "to z; null: the larger of z and a twentieth of the cohort, times √(number of bounds).",
+        "to z; null: the larger of z and a twentieth of the cohort (with unit: example of q·N), "
+        "times √(number of bounds).",
     )
 
     @model_validator(mode="after")
@@ -368,10 +371,14 @@ class PrivacyConfig(Section):
             )
         if self.example is None:
             return self
-        if self.clipping.kind == "adaptive":
+        if (
+            self.clipping.kind == "adaptive"
+            and self.clipping.count_noise is None
+            and self.example.silo_size is None
+        ):
             raise ValueError(
-                "clipping.kind: adaptive counts users within a bound; no mechanism releases such "
-                "counts of a silo's examples: write global or per_layer with unit: example"
+                "clipping.count_noise is needed where silos have sizes of their own and "
+                "clipping.kind is adaptive: its default follows example.silo_size; write either"
             )
         if self.error_feedback.kind != "none":
             raise ValueError(

@@ -122,7 +122,7 @@ def _trained_silos(config: ExperimentConfig, work: Work, trainer: CohortTrainer)
     layout = Layout.of(trainer.model)
     return train_silos(
         trainer,
-        build_example_level(config, work.own_noise.noise_multiplier, layout),
+        build_example_level(config, work.own_noise.noise_multiplier, layout).at(work.bounds),
         work.parameters,
         work.users,
         work.round,

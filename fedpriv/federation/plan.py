@@ -38,7 +38,7 @@ from fedpriv.privacy.clipping import (
     bounds_of,
 )
 from fedpriv.privacy.error_feedback import Dice, ErrorFeedback, Remainder
-from fedpriv.privacy.example_level import ExampleLevel
+from fedpriv.privacy.example_level import ExampleLevel, steps_event
 from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
 from fedpriv.privacy.noise_shares import NoiseShares
 from fedpriv.privacy.randomness import Randomness
@@ -91,10 +91,7 @@ class Plan:
     @property
     def adaptive(self) -> AdaptiveBounds | None:
         """How the clip bounds follow the norms; None where they are fixed."""
-        privacy = self.config.privacy
-        if privacy is None or privacy.clipping.kind != "adaptive":
-            return None
-        return AdaptiveBounds(privacy.clipping.quantile, privacy.clipping.adapt_lr)
+        return build_adaptive(self.config.privacy.clipping) if self.config.privacy else None
 
     @property
     def budget(self) -> float | None:
@@ -143,7 +140,7 @@ def build_plan(config: ExperimentConfig, population: int, layout: Layout) -> Pla
         if find_spec("opacus") is None:
             raise InputError("privacy.unit: example needs Opacus: pip install 'fedpriv[opacus]'")
         silos = build_sampling(wanted.kind, population, wanted.expected_cohort)
-        level = build_example_level(config, _noise_in_silos(config, layout), layout)
+        level = build_example_level(config, _noise_in_silos(config), layout)
         # Silos that divide by their own size are checked as they train.
         level.check_delta(config.privacy.delta, examples=0)
         return Plan(config, silos, level.mechanism, layout, randomness, level)
@@ -159,7 +156,9 @@ def build_plan(config: ExperimentConfig, population: int, layout: Layout) -> Pla
         sampling.adjacency,
         lambda z: sampling.event(GaussianMechanism(z, GlobalClipping(1.0))),
     )
-    mechanism = build_mechanism(config.privacy, noise_multiplier, layout, sampling)
+    mechanism = build_mechanism(
+        config.privacy, noise_multiplier, layout, sampling.expected_cohort
+    )
     shares = build_shares(config) if config.privacy.noise_by == "nodes" else None
     return Plan(config, sampling, mechanism, layout, randomness, shares=shares)
 
@@ -177,34 +176,40 @@ def build_example_level(
     """Return what happens inside a silo of `config`, whose unit is an example.
 
     The multiplier is the server's: whoever calibrated it again could get other last digits.
+
+    Raises:
+        InputError: the noise on the counts of adaptive clipping costs more than there is.
     """
     privacy, steps = config.privacy, config.local.steps
     assert privacy is not None
     assert privacy.example is not None
     assert steps is not None
-    clipping = build_clipping(privacy.clipping, layout)
+    rate, size = privacy.example.sampling_rate, privacy.example.silo_size
     return ExampleLevel(
-        mechanism=GaussianMechanism(
-            noise_multiplier, clipping, per_block=privacy.noise == "per_block"
-        ),
-        sampling_rate=privacy.example.sampling_rate,
+        mechanism=build_mechanism(privacy, noise_multiplier, layout, size and rate * size),
+        sampling_rate=rate,
         steps=steps,
         adjacency=Adjacency(privacy.adjacency or "add_or_remove_one"),
-        silo_size=privacy.example.silo_size,
+        silo_size=size,
+        adaptive=build_adaptive(privacy.clipping),
     )
 
 
-def _noise_in_silos(config: ExperimentConfig, layout: Layout) -> float:
+def _noise_in_silos(config: ExperimentConfig) -> float:
     """Return z of each step, as given, or calibrated for a silo that is in every round.
 
     Which silos are drawn is not known before the run, and must not make one of them pay more.
     """
-    assert config.privacy is not None
+    privacy, steps = config.privacy, config.local.steps
+    assert privacy is not None
+    assert privacy.example is not None
+    assert steps is not None
+    rate = privacy.example.sampling_rate
     return _noise_multiplier(
-        config.privacy,
+        privacy,
         config.rounds,
-        build_example_level(config, 1.0, layout).adjacency,
-        lambda z: build_example_level(config, z, layout).event(),
+        Adjacency(privacy.adjacency or "add_or_remove_one"),
+        lambda z: steps_event(z, rate, steps),
     )
 
 
@@ -248,9 +253,12 @@ def build_mechanism(
     privacy: PrivacyConfig,
     noise_multiplier: float,
     layout: Layout,
-    sampling: Sampling | None = None,
+    contributions: float | None = None,
 ) -> GaussianMechanism:
-    """Return the clip bound and the noise of `privacy`; adaptive clipping needs the `sampling`.
+    """Return the clip bound and the noise of `privacy`.
+
+    `contributions` are how many are expected in a sum; adaptive clipping needs it unless its
+    `count_noise` is given.
 
     Raises:
         InputError: the noise on the counts of adaptive clipping costs more than there is.
@@ -260,18 +268,27 @@ def build_mechanism(
         clipping = feedback.contribution(clipping)
     counts = None
     if privacy.clipping.kind == "adaptive":
-        assert sampling is not None
         number = len(bounds_of(clipping))
-        # A twentieth of the cohort is Andrew et al.'s choice; z keeps the price of the counts in
-        # a small cohort to 15% more noise on the updates.
-        default = max(sampling.expected_cohort / 20, noise_multiplier) * math.sqrt(number)
-        counts = CountNoise(number, privacy.clipping.count_noise or default)
+        stddev = privacy.clipping.count_noise
+        if stddev is None:
+            assert contributions is not None
+            # A twentieth of the cohort is Andrew et al.'s choice; z keeps the price of the counts
+            # in a small cohort to 15% more noise on the updates.
+            stddev = max(contributions / 20, noise_multiplier) * math.sqrt(number)
+        counts = CountNoise(number, stddev)
     try:
         return GaussianMechanism(
             noise_multiplier, clipping, counts, per_block=privacy.noise == "per_block"
         )
     except ValueError as error:
         raise InputError(f"privacy.clipping: {error}") from None
+
+
+def build_adaptive(config: ClippingConfig) -> AdaptiveBounds | None:
+    """Return how the clip bounds follow the norms; None where they are fixed."""
+    if config.kind != "adaptive":
+        return None
+    return AdaptiveBounds(config.quantile, config.adapt_lr)
 
 
 def build_clipping(config: ClippingConfig | None, layout: Layout) -> ClippingRule:

@@ -34,7 +34,7 @@ from fedpriv.federation.messages import (
 from fedpriv.federation.plan import Plan
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.accounting import RdpAccountant
-from fedpriv.privacy.clipping import bounds_of, with_bounds
+from fedpriv.privacy.clipping import bounds_of, moved, with_bounds
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.ledger import Ledger, Release
 from fedpriv.privacy.mechanisms import GaussianMechanism
@@ -208,20 +208,19 @@ class PrivateFedAvg(Strategy):
             sums = self._enough(self._sums(replies))
             for partition, summed in sums.items():
                 total[:parameters] += summed.total
-                total[parameters:] += self._within_bounds(summed)
+                total[parameters:] += self._beside(summed)
                 sums[partition] = replace(summed, total=summed.total.new_empty(0))
 
         with self._watch.measure("noise and ledger"):
             released = self._paid_release(server_round, total)
-            average = released.div_(self.plan.sampling.expected_cohort)
-            average, within = average[:parameters], average[parameters:] + 0.5
+            beside = released[parameters:].clone()
+            average = released[:parameters].div_(self.plan.sampling.expected_cohort)
         with self._watch.measure("server step"):
             seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
             self.server.step(average, server_round, seed)
 
         stddevs = self._released_stddevs(answers=len(sums))
-        if self.plan.adaptive is not None:
-            self.bounds = self.plan.adaptive.next(self.bounds, within.tolist())
+        self.bounds = self._next_bounds(beside, sums)
         self._record = self._recorded(server_round, sums, average, stddevs)
         self.next_round = server_round + 1
         metrics = MetricRecord({"nodes-lost": self._lost})
@@ -259,6 +258,7 @@ class PrivateFedAvg(Strategy):
             shares = self.plan.shares
             release = Release.of(round_, attempt, sampling, self._mechanism, digest, shares)
         elif isinstance(level, ExampleLevel):
+            level = level.at(self.bounds)
             release = Release.of_silos(round_, attempt, sampling, level, cohort, digest)
         else:
             release = Release.of_users(round_, attempt, sampling, level, cohort, digest)
@@ -312,16 +312,30 @@ class PrivateFedAvg(Strategy):
             return planned
         return replace(planned, clipping=with_bounds(planned.clipping, self.bounds))
 
-    def _within_bounds(self, summed: CohortSum) -> Tensor:
-        """Return Σ(b - 1/2) over a node's users, b = 1 within the bound: float64 `[bounds]`.
+    def _beside(self, summed: CohortSum) -> Tensor:
+        """Return what a node's sum has beside updates where bounds adapt: float64 `[bounds]`.
 
-        Each user adds ±1/2 to each count, or 0 where its update was not finite.
+        It is Σ(b - 1/2) over its users, b = 1 within the bound: each adds ±1/2 to each count, or 0
+        where its update was not finite. Of silos it is by how much their own have moved.
         """
         if not self.bounds:
             return torch.zeros(0, dtype=torch.float64)
+        if self.plan.level is not None:
+            return torch.tensor(summed.bound_moves, dtype=torch.float64)
         finite = summed.users - summed.non_finite
         above = summed.block_clipped if len(self.bounds) > 1 else [summed.clipped]
         return finite / 2 - torch.tensor(above, dtype=torch.float64)
+
+    def _next_bounds(self, beside: Tensor, sums: Mapping[int, CohortSum]) -> tuple[float, ...]:
+        """Return the bounds of the next round, a function of what was released."""
+        if self.plan.adaptive is None:
+            return self.bounds
+        if self.plan.level is None:
+            within = beside / self.plan.sampling.expected_cohort + 0.5
+            return self.plan.adaptive.next(self.bounds, within.tolist())
+        # Who answered is no secret of silos: the geometric mean over them.
+        silos = sum(summed.users for summed in sums.values())
+        return moved(self.bounds, (beside / max(silos, 1)).tolist())
 
     def _check_budget(self, round_: int) -> None:
         if self.plan.budget is None or self.plan.delta is None:

@@ -133,13 +133,13 @@ def with_bounds(rule: ClippingRule, bounds: Sequence[float]) -> ClippingRule:
 
 @dataclass(frozen=True)
 class AdaptiveBounds:
-    """Bounds that follow a quantile of the update norms (Andrew et al. 2021, algorithm 1).
+    """Bounds that follow a quantile of the norms (Andrew et al. 2021, algorithm 1).
 
-    After each round C ← C·exp(-η·(b̃ - γ)), where b̃ is the noisy fraction of users whose norm was
-    within C. Only the noisy fraction is used, so the bounds are post-processing of the release.
+    After each release C ← C·exp(-η·(b̃ - γ)), where b̃ is the noisy fraction of contributions whose
+    norm was within C. Only the noisy fraction is used, so the bounds are post-processing.
 
     Attributes:
-        quantile: γ, the fraction of users that should be within the bound.
+        quantile: γ, the fraction that should be within the bound.
         lr: η, the rate of the geometric update.
     """
 
@@ -147,15 +147,19 @@ class AdaptiveBounds:
     lr: float
 
     def next(self, bounds: Sequence[float], fractions: Sequence[float]) -> tuple[float, ...]:
-        """Return the bounds of the next round from the noisy `fractions` within each."""
-        return tuple(
-            self._moved(bound, within) for bound, within in zip(bounds, fractions, strict=True)
-        )
+        """Return the bounds of the next release from the noisy `fractions` within each."""
+        return moved(bounds, [-self.lr * (within - self.quantile) for within in fractions])
 
-    def _moved(self, bound: float, within: float) -> float:
-        # Noise can put the fraction far outside [0, 1]: no round moves a bound by more than e^±10.
-        exponent = min(max(-self.lr * (within - self.quantile), -10.0), 10.0)
-        return min(max(bound * math.exp(exponent), 1e-20), 1e20)
+
+def moved(bounds: Sequence[float], exponents: Sequence[float]) -> tuple[float, ...]:
+    """Return each bound times e^exponent, within 1e-20 and 1e20.
+
+    Noise can put a fraction, and so an exponent, anywhere: none counts for more than ±10.
+    """
+    factors = [math.exp(min(max(exponent, -10.0), 10.0)) for exponent in exponents]
+    return tuple(
+        min(max(bound * factor, 1e-20), 1e20) for bound, factor in zip(bounds, factors, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -209,6 +213,15 @@ class ClippedUsers:
     norms: Tensor
     scales: Tensor
     finite: Tensor
+
+    def within(self, bounds: int) -> Tensor:
+        """Return Σ(b - 1/2) over the finite users, b = 1 within the bound: float64 `[bounds]`.
+
+        With one bound it is that of whole updates, otherwise that of each block.
+        """
+        kept = self.scales[self.finite] >= 1
+        inside = kept if bounds > 1 else kept.all(dim=1, keepdim=True)
+        return (inside.double() - 0.5).sum(dim=0)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,14 @@ al. 2016, algorithm 1) on its own examples; what leaves it has been private sinc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dp_accounting
 import numpy as np
 from torch import Tensor
 
 from fedpriv.errors import InputError
+from fedpriv.privacy.clipping import AdaptiveBounds, bounds_of, with_bounds
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency
 
@@ -30,12 +31,18 @@ class ExampleLevel:
     same for every silo, which need not be how many examples a silo has; without, it is the
     silo's own number of examples, which only zero-out adjacency takes to be public.
 
+    Bounds that adapt do so from step to step, by noisy counts of a step's examples within them
+    that are released with the sum: one Gaussian of multiplier z together (see
+    `GaussianMechanism`), whose σ is in proportion to the bound of the step.
+
     Attributes:
-        mechanism: the clip bound C on an example's gradient, and the noise on a step's sum.
+        mechanism: the clip bound C on an example's gradient, and the noise on a step's sum and
+            counts; where bounds adapt, of the first step.
         sampling_rate: q, in (0, 1].
         steps: T, the steps of a silo that takes part in a round.
         adjacency: add-or-remove-one or zero-out of one example within a silo.
         silo_size: N; None for each silo's own.
+        adaptive: how the bounds follow the counts; None where they are fixed.
 
     Raises:
         ValueError: an adjacency without a proof, or one that keeps the denominator secret.
@@ -46,6 +53,7 @@ class ExampleLevel:
     steps: int
     adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE
     silo_size: int | None = None
+    adaptive: AdaptiveBounds | None = None
 
     def __post_init__(self) -> None:
         if self.adjacency not in EXAMPLE_ADJACENCIES:
@@ -88,8 +96,35 @@ class ExampleLevel:
     def release(
         self, total: Tensor, sizes: Sequence[int], generator: np.random.Generator
     ) -> Tensor:
-        """Return the float64 sum of clipped gradients with the noise of one step."""
+        """Return the float64 sum of clipped gradients, then of counts, with a step's noise."""
         return self.mechanism.release(total, sizes, generator)
+
+    @property
+    def counts(self) -> int:
+        """How many counts a step releases beside its sum."""
+        return self.mechanism.counts.counts if self.mechanism.counts else 0
+
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        """The bounds that adapt; empty where they are fixed."""
+        return bounds_of(self.mechanism.clipping) if self.adaptive else ()
+
+    def at(self, bounds: Sequence[float]) -> ExampleLevel:
+        """Return the level with other bounds, and noise in proportion; itself for no bounds."""
+        if not bounds:
+            return self
+        clipping = with_bounds(self.mechanism.clipping, bounds)
+        return replace(self, mechanism=replace(self.mechanism, clipping=clipping))
+
+    def after(self, counts: Tensor, examples: int) -> ExampleLevel:
+        """Return the level of the step after one that released the noisy `counts`: `[counts]`.
+
+        A silo of `examples` that is known to have none learns nothing from them.
+        """
+        if self.adaptive is None or not (self.silo_size or examples):
+            return self
+        fractions = counts / self.denominator(examples) + 0.5
+        return self.at(self.adaptive.next(self.bounds, fractions.tolist()))
 
     def event(self) -> dp_accounting.DpEvent:
         """Return the privacy event of one round for a silo that takes part in it."""

@@ -15,9 +15,9 @@ from fedpriv.privacy.clipping import ClippingRule, PerLayerClipping
 
 @dataclass(frozen=True)
 class CountNoise:
-    """The noisy counts of users within their bound, which adaptive clipping follows.
+    """The noisy counts of users, or examples, within their bound, which adaptive clipping follows.
 
-    Each user adds ±1/2 to each of `counts` numbers, so their joint L2 sensitivity is √counts/2
+    Each adds ±1/2 to each of `counts` numbers, so their joint L2 sensitivity is √counts/2
     (Andrew et al. 2021, remark 1).
 
     Attributes:

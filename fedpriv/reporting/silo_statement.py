@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.privacy.silos import SiloCosts
 from fedpriv.reporting.reader import Run
@@ -72,10 +73,29 @@ def _mechanism(run: Run, clipping: str) -> tuple[str, ...]:
         f"DP-SGD (Abadi et al. 2016) inside each silo: {last.steps} steps a round, {clipping} so "
         "that an example adds a gradient of L2 norm at most C; one that is NaN or infinite adds "
         "zero.",
-        f"Gaussian noise N(0, σ²), σ = {last.stddev:.4g}, is added to the sum of each step, also "
+        f"Gaussian noise N(0, σ²), {_stddev(run)}, is added to the sum of each step, also "
         f"where a sample is empty. {_denominator(run)}",
+        *_counts(last),
         "A silo sends the change of its parameters. Momentum, the average over the expected number "
         f"of silos, and the server optimizer ({run.config.server.optimizer}) are post-processing.",
+    )
+
+
+def _stddev(run: Run) -> str:
+    last = run.releases[-1]
+    if not last.counts or last.bound is None:
+        return f"σ = {last.stddev:.4g}"
+    return f"σ = {last.stddev / last.bound:.4g}·C"
+
+
+def _counts(release: Release) -> tuple[str, ...]:
+    if not release.counts:
+        return ()
+    return (
+        "Counts of a step's examples within their bound are released with its sum, with noise of "
+        "their own; z is that of both together, so the counts are paid for. A silo's bounds follow "
+        "them from step to step, and a round starts from the bounds that the silos of the round "
+        "before ended with, in geometric mean: post-processing.",
     )
 
 

@@ -298,7 +298,7 @@ def _sections(run: Run, account: Spent) -> tuple[Section, ...]:
 def _differing(run: Run, account: Spent) -> Mapping[str, tuple[str, ...]]:
     """Return the answers that are not those of noise that the server adds, by section."""
     if account.silos is not None and run.header.unit == "example":
-        return silo_sentences(run, account.silos, _clipping(run))
+        return silo_sentences(run, account.silos, _clipping(run, "gradient"))
     if account.silos is not None:
         return users_sentences(run, account.silos, _clipping(run))
     if run.header.noise_by != "nodes":
@@ -423,20 +423,20 @@ def _noise(release: Release) -> str:
     )
 
 
-def _clipping(run: Run) -> str:
+def _clipping(run: Run, what: str = "update") -> str:
     clipping = run.config.privacy.clipping if run.config.privacy else None
     if clipping is None or clipping.kind == "global":
-        return "each update is clipped as a whole"
+        return f"each {what} is clipped as a whole"
     if clipping.kind == "adaptive":
-        what = {"global": "the update", "per_layer": "each block"}[clipping.adapts]
+        part = {"global": f"the {what}", "per_layer": "each block"}[clipping.adapts]
         return (
-            f"{what} is clipped to a bound that follows the {clipping.quantile:g} quantile of the "
+            f"{part} is clipped to a bound that follows the {clipping.quantile:g} quantile of the "
             "norms (Andrew et al. 2021)"
         )
     shares = {"uniform": "C/√H each", "dim": "C·√(d_h/Σd) each"}[clipping.split]
     if clipping.normalize:
-        return f"an update above C has each of its H blocks set to its share of C ({shares})"
-    return f"each of the H blocks of an update is clipped to its share of C ({shares})"
+        return f"any {what} above C has each of its H blocks set to its share of C ({shares})"
+    return f"every {what} has each of its H blocks clipped to its share of C ({shares})"
 
 
 def _error_feedback(run: Run) -> tuple[str, ...]:

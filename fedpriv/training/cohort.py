@@ -104,6 +104,8 @@ class CohortSum:
         spans: what took the time, where that was asked for.
         memory_norm: sum over users of the L2 norm of what they keep for later.
         memory_reset: users whose memory was not finite and was taken to be zero.
+        bound_moves: sum over silos of the logarithms of the factors of bounds that adapt within
+            them; empty for users, and where bounds are fixed.
 
     Of silos `total` is the sum of their noisy changes, and norms and what was scaled down are
     those of the gradients of examples: a mean, or a fraction, in each silo, summed over silos.
@@ -122,6 +124,7 @@ class CohortSum:
     spans: tuple[Span, ...] = ()
     memory_norm: float = 0.0
     memory_reset: int = 0
+    bound_moves: list[float] = field(default_factory=list)
 
 
 def train_cohort(

@@ -2,16 +2,18 @@
 
 The steps are those of Abadi et al. 2016, algorithm 1, with exact q·N denominators: each example
 of the silo is in a step by a coin of its own, its gradient is clipped alone, and the noise is
-added before the sum is used for anything. Momentum and FedProx follow the noisy gradient.
+added before the sum is used for anything. Momentum and FedProx follow the noisy gradient, and
+bounds that adapt follow noisy counts.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -81,6 +83,20 @@ class Seen:
         return 1 / self.gradients if self.gradients else 0.0
 
 
+class TrainedSilo(NamedTuple):
+    """What became of a silo in one round.
+
+    Attributes:
+        change: start minus end, float64 `[parameters]`: private, and sent.
+        moves: the logarithm of each bound's factor where bounds adapt: private, and sent.
+        seen: what clipping saw.
+    """
+
+    change: Tensor
+    moves: tuple[float, ...]
+    seen: Seen
+
+
 def train_silo(
     model: GradSampleModule,
     start: Tensor,
@@ -88,8 +104,8 @@ def train_silo(
     level: ExampleLevel,
     recipe: LocalTraining,
     task: Task[Any],
-) -> tuple[Tensor, Seen]:
-    """Take `level.steps` steps of DP-SGD and return start minus end, float64 `[parameters]`.
+) -> TrainedSilo:
+    """Take `level.steps` steps of DP-SGD from `start`.
 
     Args:
         model: one of `GRADIENTS`, with `loss_reduction="sum"`; its parameters are overwritten.
@@ -109,20 +125,24 @@ def train_silo(
     model.train()
     parameters = [p for p in plain.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, foreach=True)
-    seen, denominator = Seen(len(blocks)), level.denominator(silo.size)
+    seen, first = Seen(len(blocks)), level.bounds
+    numbers = layout.total + level.counts
     for _ in range(level.steps):
         drawn = torch.from_numpy(level.draw(len(silo.examples), silo.sampling))
-        total = torch.zeros(layout.total, dtype=torch.float64, device=start.device)
+        total = torch.zeros(numbers, dtype=torch.float64, device=start.device)
         for index in drawn.split(recipe.batch_size) if len(drawn) else ():
             _add_clipped(model, parameters, silo, index, level, task, total, seen)
-        noisy = level.release(total, layout.sizes, silo.noise) / denominator
+        released = level.release(total, layout.sizes, silo.noise)
+        noisy = released[: layout.total] / level.denominator(silo.size)
+        level = level.after(released[layout.total :], silo.size)
         for parameter, part in zip(parameters, noisy.split(layout.sizes), strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
         if recipe.proximal_mu:
             add_proximal(parameters, list(blocks.values()), recipe.proximal_mu)
         optimizer.step()
     end = torch.cat([p.detach().reshape(-1) for p in parameters])
-    return (start.double() - end.double()).cpu(), seen
+    moves = [math.log(now / before) for now, before in zip(level.bounds, first, strict=True)]
+    return TrainedSilo((start.double() - end.double()).cpu(), tuple(moves), seen)
 
 
 def _add_clipped(
@@ -135,11 +155,15 @@ def _add_clipped(
     total: Tensor,
     seen: Seen,
 ) -> None:
-    """Add the clipped gradients of the examples at `index` to `total`, in place."""
+    """Add the clipped gradients of the examples at `index`, and counts, to `total`, in place."""
     batch = task.augment(silo.examples.take(index), silo.round, silo.augmentation)
     losses = example_gradients(model, task, batch)
     blocks = [_block(p.grad_sample) for p in parameters]  # type: ignore[attr-defined]
-    seen.add(clip_and_add(blocks, level.mechanism.clipping, total), losses)
+    gradients, counts = total.split([len(total) - level.counts, level.counts])
+    clipped = clip_and_add(blocks, level.mechanism.clipping, gradients)
+    if level.counts:
+        counts += clipped.within(level.counts)
+    seen.add(clipped, losses)
     for p in parameters:
         p.grad_sample = p.grad = None  # type: ignore[attr-defined]
 
@@ -173,7 +197,7 @@ def train_silos(
     """
     layout, watch = Layout.of(trainer.model), Stopwatch(trainer.timed)
     start = parameters.to(trainer.device)
-    summed = _Summed(layout)
+    summed = _Summed(layout, len(level.bounds))
     with _per_example(trainer.model, GRADIENTS[gradients]) as model:
         for number in silos:
             with watch.measure("data"):
@@ -182,8 +206,8 @@ def train_silos(
             # Dropout draws from the global generator.
             torch.manual_seed(secret.torch_seed(Purpose.EXAMPLE_DROPOUT, round_, attempt, number))
             with watch.measure("forward and backward"):
-                change, seen = train_silo(model, start, silo, level, trainer.recipe, trainer.task)
-            summed.add(change, seen, silo)
+                trained = train_silo(model, start, silo, level, trainer.recipe, trainer.task)
+            summed.add(trained, silo)
     return summed.result(watch)
 
 
@@ -215,15 +239,18 @@ def _per_example(model: nn.Module, hooks: type[GradSampleModule]) -> Iterator[Gr
 class _Summed:
     """Adds up what silos send, and notes what was seen of them."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, bounds: int) -> None:
         blocks = len(layout.names)
+        self._moves = torch.zeros(bounds, dtype=torch.float64)
         self._total = torch.zeros(layout.total, dtype=torch.float64)
         self._silos = self._examples = self._skipped = self._non_finite = 0
         self._loss = self._norm = self._clipped = 0.0
         self._block_norms = torch.zeros(blocks, dtype=torch.float64)
         self._block_clipped = torch.zeros(blocks, dtype=torch.float64)
 
-    def add(self, change: Tensor, seen: Seen, silo: Silo) -> None:
+    def add(self, trained: TrainedSilo, silo: Silo) -> None:
+        change, moves, seen = trained
+        self._moves += torch.tensor(moves, dtype=torch.float64)
         self._silos += 1
         self._examples += len(silo.examples)
         self._skipped += silo.examples.skipped
@@ -250,4 +277,5 @@ class _Summed:
             block_norms=self._block_norms.tolist(),
             block_clipped=self._block_clipped.tolist(),
             spans=tuple(watch.spans),
+            bound_moves=self._moves.tolist(),
         )

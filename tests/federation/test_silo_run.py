@@ -1,6 +1,7 @@
 """Whole runs with example-level privacy in silos, in this process."""
 
 import json
+from collections import Counter
 
 import dp_accounting
 import numpy as np
@@ -13,6 +14,7 @@ from fedpriv import experiment
 from fedpriv.config import ExperimentConfig
 from fedpriv.errors import BudgetError, InputError
 from fedpriv.privacy import Ledger, Randomness
+from fedpriv.privacy.clipping import bounds_of
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.report import render
 from fedpriv.reporting.spent import spent
@@ -89,6 +91,78 @@ def test_silos_of_a_node_that_died_are_charged_all_the_same(tmp_path):
     assert any(silo % 2 == 1 for silo in charged.silos)
 
 
+ADAPTIVE = {"kind": "adaptive", "bound": 1e-3, "adapt_lr": 1.0, "count_noise": 5.0}
+
+
+@pytest.mark.parametrize("adapts", ["global", "per_layer"])
+def test_bounds_that_adapt_in_silos_go_on_from_their_mean_and_cost_the_same(
+    tmp_path, whole, adapts
+):
+    clipping = {**ADAPTIVE, "adapts": adapts}
+    directory, prepared = train_small(tmp_path / "run", **{**SILOS, "privacy__clipping": clipping})
+    releases = list(Ledger.open(directory.ledger))
+    assert [row["clip_bound"] for row in directory.read_metrics()] == [r.bound for r in releases]
+    for release in releases:
+        assert release.counts == (1 if adapts == "global" else len(prepared.plan.layout.names))
+        counts = release.counts / (2 * release.count_stddev) ** 2
+        assert ((release.bound / release.stddev) ** 2 + counts) ** -0.5 == pytest.approx(1.0)
+    rounds = Counter(silo for release in releases for silo in release.silos)
+    spent_here = directory.read_metrics()[-1]["epsilon"]["rdp"]
+    assert spent_here == pytest.approx(by_dp_accounting(max(rounds.values())), rel=1e-9)
+    assert "Counts of a step's examples" in render([directory.path], "md")
+
+    # The bounds of round 2 are what the silos of round 1 ended with, in geometric mean.
+    again = experiment.prepare(small_config(**{**SILOS, "privacy__clipping": clipping}))
+    ends = []
+    for silo in releases[0].silos:
+        alone = train_silos(
+            again.trainer,
+            again.plan.level,
+            again.server.parameters(),
+            [silo],
+            1,
+            0,
+            again.plan.randomness,
+            1e-3,
+        )
+        ends.append(np.array(alone.bound_moves))
+    start = np.array(bounds_of(again.plan.mechanism.clipping))
+    expected = np.linalg.norm(start * np.exp(np.mean(ends, axis=0)))
+    assert releases[1].bound == pytest.approx(expected)
+    assert releases[1].bound > 1.05 * releases[0].bound  # far below the norms, so it grows
+
+
+def test_adapted_bounds_of_silos_survive_a_resume(tmp_path):
+    settings = {**SILOS, "privacy__clipping": ADAPTIVE}
+    whole, prepared = train_small(tmp_path / "whole", **settings)
+    train_small(tmp_path / "run", **settings)
+    for round_ in (2, 3):
+        (tmp_path / "run" / "checkpoints" / f"round-{round_:06d}.safetensors").unlink()
+    _, resumed = resume_small(tmp_path / "run")
+    assert parameters(resumed).equal(parameters(prepared))
+    assert list(Ledger.open(tmp_path / "run" / "ledger.jsonl")) == list(Ledger.open(whole.ledger))
+
+
+def test_a_round_in_which_no_silo_answers_keeps_the_bounds(tmp_path):
+    settings = {**SILOS, "privacy__clipping": ADAPTIVE, "rounds": 1}
+    _, prepared = train_small(tmp_path / "run", InProcessGrid(dead=[0, 1]), **settings)
+    _, reopened = experiment.reopen(tmp_path / "run")
+    assert reopened.bounds == bounds_of(prepared.plan.mechanism.clipping)
+
+
+def test_noise_is_calibrated_with_counts_whose_noise_is_small(tmp_path):
+    """What calibration tries on its way would leave nothing for the gradients."""
+    changes = {"privacy__noise_multiplier": None, "privacy__target_epsilon": 2.0}
+    clipping = {**ADAPTIVE, "count_noise": 1.5}
+    plan = experiment.prepare(small_config(**{**SILOS, **changes, "privacy__clipping": clipping}))
+    fixed = experiment.prepare(small_config(**{**SILOS, **changes}))
+    multipliers = [p.plan.mechanism.noise_multiplier for p in (plan, fixed)]
+    assert multipliers[0] == multipliers[1]
+    with pytest.raises(InputError, match="noise on the counts must be above"):
+        clipping = {**ADAPTIVE, "count_noise": 0.1}
+        experiment.prepare(small_config(**{**SILOS, **changes, "privacy__clipping": clipping}))
+
+
 def test_ghost_clipping_gives_the_same_run(tmp_path, monkeypatch):
     # The fingerprint, which differs, decides who is drawn and what the noise is.
     monkeypatch.setattr(ExperimentConfig, "fingerprint", lambda _: "0" * 64)
@@ -157,7 +231,14 @@ REFUSED = {
     "user with example": ({"privacy__unit": "user"}, "go together"),
     "replace one": ({"privacy__adjacency": "replace_one"}, "exchanged"),
     "memory": ({"privacy__error_feedback": "user"}, "error_feedback"),
-    "adaptive": ({"privacy__clipping": {"kind": "adaptive", "bound": 0.1}}, "adaptive"),
+    "counts of silos of their own sizes": (
+        {
+            "privacy__example": {"sampling_rate": 0.5},
+            "privacy__adjacency": "zero_out",
+            "privacy__clipping": {"kind": "adaptive", "bound": 0.1},
+        },
+        "count_noise",
+    ),
     "epochs": ({"local__steps": None}, "local.steps"),
     "clipped twice": ({"local__max_grad_norm": 1.0}, "max_grad_norm"),
     "fixed-size samples": (

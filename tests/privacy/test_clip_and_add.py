@@ -191,3 +191,24 @@ def test_sums_are_added_to_what_is_there():
     total = torch.tensor([10.0, 20.0, 30.0], dtype=torch.float64)
     clip_and_add([torch.ones(2, 2), torch.ones(2, 1)], Unclipped(), total)
     assert total.tolist() == [12.0, 22.0, 32.0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(stacks(), BOUNDS)
+def test_counts_say_who_was_within_and_one_row_moves_each_by_a_half(stack, bound):
+    updates, sizes = stack
+    for rule in rules(bound, sizes):
+        seen = clip_and_sum(updates, sizes, rule)
+        whole, blocks = seen.within(1), seen.within(len(sizes))
+        for counts, number in ((whole, 1), (blocks, len(sizes))):
+            without = clip_and_sum(updates[1:], sizes, rule).within(number)
+            moved = (counts - without).abs()
+            assert moved.tolist() == [0.5 if bool(seen.finite[0]) else 0.0] * number
+
+
+def test_counts_are_those_of_norms_within_their_bounds():
+    updates = torch.tensor([[3.0, 4.0, 0.0], [0.0, 6.0, 1.0], [0.0, 0.0, 9.0], [math.nan, 0, 0]])
+    whole = clip_and_sum(updates, [2, 1], GlobalClipping(5.5))
+    assert whole.within(1).tolist() == [1 / 2 - 2 / 2]
+    blocks = clip_and_sum(updates, [2, 1], PerLayerClipping(math.hypot(5.5, 8.0), (5.5, 8.0)))
+    assert blocks.within(2).tolist() == [2 / 2 - 1 / 2, 2 / 2 - 1 / 2]

@@ -1,5 +1,7 @@
 """DP-SGD inside a silo against a plain loop over examples with the same coins and noise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,16 @@ from training.test_example_gradients import images, speech, vit
 
 from fedpriv.privacy import (
     SPLITS,
+    AdaptiveBounds,
     Adjacency,
+    CountNoise,
     ExampleLevel,
     GaussianMechanism,
     GlobalClipping,
     PerLayerClipping,
     clip,
 )
+from fedpriv.privacy.clipping import bounds_of
 from fedpriv.training.example_level import Silo, train_silo
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout, load_parameters, parameters_of
@@ -39,6 +44,12 @@ def silo(examples):
 def level_of(rule, noise_multiplier=0.7, size=SIZE):
     mechanism = GaussianMechanism(noise_multiplier, rule)
     return ExampleLevel(mechanism, RATE, STEPS, silo_size=size)
+
+
+def adaptive_level(rule):
+    mechanism = GaussianMechanism(0.7, rule, CountNoise(len(bounds_of(rule)), stddev=3.0))
+    bounds = AdaptiveBounds(quantile=0.3, lr=2.0)
+    return ExampleLevel(mechanism, RATE, STEPS, silo_size=SIZE, adaptive=bounds)
 
 
 def plain_loop(model, task, examples, rule, noise_multiplier):
@@ -75,10 +86,87 @@ def test_a_silo_trains_as_a_plain_loop_over_its_examples(case, clipping):
     start = layout.join(parameters_of(model))
     expected = plain_loop(model, task, examples, rule, 0.7)
     wrapped = GradSampleModule(model, loss_reduction="sum")
-    change, seen = train_silo(wrapped, start, silo(examples), level_of(rule), RECIPE, task)
+    trained = train_silo(wrapped, start, silo(examples), level_of(rule), RECIPE, task)
+    change, moves, seen = trained
+    assert moves == ()
     torch.testing.assert_close(change, expected, rtol=0, atol=1e-6)
     assert seen.gradients > 0
     assert float(change.abs().max()) > 1e-2
+
+
+def adaptive_loop(model, task, examples, bound, whole):
+    """Plain DP-SGD with the bounds of Andrew et al. 2021, algorithm 1, one example at a time.
+
+    Without momentum and FedProx. Returns the change and the bounds at the end.
+    """
+    coins, noise = np.random.default_rng(1), np.random.default_rng(2)
+    parameters = dict(model.named_parameters())
+    start = torch.cat([p.detach().flatten() for p in parameters.values()]).double()
+    now, layout = start.clone(), Layout.of(model)
+    shares = [1.0] if whole else SPLITS["dim"](1.0, layout.sizes)
+    bounds = [bound * share for share in shares]
+    count = len(bounds)
+    for _ in range(STEPS):
+        load_parameters(model, layout.split(now.float()))
+        total, within = torch.zeros_like(start), [0.0] * count
+        for index, coin in enumerate(coins.random(len(examples))):
+            if coin >= RATE:
+                continue
+            loss = task.losses(model, examples.take(torch.tensor([index]))).sum()
+            gradients = torch.autograd.grad(loss, list(parameters.values()))
+            parts = [g.flatten().double() for g in gradients]
+            parts = [torch.cat(parts)] if whole else parts
+            norms = [float(part.norm()) for part in parts]
+            total += torch.cat(
+                [p * min(1, c / n) if n else p for p, n, c in zip(parts, norms, bounds)]
+            )
+            within = [w + (0.5 if n <= c else -0.5) for w, n, c in zip(within, norms, bounds)]
+        # The whole release, z = 0.7: what the counts do not use is left for the gradients.
+        left = 0.7**-2 - count / (2 * 3.0) ** 2
+        sigma = np.sqrt(sum(c**2 for c in bounds)) / np.sqrt(left)
+        drawn = noise.standard_normal(len(total) + count)
+        total += sigma * torch.from_numpy(drawn[: len(total)])
+        now = now - RECIPE.lr * total / (RATE * SIZE)
+        fractions = [
+            (w + 3.0 * n) / (RATE * SIZE) + 0.5
+            for w, n in zip(within, drawn[len(total) :], strict=True)
+        ]
+        bounds = [c * np.exp(-2.0 * (f - 0.3)) for c, f in zip(bounds, fractions)]
+    return start - now, bounds
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["flat", "per layer"])
+@pytest.mark.parametrize("case", [vit, speech], ids=["vit", "speech"])
+def test_bounds_adapt_within_a_silo_as_in_a_plain_loop(case, whole):
+    torch.manual_seed(0)
+    model, task, examples = case()
+    layout, bound = Layout.of(model), 0.3
+    rule = GlobalClipping(bound)
+    if not whole:
+        rule = PerLayerClipping(bound, SPLITS["dim"](bound, layout.sizes))
+    level, start = adaptive_level(rule), layout.join(parameters_of(model))
+    recipe = LocalTraining(steps=STEPS, batch_size=2, lr=RECIPE.lr)
+    change, bounds = adaptive_loop(model, task, examples, bound, whole)
+    wrapped = GradSampleModule(model, loss_reduction="sum")
+    trained = train_silo(wrapped, start, silo(examples), level, recipe, task)
+    # A bound that grows takes its noise with it: changes here are as large as 100.
+    torch.testing.assert_close(trained.change, change, rtol=1e-5, atol=1e-6)
+    assert np.exp(trained.moves) * bounds_of(rule) == pytest.approx(bounds, rel=1e-9)
+    assert max(abs(move) for move in trained.moves) > 0.1
+
+
+def test_a_silo_known_to_be_empty_sends_noise_and_keeps_its_bounds():
+    model, task, examples = vit()
+    none = examples.take(torch.tensor([], dtype=torch.int64))
+    start = Layout.of(model).join(parameters_of(model))
+    wrapped = GradSampleModule(model, loss_reduction="sum")
+    public = adaptive_level(GlobalClipping(0.3))
+    own = replace(public, silo_size=None, adjacency=Adjacency.ZERO_OUT)
+    kept = train_silo(wrapped, start, silo(none), own, RECIPE, task)
+    assert kept.moves == (0.0,)
+    assert float(kept.change.abs().max()) > 0
+    # With a public size nobody may see that there are none: the bounds move by the noise.
+    assert train_silo(wrapped, start, silo(none), public, RECIPE, task).moves != (0.0,)
 
 
 @pytest.mark.parametrize("drawn", ["empty silo", "nothing drawn"])
@@ -92,7 +180,7 @@ def test_a_silo_of_which_nothing_is_drawn_sends_noise_of_full_strength(drawn):
     start = Layout.of(model).join(parameters_of(model))
     wrapped = GradSampleModule(model, loss_reduction="sum")
     recipe = LocalTraining(steps=STEPS, lr=0.1 * rate)
-    change, _ = train_silo(wrapped, start, silo(kept), level, recipe, task)
+    change = train_silo(wrapped, start, silo(kept), level, recipe, task).change
     noise = np.random.default_rng(2)
     drawn_noise = sum(noise.standard_normal(len(change)) for _ in range(STEPS))
     expected = 0.1 * 2.0 * 0.5 * torch.from_numpy(drawn_noise) / SIZE
@@ -110,7 +198,7 @@ def test_an_example_that_is_not_finite_adds_nothing_and_spoils_no_other():
     mechanism = GaussianMechanism(0.0, GlobalClipping(0.3))
     level = ExampleLevel(mechanism, 1.0, STEPS, silo_size=SIZE)
     changes = [
-        train_silo(wrapped, start, silo(examples), level, RECIPE, task)[0]
+        train_silo(wrapped, start, silo(examples), level, RECIPE, task).change
         for examples in (spoilt, others)
     ]
     torch.testing.assert_close(*changes, rtol=0, atol=1e-6)
