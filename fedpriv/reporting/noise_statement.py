@@ -109,6 +109,12 @@ def _unit(run: Run, costs: SiloCosts) -> tuple[str, ...]:
 
 
 def _trust_in_users(run: Run) -> tuple[str, ...]:
+    # A deployment pays before it asks; a simulation when the sums are there.
+    sent = (
+        "a user ever sent"
+        if run.config.runtime.deployment
+        else "a user sent in rounds that were finished, here or after a resume"
+    )
     where = (
         "A node trains its users and adds their noise, so it must be the user's own device, or "
         "trusted by it. Clip bound, noise multiplier and the ledger come from the server: a user "
@@ -119,7 +125,7 @@ def _trust_in_users(run: Run) -> tuple[str, ...]:
     )
     return (
         TRUST_MODELS["users"],
-        "The guarantee covers every message that a user ever sent, and every model made from it. "
+        f"The guarantee covers every message that {sent}, and every model made from it. "
         "An ε by noise that others add trusts them: it is another quantity and must not be "
         "compared with this one.",
         where,

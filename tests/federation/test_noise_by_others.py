@@ -264,6 +264,7 @@ def test_metrics_ledger_and_report_say_what_the_worst_and_the_median_user_spent(
     assert "Nobody is trusted" in text
     assert "private for that user, whoever received it" in text
     assert "silo" not in text
+    assert "in rounds that were finished" in text  # a simulation pays when it has the sums
     assert verify(directory.path).compared
 
 
@@ -369,7 +370,9 @@ def test_a_deployment_pays_before_it_asks_and_is_sent_nothing_but_noisy_sums(
     directory, _ = resume_small(folder)
     charged = list(Ledger.open(directory.ledger))
     assert [(r.round, r.attempt, r.digest) for r in charged] == [(1, 0, ""), (2, 0, ""), (2, 1, "")]
-    assert "before any node was asked" in render([folder], "md")
+    text = render([folder], "md")
+    assert "before any node was asked" in text
+    assert ("every message that a user ever sent" in text) == (by == "users")
 
 
 @pytest.mark.parametrize("by", ["nodes", "users"])
