@@ -55,6 +55,8 @@ def test_metrics_ledger_and_report_say_what_the_worst_and_the_median_silo_spent(
     document = json.loads(render([directory.path], "json"))["runs"][0]
     assert document["silos"]["worst"] == pytest.approx(max(epsilons))
     text = render([directory.path], "md")
+    assert "each of its counts" not in text
+    assert "counted within" not in text
     assert "private for every example" in text
     assert "NOT protected: a person with several examples" in text
 
@@ -109,7 +111,11 @@ def test_bounds_that_adapt_in_silos_go_on_from_their_mean_and_cost_the_same(
     rounds = Counter(silo for release in releases for silo in release.silos)
     spent_here = directory.read_metrics()[-1]["epsilon"]["rdp"]
     assert spent_here == pytest.approx(by_dp_accounting(max(rounds.values())), rel=1e-9)
-    assert "Counts of a step's examples" in render([directory.path], "md")
+    text = render([directory.path], "md")
+    assert "Counts of a step's examples" in text
+    assert "and each of its counts, of ±1/2 for each example, by 1/2." in text
+    assert "C and σ on record are those of a round's first step" in text
+    assert "whether a norm that is so near to its bound is counted within" in text
 
     # The bounds of round 2 are what the silos of round 1 ended with, in geometric mean.
     again = experiment.prepare(small_config(**{**SILOS, "privacy__clipping": clipping}))
@@ -158,9 +164,10 @@ def test_noise_is_calibrated_with_counts_whose_noise_is_small(tmp_path):
     fixed = experiment.prepare(small_config(**{**SILOS, **changes}))
     multipliers = [p.plan.mechanism.noise_multiplier for p in (plan, fixed)]
     assert multipliers[0] == multipliers[1]
+    clipping = {**ADAPTIVE, "count_noise": 0.1}
+    config = small_config(**{**SILOS, **changes, "privacy__clipping": clipping})
     with pytest.raises(InputError, match="noise on the counts must be above"):
-        clipping = {**ADAPTIVE, "count_noise": 0.1}
-        experiment.prepare(small_config(**{**SILOS, **changes, "privacy__clipping": clipping}))
+        experiment.prepare(config)
 
 
 def test_ghost_clipping_gives_the_same_run(tmp_path, monkeypatch):
