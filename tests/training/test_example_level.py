@@ -118,9 +118,14 @@ def adaptive_loop(model, task, examples, bound, whole):
             parts = [torch.cat(parts)] if whole else parts
             norms = [float(part.norm()) for part in parts]
             total += torch.cat(
-                [p * min(1, c / n) if n else p for p, n, c in zip(parts, norms, bounds)]
+                [
+                    p * min(1, c / n) if n else p
+                    for p, n, c in zip(parts, norms, bounds, strict=True)
+                ]
             )
-            within = [w + (0.5 if n <= c else -0.5) for w, n, c in zip(within, norms, bounds)]
+            within = [
+                w + (0.5 if n <= c else -0.5) for w, n, c in zip(within, norms, bounds, strict=True)
+            ]
         # The whole release, z = 0.7: what the counts do not use is left for the gradients.
         left = 0.7**-2 - count / (2 * 3.0) ** 2
         sigma = np.sqrt(sum(c**2 for c in bounds)) / np.sqrt(left)
@@ -131,7 +136,7 @@ def adaptive_loop(model, task, examples, bound, whole):
             (w + 3.0 * n) / (RATE * SIZE) + 0.5
             for w, n in zip(within, drawn[len(total) :], strict=True)
         ]
-        bounds = [c * np.exp(-2.0 * (f - 0.3)) for c, f in zip(bounds, fractions)]
+        bounds = [c * np.exp(-2.0 * (f - 0.3)) for c, f in zip(bounds, fractions, strict=True)]
     return start - now, bounds
 
 
