@@ -20,6 +20,7 @@ from fedpriv.privacy import (
     clip,
 )
 from fedpriv.privacy.clipping import bounds_of
+from fedpriv.training.example_gradients import GRADIENTS
 from fedpriv.training.example_level import Silo, train_silo
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout, load_parameters, parameters_of
@@ -141,8 +142,12 @@ def adaptive_loop(model, task, examples, bound, whole):
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["flat", "per layer"])
-@pytest.mark.parametrize("case", [vit, speech], ids=["vit", "speech"])
-def test_bounds_adapt_within_a_silo_as_in_a_plain_loop(case, whole):
+@pytest.mark.parametrize(
+    ("case", "gradients"),
+    [(vit, "instantiated"), (speech, "instantiated"), (speech, "ghost")],
+    ids=["vit", "speech", "ghost"],
+)
+def test_bounds_adapt_within_a_silo_as_in_a_plain_loop(case, gradients, whole):
     torch.manual_seed(0)
     model, task, examples = case()
     layout, bound = Layout.of(model), 0.3
@@ -152,7 +157,7 @@ def test_bounds_adapt_within_a_silo_as_in_a_plain_loop(case, whole):
     level, start = adaptive_level(rule), layout.join(parameters_of(model))
     recipe = LocalTraining(steps=STEPS, batch_size=2, lr=RECIPE.lr)
     change, bounds = adaptive_loop(model, task, examples, bound, whole)
-    wrapped = GradSampleModule(model, loss_reduction="sum")
+    wrapped = GRADIENTS[gradients](model, loss_reduction="sum")
     trained = train_silo(wrapped, start, silo(examples), level, recipe, task)
     # A bound that grows takes its noise with it: changes here are as large as 100.
     torch.testing.assert_close(trained.change, change, rtol=1e-5, atol=1e-6)
