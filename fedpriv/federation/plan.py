@@ -156,9 +156,7 @@ def build_plan(config: ExperimentConfig, population: int, layout: Layout) -> Pla
         sampling.adjacency,
         lambda z: sampling.event(GaussianMechanism(z, GlobalClipping(1.0))),
     )
-    mechanism = build_mechanism(
-        config.privacy, noise_multiplier, layout, sampling.expected_cohort
-    )
+    mechanism = build_mechanism(config.privacy, noise_multiplier, layout, sampling.expected_cohort)
     shares = build_shares(config) if config.privacy.noise_by == "nodes" else None
     return Plan(config, sampling, mechanism, layout, randomness, shares=shares)
 

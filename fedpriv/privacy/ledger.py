@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -76,7 +77,8 @@ class Release:
             users add the noise: their charge is on the disk before they are asked.
         silos: example-level privacy: who took part, and so who pays; None where all users pay.
             `sampling`, `population` and `expected_cohort` are then those of silos; `adjacency`,
-            `bound`, `sensitivity` and `stddev` those of examples in one step.
+            `bound`, `sensitivity` and `stddev` those of examples in one step, the first where
+            bounds adapt: σ stays in proportion to them.
         sampling_rate: example-level: q of each step.
         steps: example-level: DP-SGD steps of each silo in this release.
         users: noise added by users: who took part, and so who pays; None where all users pay.
@@ -198,7 +200,7 @@ class Release:
         inverse_square = (self.bound / self.stddev) ** 2
         if self.counts and self.count_stddev is not None:
             inverse_square += CountNoise(self.counts, self.count_stddev).inverse_square
-        multiplier = _rounded_down(inverse_square**-0.5)
+        multiplier = _rounded_down(inverse_square**-0.5, self.noise_multiplier)
         if self.silos is not None:
             assert self.sampling_rate is not None
             assert self.steps is not None
@@ -211,12 +213,15 @@ class Release:
         return sampling.event(mechanism)
 
 
-def _rounded_down(multiplier: float) -> float:
+def _rounded_down(multiplier: float, recorded: float) -> float:
     """Return `multiplier` to 12 digits, never more than it was.
 
     Bounds that adapt leave the multiplier alone but for its last bits; without rounding every
-    round would be an event of its own, and accounting would be slow.
+    round would be an event of its own, and accounting would be slow. Where it lies halfway between
+    two roundings the last bits would decide, so that of `recorded`, which has none, is taken.
     """
+    if math.isclose(multiplier, recorded, rel_tol=5e-13):
+        multiplier = recorded
     return float(f"{multiplier * (1 - 6e-12):.12g}")
 
 

@@ -45,15 +45,19 @@ def _unit(run: Run, costs: SiloCosts) -> tuple[str, ...]:
 
 
 def _adjacency(run: Run) -> tuple[str, ...]:
+    moves = "The sum of a step then moves by up to C"
+    if run.releases[-1].counts:
+        moves += ", and each of its counts, of ±1/2 for each example, by 1/2"
     if run.adjacency is Adjacency.ZERO_OUT:
         return (
-            "Zero out: one example of one silo, of known size, whose gradient is replaced by zero.",
-            "The sum of a step then moves by up to C. How many examples each silo has is public.",
+            "Zero out: one example of one silo, of known size, that is replaced by one that adds "
+            "nothing.",
+            f"{moves}. How many examples each silo has is public.",
         )
     return (
         "Add or remove one: two silos that differ in the presence of one example.",
-        "The sum of a step then moves by up to C. How many examples a silo has is not public: the "
-        "sum is divided by a number from the config.",
+        f"{moves}. How many examples a silo has is not public: the sum is divided by a number "
+        "from the config.",
     )
 
 
@@ -95,7 +99,8 @@ def _counts(release: Release) -> tuple[str, ...]:
         "Counts of a step's examples within their bound are released with its sum, with noise of "
         "their own; z is that of both together, so the counts are paid for. A silo's bounds follow "
         "them from step to step, and a round starts from the bounds that the silos of the round "
-        "before ended with, in geometric mean: post-processing.",
+        "before ended with, in geometric mean: post-processing. C and σ on record are those of a "
+        "round's first step.",
     )
 
 

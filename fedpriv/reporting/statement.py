@@ -579,7 +579,12 @@ def _stacked(run: Run) -> tuple[str, ...]:
     if run.header.unit == "example":
         return (
             "Examples of a sample share their forward pass. Who shares it changes how a gradient "
-            "rounds, near one part in a million.",
+            "rounds, near one part in a million"
+            + (
+                ", and with it whether a norm that is so near to its bound is counted within."
+                if any(release.counts for release in run.releases)
+                else "."
+            ),
         )
     if runtime.deployment or runtime.engine == "sequential" or runtime.stack == 1:
         return ()

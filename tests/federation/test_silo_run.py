@@ -13,7 +13,8 @@ from in_process import SILOS, InProcessGrid, resume_small, small_config, train_s
 from fedpriv import experiment
 from fedpriv.config import ExperimentConfig
 from fedpriv.errors import BudgetError, InputError
-from fedpriv.privacy import Ledger, Randomness
+from fedpriv.federation.messages import work_of
+from fedpriv.privacy import CountNoise, Ledger, Randomness
 from fedpriv.privacy.clipping import bounds_of
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.report import render
@@ -55,6 +56,8 @@ def test_metrics_ledger_and_report_say_what_the_worst_and_the_median_silo_spent(
     document = json.loads(render([directory.path], "json"))["runs"][0]
     assert document["silos"]["worst"] == pytest.approx(max(epsilons))
     text = render([directory.path], "md")
+    assert "each of its counts" not in text
+    assert "counted within" not in text
     assert "private for every example" in text
     assert "NOT protected: a person with several examples" in text
 
@@ -99,7 +102,8 @@ def test_bounds_that_adapt_in_silos_go_on_from_their_mean_and_cost_the_same(
     tmp_path, whole, adapts
 ):
     clipping = {**ADAPTIVE, "adapts": adapts}
-    directory, prepared = train_small(tmp_path / "run", **{**SILOS, "privacy__clipping": clipping})
+    grid, settings = InProcessGrid(), {**SILOS, "privacy__clipping": clipping}
+    directory, prepared = train_small(tmp_path / "run", grid, **settings)
     releases = list(Ledger.open(directory.ledger))
     assert [row["clip_bound"] for row in directory.read_metrics()] == [r.bound for r in releases]
     for release in releases:
@@ -109,26 +113,29 @@ def test_bounds_that_adapt_in_silos_go_on_from_their_mean_and_cost_the_same(
     rounds = Counter(silo for release in releases for silo in release.silos)
     spent_here = directory.read_metrics()[-1]["epsilon"]["rdp"]
     assert spent_here == pytest.approx(by_dp_accounting(max(rounds.values())), rel=1e-9)
-    assert "Counts of a step's examples" in render([directory.path], "md")
+    text = render([directory.path], "md")
+    assert "Counts of a step's examples" in text
+    assert "and each of its counts, of ±1/2 for each example, by 1/2." in text
+    assert "C and σ on record are those of a round's first step" in text
+    assert "whether a norm that is so near to its bound is counted within" in text
 
-    # The bounds of round 2 are what the silos of round 1 ended with, in geometric mean.
-    again = experiment.prepare(small_config(**{**SILOS, "privacy__clipping": clipping}))
-    ends = []
-    for silo in releases[0].silos:
-        alone = train_silos(
-            again.trainer,
-            again.plan.level,
-            again.server.parameters(),
-            [silo],
-            1,
-            0,
-            again.plan.randomness,
-            1e-3,
-        )
-        ends.append(np.array(alone.bound_moves))
-    start = np.array(bounds_of(again.plan.mechanism.clipping))
-    expected = np.linalg.norm(start * np.exp(np.mean(ends, axis=0)))
-    assert releases[1].bound == pytest.approx(expected)
+    # A round's bounds are what the silos of the one before ended with, in geometric mean.
+    plan = experiment.prepare(small_config(**settings)).plan
+    bounds = np.array(bounds_of(plan.mechanism.clipping))
+    sent = [work_of(m) for m in grid.sent if m.metadata.message_type == "train"]
+    for round_, release in enumerate(releases, start=1):
+        assert release.bound == pytest.approx(np.linalg.norm(bounds))
+        level = plan.level.at(bounds.tolist())
+        moves = [
+            train_silos(
+                prepared.trainer, level, work.parameters, [silo], round_, 0, plan.randomness, 1e-3
+            ).bound_moves
+            for work in sent
+            if work.round == round_
+            for silo in work.users
+        ]
+        assert len(moves) == len(release.silos) > 0
+        bounds = bounds * np.exp(np.mean(moves, axis=0))
     assert releases[1].bound > 1.05 * releases[0].bound  # far below the norms, so it grows
 
 
@@ -150,6 +157,19 @@ def test_a_round_in_which_no_silo_answers_keeps_the_bounds(tmp_path):
     assert reopened.bounds == bounds_of(prepared.plan.mechanism.clipping)
 
 
+def test_counts_have_a_noise_of_a_twentieth_of_a_step_and_blocks_their_own():
+    changes = {
+        "privacy__clipping": {"kind": "adaptive", "bound": 0.1, "adapts": "per_layer"},
+        "privacy__example": {"sampling_rate": 0.5, "silo_size": 100},
+        "privacy__noise": "per_block",
+    }
+    plan = experiment.prepare(small_config(**{**SILOS, **changes})).plan
+    blocks = len(plan.layout.names)
+    assert plan.mechanism.per_block
+    assert plan.mechanism.counts == CountNoise(blocks, 0.5 * 100 / 20 * np.sqrt(blocks))
+    assert plan.level.mechanism == plan.mechanism
+
+
 def test_noise_is_calibrated_with_counts_whose_noise_is_small(tmp_path):
     """What calibration tries on its way would leave nothing for the gradients."""
     changes = {"privacy__noise_multiplier": None, "privacy__target_epsilon": 2.0}
@@ -158,9 +178,10 @@ def test_noise_is_calibrated_with_counts_whose_noise_is_small(tmp_path):
     fixed = experiment.prepare(small_config(**{**SILOS, **changes}))
     multipliers = [p.plan.mechanism.noise_multiplier for p in (plan, fixed)]
     assert multipliers[0] == multipliers[1]
+    clipping = {**ADAPTIVE, "count_noise": 0.1}
+    config = small_config(**{**SILOS, **changes, "privacy__clipping": clipping})
     with pytest.raises(InputError, match="noise on the counts must be above"):
-        clipping = {**ADAPTIVE, "count_noise": 0.1}
-        experiment.prepare(small_config(**{**SILOS, **changes, "privacy__clipping": clipping}))
+        experiment.prepare(config)
 
 
 def test_ghost_clipping_gives_the_same_run(tmp_path, monkeypatch):

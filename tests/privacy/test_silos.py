@@ -1,6 +1,7 @@
 """What silos spend: against dp-accounting itself, and the ledger that it is read from."""
 
 import json
+from dataclasses import replace
 
 import dp_accounting
 import numpy as np
@@ -10,6 +11,7 @@ from dp_accounting.rdp import RdpAccountant
 from fedpriv.errors import InputError
 from fedpriv.privacy import (
     Adjacency,
+    CountNoise,
     ExampleLevel,
     GaussianMechanism,
     GlobalClipping,
@@ -57,6 +59,24 @@ def test_each_silo_pays_for_the_steps_of_the_rounds_in_which_it_took_part():
 def test_what_the_worst_silo_pays_for_is_found_among_the_releases():
     assert [each.round for each in most_charged(RELEASES)] == [1, 2, 4]
     assert most_charged(RELEASES[2:3]) == []
+
+
+@pytest.mark.parametrize("multiplier", [0.25, 1.0])
+def test_bounds_that_adapt_leave_one_event_so_that_the_worst_silo_is_found(multiplier):
+    """Also where the last bits of σ and C would decide between two roundings."""
+    counts = CountNoise(1, stddev=5.0)
+    level = ExampleLevel(
+        GaussianMechanism(multiplier, GlobalClipping(1.0), counts), Q, STEPS, silo_size=100
+    )
+    bounds = np.random.default_rng(0).lognormal(sigma=5.0, size=100)
+    releases = [
+        Release.of_silos(i, 0, PoissonSampling(4, 2.0), level.at([bound]), (i % 2, 2), "digest")
+        for i, bound in enumerate(bounds, start=1)
+    ]
+    assert len({release.bound / release.stddev for release in releases}) > 1
+    assert len({release.event() for release in releases}) == 1
+    alone = [replace(each, silos=(each.round % 2,)) for each in releases]
+    assert {each.round % 2 for each in most_charged(alone)} == {0}
 
 
 def test_a_ledger_keeps_who_paid_and_refuses_a_line_without_its_steps(tmp_path):

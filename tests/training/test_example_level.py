@@ -20,6 +20,7 @@ from fedpriv.privacy import (
     clip,
 )
 from fedpriv.privacy.clipping import bounds_of
+from fedpriv.training.example_gradients import GRADIENTS
 from fedpriv.training.example_level import Silo, train_silo
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout, load_parameters, parameters_of
@@ -118,9 +119,14 @@ def adaptive_loop(model, task, examples, bound, whole):
             parts = [torch.cat(parts)] if whole else parts
             norms = [float(part.norm()) for part in parts]
             total += torch.cat(
-                [p * min(1, c / n) if n else p for p, n, c in zip(parts, norms, bounds)]
+                [
+                    p * min(1, c / n) if n else p
+                    for p, n, c in zip(parts, norms, bounds, strict=True)
+                ]
             )
-            within = [w + (0.5 if n <= c else -0.5) for w, n, c in zip(within, norms, bounds)]
+            within = [
+                w + (0.5 if n <= c else -0.5) for w, n, c in zip(within, norms, bounds, strict=True)
+            ]
         # The whole release, z = 0.7: what the counts do not use is left for the gradients.
         left = 0.7**-2 - count / (2 * 3.0) ** 2
         sigma = np.sqrt(sum(c**2 for c in bounds)) / np.sqrt(left)
@@ -131,13 +137,17 @@ def adaptive_loop(model, task, examples, bound, whole):
             (w + 3.0 * n) / (RATE * SIZE) + 0.5
             for w, n in zip(within, drawn[len(total) :], strict=True)
         ]
-        bounds = [c * np.exp(-2.0 * (f - 0.3)) for c, f in zip(bounds, fractions)]
+        bounds = [c * np.exp(-2.0 * (f - 0.3)) for c, f in zip(bounds, fractions, strict=True)]
     return start - now, bounds
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["flat", "per layer"])
-@pytest.mark.parametrize("case", [vit, speech], ids=["vit", "speech"])
-def test_bounds_adapt_within_a_silo_as_in_a_plain_loop(case, whole):
+@pytest.mark.parametrize(
+    ("case", "gradients"),
+    [(vit, "instantiated"), (speech, "instantiated"), (speech, "ghost")],
+    ids=["vit", "speech", "ghost"],
+)
+def test_bounds_adapt_within_a_silo_as_in_a_plain_loop(case, gradients, whole):
     torch.manual_seed(0)
     model, task, examples = case()
     layout, bound = Layout.of(model), 0.3
@@ -147,7 +157,7 @@ def test_bounds_adapt_within_a_silo_as_in_a_plain_loop(case, whole):
     level, start = adaptive_level(rule), layout.join(parameters_of(model))
     recipe = LocalTraining(steps=STEPS, batch_size=2, lr=RECIPE.lr)
     change, bounds = adaptive_loop(model, task, examples, bound, whole)
-    wrapped = GradSampleModule(model, loss_reduction="sum")
+    wrapped = GRADIENTS[gradients](model, loss_reduction="sum")
     trained = train_silo(wrapped, start, silo(examples), level, recipe, task)
     # A bound that grows takes its noise with it: changes here are as large as 100.
     torch.testing.assert_close(trained.change, change, rtol=1e-5, atol=1e-6)
