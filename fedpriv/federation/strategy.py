@@ -46,6 +46,7 @@ from fedpriv.training.spans import Span, Stopwatch
 
 # Flower's own loop looks for replies every 0.1 s, which is longer than a small round takes.
 _POLL_SECONDS = 0.005
+_POLL_ANNOUNCED_SECONDS = 0.1
 
 
 class RoundChanged(Exception):  # noqa: N818 - not an error: the round is drawn afresh
@@ -131,9 +132,13 @@ class PrivateFedAvg(Strategy):
         self._stop = stop
         self._watch = Stopwatch(plan.config.runtime.profile)
         self._abandoned = threading.Event()
+        #: Set by whoever knows that a reply has come; None where nobody does.
+        self.arrived: threading.Event | None = None
+        self._noise: Tensor | None = None
         self._changed: set[int] = set()
         self._hosting: Hosting | None = None
         self._record: RoundRecord | None = None
+        self._unreported: RoundRecord | None = None
         self._started = 0.0
         self._asked = self._lost = 0
         self._noise_only = False
@@ -286,8 +291,14 @@ class PrivateFedAvg(Strategy):
         # enough of them did. Where not, `total` is zero, and the noise here is all there is.
         if self._noise_is_in_sums and not self._noise_only:
             return total
+        noise, self._noise = self._noise, None
+        if noise is None:
+            noise = self._drawn_noise(round_, attempt)
+        return noise.add_(total)
+
+    def _drawn_noise(self, round_: int, attempt: int) -> Tensor:
         generator = self.plan.randomness.numpy(Purpose.NOISE, round_, attempt)
-        return self._mechanism.release(total, self.plan.layout.sizes, generator)
+        return self._mechanism.noise(self.plan.layout.sizes, generator)
 
     @property
     def _noise_is_in_sums(self) -> bool:
@@ -383,32 +394,55 @@ class PrivateFedAvg(Strategy):
         """
         arrays = self._broadcast()
         result = Result(arrays=arrays)
-        for round_ in range(self.next_round, self.plan.config.rounds + 1):
-            try:
-                new_arrays, metrics = self._run_round(round_, arrays, grid)
-            except RoundChanged:
-                new_arrays, metrics = self._run_round(round_, arrays, grid)
-            assert new_arrays is not None
-            assert metrics is not None
-            result.arrays = arrays = new_arrays
-            result.train_metrics_clientapp[round_] = metrics
-            assert self._record is not None
-            self._on_round(self._record)
-            if self._stop.is_set():
-                raise Interrupted(f"stopped after round {round_}")
-            if self._record.nodes_lost and not self._deployed and not self.finished:
-                raise WorkerLost(f"{self._record.nodes_lost} workers died in round {round_}")
+        try:
+            for round_ in range(self.next_round, self.plan.config.rounds + 1):
+                try:
+                    new_arrays, metrics = self._run_round(round_, arrays, grid)
+                except RoundChanged:
+                    new_arrays, metrics = self._run_round(round_, arrays, grid)
+                assert new_arrays is not None
+                assert metrics is not None
+                result.arrays = arrays = new_arrays
+                result.train_metrics_clientapp[round_] = metrics
+                self._check_end(round_)
+        finally:
+            self._report()
         return result
 
     def _run_round(
         self, round_: int, arrays: ArrayRecord, grid: Grid
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Run a round; while nodes work, report the round before and draw this one's noise."""
         with self._watch.measure("draw and ask"):
             messages = list(self.configure_train(round_, arrays, ConfigRecord(), grid))
+            asked = grid.push_messages(messages)
+        self._report()
+        with self._watch.measure("draw noise"):
+            self._noise = None if self._noise_is_in_sums else self._drawn_noise(round_, self._drawn)
         with self._watch.measure("wait for workers"):
             # An iterator that is used up lets go of the replies, which are as large as the model.
-            replies = iter(self._exchange(grid, messages))
-        return self.aggregate_train(round_, replies)
+            replies = iter(self._replies(grid, asked))
+        outcome = self.aggregate_train(round_, replies)
+        self._unreported = self._record
+        # The next round's users take up the memories that this report commits; and a deployment
+        # may pay for its next round before it asks.
+        if self.memory is not None or self._deployed:
+            self._report()
+        return outcome
+
+    def _report(self) -> None:
+        """Hand on the record of the round that was finished last, once."""
+        record, self._unreported = self._unreported, None
+        if record is not None:
+            self._on_round(record)
+
+    def _check_end(self, round_: int) -> None:
+        """Stop after `round_` where that was asked for, or where workers died in it."""
+        assert self._record is not None
+        if self._stop.is_set():
+            raise Interrupted(f"stopped after round {round_}")
+        if self._record.nodes_lost and not self._deployed and not self.finished:
+            raise WorkerLost(f"{self._record.nodes_lost} workers died in round {round_}")
 
     def _broadcast(self) -> ArrayRecord:
         """Return the parameters as they travel to the nodes; those of the round before are gone."""
@@ -426,6 +460,8 @@ class PrivateFedAvg(Strategy):
     def abandon(self) -> None:
         """Give up the round that is being waited for, from another thread; nothing is released."""
         self._abandoned.set()
+        if self.arrived is not None:
+            self.arrived.set()
 
     @property
     def finished(self) -> bool:
@@ -464,18 +500,31 @@ class PrivateFedAvg(Strategy):
 
     def _exchange(self, grid: Grid, messages: list[Message]) -> list[Message]:
         """Send `messages` and return the replies that come before the round's timeout."""
-        waiting = set(grid.push_messages(messages))
+        return self._replies(grid, grid.push_messages(messages))
+
+    def _replies(self, grid: Grid, asked: Iterable[str]) -> list[Message]:
+        """Return the replies to the messages `asked` that come before the round's timeout."""
+        waiting = set(asked)
         deadline = time.monotonic() + self.plan.config.runtime.round_timeout
         replies: list[Message] = []
         while waiting:
+            if self.arrived is not None:
+                self.arrived.clear()
             arrived = list(grid.pull_messages(waiting))
             replies += arrived
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
             if not waiting or time.monotonic() > deadline:
                 break
-            if self._abandoned.wait(_POLL_SECONDS):
+            if self._was_abandoned():
                 raise Interrupted("the round was abandoned; nothing of it was released")
         return replies
+
+    def _was_abandoned(self) -> bool:
+        """Wait until it is time to look for replies, and say whether they still matter."""
+        if self.arrived is None:
+            return self._abandoned.wait(_POLL_SECONDS)
+        self.arrived.wait(_POLL_ANNOUNCED_SECONDS)
+        return self._abandoned.is_set()
 
     def _pause(self, deadline: float, problem: str) -> None:
         if self._stop.is_set() or self._abandoned.wait(_POLL_SECONDS):
@@ -492,7 +541,8 @@ class PrivateFedAvg(Strategy):
         """Say whether a sum can be one of clipped updates; a node that sends another is lost."""
         if summed.total.shape != (self.plan.layout.total,):
             return False
-        return bool(torch.isfinite(summed.total).all())
+        # Any number that is not finite makes the sum so.
+        return math.isfinite(float(summed.total.sum()))
 
     def _answers(self, replies: Iterable[Message]) -> list[Message]:
         """Return the replies of nodes that did their work; the dead ones are left out.

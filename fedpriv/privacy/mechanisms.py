@@ -102,16 +102,23 @@ class GaussianMechanism:
             sizes: number of coordinates of each block.
             generator: the owner of this release's noise.
 
-        The noise is drawn once, here, at full strength, whoever dropped out of the sum. It is
-        drawn in float64: the remaining floating-point gap (Mironov 2012) is stated in reports.
+        The noise is added once, here, at full strength, whoever dropped out of the sum.
         """
-        if self.noise_multiplier == 0:
-            return total.clone()
+        return self.noise(sizes, generator).to(total.device).add_(total)
+
+    def noise(self, sizes: Sequence[int], generator: np.random.Generator) -> Tensor:
+        """Return the noise of one release, a float64 vector; zeros for a multiplier of 0.
+
+        It depends on nobody's data, so it may be drawn before the sum is there. It is drawn in
+        float64: the remaining floating-point gap (Mironov 2012) is stated in reports.
+        """
         stddevs, repeats = list(self.block_stddevs(len(sizes))), list(sizes)
         if self.counts is not None:
             stddevs.append(self.counts.stddev)
             repeats.append(self.counts.counts)
-        noise = torch.from_numpy(generator.standard_normal(total.numel()))
+        if self.noise_multiplier == 0:
+            return torch.zeros(sum(repeats), dtype=torch.float64)
+        noise = torch.from_numpy(generator.standard_normal(sum(repeats)))
         for part, stddev in zip(noise.split(repeats), stddevs, strict=True):
             part.mul_(stddev)
-        return noise.to(total.device).add_(total)
+        return noise

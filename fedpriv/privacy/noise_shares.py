@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedpriv.privacy.mechanisms import GaussianMechanism
@@ -52,8 +51,7 @@ class NoiseShares:
 
         σ is that of `mechanism` on each block, of `sizes` coordinates.
         """
-        nothing = torch.zeros(sum(sizes), dtype=torch.float64)
-        return mechanism.release(nothing, sizes, generator) / math.sqrt(self.needed)
+        return mechanism.noise(sizes, generator) / math.sqrt(self.needed)
 
 
 def multiplier_against_a_node(multiplier: float, needed: int) -> float | None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import dp_accounting
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedpriv.privacy.mechanisms import GaussianMechanism
@@ -34,8 +33,7 @@ class UserNoise:
 
     def draw(self, sizes: Sequence[int], generator: np.random.Generator) -> Tensor:
         """Return one user's noise: float64 `[Σ sizes]`."""
-        nothing = torch.zeros(sum(sizes), dtype=torch.float64)
-        return self.mechanism.release(nothing, sizes, generator)
+        return self.mechanism.noise(sizes, generator)
 
     def event(self) -> dp_accounting.DpEvent:
         """Return the event of one round for a user that takes part: a Gaussian of multiplier z/2.

@@ -31,8 +31,8 @@ class Profile:
     def table(self) -> Table:
         """Return a table of the seconds of a mean round, a row for each part.
 
-        What the server waited longer than the busiest worker worked went into messages: packing,
-        sending, and waking up.
+        What passed between asking and the last reply beside the busiest worker's work went into
+        messages: packing, sending, and waking up. Meanwhile the server did some of its own.
         """
         table = Table(box=SIMPLE_HEAD, title=f"where the time of {self._rounds} rounds went")
         table.add_column("who")
@@ -45,7 +45,8 @@ class Profile:
             for name, taken in parts.items():
                 table.add_row(who, name, *self._shown(taken, whole))
         busiest = max((sum(p.values()) for who, p in seconds.items() if who != _SERVER), default=0)
-        waited = seconds[_SERVER].get("wait for workers", 0.0)
+        waited = _ends(self._spans[_SERVER], "wait for workers")
+        waited -= _ends(self._spans[_SERVER], "draw and ask")
         table.add_row("between", "messages", *self._shown(max(0.0, waited - busiest), whole))
         return table
 
@@ -71,6 +72,11 @@ class Profile:
             for number, who in enumerate(self._spans)
         ]
         path.write_text(json.dumps({"traceEvents": names + events}), encoding="utf-8")
+
+
+def _ends(spans: Sequence[Span], name: str) -> float:
+    """Return the sum of the times at which spans of that name ended."""
+    return sum(span.end for span in spans if span.name == name)
 
 
 def _by_name(spans: Sequence[Span]) -> dict[str, float]:

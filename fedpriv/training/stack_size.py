@@ -9,9 +9,9 @@ from dataclasses import replace
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.parameters import Layout, parameters_of
 
-# Parameters of a stack's users, in numbers: the size of a processor's cache, which small models
-# should use up and large ones exceed as little as operations' overhead allows.
-_CACHED_NUMBERS = 2**23
+# Parameters of a stack's users, in numbers: more of them no longer hide more of the operations'
+# overhead, and what is read twice has left the processor's caches in between.
+_STACKED_NUMBERS = 2**25
 _FEW, _MANY = 8, 64
 # Long examples fill the caches with few users, and leave operations' overhead behind.
 _MANY_LONG = 8
@@ -29,7 +29,7 @@ def planned_stack(parameters: int, memory: int, long_examples: bool = False) -> 
     function of the config alone: a run that is repeated adds up the same numbers in the same order.
     """
     most = _MANY_LONG if long_examples else _MANY
-    wanted = min(max(_CACHED_NUMBERS // parameters, _FEW), most)
+    wanted = min(max(_STACKED_NUMBERS // parameters, _FEW), most)
     return max(1, min(wanted, memory // (_BYTES_A_PARAMETER * parameters)))
 
 

@@ -13,7 +13,7 @@ from fedpriv.data.registry import build_dataset
 from fedpriv.errors import InputError, WorkerLost
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.models.registry import build_model
-from fedpriv.privacy import Dice, GaussianMechanism, Ledger, Purpose, Randomness, Remainder
+from fedpriv.privacy import Dice, Ledger, Purpose, Randomness, Remainder
 from fedpriv.training.local import batches, train_user
 from fedpriv.training.memory_store import Journal, Memories
 from fedpriv.training.parameters import Layout, parameters_of
@@ -224,13 +224,13 @@ def test_an_attempt_that_was_given_up_leaves_no_memory(tmp_path, monkeypatch):
             train_small(tmp_path / "run", **changes)
     before = memories_of(tmp_path / "run")
     with monkeypatch.context() as patched:
-        release, calls = GaussianMechanism.release, []
+        noisy, calls = PrivateFedAvg._noisy, []
 
         def changed(self, total, *rest):
             calls.append(1)
-            return release(self, total * (1 + 1e-12 * (len(calls) == 1)), *rest)
+            return noisy(self, total * (1 + 1e-12 * (len(calls) == 1)), *rest)
 
-        patched.setattr(GaussianMechanism, "release", changed)
+        patched.setattr(PrivateFedAvg, "_noisy", changed)
         directory, resumed = resume_small(tmp_path / "run")
     assert [(r.round, r.attempt) for r in Ledger.open(directory.ledger)][1:] == [(2, 0), (2, 1)]
     first, second = (

@@ -1,11 +1,18 @@
 """Flower's runtime looks for messages when they are sent, not only every tenth of a second."""
 
+import os
 import threading
 from queue import Queue
 
 from flwr.server.superlink.fleet.vce import vce_api
 
-from fedpriv.federation.simulation import _announcing, _delivered_at_once, _Until
+from fedpriv.federation.simulation import (
+    _announced,
+    _announcing,
+    _delivered_at_once,
+    _faster_malloc,
+    _Until,
+)
 
 
 class State:
@@ -58,3 +65,37 @@ def test_flowers_own_loop_delivers_what_was_announced():
         loop.join(timeout=20)
         assert not loop.is_alive()
     assert vce_api.add_messages_to_queue is original
+
+
+def test_a_stored_reply_is_announced():
+    arrived, stop, queue, stored = threading.Event(), threading.Event(), Queue(), []
+
+    class Store:
+        def store_message_res(self, message):
+            assert not arrived.is_set()  # else it would be looked for before it is there
+            stored.append(message)
+
+    original = vce_api.put_message_into_state
+    with _announced(arrived):
+        loop = threading.Thread(target=vce_api.put_message_into_state, args=(Store(), queue, stop))
+        loop.start()
+        queue.put("reply")
+        assert arrived.wait(timeout=20)
+        assert stored == ["reply"]
+        stop.set()
+        loop.join(timeout=20)
+        assert not loop.is_alive()
+    assert vce_api.put_message_into_state is original
+
+
+def test_workers_may_preload_jemalloc_unless_somebody_preloads_another_library(monkeypatch):
+    names = ("RAY_LD_PRELOAD_ON_WORKERS", "MALLOC_CONF")
+    for name in ("LD_PRELOAD", *names):
+        monkeypatch.delenv(name, raising=False)
+    with _faster_malloc():
+        assert os.environ["RAY_LD_PRELOAD_ON_WORKERS"] == "1"
+        assert "dirty_decay_ms:-1" in os.environ["MALLOC_CONF"]
+    assert not any(name in os.environ for name in names)
+    monkeypatch.setenv("LD_PRELOAD", "")
+    with _faster_malloc():
+        assert not any(name in os.environ for name in names)

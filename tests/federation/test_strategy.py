@@ -95,7 +95,11 @@ def test_noise_is_drawn_once_at_full_strength_over_the_public_denominator(
     directory, noisy = train_small(tmp_path / "noisy", InProcessGrid(dead=dead), **changes)
     assert len(Ledger.open(directory.ledger)) == 1
     assert directory.read_metrics()[0]["nodes_lost"] == len(dead)
-    monkeypatch.setattr(GaussianMechanism, "release", lambda self, total, *rest: total.clone())
+    monkeypatch.setattr(
+        GaussianMechanism,
+        "noise",
+        lambda self, sizes, generator: torch.zeros(sum(sizes), dtype=torch.float64),
+    )
     _, silent = train_small(tmp_path / "silent", InProcessGrid(dead=dead), **changes)
     moved = parameters(silent) - parameters(noisy)
     sigma = 1.0 * 0.1
@@ -398,14 +402,14 @@ def test_a_request_to_stop_keeps_the_finished_round_and_resumes_to_the_same_end(
     prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run")))
     directory = experiment.create(prepared)
 
-    class StopsAfterTwo(Silent):
+    class StopsInRoundTwo(Silent):
         def finished(self, row):
-            if row["round"] == 2:
+            if row["round"] == 1:  # of which one hears while round 2 is trained
                 stop.set()
 
     stop = threading.Event()
     ledger = directory.open_ledger(prepared.header())
-    recorder = experiment._Recorder(prepared, directory, ledger, StopsAfterTwo())
+    recorder = experiment._Recorder(prepared, directory, ledger, StopsInRoundTwo())
     strategy = PrivateFedAvg(prepared.plan, prepared.server, ledger, recorder.record, stop)
     with pytest.raises(Interrupted, match="after round 2"):
         strategy.start(InProcessGrid())
@@ -413,6 +417,46 @@ def test_a_request_to_stop_keeps_the_finished_round_and_resumes_to_the_same_end(
     assert parameters(resumed).equal(parameters(whole))
     rows = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     assert [row["round"] for row in rows] == [1, 2, 3, 4]
+
+
+class Diary(InProcessGrid):
+    """Writes down what it is asked, and the observer what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        if messages[0].metadata.message_type == "train":
+            self.lines.append(f"ask {messages[0].metadata.group_id}")
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids):
+        self.lines.append("listen")
+        return super().pull_messages(message_ids)
+
+
+@pytest.mark.parametrize("kind", ["simulation", "deployment", "memories"])
+def test_a_round_is_reported_while_the_next_is_trained_where_that_is_safe(tmp_path, kind):
+    changes = {
+        "simulation": {},
+        "deployment": {"runtime__deployment": True},
+        "memories": {"privacy__error_feedback": "user"},
+    }[kind]
+    grid = Diary()
+
+    class Told(Silent):
+        def finished(self, row):
+            grid.lines.append(f"report {row['round']}")
+
+    prepared = experiment.prepare(small_config(**changes, rounds=2, run_dir=str(tmp_path / "run")))
+    directory = experiment.create(prepared)
+    experiment.train(prepared, directory, Told(), lambda strategy: strategy.start(grid))
+    expected = ["ask 1", "listen", "ask 2", "report 1", "listen", "report 2"]
+    if kind != "simulation":
+        expected[2:4] = ["report 1", "ask 2"]
+    assert grid.lines[1:] == expected  # the first answer is of who hosts whom
 
 
 def test_abandoning_releases_nothing(tmp_path):

@@ -30,13 +30,14 @@ def test_the_table_gives_the_mean_round_and_what_lies_between_server_and_workers
     profile = Profile()
     for first in (0.0, 10.0):
         server = [
-            Span("wait for workers", first, first + 3),
-            Span("server step", first + 3, first + 4),
+            Span("draw and ask", first - 1, first),
+            Span("draw noise", first, first + 2),
+            Span("wait for workers", first + 2, first + 3),
         ]
         profile.add(server, [[Span("data", first, first + 1)], [Span("data", first, first + 2.5)]])
     rows = [line.split() for line in text_of(profile).splitlines()]
-    assert ["server", "wait", "for", "workers", "3000.0", "75.0%"] in rows
-    assert ["server", "server", "step", "1000.0", "25.0%"] in rows
+    assert ["server", "draw", "noise", "2000.0", "50.0%"] in rows
+    assert ["server", "wait", "for", "workers", "1000.0", "25.0%"] in rows
     assert ["worker", "0", "data", "1000.0", "25.0%"] in rows
     assert ["between", "messages", "500.0", "12.5%"] in rows
 
@@ -52,8 +53,8 @@ def test_a_run_is_profiled_where_that_is_asked_for(tmp_path):
     assert by_worker == {"data", "forward and backward", "clip and sum"}
     by_server = [event["name"] for event in spans if event["tid"] == names["server"]]
     assert by_server == 2 * [
-        "draw and ask", "wait for workers", "add up", "noise and ledger", "server step",
-        "evaluate", "write",
+        "draw and ask", "draw noise", "wait for workers", "add up", "noise and ledger",
+        "server step", "evaluate", "write",
     ]  # fmt: skip
     assert "forward and backward" in text_of(prepared.profile)
 

@@ -20,7 +20,7 @@ from fedpriv.training.memory_store import Memories, MemoryStore, RoundMemories
 
 STEPS = {
     "draw the cohort": (PrivateFedAvg, "configure_train"),
-    "ask the nodes": (PrivateFedAvg, "_exchange"),
+    "ask the nodes": (PrivateFedAvg, "_replies"),
     "add up": (PrivateFedAvg, "_sums"),
     "draw the noise": (PrivateFedAvg, "_noisy"),
     "charge the ledger": (Ledger, "append"),
