@@ -87,7 +87,7 @@ def test_a_silo_trains_as_with_gradients_that_are_written_out(case):
         wrapped = hooks(model, loss_reduction="sum")
         level = level_of(GlobalClipping(0.3))
         changes.append(train_silo(wrapped, start, silo(examples), level, RECIPE, task))
-    (expected, seen), (found, ghost) = changes
+    (expected, _, seen), (found, _, ghost) = changes
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert float(found.abs().max()) > 1e-2
     assert ghost.gradients == seen.gradients > 0
@@ -104,7 +104,7 @@ def test_an_example_that_is_not_finite_adds_nothing_and_spoils_no_other():
     wrapped = GhostGradients(model, loss_reduction="sum")
     level = ExampleLevel(GaussianMechanism(0.0, GlobalClipping(0.3)), 1.0, STEPS, silo_size=SIZE)
     changes = [
-        train_silo(wrapped, start, silo(examples), level, RECIPE, task)[0]
+        train_silo(wrapped, start, silo(examples), level, RECIPE, task).change
         for examples in (spoilt, others)
     ]
     torch.testing.assert_close(*changes, rtol=0, atol=1e-6)
@@ -117,7 +117,7 @@ def test_a_silo_without_examples_sends_noise_of_full_strength():
     wrapped = GhostGradients(model, loss_reduction="sum")
     level = level_of(GlobalClipping(0.3), noise_multiplier=2.0)
     recipe = LocalTraining(steps=STEPS, lr=0.1)
-    change, seen = train_silo(wrapped, start, silo(nobody), level, recipe, task)
+    change, _, seen = train_silo(wrapped, start, silo(nobody), level, recipe, task)
     noise = np.random.default_rng(2)
     drawn = sum(noise.standard_normal(len(start)) for _ in range(STEPS))
     expected = 0.1 * 2.0 * 0.3 * torch.from_numpy(drawn) / (RATE * SIZE)
