@@ -96,13 +96,14 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else default
     folder.mkdir(parents=True, exist_ok=True)
     results = []
-    for cell in itertools.product(KINDS, BOUNDS, LEARNING_RATES, SEEDS):
-        results.append(run(*cell))
-        Console(stderr=True).print(results[-1])
     with (folder / "results.csv").open("w", newline="") as file:
         rows = csv.DictWriter(file, [field.name for field in fields(Result)])
         rows.writeheader()
-        rows.writerows(asdict(result) for result in results)
+        for cell in itertools.product(KINDS, BOUNDS, LEARNING_RATES, SEEDS):
+            results.append(run(*cell))
+            rows.writerow(asdict(results[-1]))
+            file.flush()
+            Console(stderr=True).print(results[-1])
     figure(results, folder / "figure.png")
 
 
