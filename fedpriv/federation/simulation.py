@@ -22,6 +22,7 @@ from fedpriv.config import RuntimeConfig
 from fedpriv.errors import WorkerLost
 from fedpriv.federation.client_app import app as client_app
 from fedpriv.federation.strategy import PrivateFedAvg
+from fedpriv.training.device import keep_freed_memory
 
 # Losses with fewer rounds between them count as one series, which ends the run when it is long.
 _ROUNDS_OF_A_HEALTHY_START = 3
@@ -41,6 +42,7 @@ def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
         What `PrivateFedAvg.start` raises.
     """
     _quiet_libraries()
+    keep_freed_memory()
     with _folder_in_transit() as folder:
         # The workers of a named cluster may be on other machines.
         strategy.shared_folder = None if runtime.ray_address else folder

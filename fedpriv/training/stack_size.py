@@ -11,7 +11,7 @@ from fedpriv.training.parameters import Layout, parameters_of
 
 # Parameters of a stack's users, in numbers: more of them no longer hide more of the operations'
 # overhead, and what is read twice has left the processor's caches in between.
-_STACKED_NUMBERS = 2**25
+_STACKED_NUMBERS = 40_000_000
 _FEW, _MANY = 8, 64
 # Long examples fill the caches with few users, and leave operations' overhead behind.
 _MANY_LONG = 8

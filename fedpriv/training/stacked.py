@@ -28,6 +28,10 @@ from fedpriv.training.parameters import Layout
 from fedpriv.training.stacked_layers import SIBLINGS, StackedLayer, StackedLinear
 from fedpriv.training.tasks import Task
 
+# Numbers of a block that are worked on at once: the step, and the update that it ends in, then
+# find the product that they need still in the processor's caches.
+_CACHED_NUMBERS = 2**19
+
 
 def can_stack(model: nn.Module) -> bool:
     """Say whether every parameter of `model` is trainable and lies in a layer that is known here.
@@ -225,12 +229,10 @@ def train_stack(
         per_user = (per_example * weights).masked_fill(weights == 0, 0.0).sum(1)
         per_user.sum().backward()
         losses[: len(active)] += per_user.detach()
+        going_on = sum(count > step + 1 for count in counts)
         with torch.no_grad():
-            _step(stacked, momenta, recipe, len(active), first=step == 0)
-    updates = [
-        torch.sub(block.origin, block.values, out=block.values).flatten(1)
-        for block in stacked.blocks
-    ]
+            _step(stacked, momenta, recipe, going_on, len(active), first=step == 0)
+    updates = [block.values.flatten(1) for block in stacked.blocks]
     return StackedResult(updates, losses / torch.tensor(counts, device=losses.device))
 
 
@@ -261,17 +263,34 @@ def _step(
     stacked: StackedModel,
     momenta: list[Tensor] | None,
     recipe: LocalTraining,
+    going_on: int,
     users: int,
     first: bool,
 ) -> None:
-    """Take one SGD step of the first `users`, in place; `momenta` is what SGD remembers."""
+    """Take one SGD step of the first `users`, in place; `momenta` is what SGD remembers.
+
+    For all but the first `going_on` it is the last one: their values become their updates.
+    """
     if recipe.momentum or recipe.proximal_mu or recipe.max_grad_norm is not None:
         _written_out_step(stacked, momenta, recipe, users, first)
+        for block in stacked.blocks:
+            _finish(block, going_on, users)
         return
     for block in stacked.blocks:
-        values = block.values[:users]
-        start = block.origin if first else values
-        torch.sub(start, _gradient(block), alpha=recipe.lr, out=values)
+        at_once = max(1, _CACHED_NUMBERS // block.origin.numel())
+        for low in range(0, users, at_once):
+            high = min(low + at_once, users)
+            values = block.values[low:high]
+            start = block.origin if first else values
+            torch.sub(start, _gradient(block, low, high), alpha=recipe.lr, out=values)
+            _finish(block, max(low, going_on), high)
+
+
+def _finish(block: _Block, low: int, high: int) -> None:
+    """Turn what users `low` to `high` ended with into start minus end."""
+    if low < high:
+        values = block.values[low:high]
+        torch.sub(block.origin, values, out=values)
 
 
 def _written_out_step(
@@ -282,7 +301,7 @@ def _written_out_step(
     first: bool,
 ) -> None:
     """Take a step that needs each whole gradient before any parameter moves, or remembers it."""
-    gradients = [_gradient(block) for block in stacked.blocks]
+    gradients = [_gradient(block, 0, users) for block in stacked.blocks]
     if recipe.proximal_mu and not first:  # at the start the proximal term has no gradient
         for gradient, block in zip(gradients, stacked.blocks, strict=True):
             gradient.add_(block.values[:users] - block.origin, alpha=recipe.proximal_mu)
@@ -306,17 +325,19 @@ def _written_out_step(
         torch.sub(start, momentum, alpha=recipe.lr, out=values)
 
 
-def _gradient(block: _Block) -> Tensor:
-    """Return a block's gradient of the last pass, `[users, *shape]`, a linear layer's written out.
+def _gradient(block: _Block, low: int, high: int) -> Tensor:
+    """Return a block's gradient of the last pass for users `low` to `high`, `[users, *shape]`.
+
+    A linear layer's is written out.
 
     A product that is written and then subtracted beats one that adds to what is there, which takes
     the libraries half as long again.
     """
     if block.leaf is not None:
         assert block.leaf.grad is not None
-        return block.leaf.grad
+        return block.leaf.grad[low:high]
     assert isinstance(block.layer, StackedLinear)
-    gradient, rows = block.layer.factors
+    gradient, rows = (factor[low:high] for factor in block.layer.factors)
     if block.name == "bias":
         return gradient.sum(1, dtype=block.values.dtype)
     return torch.bmm(gradient.transpose(1, 2), rows).to(block.values.dtype)
