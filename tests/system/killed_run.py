@@ -1,4 +1,6 @@
-"""Train the small config in a process for each STEP, which SIGKILL ends just before it in round 2.
+"""Train the small config in a process for each STEP, which SIGKILL ends just before it.
+
+Round 1 is on the disk by then.
 
 Usage: killed_run.py KIND FOLDER STEP [FOLDER STEP ...], where KIND is users, memories or silos.
 Exit code 1 where a run came to another end.

@@ -46,6 +46,9 @@ IN_SILOS = [
     "rename the checkpoint",
 ]
 CHARGED_BEFORE_THE_KILL = STEPS.index("step the model")
+# Round 1 is reported when round 2 has been asked for: these are in round 3, and round 2, which is
+# charged and used, has not reached the disk. (The nodes of this process train when asked.)
+IN_ROUND_3 = ("draw the cohort", "add the noise of a step")
 
 
 def kill_at_each(base: Path, steps: list[str], kind: str) -> dict[str, Path]:
@@ -94,7 +97,8 @@ def test_a_killed_run_resumes_to_the_same_end(step, killed, whole):
     folder = killed[step]
     before = len(_whole_releases(folder))
     # Round 1 is finished; round 2's release may have been used from the step of the model on.
-    assert before == (2 if STEPS.index(step) >= CHARGED_BEFORE_THE_KILL else 1)
+    used = STEPS.index(step) >= CHARGED_BEFORE_THE_KILL or step in IN_ROUND_3
+    assert before == (2 if used else 1)
 
     directory, resumed = resume_small(folder)
     whole_directory, uninterrupted = whole
@@ -127,7 +131,7 @@ def whole_silos(tmp_path_factory):
 def test_silos_of_a_killed_round_send_the_same_again_and_pay_once(step, killed_silos, whole_silos):
     folder = killed_silos[step]
     charged = len(_whole_releases(folder))
-    assert charged == (1 if step in IN_SILOS[:2] else 2)
+    assert charged == (1 if step == "charge the ledger" else 2)
     directory, resumed = resume_small(folder)
     whole_directory, uninterrupted = whole_silos
     assert resumed.server.parameters().equal(uninterrupted.server.parameters())
