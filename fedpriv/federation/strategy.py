@@ -34,7 +34,7 @@ from fedpriv.federation.messages import (
 from fedpriv.federation.plan import Plan
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.accounting import RdpAccountant
-from fedpriv.privacy.clipping import bounds_of, moved, with_bounds
+from fedpriv.privacy.clipping import bounds_of, moved
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.ledger import Ledger, Release
 from fedpriv.privacy.mechanisms import GaussianMechanism
@@ -318,10 +318,7 @@ class PrivateFedAvg(Strategy):
     @property
     def _mechanism(self) -> GaussianMechanism:
         """The mechanism of this round: the plan's, with the bounds as they have adapted."""
-        planned = self.plan.mechanism
-        if not self.bounds:
-            return planned
-        return replace(planned, clipping=with_bounds(planned.clipping, self.bounds))
+        return self.plan.mechanism.at(self.bounds)
 
     def _beside(self, summed: CohortSum) -> Tensor:
         """Return what a node's sum has beside updates where bounds adapt: float64 `[bounds]`.

@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from fedpriv.errors import InputError
-from fedpriv.privacy.clipping import AdaptiveBounds, bounds_of, with_bounds
+from fedpriv.privacy.clipping import AdaptiveBounds, bounds_of
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency
 
@@ -110,11 +110,8 @@ class ExampleLevel:
         return bounds_of(self.mechanism.clipping) if self.adaptive else ()
 
     def at(self, bounds: Sequence[float]) -> ExampleLevel:
-        """Return the level with other bounds, and noise in proportion; itself for no bounds."""
-        if not bounds:
-            return self
-        clipping = with_bounds(self.mechanism.clipping, bounds)
-        return replace(self, mechanism=replace(self.mechanism, clipping=clipping))
+        """Return the level with the mechanism at other bounds; the same for no bounds."""
+        return replace(self, mechanism=self.mechanism.at(bounds))
 
     def after(self, counts: Tensor, examples: int) -> ExampleLevel:
         """Return the level of the step after one that released the noisy `counts`: `[counts]`.

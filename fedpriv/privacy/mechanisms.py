@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedpriv.privacy.clipping import ClippingRule, PerLayerClipping
+from fedpriv.privacy.clipping import ClippingRule, PerLayerClipping, with_bounds
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,12 @@ class GaussianMechanism:
         assert isinstance(self.clipping, PerLayerClipping)
         scale = self.update_multiplier * math.sqrt(blocks)
         return tuple(scale * bound for bound in self.clipping.block_bounds)
+
+    def at(self, bounds: Sequence[float]) -> GaussianMechanism:
+        """Return the mechanism with other bounds, and noise in proportion; itself for no bounds."""
+        if not bounds:
+            return self
+        return replace(self, clipping=with_bounds(self.clipping, bounds))
 
     def release(
         self, total: Tensor, sizes: Sequence[int], generator: np.random.Generator
