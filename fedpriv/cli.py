@@ -58,12 +58,16 @@ def run(
     ] = False,
 ) -> None:
     """Train as CONFIG says, in a new run directory."""
-    # Imported here, so that --help and the config commands do not wait for torch and Flower.
-    from fedpriv import experiment
-
     settings = [*(overrides or []), *(["runtime.profile=true"] if profile else [])]
-    prepared = experiment.prepare(_seeded(load_config(config, settings)))
-    _train(experiment.create(prepared), prepared)
+    settled = _seeded(load_config(config, settings))
+    # Imported here, so that --help and the config commands do not wait for torch and Flower.
+    from fedpriv.federation.ray_cluster import started_early
+
+    with started_early(settled.runtime):
+        from fedpriv import experiment
+
+        prepared = experiment.prepare(settled)
+        _train(experiment.create(prepared), prepared)
 
 
 @app.command()
@@ -381,6 +385,8 @@ def merge(
 
 def _seeded(config: ExperimentConfig) -> ExperimentConfig:
     """Return the config with its seed model, which is pre-trained where it is missing."""
+    if config.seed_model is None:
+        return config
     from fedpriv.experiment import stop_signal
     from fedpriv.reporting.progress import PretrainingLines
     from fedpriv.seed_model import with_seed_model

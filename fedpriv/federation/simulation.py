@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from flwr.simulation import run_simulation
 from fedpriv.config import RuntimeConfig
 from fedpriv.errors import WorkerLost
 from fedpriv.federation.client_app import app as client_app
+from fedpriv.federation.ray_cluster import ensure_started
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.training.device import keep_freed_memory
 
@@ -92,7 +92,8 @@ def _simulate_once(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
         strategy.start(_announcing(grid, sent))
 
     try:
-        with _delivered_at_once(sent), _announced(strategy.arrived), _faster_malloc():
+        ensure_started(runtime)
+        with _delivered_at_once(sent), _announced(strategy.arrived):
             run_simulation(
                 server_app=server_app,
                 client_app=client_app,
@@ -133,29 +134,6 @@ def _delivered_at_once(sent: threading.Event) -> Iterator[None]:
         yield
     finally:
         vce_api.add_messages_to_queue = look_and_wait
-
-
-@contextmanager
-def _faster_malloc() -> Iterator[None]:
-    """Let workers that Ray starts here allocate with jemalloc, which Ray's wheels bring along.
-
-    It hands out the memory that was freed last, which the processor's caches still hold, and is
-    told to keep it all: a twentieth of a small model's time. Whoever preloads a library of their
-    own, or has set jemalloc up, is left alone.
-    """
-    wanted = {
-        "RAY_LD_PRELOAD_ON_WORKERS": "1",
-        "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1",
-    }
-    if "LD_PRELOAD" in os.environ or any(name in os.environ for name in wanted):
-        yield
-        return
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name in wanted:
-            del os.environ[name]
 
 
 @contextmanager
@@ -203,23 +181,12 @@ class _Until:
 
 
 def _backend(runtime: RuntimeConfig) -> dict[str, dict[str, ConfigRecordValues]]:
-    """Return Flower's backend config: a private Ray cluster unless one is named.
-
-    Without an address Ray would silently join any cluster that it finds on this machine.
-    """
-    if runtime.ray_address is None:
-        init: dict[str, ConfigRecordValues] = {
-            "address": "local",
-            "num_cpus": runtime.workers * runtime.threads_per_worker,
-        }
-    else:
-        init = {"address": runtime.ray_address}
-    init |= {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    worker: dict[str, ConfigRecordValues] = {
+    """Return Flower's backend config; it finds Ray started, so only what an actor takes."""
+    actor: dict[str, ConfigRecordValues] = {
         "num_cpus": runtime.threads_per_worker,
         "num_gpus": runtime.gpus_per_worker,
     }
-    return {"init_args": init, "client_resources": worker}
+    return {"client_resources": actor}
 
 
 def _quiet_libraries() -> None:

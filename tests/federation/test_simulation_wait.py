@@ -1,6 +1,5 @@
 """Flower's runtime looks for messages when they are sent, not only every tenth of a second."""
 
-import os
 import threading
 from queue import Queue
 
@@ -10,7 +9,6 @@ from fedpriv.federation.simulation import (
     _announced,
     _announcing,
     _delivered_at_once,
-    _faster_malloc,
     _Until,
 )
 
@@ -86,16 +84,3 @@ def test_a_stored_reply_is_announced():
         loop.join(timeout=20)
         assert not loop.is_alive()
     assert vce_api.put_message_into_state is original
-
-
-def test_workers_may_preload_jemalloc_unless_somebody_preloads_another_library(monkeypatch):
-    names = ("RAY_LD_PRELOAD_ON_WORKERS", "MALLOC_CONF")
-    for name in ("LD_PRELOAD", *names):
-        monkeypatch.delenv(name, raising=False)
-    with _faster_malloc():
-        assert os.environ["RAY_LD_PRELOAD_ON_WORKERS"] == "1"
-        assert "dirty_decay_ms:-1" in os.environ["MALLOC_CONF"]
-    assert not any(name in os.environ for name in names)
-    monkeypatch.setenv("LD_PRELOAD", "")
-    with _faster_malloc():
-        assert not any(name in os.environ for name in names)

@@ -78,6 +78,15 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_end(tmp_path):
     assert directory.read_metrics()[-1]["epsilon"] == other.read_metrics()[-1]["epsilon"]
 
 
+def test_a_polite_kill_stops_a_run_as_ctrl_c_does(tmp_path):
+    process = start("run", write_config(tmp_path, rounds=40))
+    wait_for_rounds(process, tmp_path, 1)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 130, err
+    assert f"fedpriv resume {tmp_path / 'run'}" in err
+
+
 def test_a_second_ctrl_c_ends_at_once_and_what_is_finished_resumes(tmp_path):
     slow = {"steps": 5000, "batch_size": 4}
     process = start("run", write_config(tmp_path, rounds=3, local=slow))

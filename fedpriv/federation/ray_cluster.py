@@ -1,0 +1,113 @@
+"""The Ray cluster of a simulation. Its start takes seconds, in which the run can be prepared."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from fedpriv.config import RuntimeConfig
+
+_IMPORTED_BY_WORKERS = (
+    "flwr.simulation.ray_transport.ray_actor",
+    "fedpriv.federation.client_app",
+)
+# One thread, as there is one cluster a process. It is not the main one, so that Ray leaves the
+# handler of SIGTERM alone, which lets a run stop where nothing is lost.
+_thread = ThreadPoolExecutor(1, "ray-start")
+_starts: list[Future[None]] = []
+
+
+@contextmanager
+def started_early(runtime: RuntimeConfig) -> Iterator[None]:
+    """Start the cluster while the body goes on, which need not use it; afterwards it is shut down.
+
+    A failure to start is told by `ensure_started`. A cluster that has a name runs already.
+    """
+    if runtime.deployment or runtime.ray_address is not None:
+        yield
+        return
+    _begin(runtime)
+    try:
+        yield
+    finally:
+        wait(_starts)
+        ray.shutdown()
+
+
+def ensure_started(runtime: RuntimeConfig) -> None:
+    """Return when the cluster is up; start it unless that is under way.
+
+    Raises what `ray.init` raises.
+    """
+    if all(start.done() for start in _starts) and not ray.is_initialized():
+        _begin(runtime)
+    for start in _starts:
+        start.result()
+
+
+def _begin(runtime: RuntimeConfig) -> None:
+    _starts[:] = [_thread.submit(_start, runtime)]
+
+
+def _start(runtime: RuntimeConfig) -> None:
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    with _environment_of_workers(runtime):
+        ray.init(**_arguments(runtime))
+
+
+def _arguments(runtime: RuntimeConfig) -> dict[str, Any]:
+    """Return the arguments of `ray.init`: a private cluster unless one is named.
+
+    Without an address Ray would silently join any cluster that it finds on this machine.
+    """
+    where: dict[str, Any]
+    if runtime.ray_address is None:
+        where = {"address": "local", "num_cpus": runtime.workers * runtime.threads_per_worker}
+    else:
+        # Its processes did not inherit ours.
+        paths = {"env_vars": {"PYTHONPATH": _module_paths()}}
+        where = {"address": runtime.ray_address, "runtime_env": paths}
+    return where | {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+
+
+def _module_paths() -> str:
+    return os.pathsep.join(sys.path)
+
+
+@contextmanager
+def _environment_of_workers(runtime: RuntimeConfig) -> Iterator[None]:
+    """Set what processes that Ray starts here inherit: their modules, and jemalloc.
+
+    Ray starts a process for every CPU at once, of which Flower's actors take as many as there are
+    workers. Where that is all of them, they import what they need before they are asked for it.
+
+    Ray's wheels bring jemalloc along. It hands out the memory that was freed last, which the
+    processor's caches still hold, and is told to keep it all: a twentieth of a small model's
+    time. Whoever preloads a library of their own, or has set jemalloc up, is left alone.
+    """
+    wanted = {"PYTHONPATH": _module_paths()}
+    if runtime.threads_per_worker == 1:
+        wanted["RAY_preload_python_modules"] = ",".join(_IMPORTED_BY_WORKERS)
+    malloc = {
+        "RAY_LD_PRELOAD_ON_WORKERS": "1",
+        "MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1",
+    }
+    if "LD_PRELOAD" not in os.environ and not malloc.keys() & os.environ:
+        wanted |= malloc
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

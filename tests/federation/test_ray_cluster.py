@@ -1,0 +1,94 @@
+"""The private Ray cluster is up when it is needed, and gone when the run is."""
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import ray
+
+from fedpriv.config import RuntimeConfig
+from fedpriv.errors import InputError
+from fedpriv.federation.ray_cluster import (
+    _environment_of_workers,
+    ensure_started,
+    started_early,
+)
+
+MALLOC = ("RAY_LD_PRELOAD_ON_WORKERS", "MALLOC_CONF")
+PRELOADED = "RAY_preload_python_modules"
+
+
+@pytest.fixture
+def runtime():
+    return RuntimeConfig(workers=2)
+
+
+def test_a_cluster_that_was_started_early_has_workers_that_have_imported_all(runtime):
+    @ray.remote
+    def imported() -> tuple[bool, str]:
+        return "fedpriv.federation.client_app" in sys.modules, Path("/proc/self/maps").read_text()
+
+    with started_early(runtime):
+        ensure_started(runtime)
+        there, maps = ray.get(imported.remote())
+        assert there
+        assert "jemalloc" in maps
+    assert not ray.is_initialized()
+
+
+def test_a_preparation_that_fails_leaves_no_cluster(runtime):
+    with pytest.raises(InputError), started_early(runtime):
+        raise InputError("no such data")
+    assert not ray.is_initialized()
+
+
+def test_a_cluster_that_was_shut_down_is_started_again_and_leaves_signals_alone(
+    runtime, monkeypatch
+):
+    starts = []
+    monkeypatch.setattr(ray, "init", lambda **_: starts.append(threading.current_thread()))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    ensure_started(runtime)
+    ensure_started(runtime)
+    assert len(starts) == 2
+    assert threading.main_thread() not in starts
+
+
+def test_the_reason_for_no_cluster_is_told(runtime, monkeypatch):
+    def fail(**_):
+        raise RuntimeError("no ports left")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with started_early(runtime), pytest.raises(RuntimeError, match="no ports left"):
+        ensure_started(runtime)
+
+
+def test_workers_may_preload_jemalloc_unless_somebody_preloads_another_library(
+    runtime, monkeypatch
+):
+    for name in ("LD_PRELOAD", *MALLOC):
+        monkeypatch.delenv(name, raising=False)
+    with _environment_of_workers(runtime):
+        assert os.environ["RAY_LD_PRELOAD_ON_WORKERS"] == "1"
+        assert "dirty_decay_ms:-1" in os.environ["MALLOC_CONF"]
+    assert not any(name in os.environ for name in MALLOC)
+    monkeypatch.setenv("LD_PRELOAD", "")
+    with _environment_of_workers(runtime):
+        assert not any(name in os.environ for name in MALLOC)
+
+
+def test_workers_find_modules_where_this_process_does(runtime, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/before")
+    monkeypatch.setattr(sys, "path", [*sys.path, "/only/here"])
+    with _environment_of_workers(runtime):
+        assert "/only/here" in os.environ["PYTHONPATH"].split(os.pathsep)
+    assert os.environ["PYTHONPATH"] == "/before"
+
+
+def test_processes_that_no_worker_will_take_over_import_nothing(runtime):
+    with _environment_of_workers(runtime):
+        assert "client_app" in os.environ[PRELOADED]
+    with _environment_of_workers(runtime.model_copy(update={"threads_per_worker": 2})):
+        assert PRELOADED not in os.environ
