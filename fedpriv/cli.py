@@ -58,16 +58,12 @@ def run(
     ] = False,
 ) -> None:
     """Train as CONFIG says, in a new run directory."""
-    settings = [*(overrides or []), *(["runtime.profile=true"] if profile else [])]
-    settled = _seeded(load_config(config, settings))
     # Imported here, so that --help and the config commands do not wait for torch and Flower.
-    from fedpriv.federation.ray_cluster import started_early
+    from fedpriv import experiment
 
-    with started_early(settled.runtime):
-        from fedpriv import experiment
-
-        prepared = experiment.prepare(settled)
-        _train(experiment.create(prepared), prepared)
+    settings = [*(overrides or []), *(["runtime.profile=true"] if profile else [])]
+    prepared = experiment.prepare(_seeded(load_config(config, settings)))
+    _train(experiment.create(prepared), prepared)
 
 
 @app.command()
@@ -385,8 +381,6 @@ def merge(
 
 def _seeded(config: ExperimentConfig) -> ExperimentConfig:
     """Return the config with its seed model, which is pre-trained where it is missing."""
-    if config.seed_model is None:
-        return config
     from fedpriv.experiment import stop_signal
     from fedpriv.reporting.progress import PretrainingLines
     from fedpriv.seed_model import with_seed_model

@@ -19,11 +19,11 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
-from fedpriv.config import ExperimentConfig, load_config
+from fedpriv.config import ExperimentConfig, RuntimeConfig, load_config
 from fedpriv.data.federated import Batch
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.plan import Plan, build_plan, build_trainer, population_of
-from fedpriv.federation.simulation import simulate
+from fedpriv.federation.ray_cluster import cluster
 from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant
@@ -297,12 +297,20 @@ def train(
         observer.begin(experiment)
         try:
             if drive is None:
-                simulate(strategy, experiment.config.runtime)
+                _simulate(strategy, experiment.config.runtime)
             else:
                 drive(strategy)
         finally:
             if experiment.config.runtime.profile:
                 experiment.profile.write_trace(directory.trace)
+
+
+def _simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
+    with cluster(runtime):
+        # Imported here: it takes a second, in which Ray starts.
+        from fedpriv.federation.simulation import simulate
+
+        simulate(strategy, runtime)
 
 
 def _check_state(experiment: Experiment, directory: RunDirectory, ledger: Ledger) -> None:

@@ -1,4 +1,4 @@
-"""The Ray cluster of a simulation. Its start takes seconds, in which the run can be prepared."""
+"""The Ray cluster of a simulation. Its start takes seconds, which others may use."""
 
 from __future__ import annotations
 
@@ -25,14 +25,8 @@ _starts: list[Future[None]] = []
 
 
 @contextmanager
-def started_early(runtime: RuntimeConfig) -> Iterator[None]:
-    """Start the cluster while the body goes on, which need not use it; afterwards it is shut down.
-
-    A failure to start is told by `ensure_started`. A cluster that has a name runs already.
-    """
-    if runtime.deployment or runtime.ray_address is not None:
-        yield
-        return
+def cluster(runtime: RuntimeConfig) -> Iterator[None]:
+    """Start the cluster, which `ensure_started` waits for; shut it down when the body has ended."""
     _begin(runtime)
     try:
         yield

@@ -12,8 +12,8 @@ from fedpriv.config import RuntimeConfig
 from fedpriv.errors import InputError
 from fedpriv.federation.ray_cluster import (
     _environment_of_workers,
+    cluster,
     ensure_started,
-    started_early,
 )
 
 MALLOC = ("RAY_LD_PRELOAD_ON_WORKERS", "MALLOC_CONF")
@@ -25,12 +25,12 @@ def runtime():
     return RuntimeConfig(workers=2)
 
 
-def test_a_cluster_that_was_started_early_has_workers_that_have_imported_all(runtime):
+def test_workers_of_a_cluster_have_imported_all(runtime):
     @ray.remote
     def imported() -> tuple[bool, str]:
         return "fedpriv.federation.client_app" in sys.modules, Path("/proc/self/maps").read_text()
 
-    with started_early(runtime):
+    with cluster(runtime):
         ensure_started(runtime)
         there, maps = ray.get(imported.remote())
         assert there
@@ -38,8 +38,8 @@ def test_a_cluster_that_was_started_early_has_workers_that_have_imported_all(run
     assert not ray.is_initialized()
 
 
-def test_a_preparation_that_fails_leaves_no_cluster(runtime):
-    with pytest.raises(InputError), started_early(runtime):
+def test_a_failure_leaves_no_cluster(runtime):
+    with pytest.raises(InputError), cluster(runtime):
         raise InputError("no such data")
     assert not ray.is_initialized()
 
@@ -61,7 +61,7 @@ def test_the_reason_for_no_cluster_is_told(runtime, monkeypatch):
         raise RuntimeError("no ports left")
 
     monkeypatch.setattr(ray, "init", fail)
-    with started_early(runtime), pytest.raises(RuntimeError, match="no ports left"):
+    with cluster(runtime), pytest.raises(RuntimeError, match="no ports left"):
         ensure_started(runtime)
 
 
