@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -18,8 +20,7 @@ _IMPORTED_BY_WORKERS = (
     "flwr.simulation.ray_transport.ray_actor",
     "fedpriv.federation.client_app",
 )
-# One thread, as there is one cluster a process. It is not the main one, so that Ray leaves the
-# handler of SIGTERM alone, which lets a run stop where nothing is lost.
+# One thread, as there is one cluster a process.
 _thread = ThreadPoolExecutor(1, "ray-start")
 _starts: list[Future[None]] = []
 
@@ -44,6 +45,9 @@ def ensure_started(runtime: RuntimeConfig) -> None:
         _begin(runtime)
     for start in _starts:
         start.result()
+    # Ray has put a handler of its own, which ends the process, in the place of Python's.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def _begin(runtime: RuntimeConfig) -> None:
