@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,7 +184,7 @@ def sum_reply(message: Message, partition: int, summed: CohortSum) -> Message:
     arrays = message.content["arrays"]
     assert isinstance(arrays, ArrayRecord)
     came_in = file_of(arrays)
-    seen = {k: v for k, v in asdict(summed).items() if k not in _APART}
+    seen = {f.name: getattr(summed, f.name) for f in fields(summed) if f.name not in _APART}
     for field in fields(Span):
         seen[f"span_{field.name}s"] = [getattr(span, field.name) for span in summed.spans]
     content = RecordDict(

@@ -47,6 +47,9 @@ from fedpriv.training.spans import Span, Stopwatch
 # Flower's own loop looks for replies every 0.1 s, which is longer than a small round takes.
 _POLL_SECONDS = 0.005
 _POLL_ANNOUNCED_SECONDS = 0.1
+# Other threads of this process hand messages to the workers. Work of ours would hold them up, for
+# one thread runs at a time.
+_HAND_OVER_SECONDS = 0.004
 
 
 class RoundChanged(Exception):  # noqa: N818 - not an error: the round is drawn afresh
@@ -413,6 +416,8 @@ class PrivateFedAvg(Strategy):
         with self._watch.measure("draw and ask"):
             messages = list(self.configure_train(round_, arrays, ConfigRecord(), grid))
             asked = grid.push_messages(messages)
+        if self.arrived is not None:
+            time.sleep(_HAND_OVER_SECONDS)
         self._report()
         with self._watch.measure("draw noise"):
             self._noise = None if self._noise_is_in_sums else self._drawn_noise(round_, self._drawn)

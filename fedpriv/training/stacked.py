@@ -65,8 +65,8 @@ class _Block:
     leaf: Tensor | None = None
 
     @property
-    def factored(self) -> bool:
-        """Whether its gradient comes as factors."""
+    def linear(self) -> bool:
+        """Whether it is a linear layer's, which makes its gradient itself."""
         return isinstance(self.layer, StackedLinear)
 
 
@@ -102,7 +102,7 @@ class StackedModel:
             for (layer, name), origin, block in zip(self._owners, origins, values, strict=True)
         ]
         for block in self.blocks:
-            if not block.factored:
+            if not block.linear:
                 block.values.copy_(block.origin)
 
     def scratch(self, purpose: str, like: Tensor, users: int) -> list[Tensor]:
@@ -126,8 +126,8 @@ class StackedModel:
         users = len(generators)
         for block in self.blocks:
             block.layer.users = users
-            value = block.origin if block.factored and first else block.values[:users]
-            if not block.factored:
+            value = block.origin if block.linear and first else block.values[:users]
+            if not block.linear:
                 block.leaf = value = value.detach().requires_grad_()
             setattr(block.layer, block.name, value)
         draw = _PerUserDraw(generators)
@@ -328,16 +328,12 @@ def _written_out_step(
 def _gradient(block: _Block, low: int, high: int) -> Tensor:
     """Return a block's gradient of the last pass for users `low` to `high`, `[users, *shape]`.
 
-    A linear layer's is written out.
-
     A product that is written and then subtracted beats one that adds to what is there, which takes
     the libraries half as long again.
     """
-    if block.leaf is not None:
-        assert block.leaf.grad is not None
-        return block.leaf.grad[low:high]
-    assert isinstance(block.layer, StackedLinear)
-    gradient, rows = (factor[low:high] for factor in block.layer.factors)
-    if block.name == "bias":
-        return gradient.sum(1, dtype=block.values.dtype)
-    return torch.bmm(gradient.transpose(1, 2), rows).to(block.values.dtype)
+    users = slice(low, high)
+    if isinstance(block.layer, StackedLinear):
+        return block.layer.gradient(block.name, users)
+    assert block.leaf is not None
+    assert block.leaf.grad is not None
+    return block.leaf.grad[users]

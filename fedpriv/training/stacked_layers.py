@@ -28,22 +28,20 @@ class StackedLayer(nn.Module):
 
 
 class StackedLinear(StackedLayer):
-    """Linear maps of many users, whose weights' gradients are left as the factors they are made of.
+    """Linear maps of many users, whose weights' gradients are not autograd's.
 
-    The gradient of user u's weight is gᵀx, with g the gradient at its outputs and x its inputs.
-    Written out for every user it would take as much memory as all their parameters; as factors it
-    can be taken straight into the step. Where users still share their parameters, before the first
-    step, `weight` is `[out, in]`, `bias` is `[out]`, and one product serves all of them.
-
-    Attributes:
-        factors: g `[U, n, out]` and x `[U, n, in]` of the last backward pass.
+    The gradient of user u's weight is gᵀx, with g the gradient at its n outputs and x its inputs.
+    It is kept as what has fewer numbers: written out it has in·out a user, as its factors
+    n·(in + out). A small one is written out while g is in the processor's caches; of a large one
+    the factors can be taken straight into the step. Where users still share their parameters,
+    before the first step, `weight` is `[out, in]`, `bias` is `[out]`, and one product serves all.
     """
-
-    factors: tuple[Tensor, Tensor]
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self._anchor = layer.weight.new_zeros(()).requires_grad_()
+        self._factors: tuple[Tensor, ...] = ()
+        self._gradients: dict[str, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Map rows `[U·B, ..., in]` to `[U·B, ..., out]`."""
@@ -54,18 +52,37 @@ class StackedLinear(StackedLayer):
         """Map `[U, n, in]` to `[U, n, out]`."""
         if self.weight.dim() == 2:
             return F.linear(rows, self.weight, self.bias)
-        weight = self.weight.transpose(1, 2)
-        if self.bias is None:
-            return torch.bmm(rows, weight)
-        return torch.baddbmm(self.bias[:, None], rows, weight)
+        mapped = torch.bmm(rows, self.weight.transpose(1, 2))
+        # Faster than `baddbmm`, which writes the bias out first.
+        return mapped if self.bias is None else mapped.add_(self.bias[:, None])
 
     def passed_back(self, gradient: Tensor) -> Tensor:
         """Return the gradient at the inputs `[U, n, in]` from that at the outputs `[U, n, out]`."""
         return torch.matmul(gradient, self.weight.to(gradient.dtype))
 
+    def keep(self, gradient: Tensor, rows: Tensor) -> None:
+        """Keep what gradients are made of: g `[U, n, out]` and x `[U, n, in]`."""
+        self._factors, self._gradients = (gradient, rows), {}
+        rows_each, outputs, inputs = *gradient.shape[1:], rows.shape[2]
+        if inputs * outputs < rows_each * (inputs + outputs):
+            everyone = slice(None)
+            self._gradients["weight"] = self.gradient("weight", everyone)
+            if self.bias is not None:
+                self._gradients["bias"] = self.gradient("bias", everyone)
+            self._factors = ()
+
+    def gradient(self, name: str, users: slice) -> Tensor:
+        """Return the gradient of the last pass by `name`, "weight" or "bias", for some users."""
+        if name in self._gradients:
+            return self._gradients[name][users]
+        gradient, rows = (factor[users] for factor in self._factors)
+        if name == "bias":
+            return gradient.sum(1, dtype=self.weight.dtype)
+        return torch.bmm(gradient.transpose(1, 2), rows).to(self.weight.dtype)
+
 
 class _Linear(torch.autograd.Function):
-    """The linear map as autograd sees it: it keeps the factors and asks for no weight gradient.
+    """The linear map as autograd sees it, which asks for no gradient of its parameters.
 
     `anchor` takes a gradient, so that backward comes by even where the inputs take none.
     """
@@ -81,7 +98,7 @@ class _Linear(torch.autograd.Function):
         gradient = gradients[0].contiguous()
         (rows,) = ctx.saved_tensors
         # In a forward pass of lower precision the outputs are rounded, and so are their gradients.
-        ctx.layer.factors = gradient, rows.detach().to(gradient.dtype)
+        ctx.layer.keep(gradient, rows.detach().to(gradient.dtype))
         if not ctx.needs_input_grad[0]:
             return None, None, None
         return ctx.layer.passed_back(gradient).to(rows.dtype), None, None

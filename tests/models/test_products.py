@@ -1,6 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad, vmap
 
 from fedpriv.models import products
 from fedpriv.models.products import products_are_routed, route_products
@@ -45,14 +47,35 @@ def test_a_library_that_rounds_to_bfloat16_is_refused(monkeypatch):
     assert not products_are_routed()
 
 
+def attended(projected: Tensor, valid: Tensor) -> Tensor:
+    """Attention of 3 heads as the library has it, of queries, keys and values `[3, B, T, 12]`."""
+    heads = [one.unflatten(-1, (3, 4)).transpose(1, 2) for one in projected]
+    mixed = F.scaled_dot_product_attention(*heads, attn_mask=valid[:, None, None])
+    return mixed.transpose(1, 2).flatten(2)
+
+
 @pytest.mark.parametrize("padded", [True, False])
 def test_attention_written_out_equals_the_librarys(padded):
     torch.manual_seed(0)
     attention = Attention(12, 3)
-    q, k, v = torch.randn(3, 4, 9, 12, requires_grad=True)
+    projected = torch.randn(3, 4, 9, 12, requires_grad=True)
     lengths = torch.tensor([9, 1, 4, 7]) if padded else torch.full((4,), 9)
     valid = torch.arange(9) < lengths[:, None]
-    heads = [one.unflatten(-1, (3, 4)).transpose(1, 2) for one in (q, k, v)]
-    mixed = F.scaled_dot_product_attention(*heads, attn_mask=valid[:, None, None])
-    found = attention._attend(q, k, v, valid if padded else None)
-    torch.testing.assert_close(found, mixed.transpose(1, 2).flatten(2), rtol=0, atol=1e-6)
+    outputs = [
+        attended(projected, valid),
+        attention._attend(*projected, valid if padded else None),
+    ]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-6)
+    weights = torch.randn(4, 9, 12)
+    expected, found = (torch.autograd.grad((o * weights).sum(), projected)[0] for o in outputs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_attention_written_out_has_gradients_for_each_example_at_once():
+    torch.manual_seed(0)
+    attention, valid = Attention(12, 3), torch.ones(2, 9, dtype=torch.bool)
+    projected = torch.randn(5, 3, 2, 9, 12)
+    found = vmap(grad(lambda one: attention._attend(*one, None).square().sum()))(projected)
+    for one, gradient in zip(projected, found, strict=True):
+        expected = grad(lambda alone: attended(alone, valid).square().sum())(one)
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-5)
