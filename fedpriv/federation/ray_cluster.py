@@ -20,7 +20,8 @@ _IMPORTED_BY_WORKERS = (
     "flwr.simulation.ray_transport.ray_actor",
     "fedpriv.federation.client_app",
 )
-# One thread, as there is one cluster a process.
+# One thread, as there is one cluster a process. It lives as long as the process does: the kernel
+# ends Ray's processes with the thread that started them.
 _thread = ThreadPoolExecutor(1, "ray-start")
 _starts: list[Future[None]] = []
 
