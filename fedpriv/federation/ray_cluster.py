@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,39 +23,33 @@ _IMPORTED_BY_WORKERS = (
 # One thread, as there is one cluster a process. It lives as long as the process does: the kernel
 # ends Ray's processes with the thread that started them.
 _thread = ThreadPoolExecutor(1, "ray-start")
-_starts: list[Future[None]] = []
 
 
 @contextmanager
 def cluster(runtime: RuntimeConfig) -> Iterator[None]:
     """Start the cluster, which `ensure_started` waits for; shut it down when the body has ended."""
-    _begin(runtime)
+    start = _thread.submit(_start, runtime)
     try:
         yield
     finally:
-        wait(_starts)
+        wait([start])
         ray.shutdown()
 
 
 def ensure_started(runtime: RuntimeConfig) -> None:
-    """Return when the cluster is up; start it unless that is under way.
+    """Return when the cluster is up, which is started where it is not.
 
     Raises what `ray.init` raises.
     """
-    if all(start.done() for start in _starts) and not ray.is_initialized():
-        _begin(runtime)
-    for start in _starts:
-        start.result()
+    _thread.submit(_start, runtime).result()
     # Ray has put a handler of its own, which ends the process, in the place of Python's.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
-def _begin(runtime: RuntimeConfig) -> None:
-    _starts[:] = [_thread.submit(_start, runtime)]
-
-
 def _start(runtime: RuntimeConfig) -> None:
+    if ray.is_initialized():
+        return
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     with _environment_of_workers(runtime):
         ray.init(**_arguments(runtime))

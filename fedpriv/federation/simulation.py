@@ -41,7 +41,8 @@ def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
         WorkerLost: workers died again and again with hardly a round between.
         What `PrivateFedAvg.start` raises.
     """
-    _quiet_libraries()
+    # Flower's own log lines stay off the terminal unless something breaks.
+    logging.getLogger("flwr").setLevel(logging.CRITICAL)
     keep_freed_memory()
     with _folder_in_transit() as folder:
         # The workers of a named cluster may be on other machines.
@@ -187,9 +188,3 @@ def _backend(runtime: RuntimeConfig) -> dict[str, dict[str, ConfigRecordValues]]
         "num_gpus": runtime.gpus_per_worker,
     }
     return {"client_resources": actor}
-
-
-def _quiet_libraries() -> None:
-    """Keep Flower's and Ray's own log lines off the terminal unless something breaks."""
-    logging.getLogger("flwr").setLevel(logging.CRITICAL)
-    logging.getLogger("ray").setLevel(logging.CRITICAL)

@@ -52,6 +52,18 @@ def test_a_cluster_that_was_shut_down_is_started_again(runtime, monkeypatch):
     assert len(starts) == 2
 
 
+def test_a_cluster_that_is_up_is_not_started_again(runtime, monkeypatch):
+    starts = []
+    monkeypatch.setattr(ray, "init", lambda **arguments: starts.append(arguments))
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(starts))
+    with cluster(runtime):
+        ensure_started(runtime)
+        ensure_started(runtime)
+    with cluster(runtime):  # somebody else's
+        ensure_started(runtime)
+    assert len(starts) == 1
+
+
 def test_the_reason_for_no_cluster_is_told(runtime, monkeypatch):
     def fail(**_):
         raise RuntimeError("no ports left")

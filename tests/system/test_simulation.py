@@ -59,16 +59,22 @@ def test_a_run_over_ray_equals_the_run_in_one_process(tmp_path):
     assert over_ray.server.parameters().equal(in_process.server.parameters())
 
 
-def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_end(tmp_path):
-    process = start("run", write_config(tmp_path, rounds=40))
-    wait_for_rounds(process, tmp_path, 3)
-    process.send_signal(signal.SIGINT)
+def stopped(folder: Path, number: signal.Signals, after: int) -> str:
+    """Send a run of 40 rounds a signal after so many; return what it says, the way on included."""
+    process = start("run", write_config(folder, rounds=40))
+    wait_for_rounds(process, folder, after)
+    process.send_signal(number)
     code, _, err = finish(process)
     assert code == 130, err
-    assert f"fedpriv resume {tmp_path / 'run'}" in err
+    assert f"fedpriv resume {folder / 'run'}" in err
+    return err
+
+
+def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_end(tmp_path):
+    err = stopped(tmp_path, signal.SIGINT, after=3)
     assert "Traceback" not in err
-    stopped = len(Ledger.open(tmp_path / "run" / "ledger.jsonl"))
-    assert 3 <= stopped < 40
+    charged = len(Ledger.open(tmp_path / "run" / "ledger.jsonl"))
+    assert 3 <= charged < 40
 
     code, _, err = finish(start("resume", tmp_path / "run"))
     assert code == 0, err
@@ -79,12 +85,7 @@ def test_ctrl_c_leaves_a_run_that_resumes_to_the_same_end(tmp_path):
 
 
 def test_a_polite_kill_stops_a_run_as_ctrl_c_does(tmp_path):
-    process = start("run", write_config(tmp_path, rounds=40))
-    wait_for_rounds(process, tmp_path, 1)
-    process.send_signal(signal.SIGTERM)
-    code, _, err = finish(process)
-    assert code == 130, err
-    assert f"fedpriv resume {tmp_path / 'run'}" in err
+    stopped(tmp_path, signal.SIGTERM, after=1)
 
 
 def test_a_second_ctrl_c_ends_at_once_and_what_is_finished_resumes(tmp_path):
