@@ -83,7 +83,7 @@ class LocalConfig(Section):
     order: Literal["shuffled", "by_length"] = Field(
         default="shuffled",
         description="shuffled: examples meet at random; by_length: those of like length share a "
-        "step, which saves padding, and the steps come at random.",
+        "step, which saves padding, and the steps come in an order that is drawn for each round.",
     )
     optimizer: Literal["sgd"] = Field(default="sgd", description="Local optimizer.")
     lr: Rate = Field(default=0.1, description="Local learning rate.")

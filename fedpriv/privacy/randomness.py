@@ -31,6 +31,7 @@ class Purpose(enum.IntEnum):
     EXAMPLE_AUGMENTATION = 10
     NOISE_SHARE = 12
     USER_NOISE = 13
+    STEP_ORDER = 14
 
 
 @dataclass(frozen=True)

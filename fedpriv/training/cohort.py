@@ -178,11 +178,12 @@ def _work(trainer: CohortTrainer, user: int, round_: int, seen: _Seen) -> Stacke
         seen.skip(examples.skipped)
         return None
     randomness = Randomness.simulation(trainer.seed)
-    order = randomness.torch(Purpose.LOCAL_TRAINING, round_, user)
+    examples_order = randomness.torch(Purpose.LOCAL_TRAINING, round_, user)
+    steps_order = randomness.torch(Purpose.STEP_ORDER, round_)
     return StackedUser(
         number=user,
         examples=examples,
-        steps=list(batches(examples.sizes.cpu(), trainer.recipe, order)),
+        steps=list(batches(examples.sizes.cpu(), trainer.recipe, examples_order, steps_order)),
         dropout=randomness.torch(Purpose.LOCAL_TRAINING, round_, user, 1),
         augmentation=randomness.torch(Purpose.LOCAL_TRAINING, round_, user, 2),
     )

@@ -97,31 +97,39 @@ def train_user(
     return LocalResult(update, float(torch.stack(losses).mean()))
 
 
-def batches(sizes: Tensor, recipe: LocalTraining, generator: torch.Generator) -> Iterator[Tensor]:
+def batches(
+    sizes: Tensor, recipe: LocalTraining, own: torch.Generator, shared: torch.Generator
+) -> Iterator[Tensor]:
     """Yield the example indices of each local step: int64 `[at most batch_size]`.
 
     `sizes` int64 `[n]` are what the examples cost. Each pass over them is in a fresh random
     order. With `steps`, passes follow one another until that many steps are taken; otherwise
     there are `epochs` passes.
+
+    `own` is the user's random stream. `shared` starts alike for all users of a round: with
+    `order: by_length` it says when the shortest examples come and when longer ones do, so that
+    users who train together have examples of like length at the same time.
     """
     if recipe.steps is None:
         for _ in range(recipe.epochs):
-            yield from _one_pass(sizes, recipe, generator)
+            yield from _one_pass(sizes, recipe, own, shared)
         return
     taken = 0
     while taken < recipe.steps:
-        for batch in _one_pass(sizes, recipe, generator)[: recipe.steps - taken]:
+        for batch in _one_pass(sizes, recipe, own, shared)[: recipe.steps - taken]:
             yield batch
             taken += 1
 
 
-def _one_pass(sizes: Tensor, recipe: LocalTraining, generator: torch.Generator) -> list[Tensor]:
-    order = torch.randperm(len(sizes), generator=generator)
+def _one_pass(
+    sizes: Tensor, recipe: LocalTraining, own: torch.Generator, shared: torch.Generator
+) -> list[Tensor]:
+    order = torch.randperm(len(sizes), generator=own)
     if recipe.order == "shuffled":
         return _cut(order, sizes, recipe)
     # Examples of like length share a batch; the batches, not the examples, come in random order.
     sorted_ = _cut(order[sizes[order].argsort(stable=True)], sizes, recipe)
-    return [sorted_[i] for i in torch.randperm(len(sorted_), generator=generator).tolist()]
+    return [sorted_[i] for i in torch.randperm(len(sorted_), generator=shared).tolist()]
 
 
 def _cut(order: Tensor, sizes: Tensor, recipe: LocalTraining) -> list[Tensor]:

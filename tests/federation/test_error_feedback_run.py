@@ -60,9 +60,11 @@ def plain_loop(config) -> tuple[torch.Tensor, np.ndarray]:
         cohort = plan.sampling.draw(plan.randomness.numpy(Purpose.SAMPLING, round_, 0))
         total = np.zeros(layout.total)
         for user in cohort.tolist():
-            order = Randomness.simulation(config.seed).torch(Purpose.LOCAL_TRAINING, round_, user)
+            source = Randomness.simulation(config.seed)
+            own = source.torch(Purpose.LOCAL_TRAINING, round_, user)
+            shared = source.torch(Purpose.STEP_ORDER, round_)
             examples = dataset.user(user)
-            steps = [examples.take(index) for index in batches(examples.sizes, recipe, order)]
+            steps = [examples.take(index) for index in batches(examples.sizes, recipe, own, shared)]
             result = train_user(model, layout.split(start), steps, recipe, Classification())
             update, old = layout.join(result.update).double().numpy(), memory[user]
             if feedback.variant == "remainder":

@@ -72,8 +72,10 @@ def test_one_noise_free_round_equals_a_plain_loop(tmp_path):
     for user in range(dataset.population):
         model = copy.deepcopy(start)
         examples = dataset.user(user)
-        order = Randomness.simulation(config.seed).torch(Purpose.LOCAL_TRAINING, 1, user)
-        for index in batches(examples.sizes, prepared.trainer.recipe, order):
+        source = Randomness.simulation(config.seed)
+        own = source.torch(Purpose.LOCAL_TRAINING, 1, user)
+        shared = source.torch(Purpose.STEP_ORDER, 1)
+        for index in batches(examples.sizes, prepared.trainer.recipe, own, shared):
             loss = F.cross_entropy(model(examples.inputs[index]), examples.targets[index])
             model.zero_grad()
             loss.backward()

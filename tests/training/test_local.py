@@ -24,6 +24,11 @@ def some_examples(count: int = 11) -> Examples:
     )
 
 
+def streams(seed: int) -> tuple[torch.Generator, torch.Generator]:
+    """The stream of a user's own and the one that all users share, each from its start."""
+    return torch.Generator().manual_seed(seed), torch.Generator().manual_seed(1000 + seed)
+
+
 def start_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.clone() for name, p in parameters_of(model).items()}
 
@@ -35,7 +40,7 @@ def by_hand(start, examples, recipe, seed):
     theta = [p for _, p in sorted(model.named_parameters())]
     origin = [p.detach().clone() for p in theta]
     velocity = [torch.zeros_like(p) for p in theta]
-    for index in batches(examples.sizes, recipe, torch.Generator().manual_seed(seed)):
+    for index in batches(examples.sizes, recipe, *streams(seed)):
         value = F.cross_entropy(model(examples.inputs[index]), examples.targets[index])
         grads = torch.autograd.grad(value, theta)
         grads = [
@@ -72,8 +77,7 @@ def test_the_update_equals_sgd_written_out(recipe):
 
 
 def trained(model, start, examples, recipe, seed):
-    generator = torch.Generator().manual_seed(seed)
-    steps = (examples.take(index) for index in batches(examples.sizes, recipe, generator))
+    steps = (examples.take(index) for index in batches(examples.sizes, recipe, *streams(seed)))
     return train_user(model, start, steps, recipe, Classification())
 
 
@@ -96,7 +100,7 @@ def test_a_strong_proximal_term_keeps_the_user_near_the_start():
     ],
 )
 def test_batches_pass_over_all_examples_in_turn(count, recipe, sizes):
-    found = list(batches(torch.ones(count), recipe, torch.Generator().manual_seed(0)))
+    found = list(batches(torch.ones(count), recipe, *streams(0)))
     assert [len(index) for index in found] == sizes
     one_pass = torch.cat(found[: -(-count // recipe.batch_size)])
     assert sorted(one_pass.tolist()) == list(range(count))
@@ -105,30 +109,43 @@ def test_batches_pass_over_all_examples_in_turn(count, recipe, sizes):
 def test_by_length_like_meets_like_and_every_example_is_taken_once():
     recipe = LocalTraining(epochs=1, batch_size=4, order="by_length")
     sizes = torch.randperm(19, generator=torch.Generator().manual_seed(3))
-    found = list(batches(sizes, recipe, torch.Generator().manual_seed(0)))
+    found = list(batches(sizes, recipe, *streams(0)))
     spans = sorted((int(sizes[i].min()), int(sizes[i].max())) for i in found)
     assert spans == [(0, 3), (4, 7), (8, 11), (12, 15), (16, 18)]
-    again = list(batches(sizes, recipe, torch.Generator().manual_seed(1)))
+    again = list(batches(sizes, recipe, *streams(1)))
     assert [i.tolist() for i in found] != [i.tolist() for i in again]
+
+
+def test_users_of_a_round_meet_long_examples_at_the_same_time():
+    recipe = LocalTraining(epochs=3, batch_size=2, order="by_length")
+    ranks = []
+    for user in range(2):
+        sizes = torch.randperm(12, generator=torch.Generator().manual_seed(user)) * (user + 1)
+        own, shared = torch.Generator().manual_seed(user), torch.Generator().manual_seed(7)
+        longest = [int(sizes[index].max()) for index in batches(sizes, recipe, own, shared)]
+        ranks.append([sorted(set(longest)).index(length) for length in longest])
+    assert ranks[0] == ranks[1]
+    passes = [ranks[0][first : first + 6] for first in (0, 6, 12)]
+    assert all(sorted(one) == list(range(6)) for one in passes)
+    assert passes[0] != passes[1] != passes[2]
 
 
 def test_a_batch_with_its_padding_stays_within_the_largest_size():
     recipe = LocalTraining(epochs=1, batch_size=6, batch_sizes=20)
     sizes = torch.tensor([9, 3, 30, 1, 8, 2, 2, 2, 2, 2, 2, 2])
-    found = list(batches(sizes, recipe, torch.Generator().manual_seed(2)))
+    found = list(batches(sizes, recipe, *streams(2)))
     assert sorted(torch.cat(found).tolist()) == list(range(12))
     for index in found:
         assert len(index) <= 6
         assert len(index) == 1 or len(index) * int(sizes[index].max()) <= 20
 
 
-def test_the_generator_alone_decides_the_order():
+def test_the_streams_alone_decide_the_order():
     recipe = LocalTraining(epochs=1, batch_size=3)
     orders = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed + len(orders))
-        generator = torch.Generator().manual_seed(seed)
-        orders.append(torch.cat(list(batches(torch.ones(30), recipe, generator))).tolist())
+        orders.append(torch.cat(list(batches(torch.ones(30), recipe, *streams(seed)))).tolist())
     assert orders[0] == orders[1] != orders[2]
 
 

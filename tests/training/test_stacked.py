@@ -158,11 +158,11 @@ RECIPES = st.builds(
 
 
 def stacked_user(examples, recipe: LocalTraining, number: int) -> StackedUser:
-    order = torch.Generator().manual_seed(100 + number)
+    own, shared = torch.Generator().manual_seed(100 + number), torch.Generator().manual_seed(99)
     return StackedUser(
         number=number,
         examples=examples,
-        steps=list(batches(examples.sizes, recipe, order)),
+        steps=list(batches(examples.sizes, recipe, own, shared)),
         dropout=torch.Generator().manual_seed(200 + number),
         augmentation=torch.Generator().manual_seed(300 + number),
     )
@@ -276,9 +276,11 @@ def test_a_round_of_speakers_equals_a_loop_written_out():
         spoken = dataset.user(user)
         with torch.no_grad():
             features, frames = model.front_end(spoken.inputs, spoken.lengths)
-        order = Randomness.simulation(SEED).torch(Purpose.LOCAL_TRAINING, 4, user)
+        source = Randomness.simulation(SEED)
+        own = source.torch(Purpose.LOCAL_TRAINING, 4, user)
+        shared = source.torch(Purpose.STEP_ORDER, 4)
         losses = []
-        for index in batches(frames, recipe, order):
+        for index in batches(frames, recipe, own, shared):
             log_probs, tokens = model(features[index, : int(frames[index].max())], frames[index])
             each = F.ctc_loss(
                 log_probs.transpose(0, 1),
