@@ -58,7 +58,7 @@ class Attention(nn.Module):
         """
         batch, tokens, dim = q.shape
         q, v = (self._split(one).flatten(0, 1) for one in (q * (dim // self.heads) ** -0.5, v))
-        turned = k.unflatten(-1, (self.heads, -1)).permute(0, 2, 3, 1).flatten(0, 1)
+        turned = self._split(k).transpose(2, 3).flatten(0, 1)
         scores = torch.bmm(q, turned)
         if valid is not None:
             hidden = torch.zeros(valid.shape, dtype=q.dtype, device=q.device)
@@ -70,7 +70,8 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """Reshape `[B, T, dim]` to one slice a head: `[B, heads, T, dim/heads]`."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        batch, tokens, dim = x.shape
+        return x.view(batch, tokens, self.heads, dim // self.heads).transpose(1, 2)
 
 
 class _Mixed(torch.autograd.Function):

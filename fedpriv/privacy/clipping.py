@@ -257,16 +257,17 @@ def clip_and_add(
     """
     norms = torch.stack([_norms(block) for block in blocks], dim=1)
     finite = torch.isfinite(torch.linalg.vector_norm(norms, dim=1))
-    safe = torch.where(finite[:, None], norms, torch.zeros_like(norms))
+    all_finite = bool(finite.all())
+    safe = norms if all_finite else torch.where(finite[:, None], norms, torch.zeros_like(norms))
     scales = _safe_scales(safe, rule) * finite[:, None]
     sums = total.split([_size(block) for block in blocks])
-    for h, (block, sum_) in enumerate(zip(blocks, sums, strict=True)):
+    for block, weights, sum_ in zip(blocks, scales.unbind(dim=1), sums, strict=True):
         if isinstance(block, OuterProducts):
-            block.add_weighted(scales[:, h], sum_)
+            block.add_weighted(weights, sum_)
             continue
-        if not bool(finite.all()):  # zero times NaN is NaN
-            block = block.masked_fill(~finite[:, None], 0.0)
-        _add_weighted(block, scales[:, h], sum_)
+        # zero times NaN is NaN
+        finite_block = block if all_finite else block.masked_fill(~finite[:, None], 0.0)
+        _add_weighted(finite_block, weights, sum_)
     return ClippedUsers(norms, scales, finite)
 
 
@@ -281,27 +282,26 @@ def _size(block: Tensor | OuterProducts) -> int:
 
 def _exact_norms(block: Tensor) -> Tensor:
     """Return the L2 norm of each row of `[U, d]`, taken in float64: `[U]`."""
-    parts = [
-        torch.linalg.vector_norm(part, dim=1, dtype=torch.float64)
-        for part in block.split(_cached_columns(block), dim=1)
-    ]
-    return torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    norms = [torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in _parts(block)]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
 
 def _add_weighted(block: Tensor, weights: Tensor, total: Tensor) -> None:
     """Add Σ_u w_u·block_u to `total` in float64: `[d]`, from `[U, d]` and `[U]`."""
-    columns = _cached_columns(block)
-    for part, sums in zip(block.split(columns, dim=1), total.split(columns), strict=True):
-        sums.addmv_(part.double().T, weights)
+    parts = _parts(block)
+    sums = [total] if len(parts) == 1 else total.split([part.shape[1] for part in parts])
+    for part, sum_ in zip(parts, sums, strict=True):
+        sum_.addmv_(part.double().T, weights)
 
 
-def _cached_columns(block: Tensor) -> int:
-    """Return how many columns of `[U, d]` to work on at once.
+def _parts(block: Tensor) -> Sequence[Tensor]:
+    """Return the columns of `[U, d]`, as many at once as should be worked on at once.
 
     Their float64 copy should stay in the processor's cache: whole blocks' copies would take longer
     to move than to add up.
     """
-    return max(1, _CACHED_NUMBERS // max(1, len(block)))
+    columns = max(1, _CACHED_NUMBERS // max(1, len(block)))
+    return [block] if columns >= block.shape[1] else block.split(columns, dim=1)
 
 
 def _safe_scales(norms: Tensor, rule: ClippingRule) -> Tensor:

@@ -25,7 +25,7 @@ from fedpriv.data.federated import Batch
 from fedpriv.models.stochastic import Stochastic
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout
-from fedpriv.training.stacked_layers import SIBLINGS, StackedLayer, StackedLinear
+from fedpriv.training.stacked_layers import SIBLINGS, StackedLayer, StackedLinear, of_users
 from fedpriv.training.tasks import Task
 
 # Numbers of a block that are worked on at once: the step, and the update that it ends in, then
@@ -78,7 +78,7 @@ class StackedModel:
 
     def __init__(self, model: nn.Module) -> None:
         self.layout = Layout.of(model)
-        self.module = copy.deepcopy(model)
+        self.module = copy.deepcopy(model).train()
         self.blocks: list[_Block] = []
         self._owners = [self._owner(name) for name in self.layout.names]
         self._stochastic = [m for m in self.module.modules() if isinstance(m, Stochastic)]
@@ -126,7 +126,8 @@ class StackedModel:
         users = len(generators)
         for block in self.blocks:
             block.layer.users = users
-            value = block.origin if block.linear and first else block.values[:users]
+            shared = block.linear and first
+            value = block.origin if shared else of_users(block.values, 0, users)
             if not block.linear:
                 block.leaf = value = value.detach().requires_grad_()
             setattr(block.layer, block.name, value)
@@ -216,7 +217,6 @@ def train_stack(
     if counts != sorted(counts, reverse=True):
         raise ValueError(f"users with more steps must come first, got {counts}")
     stacked.start(parameters, len(users))
-    stacked.module.train()
     losses = parameters.new_zeros(len(users))
     momenta = stacked.scratch("momenta", parameters, len(users)) if recipe.momentum else None
     for step in range(counts[0]):
@@ -280,7 +280,7 @@ def _step(
         at_once = max(1, _CACHED_NUMBERS // block.origin.numel())
         for low in range(0, users, at_once):
             high = min(low + at_once, users)
-            values = block.values[low:high]
+            values = of_users(block.values, low, high)
             start = block.origin if first else values
             torch.sub(start, _gradient(block, low, high), alpha=recipe.lr, out=values)
             _finish(block, max(low, going_on), high)
@@ -289,7 +289,7 @@ def _step(
 def _finish(block: _Block, low: int, high: int) -> None:
     """Turn what users `low` to `high` ended with into start minus end."""
     if low < high:
-        values = block.values[low:high]
+        values = of_users(block.values, low, high)
         torch.sub(block.origin, values, out=values)
 
 
@@ -331,9 +331,8 @@ def _gradient(block: _Block, low: int, high: int) -> Tensor:
     A product that is written and then subtracted beats one that adds to what is there, which takes
     the libraries half as long again.
     """
-    users = slice(low, high)
     if isinstance(block.layer, StackedLinear):
-        return block.layer.gradient(block.name, users)
+        return block.layer.gradient(block.name, low, high)
     assert block.leaf is not None
     assert block.leaf.grad is not None
-    return block.leaf.grad[users]
+    return of_users(block.leaf.grad, low, high)

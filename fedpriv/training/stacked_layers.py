@@ -6,13 +6,18 @@ it is. Each layer with parameters is exchanged for a sibling whose parameters ar
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedpriv.models.vit import LearnedPositions
+
+
+def of_users(stacked: Tensor, low: int, high: int) -> Tensor:
+    """Return `stacked[low:high]`: itself where that is all of it, since even a view takes time."""
+    return stacked if high - low == stacked.shape[0] else stacked[low:high]
 
 
 class StackedLayer(nn.Module):
@@ -22,9 +27,13 @@ class StackedLayer(nn.Module):
     weight: Tensor
     bias: Tensor | None = None
 
-    def _per_user(self, x: Tensor) -> Tensor:
-        """Return rows `[U·B, ..., d]` as `[U, B·..., d]`."""
-        return x.reshape(self.users, -1, x.shape[-1])
+    def __setattr__(self, name: str, value: Any) -> None:
+        # In every pass plain tensors are set. A module would first look for parameters and buffers
+        # of their names, which takes longer than the arithmetic of a small layer.
+        if isinstance(value, nn.Module):
+            super().__setattr__(name, value)
+        else:
+            object.__setattr__(self, name, value)
 
 
 class StackedLinear(StackedLayer):
@@ -45,8 +54,7 @@ class StackedLinear(StackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map rows `[U·B, ..., in]` to `[U·B, ..., out]`."""
-        out = _Linear.apply(self._per_user(x), self._anchor, self)
-        return out.view(*x.shape[:-1], -1)
+        return cast(Tensor, _Linear.apply(x, self._anchor, self))
 
     def mapped(self, rows: Tensor) -> Tensor:
         """Map `[U, n, in]` to `[U, n, out]`."""
@@ -63,19 +71,18 @@ class StackedLinear(StackedLayer):
     def keep(self, gradient: Tensor, rows: Tensor) -> None:
         """Keep what gradients are made of: g `[U, n, out]` and x `[U, n, in]`."""
         self._factors, self._gradients = (gradient, rows), {}
-        rows_each, outputs, inputs = *gradient.shape[1:], rows.shape[2]
+        (users, rows_each, outputs), inputs = gradient.shape, rows.shape[2]
         if inputs * outputs < rows_each * (inputs + outputs):
-            everyone = slice(None)
-            self._gradients["weight"] = self.gradient("weight", everyone)
+            written_out = {"weight": self.gradient("weight", 0, users)}
             if self.bias is not None:
-                self._gradients["bias"] = self.gradient("bias", everyone)
-            self._factors = ()
+                written_out["bias"] = self.gradient("bias", 0, users)
+            self._factors, self._gradients = (), written_out
 
-    def gradient(self, name: str, users: slice) -> Tensor:
-        """Return the gradient of the last pass by `name`, "weight" or "bias", for some users."""
-        if name in self._gradients:
-            return self._gradients[name][users]
-        gradient, rows = (factor[users] for factor in self._factors)
+    def gradient(self, name: str, low: int, high: int) -> Tensor:
+        """Return the last pass's gradient by "weight" or "bias" of users `low` to `high`."""
+        if self._gradients:
+            return of_users(self._gradients[name], low, high)
+        gradient, rows = (of_users(factor, low, high) for factor in self._factors)
         if name == "bias":
             return gradient.sum(1, dtype=self.weight.dtype)
         return torch.bmm(gradient.transpose(1, 2), rows).to(self.weight.dtype)
@@ -88,20 +95,21 @@ class _Linear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, anchor: Tensor, layer: StackedLinear) -> Tensor:
-        ctx.layer = layer
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: StackedLinear) -> Tensor:
+        ctx.layer, ctx.inputs = layer, x.shape
+        rows = x.reshape(layer.users, -1, x.shape[-1])
         ctx.save_for_backward(rows)
-        return layer.mapped(rows)
+        return layer.mapped(rows).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
-        gradient = gradients[0].contiguous()
         (rows,) = ctx.saved_tensors
+        gradient = gradients[0].contiguous().view(*rows.shape[:-1], -1)
         # In a forward pass of lower precision the outputs are rounded, and so are their gradients.
-        ctx.layer.keep(gradient, rows.detach().to(gradient.dtype))
+        ctx.layer.keep(gradient, rows.to(gradient.dtype))
         if not ctx.needs_input_grad[0]:
             return None, None, None
-        return ctx.layer.passed_back(gradient).to(rows.dtype), None, None
+        return ctx.layer.passed_back(gradient).to(rows.dtype).view(ctx.inputs), None, None
 
 
 class StackedNorm(StackedLayer):
@@ -113,10 +121,31 @@ class StackedNorm(StackedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise rows `[U·B, ..., d]`."""
-        rows = self.norm(x).reshape(self.users, -1, *self.norm.normalized_shape)
-        if self.bias is None:
-            return (rows * self.weight[:, None]).view(x.shape)
-        return torch.addcmul(self.bias[:, None], rows, self.weight[:, None]).view(x.shape)
+        return cast(Tensor, _Scaled.apply(self.norm(x), self.weight, self.bias))
+
+
+class _Scaled(torch.autograd.Function):
+    """x · weight + bias: each user's rows `[U·B, ..., d]` by the user's own `[U, d]`.
+
+    Written out, since autograd would go through the rows once more in its backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.reshape(weight.shape[0], -1, *weight.shape[1:])
+        ctx.save_for_backward(rows, weight)
+        ctx.biased = bias is not None
+        if bias is None:
+            return (rows * weight[:, None]).view(x.shape)
+        return torch.addcmul(bias[:, None], rows, weight[:, None]).view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        rows, weight = ctx.saved_tensors
+        gradient = gradients[0].reshape(rows.shape)
+        of_x = (gradient * weight[:, None]).to(rows.dtype).view(gradients[0].shape)
+        of_bias = gradient.sum(1) if ctx.biased else None
+        return of_x, (gradient * rows).sum(1), of_bias
 
 
 class StackedPositions(StackedLayer):
