@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from fedpriv.config import ExperimentConfig, load_config
+from fedpriv.config import ExperimentConfig, RuntimeConfig, load_config
 from fedpriv.errors import BudgetError, ClaimRefuted, FedprivError, InputError, Interrupted
 
 if TYPE_CHECKING:
@@ -58,12 +59,20 @@ def run(
     ] = False,
 ) -> None:
     """Train as CONFIG says, in a new run directory."""
-    # Imported here, so that --help and the config commands do not wait for torch and Flower.
-    from fedpriv import experiment
+    # Imported here, so that --help and the config commands do not wait for them.
+    from fedpriv.preparation import plan_and_trainer
+    from fedpriv.reporting.run_directory import require_empty
 
-    settings = [*(overrides or []), *(["runtime.profile=true"] if profile else [])]
-    prepared = experiment.prepare(_seeded(load_config(config, settings)))
-    _train(experiment.create(prepared), prepared)
+    overrides = [*(overrides or []), *(["runtime.profile=true"] if profile else [])]
+    settings = load_config(config, overrides)
+    if settings.run_dir is not None:
+        require_empty(settings.run_dir)
+    plan, trainer = plan_and_trainer(_seeded(settings))
+    with _ray_starting(plan.config.runtime):
+        from fedpriv import experiment
+
+        prepared = experiment.complete(plan, trainer)
+        _train(experiment.create(prepared), prepared)
 
 
 @app.command()
@@ -381,6 +390,8 @@ def merge(
 
 def _seeded(config: ExperimentConfig) -> ExperimentConfig:
     """Return the config with its seed model, which is pre-trained where it is missing."""
+    if config.seed_model is None:
+        return config
     from fedpriv.experiment import stop_signal
     from fedpriv.reporting.progress import PretrainingLines
     from fedpriv.seed_model import with_seed_model
@@ -390,6 +401,25 @@ def _seeded(config: ExperimentConfig) -> ExperimentConfig:
             return with_seed_model(config, lines, stop)
         except Interrupted as stopped:
             raise Interrupted(f"{stopped}; the same command goes on from there") from None
+
+
+@contextmanager
+def _ray_starting(runtime: RuntimeConfig) -> Iterator[None]:
+    """Start the simulated nodes' cluster, beside the imports and the rest that a run needs.
+
+    A failure is told before the cluster is waited for and shut down, which takes seconds.
+    """
+    if runtime.deployment:
+        yield
+        return
+    from fedpriv.federation.ray_cluster import cluster
+
+    with cluster(runtime):
+        try:
+            yield
+        except FedprivError as error:
+            _tell(error)
+            sys.exit(error.exit_code)
 
 
 def _train(directory: RunDirectory, prepared: Experiment) -> None:
@@ -451,15 +481,17 @@ def _factors(option: str, text: str) -> tuple[float, ...]:
         ) from None
 
 
+def _tell(error: FedprivError) -> None:
+    prefix = "" if isinstance(error, Interrupted) else "[bold red]error:[/bold red] "
+    _errors.print(f"{prefix}{escape(str(error))}", soft_wrap=True)
+
+
 def main() -> None:
     """Run the command line; every expected failure is one line and an exit code."""
     try:
         app()
-    except Interrupted as stop:
-        _errors.print(escape(str(stop)), soft_wrap=True)
-        sys.exit(stop.exit_code)
     except FedprivError as error:
-        _errors.print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True)
+        _tell(error)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

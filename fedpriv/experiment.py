@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, TypeVar
@@ -22,16 +22,17 @@ from torch import nn
 from fedpriv.config import ExperimentConfig, RuntimeConfig, load_config
 from fedpriv.data.federated import Batch
 from fedpriv.errors import InputError, Interrupted
-from fedpriv.federation.plan import Plan, build_plan, build_trainer, population_of
+from fedpriv.federation.plan import Plan
 from fedpriv.federation.ray_cluster import cluster
 from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
 from fedpriv.optimizers.server import Server
+from fedpriv.preparation import plan_and_trainer
 from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant
 from fedpriv.privacy.ledger import Header, Ledger
 from fedpriv.privacy.silos import SiloCosts, most_charged
 from fedpriv.reporting.profile import Profile
 from fedpriv.reporting.run_directory import RunDirectory
-from fedpriv.seed_model import load_seed_model, with_seed_model
+from fedpriv.seed_model import with_seed_model
 from fedpriv.training.checkpoint import (
     Checkpoint,
     checkpoint_files,
@@ -40,9 +41,7 @@ from fedpriv.training.checkpoint import (
 )
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.memory_store import Journal, MemoryFormat, MemorySizes, MemoryStore
-from fedpriv.training.parameters import Layout
 from fedpriv.training.spans import Stopwatch
-from fedpriv.training.stack_size import measured_stack
 
 # What a checkpoint calls the clip bounds as they have adapted.
 _BOUNDS = "clipping/bounds"
@@ -158,26 +157,21 @@ class Experiment:
 
 
 def prepare(config: ExperimentConfig, seeded: bool = True) -> Experiment:
-    """Build and check everything that a run needs; writes nothing.
-
-    Args:
-        config: the config; where it has a seed model, one from `with_seed_model`.
-        seeded: False leaves the seed model unread, where a checkpoint will take its place.
+    """Build and check everything that a run needs; writes nothing. For `seeded` see there.
 
     Raises:
         InputError: data, model, optimizer or privacy settings are impossible.
     """
-    trainer = build_trainer(config)
-    if config.runtime.stack == "measure":
-        memory = config.runtime.stack_mib * 2**20
-        stack = measured_stack(trainer, memory) if trainer.stacked else 1
-        runtime = config.runtime.model_copy(update={"stack": stack})
-        config = config.model_copy(update={"runtime": runtime})
-        trainer = replace(trainer, stack=stack)
-    if seeded and config.seed_model is not None:
-        load_seed_model(config, trainer.model)
-    plan = build_plan(config, population_of(config, trainer.dataset), Layout.of(trainer.model))
-    return Experiment(plan, trainer, build_server(config, trainer.model, Server))
+    return complete(*plan_and_trainer(config, seeded))
+
+
+def complete(plan: Plan, trainer: CohortTrainer) -> Experiment:
+    """Return the experiment of what `plan_and_trainer` has built, with its server.
+
+    Raises:
+        InputError: the optimizer's settings are impossible, or no held-out example can be used.
+    """
+    return Experiment(plan, trainer, build_server(plan.config, trainer.model, Server))
 
 
 def build_server(config: ExperimentConfig, model: nn.Module, kind: type[S]) -> S:

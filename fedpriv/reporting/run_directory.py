@@ -97,11 +97,7 @@ class RunDirectory:
         path = config.run_dir or Path("runs") / config.name / now
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise InputError(
-                    f"run_dir: {path} is not empty; choose another, or continue it with "
-                    f"'fedpriv resume {path}'"
-                )
+            require_empty(path)
             run = cls(path)
             run.checkpoints.mkdir()
             (path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
@@ -192,6 +188,23 @@ class RunDirectory:
         """Drop the lines of rounds after `up_to_round`, which will be run again."""
         rows = [row for row in self.read_metrics() if row["round"] <= up_to_round]
         _replace(self.metrics, (json.dumps(row) + "\n" for row in rows))
+
+
+def require_empty(path: Path) -> None:
+    """Refuse a folder that holds anything for a new run; one that is not there yet will do.
+
+    Raises:
+        InputError: the folder is not empty or cannot be read.
+    """
+    try:
+        used = path.is_dir() and any(path.iterdir())
+    except OSError as error:
+        raise InputError(f"run_dir: cannot read {path} ({error.strerror})") from None
+    if used:
+        raise InputError(
+            f"run_dir: {path} is not empty; choose another, or continue it with "
+            f"'fedpriv resume {path}'"
+        )
 
 
 def _replace(path: Path, lines: Iterable[str]) -> None:

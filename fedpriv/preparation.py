@@ -1,0 +1,39 @@
+"""What a run does and what its nodes train with, built and checked before anything starts.
+
+Neither Flower and Ray nor the optimizers are imported here, which takes as long as all of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fedpriv.config import ExperimentConfig
+from fedpriv.federation.plan import Plan, build_plan, build_trainer, population_of
+from fedpriv.training.cohort import CohortTrainer
+from fedpriv.training.parameters import Layout
+from fedpriv.training.stack_size import measured_stack
+
+
+def plan_and_trainer(config: ExperimentConfig, seeded: bool = True) -> tuple[Plan, CohortTrainer]:
+    """Build and check data, model, local training and privacy; writes nothing.
+
+    Args:
+        config: the config; where it has a seed model, one from `with_seed_model`.
+        seeded: False leaves the seed model unread, where a checkpoint will take its place.
+
+    Raises:
+        InputError: data, model or privacy settings are impossible.
+    """
+    trainer = build_trainer(config)
+    if config.runtime.stack == "measure":
+        memory = config.runtime.stack_mib * 2**20
+        stack = measured_stack(trainer, memory) if trainer.stacked else 1
+        runtime = config.runtime.model_copy(update={"stack": stack})
+        config = config.model_copy(update={"runtime": runtime})
+        trainer = replace(trainer, stack=stack)
+    if seeded and config.seed_model is not None:
+        from fedpriv.seed_model import load_seed_model
+
+        load_seed_model(config, trainer.model)
+    plan = build_plan(config, population_of(config, trainer.dataset), Layout.of(trainer.model))
+    return plan, trainer
