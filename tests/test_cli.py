@@ -5,6 +5,7 @@ import gzip
 import json
 import struct
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from in_process import SMALL, Silent, drive_on, train_small
 
 from fedpriv import cli, experiment
+from fedpriv.federation import ray_cluster
 from fedpriv.privacy import Ledger
 
 
@@ -26,6 +28,28 @@ def call(monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
         code = int(stop.code or 0)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+@pytest.fixture(autouse=True)
+def events(monkeypatch) -> list[str]:
+    """What happens in turn; Ray, which takes seconds to start and to end, does neither."""
+    seen = []
+
+    @contextmanager
+    def cluster(runtime):
+        seen.append("Ray starts")
+        try:
+            yield
+        finally:
+            seen.append("Ray ends")
+
+    def told(error, tell=cli._tell):
+        tell(error)
+        seen.append("error")
+
+    monkeypatch.setattr(ray_cluster, "cluster", cluster)
+    monkeypatch.setattr(cli, "_tell", told)
+    return seen
 
 
 @pytest.fixture
@@ -90,6 +114,17 @@ def test_wrong_values_are_one_line_and_nothing_is_written(case, fedpriv, config,
     options = [part for override in overrides for part in ("--set", override)]
     assert_one_line(fedpriv("run", config, *options), *words)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("override", ["data.name=digit", "model.heads=3", "privacy.delta=0.5"])
+def test_data_model_and_privacy_are_checked_before_ray_starts(override, fedpriv, config, events):
+    fedpriv("run", config, "--set", override)
+    assert events == ["error"]
+
+
+def test_what_is_found_later_is_told_before_ray_is_waited_for(fedpriv, config, events):
+    fedpriv("run", config, "--set", "server.optimizer=lamp")
+    assert events == ["Ray starts", "error", "Ray ends"]
 
 
 def images(config: Path, folder: Path) -> list[str]:
