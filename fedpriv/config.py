@@ -83,7 +83,7 @@ class LocalConfig(Section):
     order: Literal["shuffled", "by_length"] = Field(
         default="shuffled",
         description="shuffled: examples meet at random; by_length: those of like length share a "
-        "step, which saves padding, and the steps come in an order that is drawn for each round.",
+        "step, which saves padding; steps come in an order drawn for each round, alike for all.",
     )
     optimizer: Literal["sgd"] = Field(default="sgd", description="Local optimizer.")
     lr: Rate = Field(default=0.1, description="Local learning rate.")

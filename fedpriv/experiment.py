@@ -157,7 +157,7 @@ class Experiment:
 
 
 def prepare(config: ExperimentConfig, seeded: bool = True) -> Experiment:
-    """Build and check everything that a run needs; writes nothing. For `seeded` see there.
+    """Build and check everything that a run needs, as `plan_and_trainer`; writes nothing.
 
     Raises:
         InputError: data, model, optimizer or privacy settings are impossible.

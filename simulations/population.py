@@ -3,6 +3,7 @@
 Synthetic images are made from a user's number, so that nothing needs to be kept of those who are
 not sampled. Each population is a `fedpriv run` of its own, through Flower and two Ray workers:
 start-up is the time until the first round begins, memory that of all its processes together.
+Populations take turns, so that a machine that slows down slows them all, and medians are shown.
 
     python simulations/population.py [COHORT]
 
@@ -26,12 +27,21 @@ from watched import watch
 FOLDER = Path(__file__).parent / "results" / "population"
 CONFIG = Path(__file__).parent / "benchmarks" / "vit_small.yaml"
 POPULATIONS = (10_000, 100_000, 1_000_000, 10_000_000)
-ROUNDS, WARM_UP = 13, 3
+TURNS, ROUNDS, WARM_UP = 3, 15, 3
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one run of a population showed: the rounds after those that warm up."""
+
+    startup_seconds: float
+    seconds: list[float]
+    peak_mib: float
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one population."""
+    """What was measured of one population: medians over turns, and over the rounds of all."""
 
     population: int
     cohort: int
@@ -39,8 +49,18 @@ class Result:
     seconds_a_round: float
     peak_mib: float
 
+    @classmethod
+    def of(cls, population: int, cohort: int, turns: list[Turn]) -> Result:
+        return cls(
+            population,
+            cohort,
+            statistics.median(turn.startup_seconds for turn in turns),
+            statistics.median(second for turn in turns for second in turn.seconds),
+            statistics.median(turn.peak_mib for turn in turns),
+        )
 
-def run(population: int, cohort: int) -> Result:
+
+def run(population: int, cohort: int) -> Turn:
     rounds = ROUNDS if cohort < 1000 else 2 * WARM_UP
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "run"
@@ -58,20 +78,26 @@ def run(population: int, cohort: int) -> Result:
         if seen.returncode:
             sys.exit("\n".join(line for _, line in seen.lines))
         metrics = (folder / "metrics.jsonl").read_text().splitlines()
-    seconds = [json.loads(line)["seconds"] for line in metrics]
+    seconds = [json.loads(line)["seconds"] for line in metrics][WARM_UP:]
     # A round's line is printed when it is finished.
     first = next(time for time, line in seen.lines if line.startswith("round"))
-    usual = statistics.median(seconds[WARM_UP:])
-    return Result(population, cohort, first - usual, usual, seen.peak)
+    return Turn(first - statistics.median(seconds), seconds, seen.peak)
+
+
+def measured(cohort: int) -> list[Result]:
+    """Return what was measured of each population; every second turn goes backwards."""
+    turns: dict[int, list[Turn]] = {population: [] for population in POPULATIONS}
+    for number in range(TURNS if cohort < 1000 else 1):
+        for population in POPULATIONS[:: -1 if number % 2 else 1]:
+            turns[population].append(run(population, cohort))
+            Console(stderr=True).print(f"{population:,}: {turns[population][-1]}")
+    return [Result.of(population, cohort, turns[population]) for population in POPULATIONS]
 
 
 def main() -> None:
     cohort = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     FOLDER.mkdir(parents=True, exist_ok=True)
-    results = []
-    for population in POPULATIONS:
-        results.append(run(population, cohort))
-        Console(stderr=True).print(results[-1])
+    results = measured(cohort)
     name = "results.csv" if cohort == 100 else f"cohort_{cohort}.csv"
     with (FOLDER / name).open("w", newline="") as file:
         rows = csv.writer(file)

@@ -71,7 +71,7 @@ class Attention(nn.Module):
     def _split(self, x: Tensor) -> Tensor:
         """Reshape `[B, T, dim]` to one slice a head: `[B, heads, T, dim/heads]`."""
         batch, tokens, dim = x.shape
-        return x.view(batch, tokens, self.heads, dim // self.heads).transpose(1, 2)
+        return x.reshape(batch, tokens, self.heads, dim // self.heads).transpose(1, 2)
 
 
 class _Mixed(torch.autograd.Function):
