@@ -390,6 +390,7 @@ def merge(
 
 def _seeded(config: ExperimentConfig) -> ExperimentConfig:
     """Return the config with its seed model, which is pre-trained where it is missing."""
+    # Asked before the imports, for which a run without a seed model need not wait.
     if config.seed_model is None:
         return config
     from fedpriv.experiment import stop_signal
