@@ -26,7 +26,7 @@ from fedpriv.errors import BudgetError, InputError, WorkerLost
 from fedpriv.federation import client_app
 from fedpriv.federation.hosting import Hosting, NodeUsers
 from fedpriv.federation.messages import flat_record, flat_tensor
-from fedpriv.federation.plan import build_trainer
+from fedpriv.federation.parts import build_trainer
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.privacy import Adjacency, GaussianMechanism, GlobalClipping, Ledger, UserNoise
 from fedpriv.privacy.randomness import Purpose, Randomness
@@ -359,7 +359,9 @@ def test_a_deployment_pays_before_it_asks_and_is_sent_nothing_but_noisy_sums(
     """The server has seen the noisy sums whether or not it lives to charge for them."""
     folder = tmp_path / "run"
     grid = Watching(folder / "ledger.jsonl")
-    changes = {"privacy__noise_by": by, "runtime__deployment": True, "rounds": 2}
+    # A node none of whose users is drawn is not asked, and no seed says who is drawn here.
+    everybody = {"privacy__sampling": {"kind": "all"}}
+    changes = {"privacy__noise_by": by, "runtime__deployment": True, "rounds": 2, **everybody}
     with monkeypatch.context() as patched:
         crash_in_round(patched, 2)
         with pytest.raises(RuntimeError, match="crash"):

@@ -89,22 +89,21 @@ def test_a_polite_kill_stops_a_run_as_ctrl_c_does(tmp_path):
 
 
 def test_a_second_ctrl_c_ends_at_once_and_what_is_finished_resumes(tmp_path):
-    slow = {"steps": 5000, "batch_size": 4}
-    process = start("run", write_config(tmp_path, rounds=3, local=slow))
-    ledger = tmp_path / "run" / "ledger.jsonl"
-    deadline = time.monotonic() + 60
-    while not ledger.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1)
+    slow = {"steps": 1000, "batch_size": 4}
+    process = start("run", write_config(tmp_path, rounds=40, local=slow))
+    wait_for_rounds(process, tmp_path, 2)  # written while nodes work at the next round
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    said = next(line for line in process.stderr if "Ctrl-C again" in line)
     process.send_signal(signal.SIGINT)
-    code, _, err = finish(process)
+    err = said + process.stderr.read()
+    code = process.wait(timeout=180)
     assert code == 130, err
     assert "abandoned" in err
-    assert len(Ledger.open(ledger)) == 0
+    charged = len(Ledger.open(tmp_path / "run" / "ledger.jsonl"))
+    assert 2 <= charged < 40
     _, reopened = experiment.reopen(tmp_path / "run")
-    assert reopened.finished_rounds == 0
+    # A round is charged before its checkpoint is written; the same round is then made again.
+    assert reopened.finished_rounds in (charged - 1, charged)
 
 
 def test_kill_9_of_everything_tears_no_users_memory(tmp_path):
