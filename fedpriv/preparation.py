@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedpriv.config import ExperimentConfig
-from fedpriv.federation.plan import Plan, build_plan, build_trainer, population_of
+from fedpriv.federation.parts import build_trainer
+from fedpriv.federation.plan import Plan, build_plan, population_of
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.parameters import Layout
 from fedpriv.training.stack_size import measured_stack

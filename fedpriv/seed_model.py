@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedpriv.config import ExperimentConfig, PretrainConfig
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError, Interrupted
-from fedpriv.federation.plan import build_spec_augment, build_trainer
+from fedpriv.federation.parts import build_spec_augment, build_trainer
 from fedpriv.optimizers.server import Server
 from fedpriv.training.checkpoint import digest_of, write_tensors
 from fedpriv.training.cohort import CohortTrainer

@@ -19,7 +19,7 @@ from one_process import resolved
 from rich.console import Console
 from rich.table import Table
 
-from fedpriv.federation.plan import build_trainer
+from fedpriv.federation.parts import build_trainer
 from fedpriv.training.cohort import train_cohort
 from fedpriv.training.parameters import Layout, parameters_of
 from fedpriv.training.user_cache import UserCache

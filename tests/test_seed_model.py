@@ -14,7 +14,7 @@ from fedpriv.config import ExperimentConfig, load_config
 from fedpriv.data.registry import DATASETS
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.messages import work_of
-from fedpriv.federation.plan import build_trainer
+from fedpriv.federation.parts import build_trainer
 from fedpriv.seed_model import load_seed_model, read_measures, seed_path, with_seed_model
 from fedpriv.training.checkpoint import checkpoint_files, digest_of
 from fedpriv.training.parameters import parameters_of

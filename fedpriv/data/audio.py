@@ -10,7 +10,6 @@ from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 from fedpriv.errors import FedprivError, InputError
 
@@ -156,5 +155,8 @@ def _mono(path: Path, samples: NDArray[np.float32]) -> NDArray[np.float32]:
 def _resample(wave: NDArray[np.float32], rate: int, wanted: int) -> NDArray[np.float32]:
     if rate == wanted or len(wave) == 0:
         return wave
+    # Imported here: it takes most of a second, and few data sets are sound of another rate.
+    from scipy.signal import resample_poly
+
     common = math.gcd(rate, wanted)
     return np.clip(resample_poly(wave, wanted // common, rate // common), -1, 1)

@@ -17,7 +17,6 @@ from typing import IO, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import firwin, resample_poly
 
 from fedpriv.errors import FedprivError, InputError
 
@@ -129,6 +128,8 @@ def resample(sound: NDArray[np.int16], rate: int, wanted: int) -> NDArray[np.int
     """Return `sound` `[samples]` at another rate (Hz), scaled to `PEAK`; silence stays silence."""
     wave = sound.astype(np.float32)
     if rate != wanted:
+        from scipy.signal import resample_poly  # most of a second
+
         common = math.gcd(rate, wanted)
         up, down = wanted // common, rate // common
         wave = resample_poly(wave, up, down, window=_low_pass(max(up, down)))
@@ -139,4 +140,6 @@ def resample(sound: NDArray[np.int16], rate: int, wanted: int) -> NDArray[np.int
 @cache
 def _low_pass(factor: int) -> NDArray[np.float32]:
     """Design `resample_poly`'s own filter, which takes it longer than to apply it."""
+    from scipy.signal import firwin
+
     return firwin(20 * factor + 1, 1 / factor, window=("kaiser", 5.0)).astype(np.float32)

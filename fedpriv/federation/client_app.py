@@ -28,7 +28,7 @@ from fedpriv.federation.messages import (
     sum_reply,
     work_of,
 )
-from fedpriv.federation.plan import (
+from fedpriv.federation.parts import (
     build_example_level,
     build_mechanism,
     build_randomness,

@@ -3,21 +3,21 @@
 The server hands an optimizer the averaged noisy update as if it were a gradient, once a round,
 and nothing else: neither a loss, nor a closure, nor the model. `UNSUITABLE` lists what cannot
 work so; everything else in the two libraries is available.
+
+pytorch_optimizer is imported when something of it is asked for: it takes half a second.
 """
 
 import difflib
 import inspect
 import math
+import sys
 import typing
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any, Literal
 
-import pytorch_optimizer
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pytorch_optimizer.optimizer.scion import LMONorm
-from pytorch_optimizer.optimizer.utils.galore import GaLoreProjector
 from torch import nn
 
 from fedpriv.errors import InputError
@@ -96,9 +96,17 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 # `lr` is server.lr; the others would turn the step around, or serve autograd and CUDA graphs alone.
 _NOT_OPTIONS = {"lr", "maximize", "differentiable", "capturable"}
 
-STATE_TYPES: list[type] = [GaLoreProjector, LMONorm]
-"""What state dicts hold besides tensors and plain values: allow these with
-`torch.serialization.safe_globals(STATE_TYPES)` to load a checkpoint with `weights_only=True`."""
+
+def state_types() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Return what state dicts hold besides tensors and plain values.
+
+    Allow these with `torch.serialization.safe_globals(state_types())` to load a checkpoint with
+    `weights_only=True`.
+    """
+    from pytorch_optimizer.optimizer.scion import LMONorm
+    from pytorch_optimizer.optimizer.utils.galore import GaLoreProjector
+
+    return [GaLoreProjector, LMONorm]
 
 
 def server_optimizer(
@@ -137,11 +145,30 @@ def server_optimizer(
     key = _key(name)
     optimizer_class = _optimizer_class(name)
     values = _checked_options(key, optimizer_class, options)
-    optimizer = _construct(key, optimizer_class, parameters, lr, values)
+    optimizer = _without_compiler(lambda: _construct(key, optimizer_class, parameters, lr, values))
     if key == "lamb":
         optimizer.clamp = math.inf  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def _without_compiler(construct: Callable[[], torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """Return what `construct` does, as an optimizer that works without `torch.compile`.
+
+    torch hides its optimizers' methods from the compiler at their first call, for which it imports
+    all of it: a second that no run has a use for.
+    """
+    if "torch._dynamo" in sys.modules:
+        return construct()
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if method is not None:
+            method.__dynamo_disable = method  # what torch keeps there once it has hidden it
+    optimizer = construct()
+    if type(optimizer).__module__.startswith("torch."):
+        step = torch.no_grad()(inspect.unwrap(type(optimizer).step))
+        optimizer.step = partial(step, optimizer)  # type: ignore[method-assign]
     return optimizer
 
 
@@ -160,28 +187,40 @@ def _key(name: str) -> str:
 
 
 @cache
+def _of_torch() -> dict[str, OptimizerClass]:
+    """Return torch's optimizers by lower-case name, but those that the other library's replace."""
+    return {
+        name.lower(): value
+        for name, value in vars(torch.optim).items()
+        if isinstance(value, type)
+        and issubclass(value, torch.optim.Optimizer)
+        and value is not torch.optim.Optimizer
+        and name.lower() not in _NOT_FROM_TORCH
+    }
+
+
+@cache
 def _all_optimizers() -> dict[str, OptimizerClass]:
     """Return both libraries' optimizers by lower-case name, torch's before the other's."""
+    import pytorch_optimizer
+
     found = {
         name: pytorch_optimizer.load_optimizer(name)
         for name in pytorch_optimizer.get_supported_optimizers()
     }
-    for name, value in vars(torch.optim).items():
-        is_optimizer = isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
-        if is_optimizer and value is not torch.optim.Optimizer:
-            found[name.lower()] = found[name.lower()] if name.lower() in _NOT_FROM_TORCH else value
-    return found
+    return found | _of_torch()
 
 
 def _optimizer_class(name: str) -> OptimizerClass:
     key = _key(name)
     if key in UNSUITABLE:
         raise InputError(f"server.optimizer: {name} cannot be the server's, {UNSUITABLE[key]}")
-    if key not in _all_optimizers():
+    found = _of_torch().get(key) or _all_optimizers().get(key)
+    if found is None:
         close = difflib.get_close_matches(key, available_optimizers(), n=3)
         hint = f"did you mean {' or '.join(close)}?" if close else "see `fedpriv methods`"
         raise InputError(f"server.optimizer: unknown optimizer {name!r}; {hint}")
-    return _all_optimizers()[key]
+    return found
 
 
 def _option_hints(key: str, optimizer_class: OptimizerClass) -> dict[str, Any]:

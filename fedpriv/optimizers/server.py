@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedpriv.errors import InputError
 from fedpriv.optimizers.normalize import normalizer
-from fedpriv.optimizers.registry import STATE_TYPES, server_optimizer
+from fedpriv.optimizers.registry import server_optimizer, state_types
 from fedpriv.optimizers.schedules import ScheduleConfig, factor, scale_learning_rates
 from fedpriv.training.parameters import Layout, parameters_of
 
@@ -93,7 +93,7 @@ class Server:
         own = parameters_of(self.model)
         saved = {name: tensors.get(_PARAMETER + name) for name in own}
         try:
-            with torch.serialization.safe_globals([*STATE_TYPES]):
+            with torch.serialization.safe_globals(state_types()):
                 buffer = io.BytesIO(tensors[_OPTIMIZER].numpy().tobytes())
                 state = torch.load(buffer, weights_only=True)
             self._optimizer.load_state_dict(state)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import dp_accounting
 import numpy as np
 from torch import Tensor
 
@@ -17,6 +17,9 @@ from fedpriv.errors import InputError
 from fedpriv.privacy.clipping import AdaptiveBounds, bounds_of
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency
+
+if TYPE_CHECKING:
+    import dp_accounting
 
 #: The adjacencies under which one example moves the sum of a Poisson sample by at most C.
 EXAMPLE_ADJACENCIES = (Adjacency.ADD_OR_REMOVE_ONE, Adjacency.ZERO_OUT)
@@ -130,6 +133,8 @@ class ExampleLevel:
 
 def steps_event(noise_multiplier: float, sampling_rate: float, steps: int) -> dp_accounting.DpEvent:
     """Return `steps` Poisson-sampled Gaussians (Mironov, Talwar, Zhang 2019), composed."""
+    import dp_accounting  # see `fedpriv.privacy.sampling`
+
     if noise_multiplier == 0:
         return dp_accounting.NonPrivateDpEvent()
     gaussian = dp_accounting.GaussianDpEvent(noise_multiplier)

@@ -19,6 +19,7 @@ from typing import Any
 
 import dp_accounting
 
+from fedpriv.disk import fsync
 from fedpriv.errors import InputError
 from fedpriv.privacy.accounting import Accountant
 from fedpriv.privacy.clipping import GlobalClipping
@@ -419,12 +420,3 @@ def _release(body: dict[str, Any]) -> Release:
     if "users" in body:
         body["users"] = tuple(body["users"])
     return Release(**body)
-
-
-def fsync(path: Path) -> None:
-    """Return when a file's contents, or a folder's entries, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

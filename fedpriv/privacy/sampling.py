@@ -3,6 +3,8 @@
 Each sampling states its adjacency, the sensitivity that goes with it, the public denominator of
 the average, and the privacy event. Nothing else in fedpriv makes events for a round, so that no
 path can train under one sampling and account for another.
+
+dp-accounting is imported where an event is made: nodes make none, and it takes a second.
 """
 
 from __future__ import annotations
@@ -10,13 +12,15 @@ from __future__ import annotations
 import enum
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import dp_accounting
 import numpy as np
-from dp_accounting.privacy_accountant import NeighboringRelation
 
 from fedpriv.privacy.mechanisms import GaussianMechanism
+
+if TYPE_CHECKING:
+    import dp_accounting
+    from dp_accounting.privacy_accountant import NeighboringRelation
 
 
 class Adjacency(enum.Enum):
@@ -29,7 +33,13 @@ class Adjacency(enum.Enum):
     @property
     def relation(self) -> NeighboringRelation:
         """The same relation in dp-accounting's terms."""
-        return _RELATIONS[self]
+        from dp_accounting.privacy_accountant import NeighboringRelation
+
+        return {
+            Adjacency.ADD_OR_REMOVE_ONE: NeighboringRelation.ADD_OR_REMOVE_ONE,
+            Adjacency.REPLACE_ONE: NeighboringRelation.REPLACE_ONE,
+            Adjacency.ZERO_OUT: NeighboringRelation.REPLACE_SPECIAL,
+        }[self]
 
     def sensitivity(self, bound: float) -> float:
         """Return the L2 sensitivity of a sum of contributions of norm at most `bound`.
@@ -37,13 +47,6 @@ class Adjacency(enum.Enum):
         One contribution comes, goes or becomes zero: C. One is exchanged for another: 2C.
         """
         return 2 * bound if self is Adjacency.REPLACE_ONE else bound
-
-
-_RELATIONS = {
-    Adjacency.ADD_OR_REMOVE_ONE: NeighboringRelation.ADD_OR_REMOVE_ONE,
-    Adjacency.REPLACE_ONE: NeighboringRelation.REPLACE_ONE,
-    Adjacency.ZERO_OUT: NeighboringRelation.REPLACE_SPECIAL,
-}
 
 
 class Sampling(Protocol):
@@ -84,6 +87,8 @@ class Sampling(Protocol):
 
 def _gaussian(sampling: Sampling, mechanism: GaussianMechanism) -> dp_accounting.DpEvent:
     """Return the event of the unsampled mechanism: noise over the sensitivity of the sum."""
+    import dp_accounting
+
     if mechanism.noise_multiplier == 0:
         return dp_accounting.NonPrivateDpEvent()
     # Every part of a release moves in proportion to the sensitivity for C = 1: C itself for the
@@ -120,6 +125,8 @@ class PoissonSampling:
 
     def event(self, mechanism: GaussianMechanism) -> dp_accounting.DpEvent:
         """Return the Poisson-sampled Gaussian (Mironov, Talwar, Zhang 2019)."""
+        import dp_accounting
+
         event = _gaussian(self, mechanism)
         if isinstance(event, dp_accounting.NonPrivateDpEvent):
             return event
@@ -154,6 +161,8 @@ class FixedSizeSampling:
 
     def event(self, mechanism: GaussianMechanism) -> dp_accounting.DpEvent:
         """Return the Gaussian sampled without replacement (Wang, Balle, Kasiviswanathan 2019)."""
+        import dp_accounting
+
         event = _gaussian(self, mechanism)
         if isinstance(event, dp_accounting.NonPrivateDpEvent):
             return event

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import dp_accounting
 import numpy as np
 from torch import Tensor
 
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency, FullParticipation
+
+if TYPE_CHECKING:
+    import dp_accounting
 
 
 @dataclass(frozen=True)

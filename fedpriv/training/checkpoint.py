@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fedpriv.disk import fsync
 from fedpriv.errors import InputError
-from fedpriv.privacy.ledger import fsync
 
 _NAME = re.compile(r"round-(\d{6})\.safetensors")
 

@@ -34,8 +34,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedpriv.disk import fsync
 from fedpriv.errors import DamagedFile, InputError
-from fedpriv.privacy.ledger import fsync
 
 # Slots are counted from 1, so that an entry of zeros, as in a sparse file, means no memory. A power
 # of two in size, an entry never lies across two sectors, and so is written whole or not at all.

@@ -18,7 +18,7 @@ from gate import IDLE
 
 from fedpriv.config import ExperimentConfig, load_config
 from fedpriv.experiment import prepare
-from fedpriv.federation.plan import build_trainer
+from fedpriv.federation.parts import build_trainer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

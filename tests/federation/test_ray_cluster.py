@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray._private import node, services
 
 from fedpriv.config import RuntimeConfig
 from fedpriv.errors import InputError
@@ -80,7 +81,7 @@ def test_workers_may_preload_jemalloc_unless_somebody_preloads_another_library(
         monkeypatch.delenv(name, raising=False)
     with _environment_of_workers(runtime):
         assert os.environ["RAY_LD_PRELOAD_ON_WORKERS"] == "1"
-        assert "dirty_decay_ms:-1" in os.environ["MALLOC_CONF"]
+        assert "dirty_decay_ms:60000" in os.environ["MALLOC_CONF"]
     assert not any(name in os.environ for name in MALLOC)
     monkeypatch.setenv("LD_PRELOAD", "")
     with _environment_of_workers(runtime):
@@ -100,3 +101,23 @@ def test_processes_that_no_worker_will_take_over_import_nothing(runtime):
         assert "client_app" in os.environ[PRELOADED]
     with _environment_of_workers(runtime.model_copy(update={"threads_per_worker": 2})):
         assert PRELOADED not in os.environ
+
+
+def test_ray_starts_without_helpers_and_has_them_back_afterwards(runtime, monkeypatch):
+    """A cluster that a user starts later, in this process, must be as Ray makes it."""
+    before = (services.start_api_server, node.Node.start_monitor, node.Node.start_log_monitor)
+    found = []
+
+    def init(**_):
+        found.append(services.start_api_server(False, raise_on_failure=False))
+        one = object.__new__(node.Node)
+        found.extend([one.start_monitor(), one.start_log_monitor()])
+        raise RuntimeError("that is enough")
+
+    monkeypatch.setattr(ray, "init", init)
+    with cluster(runtime), pytest.raises(RuntimeError, match="that is enough"):
+        ensure_started(runtime)
+    # `cluster` starts it too, before anybody waits.
+    assert found[:3] == [("", None), None, None]
+    after = (services.start_api_server, node.Node.start_monitor, node.Node.start_log_monitor)
+    assert after == before

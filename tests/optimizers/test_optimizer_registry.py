@@ -7,12 +7,12 @@ from torch import nn
 
 from fedpriv.errors import InputError
 from fedpriv.optimizers.registry import (
-    STATE_TYPES,
     UNSUITABLE,
     _all_optimizers,
     available_optimizers,
     optimizer_options,
     server_optimizer,
+    state_types,
 )
 from fedpriv.optimizers.schedules import scale_learning_rates
 
@@ -57,7 +57,7 @@ def saved(optimizer) -> dict:
     buffer = io.BytesIO()
     torch.save(optimizer.state_dict(), buffer)
     buffer.seek(0)
-    with torch.serialization.safe_globals(STATE_TYPES):
+    with torch.serialization.safe_globals(state_types()):
         return torch.load(buffer, weights_only=True)
 
 

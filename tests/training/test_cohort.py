@@ -6,7 +6,7 @@ from in_process import small_config
 
 from fedpriv.data.federated import Examples
 from fedpriv.errors import InputError
-from fedpriv.federation.plan import build_trainer
+from fedpriv.federation.parts import build_trainer
 from fedpriv.privacy import GlobalClipping, Unclipped, clip
 from fedpriv.training.cohort import train_cohort
 from fedpriv.training.device import resolve_device

@@ -1,0 +1,65 @@
+"""What a process imports before it can work: its start takes seconds for nothing else."""
+
+import subprocess
+import sys
+
+import pytest
+
+# Each through our optimizer first; the library's own then imports the compiler.
+_STEPS = """
+import sys
+import torch
+from fedpriv.optimizers.registry import server_optimizer
+
+def moved(make):
+    parameter = torch.nn.Parameter(torch.linspace(-1, 1, 12).view(3, 4))
+    optimizer = make([parameter])
+    for step in range(4):
+        parameter.grad = torch.full((3, 4), step - 1.5)
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+        optimizer.zero_grad()
+    return parameter
+
+names = ["SGD", "Adam", "AdamW", "Adagrad", "Adadelta", "RMSprop", "NAdam", "RAdam", "Rprop"]
+ours = {name: moved(lambda p: server_optimizer(name, p, 0.1, {})) for name in names}
+assert "torch._dynamo" not in sys.modules
+assert "pytorch_optimizer" not in sys.modules
+for name in names:
+    assert torch.equal(ours[name], moved(lambda p: getattr(torch.optim, name)(p, lr=0.1))), name
+assert all(parameter.requires_grad for parameter in ours.values())
+"""
+
+
+def run(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_torchs_optimizers_step_as_they_do_and_do_not_import_the_compiler():
+    run(_STEPS)
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("fedpriv.federation.client_app", ["scipy", "dp_accounting", "pytorch_optimizer"]),
+        ("fedpriv.preparation", ["flwr", "ray", "pytorch_optimizer"]),
+    ],
+)
+def test_nothing_is_imported_that_is_not_needed_yet(module, absent):
+    run(
+        f"import {module}, sys; found = set({absent}) & sys.modules.keys(); assert not found, found"
+    )
+
+
+def test_all_that_the_privacy_package_names_is_there():
+    run("from fedpriv.privacy import *; RdpAccountant, clip, Ledger, SiloAccounts")
+    run("import fedpriv.privacy as p; assert all(getattr(p, name) for name in p.__all__)")
+
+
+def test_what_the_privacy_package_does_not_name_is_an_error():
+    import fedpriv.privacy
+
+    with pytest.raises(AttributeError, match=r"fedpriv\.privacy.*no attribute 'math'"):
+        fedpriv.privacy.math  # noqa: B018
