@@ -35,13 +35,17 @@ class Positions(Stochastic):
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Add places to tokens `[B, T, dim]`, dim even, of which `lengths` `[B]` are real."""
-        places = torch.arange(x.shape[1], device=x.device, dtype=torch.float32)
+        return x + self.table(lengths, *x.shape[1:]).to(x.dtype)
+
+    def table(self, lengths: Tensor, tokens: int, dim: int) -> Tensor:
+        """Return what is added to each token: `[B, tokens, dim]`."""
+        places = torch.arange(tokens, device=lengths.device, dtype=torch.float32)
         if self.kind == "sinusoidal":
-            return x + sinusoids(places, x.shape[2]).to(x.dtype)
+            return sinusoids(places, dim).expand(len(lengths), -1, -1)
         centred = places - (lengths[:, None] - 1) / 2
         if self.training:
             centred = self._moved(centred)
-        return x + sinusoids(centred, x.shape[2]).to(x.dtype)
+        return sinusoids(centred, dim)
 
     def _moved(self, places: Tensor) -> Tensor:
         batch, tokens = places.shape

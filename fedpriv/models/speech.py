@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedpriv.errors import FedprivError
+from fedpriv.models.packing import Packing, Ragged, valid_mask
 from fedpriv.models.positions import PositionKind, Positions
 from fedpriv.models.transformer import NormName, NormPlacement, Transformer
 
@@ -83,11 +84,6 @@ def normalise(features: Tensor, lengths: Tensor) -> Tensor:
     return centred / (variance + _VARIANCE_FLOOR).sqrt().to(features)
 
 
-def valid_mask(lengths: Tensor, size: int) -> Tensor:
-    """Return which of `size` places are real: boolean `[B, size]`."""
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
-
-
 class Subsample(nn.Module):
     """A convolution over time, kernel 7 and stride 3, and GLU: one token for 30 ms.
 
@@ -101,9 +97,16 @@ class Subsample(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features `[B, frames, mels]` to tokens `[B, ⌈frames/3⌉, dim]`."""
+        return self.mixed(self.windows(features))
+
+    def windows(self, features: Tensor) -> Tensor:
+        """Return the frames that each token is made of: `[B, ⌈frames/3⌉, mels·7]`."""
         side = KERNEL // 2
-        windows = F.pad(features, (0, 0, side, side)).unfold(1, KERNEL, STRIDE)
-        return F.glu(self.mix(windows.flatten(2)), dim=-1)
+        return F.pad(features, (0, 0, side, side)).unfold(1, KERNEL, STRIDE).flatten(2)
+
+    def mixed(self, windows: Tensor) -> Tensor:
+        """Map windows `[..., mels·7]` to tokens `[..., dim]`."""
+        return F.glu(self.mix(windows), dim=-1)
 
 
 def tokens_of(frames: Tensor) -> Tensor:
@@ -111,7 +114,7 @@ def tokens_of(frames: Tensor) -> Tensor:
     return (frames - 1) // STRIDE + 1
 
 
-class SpeechTransformer(nn.Module):
+class SpeechTransformer(Ragged):
     """Waveforms or features to log-probabilities of characters, index 0 being CTC's blank.
 
     Padding is exactly neutral: an utterance gives the same numbers alone and in any batch.
@@ -141,6 +144,8 @@ class SpeechTransformer(nn.Module):
             dim, depth, heads, mlp_ratio, norm_placement, norm, dropout, layer_drop
         )
         self.head = nn.Linear(dim, classes)
+        # What is dropped is drawn for each place of a padded batch.
+        self._drops = dropout > 0 or layer_drop > 0
 
     def forward(self, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Map inputs to log-probabilities `[B, tokens, classes]` and the number of real tokens.
@@ -151,8 +156,18 @@ class SpeechTransformer(nn.Module):
         if inputs.dim() == 2:
             inputs, lengths = self.front_end(inputs, lengths)
         counts = tokens_of(lengths)
+        if self.users and not self._drops:
+            return self._packed(self.subsample.windows(inputs), counts), counts
         x = self.positions(self.subsample(inputs), counts)
         # Without padding there is nothing to hide, and attention without a mask is faster.
         padded = bool((counts < x.shape[1]).any()) if not counts.is_meta else True
         x = self.transformer(x, valid_mask(counts, x.shape[1]) if padded else None)
         return self.head(x).log_softmax(dim=-1), counts
+
+    def _packed(self, windows: Tensor, counts: Tensor) -> Tensor:
+        """Map windows `[B, T, mels·7]` to log-probabilities, without computing any padding."""
+        packing = Packing(counts, windows.shape[1], self.users)
+        x = self.subsample.mixed(packing.pack(windows))
+        places = self.positions.table(counts, packing.tokens, x.shape[2])
+        x = self.transformer(x + packing.pack(places).to(x.dtype), packing)
+        return packing.unpack(self.head(x).log_softmax(dim=-1))

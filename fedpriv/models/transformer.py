@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fedpriv.models.packing import Packing, hiding
 from fedpriv.models.products import products_are_routed
 from fedpriv.models.stochastic import Dropout, LayerDrop
 
@@ -35,13 +36,16 @@ class Attention(nn.Module):
         self.v = nn.Linear(dim, dim)
         self.o = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | Packing | None = None) -> Tensor:
         """Map tokens `[B, T, dim]` to `[B, T, dim]`.
 
         `valid`, boolean `[B, T]`, is true at real tokens: no token attends to the others, so that
-        they change nothing at the real ones. Every row needs at least one real token.
+        they change nothing at the real ones. Every row needs at least one real token. A `Packing`
+        says that tokens are packed, `[users, n, dim]`.
         """
         q, k, v = self.q(x), self.k(x), self.v(x)
+        if isinstance(valid, Packing):
+            return self.o(self._attend_packed(q, k, v, valid))
         # The library's own dropout takes no stream of random numbers, and its attention on the CPU
         # is ten times slower where products are routed.
         if self.drop.active or (x.device.type == "cpu" and products_are_routed()):
@@ -59,14 +63,31 @@ class Attention(nn.Module):
         batch, tokens, dim = q.shape
         q, v = (self._split(one).flatten(0, 1) for one in (q * (dim // self.heads) ** -0.5, v))
         turned = self._split(k).transpose(2, 3).flatten(0, 1)
-        scores = torch.bmm(q, turned)
-        if valid is not None:
-            hidden = torch.zeros(valid.shape, dtype=q.dtype, device=q.device)
-            hidden = hidden.masked_fill_(~valid, -torch.inf).repeat_interleave(self.heads, 0)
-            scores = scores + hidden[:, None]
-        shares = scores.softmax(dim=-1).view(batch, self.heads, tokens, tokens)
-        mixed = cast(Tensor, _Mixed.apply(self.drop(shares).flatten(0, 1), v))
+        hidden = None if valid is None else hiding(valid, self.heads, q.dtype)
+        mixed = self._mixed(q, turned, v, hidden)
         return mixed.view(batch, self.heads, tokens, -1).transpose(1, 2).flatten(2)
+
+    def _attend_packed(self, q: Tensor, k: Tensor, v: Tensor, packing: Packing) -> Tensor:
+        """Return attention written out, `[users, n, dim]`, for one group after another."""
+        heads = packing.heads(self.heads)
+        groups = zip(
+            heads.apart(q * (q.shape[-1] // self.heads) ** -0.5),
+            heads.apart(k),
+            heads.apart(v),
+            heads.hidden,
+            strict=True,
+        )
+        return heads.together(
+            [self._mixed(q, k.transpose(1, 2), v, hidden) for q, k, v, hidden in groups]
+        )
+
+    def _mixed(self, q: Tensor, turned: Tensor, v: Tensor, hidden: Tensor | None) -> Tensor:
+        """Return softmax(q·turned + hidden)·v: `[n·heads, T, dim/heads]` of n utterances."""
+        scores = torch.bmm(q, turned)
+        if hidden is not None:
+            scores = scores.add_(hidden)
+        shares = scores.softmax(dim=-1).view(-1, self.heads, *scores.shape[1:])
+        return cast(Tensor, _Mixed.apply(self.drop(shares).flatten(0, 1), v))
 
     def _split(self, x: Tensor) -> Tensor:
         """Reshape `[B, T, dim]` to one slice a head: `[B, heads, T, dim/heads]`."""
@@ -155,7 +176,7 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, max(1, round(dim * mlp_ratio)), dropout)
         self.mlp_residual = Residual(dim, placement, norm, dropout)
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | Packing | None = None) -> Tensor:
         """Map tokens `[B, T, dim]` to `[B, T, dim]`; for `valid` see `Attention`."""
         x = self.attention_residual(x, partial(self.attention, valid=valid))
         return self.mlp_residual(x, self.mlp)
@@ -187,7 +208,7 @@ class Transformer(nn.Module):
         self.norm = nn.Identity() if placements[-1] == "post" else NORMS[norm](dim)
         self.layer_drop = LayerDrop(layer_drop)
 
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | Packing | None = None) -> Tensor:
         """Map tokens `[B, T, dim]` to `[B, T, dim]`; for `valid` see `Attention`."""
         for block in self.blocks:
             x = self.layer_drop(x, block(x, valid))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedpriv.data.text import BLANK
-from fedpriv.models.speech import valid_mask
+from fedpriv.models.packing import valid_mask
 
 #: A decoder: log probabilities `[n, frames, classes]` and lengths `[n]` to indices without blanks.
 Decode = Callable[[Tensor, Tensor], list[list[int]]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedpriv.models.speech import valid_mask
+from fedpriv.models.packing import valid_mask
 
 
 @dataclass(frozen=True)

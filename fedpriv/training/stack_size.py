@@ -14,7 +14,7 @@ from fedpriv.training.parameters import Layout, parameters_of
 _STACKED_NUMBERS = 40_000_000
 _FEW, _MANY = 8, 64
 # Long examples fill the caches with few users, and leave operations' overhead behind.
-_MANY_LONG = 8
+_MANY_LONG = 12
 # A stack keeps its users' parameters and, at worst, as many gradients, of 4 bytes each.
 _BYTES_A_PARAMETER = 8
 # A larger stack that is so much slower than the best one will not be followed by a faster one.

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch
+from fedpriv.models.packing import Ragged
 from fedpriv.models.stochastic import Stochastic
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout
@@ -131,6 +132,9 @@ class StackedModel:
             if not block.linear:
                 block.leaf = value = value.detach().requires_grad_()
             setattr(block.layer, block.name, value)
+        # Elsewhere many small operations may cost more than padding.
+        if isinstance(self.module, Ragged) and self.blocks[0].origin.device.type == "cpu":
+            self.module.users = users
         draw = _PerUserDraw(generators)
         for layer in self._stochastic:
             layer.draw = draw
