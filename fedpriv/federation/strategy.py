@@ -47,9 +47,9 @@ from fedpriv.training.spans import Span, Stopwatch
 # Flower's own loop looks for replies every 0.1 s, which is longer than a small round takes.
 _POLL_SECONDS = 0.005
 _POLL_ANNOUNCED_SECONDS = 0.1
-# Other threads of this process hand messages to the workers. Work of ours would hold them up, for
-# one thread runs at a time.
-_HAND_OVER_SECONDS = 0.004
+# Other threads of this process hand messages to the workers, who then begin. Work of ours would
+# hold them up: one thread runs at a time, and workers take up all processors.
+_HAND_OVER_SECONDS = 0.03
 
 
 class RoundChanged(Exception):  # noqa: N818 - not an error: the round is drawn afresh
@@ -415,9 +415,11 @@ class PrivateFedAvg(Strategy):
         """Run a round; while nodes work, report the round before and draw this one's noise."""
         with self._watch.measure("draw and ask"):
             messages = list(self.configure_train(round_, arrays, ConfigRecord(), grid))
+            if self.arrived is not None:
+                self.arrived.clear()
             asked = grid.push_messages(messages)
         if self.arrived is not None:
-            time.sleep(_HAND_OVER_SECONDS)
+            self.arrived.wait(_HAND_OVER_SECONDS)
         self._report()
         with self._watch.measure("draw noise"):
             self._noise = None if self._noise_is_in_sums else self._drawn_noise(round_, self._drawn)

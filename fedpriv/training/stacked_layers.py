@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fedpriv.models.vit import LearnedPositions
 
@@ -58,11 +57,11 @@ class StackedLinear(StackedLayer):
 
     def mapped(self, rows: Tensor) -> Tensor:
         """Map `[U, n, in]` to `[U, n, out]`."""
-        if self.weight.dim() == 2:
-            return F.linear(rows, self.weight, self.bias)
-        mapped = torch.bmm(rows, self.weight.transpose(1, 2))
-        # Faster than `baddbmm`, which writes the bias out first.
-        return mapped if self.bias is None else mapped.add_(self.bias[:, None])
+        mapped = torch.matmul(rows, self.weight.mT)
+        if self.bias is None:
+            return mapped
+        # Faster than `F.linear` and `baddbmm`, which write the bias out first.
+        return mapped.add_(self.bias if self.bias.dim() == 1 else self.bias[:, None])
 
     def passed_back(self, gradient: Tensor) -> Tensor:
         """Return the gradient at the inputs `[U, n, in]` from that at the outputs `[U, n, out]`."""
