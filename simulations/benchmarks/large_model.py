@@ -4,7 +4,7 @@
 the CPU, over a tree of made-up recordings in LibriSpeech's layout: one user a round, one local
 step of one utterance.
 
-    python simulations/large_model.py [SECONDS]    # length of the utterance, 10 by default
+    python simulations/benchmarks/large_model.py [SECONDS]    # of the utterance, 10 by default
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from watched import watch
 
-CONFIG = Path(__file__).parents[1] / "configs" / "asr_librispeech_255m.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "asr_librispeech_255m.yaml"
 RATE = 16_000
 ROUNDS = 3
 SPEAKERS = {"train-clean-100": "19", "train-clean-360": "14", "dev-clean": "84", "test-clean": "61"}
