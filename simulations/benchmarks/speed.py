@@ -178,6 +178,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.turns < 3:
         parser.error("--turns must be at least 3")
+    if options.output.exists() and not options.output.is_dir():
+        parser.error(f"--output: {options.output} is a file; write the name of a folder")
     return options
 
 
