@@ -89,9 +89,15 @@ def test_a_polite_kill_stops_a_run_as_ctrl_c_does(tmp_path):
 
 
 def test_a_second_ctrl_c_ends_at_once_and_what_is_finished_resumes(tmp_path):
-    slow = {"steps": 1000, "batch_size": 4}
-    process = start("run", write_config(tmp_path, rounds=40, local=slow))
-    wait_for_rounds(process, tmp_path, 2)  # written while nodes work at the next round
+    slow = {"steps": 3000, "batch_size": 4}
+    process = start("run", write_config(tmp_path, rounds=3, local=slow))
+    # It is written, whole, while nodes work at the next round.
+    checkpoint = tmp_path / "run" / "checkpoints" / "round-000001.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     said = next(line for line in process.stderr if "Ctrl-C again" in line)
     process.send_signal(signal.SIGINT)
@@ -99,11 +105,9 @@ def test_a_second_ctrl_c_ends_at_once_and_what_is_finished_resumes(tmp_path):
     code = process.wait(timeout=180)
     assert code == 130, err
     assert "abandoned" in err
-    charged = len(Ledger.open(tmp_path / "run" / "ledger.jsonl"))
-    assert 2 <= charged < 40
+    assert len(Ledger.open(tmp_path / "run" / "ledger.jsonl")) == 1
     _, reopened = experiment.reopen(tmp_path / "run")
-    # A round is charged before its checkpoint is written; the same round is then made again.
-    assert reopened.finished_rounds in (charged - 1, charged)
+    assert reopened.finished_rounds == 1
 
 
 def test_kill_9_of_everything_tears_no_users_memory(tmp_path):
