@@ -10,7 +10,7 @@ second time backwards, and the first round of each turn is dropped. A machine wh
 then slows all of them, so that a population's seconds are compared with those of the smallest one
 in the same turn: the median of that ratio is shown, with a 95% confidence interval.
 
-    python simulations/benchmarks/population.py [COHORT]
+    python simulations/benchmarks/population.py [COHORT]    # of a thousand and more, fewer rounds
 
 writes results.csv into simulations/results/population (for a cohort of its own, beside it).
 """
@@ -35,8 +35,10 @@ from watched import watch
 FOLDER = ROOT / "simulations" / "results" / "population"
 CONFIG = HERE / "vit_small.yaml"
 POPULATIONS = (10_000, 100_000, 1_000_000, 10_000_000)
-WHOLE_RUNS, ROUNDS_A_RUN = 3, 10
-TURNS, ROUNDS_A_TURN = 15, 3
+ROUNDS_A_RUN, ROUNDS_A_TURN = 10, 3
+# Of each population, and of a cohort of a thousand and more, whose rounds take long.
+WHOLE_RUNS, WHOLE_RUNS_OF_MANY = 3, 1
+TURNS, TURNS_OF_MANY = 15, 5
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def whole_run(population: int, cohort: int) -> WholeRun:
 
 def whole_runs(cohort: int) -> dict[int, list[WholeRun]]:
     found: dict[int, list[WholeRun]] = {population: [] for population in POPULATIONS}
-    for number in range(WHOLE_RUNS):
+    for number in range(WHOLE_RUNS if cohort < 1000 else WHOLE_RUNS_OF_MANY):
         for population in POPULATIONS[:: -1 if number % 2 else 1]:
             found[population].append(whole_run(population, cohort))
             Console(stderr=True).print(f"{population:,}: {found[population][-1]}")
@@ -106,7 +108,8 @@ def whole_runs(cohort: int) -> dict[int, list[WholeRun]]:
 
 def timed_in_turns(cohort: int) -> dict[int, list[list[float]]]:
     """Return seconds a round: of each population for each turn, those that count."""
-    rounds = ROUNDS_A_TURN * TURNS
+    turns = TURNS if cohort < 1000 else TURNS_OF_MANY
+    rounds = ROUNDS_A_TURN * turns
     found: dict[int, list[list[float]]] = {population: [] for population in POPULATIONS}
     with TemporaryDirectory() as name, ExitStack() as stack:
         running = {}
@@ -120,14 +123,14 @@ def timed_in_turns(cohort: int) -> dict[int, list[list[float]]]:
             )
             running[population] = stack.enter_context(Running(contender))
             running[population].wait_until_idle()
-        for turn in range(TURNS):
+        for turn in range(turns):
             for population in POPULATIONS[:: -1 if turn % 2 else 1]:
                 seconds = [running[population].round(cohort) for _ in range(ROUNDS_A_TURN)]
                 found[population].append(seconds[1:])
         for one in running.values():
             one.end()
     # The first turn warms up; a run's last round measures the held-out examples.
-    return {population: turns[1:-1] for population, turns in found.items()}
+    return {population: by_turn[1:-1] for population, by_turn in found.items()}
 
 
 def measured(cohort: int) -> list[Result]:
