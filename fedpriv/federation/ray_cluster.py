@@ -9,13 +9,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
 from ray._private import node, services
 
 from fedpriv.config import RuntimeConfig
+from fedpriv.federation.replacing import replaced
 
 _IMPORTED_BY_WORKERS = (
     "flwr.simulation.ray_transport.ray_actor",
@@ -84,15 +85,11 @@ def _only_what_trains() -> Iterator[None]:
         (node.Node, "start_monitor", None),
         (node.Node, "start_log_monitor", None),
     ]
-    left_out = [one for one in left_out if hasattr(one[0], one[1])]  # another Ray has other names
-    before = [getattr(owner, name) for owner, name, _ in left_out]
-    for owner, name, answer in left_out:
-        setattr(owner, name, lambda *_, answer=answer, **__: answer)
-    try:
+    with ExitStack() as stack:
+        for owner, name, answer in left_out:
+            if hasattr(owner, name):  # another Ray has other names
+                stack.enter_context(replaced(owner, name, lambda *_, answer=answer, **__: answer))
         yield
-    finally:
-        for (owner, name, _), original in zip(left_out, before, strict=True):
-            setattr(owner, name, original)
 
 
 def _module_paths() -> str:

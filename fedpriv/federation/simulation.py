@@ -21,6 +21,7 @@ from fedpriv.config import RuntimeConfig
 from fedpriv.errors import WorkerLost
 from fedpriv.federation.client_app import app as client_app
 from fedpriv.federation.ray_cluster import ensure_started
+from fedpriv.federation.replacing import replaced
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.training.device import keep_freed_memory
 
@@ -130,11 +131,8 @@ def _delivered_at_once(sent: threading.Event) -> Iterator[None]:
     def eagerly(state: Any, queue: Any, nodes_mapping: Any, f_stop: threading.Event) -> None:
         look_and_wait(state, queue, nodes_mapping, cast(threading.Event, _Until(sent, f_stop)))
 
-    vce_api.add_messages_to_queue = eagerly
-    try:
+    with replaced(vce_api, "add_messages_to_queue", eagerly):
         yield
-    finally:
-        vce_api.add_messages_to_queue = look_and_wait
 
 
 @contextmanager
@@ -145,11 +143,8 @@ def _announced(arrived: threading.Event) -> Iterator[None]:
     def announcing(state: Any, queue: Any, f_stop: threading.Event) -> None:
         store_replies(cast(Any, _Storing(state, arrived)), queue, f_stop)
 
-    vce_api.put_message_into_state = announcing
-    try:
+    with replaced(vce_api, "put_message_into_state", announcing):
         yield
-    finally:
-        vce_api.put_message_into_state = store_replies
 
 
 class _Storing:
