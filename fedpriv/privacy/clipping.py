@@ -15,7 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fedpriv.compilation import is_compiled_for
 from fedpriv.privacy.outer_products import OuterProducts
+from fedpriv.privacy.row_sums import add_weighted_rows, square_sums
 
 # The rule is shown norms that are a millionth too large, so that neither the rounding of the
 # scale, nor that of the scaled float32 numbers (2^-24 each), nor that of the norm itself in
@@ -282,12 +284,19 @@ def _size(block: Tensor | OuterProducts) -> int:
 
 def _exact_norms(block: Tensor) -> Tensor:
     """Return the L2 norm of each row of `[U, d]`, taken in float64: `[U]`."""
+    if is_compiled_for(block):
+        squares = torch.empty(len(block), dtype=torch.float64)
+        square_sums(block.detach().numpy(), squares.numpy())
+        return squares.sqrt_()
     norms = [torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in _parts(block)]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
 
 def _add_weighted(block: Tensor, weights: Tensor, total: Tensor) -> None:
     """Add Σ_u w_u·block_u to `total` in float64: `[d]`, from `[U, d]` and `[U]`."""
+    if is_compiled_for(block):
+        add_weighted_rows(block.detach().numpy(), weights.numpy(), total.numpy())
+        return
     parts = _parts(block)
     sums = [total] if len(parts) == 1 else total.split([part.shape[1] for part in parts])
     for part, sum_ in zip(parts, sums, strict=True):
