@@ -29,11 +29,10 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.heads = heads
-        self.drop = Dropout(dropout)
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
+        self.mixed = DotProductAttention(heads, dropout)
         self.o = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, valid: Tensor | Packing | None = None) -> Tensor:
@@ -43,17 +42,31 @@ class Attention(nn.Module):
         they change nothing at the real ones. Every row needs at least one real token. A `Packing`
         says that tokens are packed, `[users, n, dim]`.
         """
-        q, k, v = self.q(x), self.k(x), self.v(x)
+        return self.o(self.mixed(self.q(x), self.k(x), self.v(x), valid))
+
+
+class DotProductAttention(nn.Module):
+    """Values mixed by softmax(q_h k_hᵀ / √d) for each head h of size d; it has no parameters."""
+
+    def __init__(self, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.drop = Dropout(dropout)
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | Packing | None = None
+    ) -> Tensor:
+        """Map queries, keys and values `[B, T, dim]` to `[B, T, dim]`; for `valid` see above."""
         if isinstance(valid, Packing):
-            return self.o(self._attend_packed(q, k, v, valid))
+            return self._attend_packed(q, k, v, valid)
         # The library's own dropout takes no stream of random numbers, and its attention on the CPU
         # is ten times slower where products are routed.
-        if self.drop.active or (x.device.type == "cpu" and products_are_routed()):
-            return self.o(self._attend(q, k, v, valid))
+        if self.drop.active or (q.device.type == "cpu" and products_are_routed()):
+            return self._attend(q, k, v, valid)
         mask = None if valid is None else valid[:, None, None, :]
         q, k, v = self._split(q), self._split(k), self._split(v)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.o(mixed.transpose(1, 2).flatten(2))
+        return mixed.transpose(1, 2).flatten(2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
         """Return attention written out, `[B, T, dim]`, with dropout from this layer's own stream.
@@ -126,12 +139,13 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.up = nn.Linear(dim, hidden)
+        self.activation = nn.GELU()
         self.drop = Dropout(dropout)
         self.down = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens `[B, T, dim]` to `[B, T, dim]`."""
-        return self.down(self.drop(F.gelu(self.up(x))))
+        return self.down(self.drop(self.activation(self.up(x))))
 
 
 class Residual(nn.Module):

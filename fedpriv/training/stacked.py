@@ -26,7 +26,13 @@ from fedpriv.models.packing import Ragged
 from fedpriv.models.stochastic import Stochastic
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout
-from fedpriv.training.stacked_layers import SIBLINGS, StackedLayer, StackedLinear, of_users
+from fedpriv.training.stacked_layers import (
+    COMPILED,
+    SIBLINGS,
+    StackedLayer,
+    StackedLinear,
+    of_users,
+)
 from fedpriv.training.tasks import Task
 
 # Numbers of a block that are worked on at once: the step, and the update that it ends in, then
@@ -81,6 +87,9 @@ class StackedModel:
         self.layout = Layout.of(model)
         self.module = copy.deepcopy(model).train()
         self.blocks: list[_Block] = []
+        for path, layer in list(self.module.named_modules()):
+            if type(layer) in COMPILED:
+                self.module.set_submodule(path, COMPILED[type(layer)](layer))
         self._owners = [self._owner(name) for name in self.layout.names]
         self._stochastic = [m for m in self.module.modules() if isinstance(m, Stochastic)]
         self._buffers: dict[str, Tensor] = {}

@@ -8,10 +8,26 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedpriv.compilation import is_compiled_for
+from fedpriv.models.packing import Packing
+from fedpriv.models.transformer import DotProductAttention
 from fedpriv.models.vit import LearnedPositions
+from fedpriv.training.layer_loops import (
+    TILE,
+    attend,
+    attend_back,
+    gelu,
+    normalize,
+    normalize_back,
+)
+
+# With more of them the libraries' products are faster.
+_FEW_TOKENS = 32
 
 
 def of_users(stacked: Tensor, low: int, high: int) -> Tensor:
@@ -71,19 +87,17 @@ class StackedLinear(StackedLayer):
         """Keep what gradients are made of: g `[U, n, out]` and x `[U, n, in]`."""
         self._factors, self._gradients = (gradient, rows), {}
         (users, rows_each, outputs), inputs = gradient.shape, rows.shape[2]
+        if self.bias is not None:  # at once, while g is in the processor's caches
+            self._gradients["bias"] = gradient.sum(1, dtype=self.weight.dtype)
         if inputs * outputs < rows_each * (inputs + outputs):
-            written_out = {"weight": self.gradient("weight", 0, users)}
-            if self.bias is not None:
-                written_out["bias"] = self.gradient("bias", 0, users)
-            self._factors, self._gradients = (), written_out
+            self._gradients["weight"] = self.gradient("weight", 0, users)
+            self._factors = ()
 
     def gradient(self, name: str, low: int, high: int) -> Tensor:
         """Return the last pass's gradient by "weight" or "bias" of users `low` to `high`."""
-        if self._gradients:
+        if name in self._gradients:
             return of_users(self._gradients[name], low, high)
         gradient, rows = (of_users(factor, low, high) for factor in self._factors)
-        if name == "bias":
-            return gradient.sum(1, dtype=self.weight.dtype)
         return torch.bmm(gradient.transpose(1, 2), rows).to(self.weight.dtype)
 
 
@@ -117,10 +131,34 @@ class StackedNorm(StackedLayer):
     def __init__(self, layer: nn.LayerNorm | nn.RMSNorm) -> None:
         super().__init__()
         self.norm = type(layer)(layer.normalized_shape, layer.eps, elementwise_affine=False)  # type: ignore[arg-type]
+        self._centred = isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise rows `[U·B, ..., d]`."""
+        if self._centred and self.bias is not None and is_compiled_for(x, self.weight, self.bias):
+            return cast(Tensor, _Normalized.apply(x, self.weight, self.bias, self.norm.eps))
         return cast(Tensor, _Scaled.apply(self.norm(x), self.weight, self.bias))
+
+
+class _Normalized(torch.autograd.Function):
+    """LayerNorm of each user's rows `[U·B, ..., d]`, with the user's own `[U, d]`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        rows = x.view(len(weight), -1, x.shape[-1])
+        out, normed = torch.empty_like(rows), torch.empty_like(rows)
+        inverse = rows.new_empty(rows.shape[:2])
+        normalize(*_arrays(rows, weight, bias), eps, *_arrays(out, normed, inverse))
+        ctx.save_for_backward(normed, inverse, weight)
+        return out.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        normed, inverse, weight = ctx.saved_tensors
+        gradient = gradients[0].reshape(normed.shape).contiguous()
+        of_x, of_weight, of_bias = map(torch.empty_like, (normed, weight, weight))
+        normalize_back(*_arrays(gradient, normed, inverse, weight, of_x, of_weight, of_bias))
+        return of_x.view(gradients[0].shape), of_weight, of_bias, None
 
 
 class _Scaled(torch.autograd.Function):
@@ -158,9 +196,87 @@ class StackedPositions(StackedLayer):
         return (x.view(self.users, -1, *x.shape[1:]) + self.weight[:, None]).view(x.shape)
 
 
+class CompiledGELU(nn.GELU):
+    """GELU, compiled where it can be; many users' rows are no different from those of one."""
+
+    def __init__(self, layer: nn.GELU) -> None:
+        super().__init__(layer.approximate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[...]` to the same shape."""
+        if self.approximate == "none" and is_compiled_for(x):
+            return cast(Tensor, _Gelu.apply(x))
+        return super().forward(x)
+
+
+class _Gelu(torch.autograd.Function):
+    """GELU, which keeps its derivative in place of its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out, slope = torch.empty_like(x), torch.empty_like(x)
+        gelu(*_arrays(x.view(-1), out.view(-1), slope.view(-1)))
+        ctx.save_for_backward(slope)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return gradients[0] * slope
+
+
+class CompiledAttention(DotProductAttention):
+    """Attention, compiled where tokens are few and all of them real."""
+
+    def __init__(self, layer: DotProductAttention) -> None:
+        super().__init__(layer.heads)
+        self.drop = layer.drop
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | Packing | None = None
+    ) -> Tensor:
+        """Map queries, keys and values `[B, T, dim]` to `[B, T, dim]`."""
+        tokens = q.shape[1]
+        few = tokens <= _FEW_TOKENS and tokens % TILE == 0
+        if few and valid is None and not self.drop.active and is_compiled_for(q, k, v):
+            return cast(Tensor, _Attended.apply(q, k, v, self.heads))
+        return super().forward(q, k, v, valid)
+
+
+class _Attended(torch.autograd.Function):
+    """Attention of queries, keys and values `[B, T, dim]`."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        q, k, v = (one.view(*one.shape[:2], heads, -1) for one in (q, k, v))
+        out, shares = torch.empty_like(q), q.new_empty(len(q), heads, q.shape[1], q.shape[1])
+        attend(*_arrays(q, k, v, out, shares))
+        ctx.save_for_backward(q, k, v, shares)
+        return out.flatten(2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, shares = ctx.saved_tensors
+        gradient = gradients[0].reshape(q.shape).contiguous()
+        of_q, of_k, of_v = map(torch.empty_like, (q, k, v))
+        attend_back(*_arrays(gradient, q, k, v, shares, of_q, of_k, of_v))
+        return of_q.flatten(2), of_k.flatten(2), of_v.flatten(2), None
+
+
+def _arrays(*tensors: Tensor) -> list[NDArray[np.float32]]:
+    """Return CPU tensors as arrays of the same memory."""
+    return [tensor.numpy() for tensor in tensors]
+
+
 SIBLINGS: dict[type[nn.Module], Any] = {
     nn.Linear: StackedLinear,
     nn.LayerNorm: StackedNorm,
     nn.RMSNorm: StackedNorm,
     LearnedPositions: StackedPositions,
+}
+
+#: Layers without parameters, which many users' rows pass through as one user's do.
+COMPILED: dict[type[nn.Module], Any] = {
+    nn.GELU: CompiledGELU,
+    DotProductAttention: CompiledAttention,
 }

@@ -6,7 +6,7 @@ from torch.func import grad, vmap
 
 from fedpriv.models import products
 from fedpriv.models.products import products_are_routed, route_products
-from fedpriv.models.transformer import Attention
+from fedpriv.models.transformer import DotProductAttention
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def attended(projected: Tensor, valid: Tensor) -> Tensor:
 @pytest.mark.parametrize("padded", [True, False])
 def test_attention_written_out_equals_the_librarys(padded):
     torch.manual_seed(0)
-    attention = Attention(12, 3)
+    attention = DotProductAttention(3)
     projected = torch.randn(3, 4, 9, 12, requires_grad=True)
     lengths = torch.tensor([9, 1, 4, 7]) if padded else torch.full((4,), 9)
     valid = torch.arange(9) < lengths[:, None]
@@ -73,7 +73,7 @@ def test_attention_written_out_equals_the_librarys(padded):
 
 def test_attention_written_out_has_gradients_for_each_example_at_once():
     torch.manual_seed(0)
-    attention, valid = Attention(12, 3), torch.ones(2, 9, dtype=torch.bool)
+    attention, valid = DotProductAttention(3), torch.ones(2, 9, dtype=torch.bool)
     projected = torch.randn(5, 3, 2, 9, 12)
     found = vmap(grad(lambda one: attention._attend(*one, None).square().sum()))(projected)
     for one, gradient in zip(projected, found, strict=True):

@@ -313,7 +313,7 @@ def test_a_skipped_block_is_the_identity():
 @pytest.mark.parametrize("valid", [None, torch.tensor([[True] * 6, [True, True] + [False] * 4])])
 def test_attention_written_out_equals_the_librarys_where_nothing_is_dropped(valid):
     attention = Attention(12, 3, dropout=0.5).double()
-    attention.drop.draw = lambda shape, device: torch.ones(shape)  # above any probability
+    attention.mixed.drop.draw = lambda shape, device: torch.ones(shape)  # above any probability
     x = torch.randn(2, 6, 12, dtype=torch.float64)
     library = attention.eval()(x, valid) - attention.o.bias
     written_out = attention.train()(x, valid) - attention.o.bias
