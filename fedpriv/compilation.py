@@ -30,7 +30,7 @@ def compiled(loop: Callable[..., None]) -> Callable[..., None]:
 
 def is_compiled_for(*tensors: Tensor) -> bool:
     """Say whether compiled loops may be given these tensors."""
-    return all(
-        tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous()
-        for tensor in tensors
-    )
+    for tensor in tensors:
+        if not (tensor.is_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous()):
+            return False
+    return True

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fedpriv.privacy.clipping import ClippingRule, PerLayerClipping, with_bounds
+from fedpriv.privacy.randomness import standard_normal
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class GaussianMechanism:
             repeats.append(self.counts.counts)
         if self.noise_multiplier == 0:
             return torch.zeros(sum(repeats), dtype=torch.float64)
-        noise = torch.from_numpy(generator.standard_normal(sum(repeats)))
+        noise = torch.from_numpy(standard_normal(sum(repeats), generator))
         for part, stddev in zip(noise.split(repeats), stddevs, strict=True):
             part.mul_(stddev)
         return noise

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import os
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+
+# Numbers that one generator draws in one go.
+_PIECE = 2**19
 
 
 class Purpose(enum.IntEnum):
@@ -77,3 +83,22 @@ class Randomness:
 
     def _sequence(self, purpose: Purpose, path: tuple[int, ...]) -> np.random.SeedSequence:
         return np.random.SeedSequence(self.root, spawn_key=(int(purpose), *path))
+
+
+def standard_normal(size: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Return `size` independent standard normal numbers, on as many processors as there are.
+
+    More than `_PIECE` of them are drawn in pieces, from generators of their own that `generator`
+    spawns. Pieces do not depend on the machine, so neither do the numbers.
+    """
+    if size <= _PIECE:
+        return generator.standard_normal(size)
+    drawn = np.empty(size)
+    pieces = [drawn[low : low + _PIECE] for low in range(0, size, _PIECE)]
+
+    def fill(piece: NDArray[np.float64], own: np.random.Generator) -> None:
+        own.standard_normal(out=piece)
+
+    with ThreadPoolExecutor(min(len(pieces), os.cpu_count() or 1)) as threads:
+        list(threads.map(fill, pieces, generator.spawn(len(pieces))))
+    return drawn

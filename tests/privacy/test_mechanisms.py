@@ -14,6 +14,7 @@ from fedpriv.privacy import (
     Purpose,
     Randomness,
     Unclipped,
+    randomness,
 )
 
 
@@ -33,15 +34,35 @@ def test_without_noise_the_sum_is_released_as_it_is():
 
 
 def test_each_purpose_round_and_attempt_has_noise_of_its_own():
-    randomness = Randomness.simulation(3)
+    source = Randomness.simulation(3)
     draws = {
-        path: randomness.numpy(purpose, *path[1:]).standard_normal()
+        path: source.numpy(purpose, *path[1:]).standard_normal()
         for purpose in Purpose
         for path in [(purpose, 1, 0), (purpose, 2, 0), (purpose, 1, 1), (purpose, 1)]
     }
     assert len(set(draws.values())) == len(draws)
     again = Randomness.simulation(3).numpy(Purpose.NOISE, 1, 0).standard_normal()
     assert again == draws[(Purpose.NOISE, 1, 0)]
+
+
+@pytest.mark.parametrize("processors", [None, 1, 3, 64])
+def test_noise_in_pieces_is_the_same_on_every_machine(monkeypatch, processors):
+    monkeypatch.setattr(randomness.os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(randomness, "_PIECE", 1_000)
+    found = randomness.standard_normal(2_500, np.random.default_rng(5))
+    alone = [own.standard_normal(1_000) for own in np.random.default_rng(5).spawn(3)]
+    np.testing.assert_array_equal(found, np.concatenate(alone)[:2_500])
+    few = randomness.standard_normal(1_000, np.random.default_rng(5))
+    np.testing.assert_array_equal(few, np.random.default_rng(5).standard_normal(1_000))
+
+
+def test_pieces_of_noise_and_draws_one_after_another_are_independent():
+    generator = np.random.default_rng(0)
+    draws = [randomness.standard_normal(3 * 2**19, generator) for _ in range(2)]
+    assert all(stats.kstest(drawn, "norm").pvalue > 1e-3 for drawn in draws)
+    pieces = np.stack(draws).reshape(6, -1)
+    between = np.corrcoef(pieces) - np.eye(6)
+    assert np.abs(between).max() * math.sqrt(pieces.shape[1]) < 5
 
 
 def test_the_root_of_a_deployment_is_fresh_and_never_shown():
