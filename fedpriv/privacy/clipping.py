@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedpriv.compilation import is_compiled_for
+from fedpriv.privacy.moves import Moves
 from fedpriv.privacy.outer_products import OuterProducts
 from fedpriv.privacy.row_sums import add_weighted_rows, square_sums
 
@@ -248,20 +249,26 @@ def clip_and_sum(updates: Tensor, sizes: Sequence[int], rule: ClippingRule) -> C
 
 
 def clip_and_add(
-    blocks: Sequence[Tensor | OuterProducts], rule: ClippingRule, total: Tensor
+    updates: Sequence[Tensor | OuterProducts] | Moves, rule: ClippingRule, total: Tensor
 ) -> ClippedUsers:
     """Bound each user's update by `rule`, in exact terms, and add all to `total`, in place.
 
-    `blocks` are `[U, d_h]`, row u of each being a block of user u's update, which is bounded as
-    `clip` bounds it. `total` is float64 `[Σd_h]`, and so are the scaled numbers, so that no
-    rounding to float32 intervenes. Of `OuterProducts` the norms are upper bounds, which are tight
-    unless nearly all of an update cancels within itself.
+    `updates` are blocks `[U, d_h]`, row u of each being a block of user u's update, which is
+    bounded as `clip` bounds it. `total` is float64 `[Σd_h]`, and so are the scaled numbers, so that
+    no rounding to float32 intervenes. Of `OuterProducts` the norms are upper bounds, which are
+    tight unless nearly all of an update cancels within itself.
     """
-    norms = torch.stack([_norms(block) for block in blocks], dim=1)
+    if isinstance(updates, Moves) and not updates.compiled:
+        updates = updates.written_out()
+    norms = _norms(updates)
     finite = torch.isfinite(torch.linalg.vector_norm(norms, dim=1))
     all_finite = bool(finite.all())
     safe = norms if all_finite else torch.where(finite[:, None], norms, torch.zeros_like(norms))
     scales = _safe_scales(safe, rule) * finite[:, None]
+    if isinstance(updates, Moves) and all_finite:
+        updates.add_weighted(scales, total)
+        return ClippedUsers(norms, scales, finite)
+    blocks = updates.written_out() if isinstance(updates, Moves) else updates
     sums = total.split([_size(block) for block in blocks])
     for block, weights, sum_ in zip(blocks, scales.unbind(dim=1), sums, strict=True):
         if isinstance(block, OuterProducts):
@@ -273,9 +280,15 @@ def clip_and_add(
     return ClippedUsers(norms, scales, finite)
 
 
-def _norms(block: Tensor | OuterProducts) -> Tensor:
-    """Return what each user's norm is not above, but for rounding in float64: `[U]`."""
-    return block.norm_bounds() if isinstance(block, OuterProducts) else _exact_norms(block)
+def _norms(updates: Sequence[Tensor | OuterProducts] | Moves) -> Tensor:
+    """Return what each block's norm is not above, but for rounding in float64: `[U, H]`."""
+    if isinstance(updates, Moves):
+        return updates.norms()
+    norms = [
+        block.norm_bounds() if isinstance(block, OuterProducts) else _exact_norms(block)
+        for block in updates
+    ]
+    return torch.stack(norms, dim=1)
 
 
 def _size(block: Tensor | OuterProducts) -> int:

@@ -14,6 +14,7 @@ from fedpriv.data.federated import Batch, FederatedDataset
 from fedpriv.errors import InputError
 from fedpriv.privacy.clipping import ClippedUsers, ClippingRule, clip_and_add
 from fedpriv.privacy.error_feedback import ErrorFeedback, feed_back
+from fedpriv.privacy.moves import Moves
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.memory_store import RoundMemories
@@ -212,7 +213,7 @@ def _train_together(
     with watch.measure("forward and backward"):
         result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_)
     with watch.measure("clip and sum"):
-        seen.add(result.updates, result.losses, stack)
+        seen.add(result.moves, result.losses, stack)
 
 
 def _train_alone(
@@ -257,7 +258,9 @@ class _Seen:
         self.non_finite += 1
         self.skipped += examples
 
-    def add(self, updates: list[Tensor], losses: Tensor, users: Sequence[StackedUser]) -> None:
+    def add(
+        self, updates: list[Tensor] | Moves, losses: Tensor, users: Sequence[StackedUser]
+    ) -> None:
         """Bound the users' updates, blocks `[U, d_h]`, add them to `total` and count them."""
         clipped = self._bounded(updates, [user.number for user in users])
         self.users += len(users)
@@ -272,13 +275,14 @@ class _Seen:
         self.norm += float(torch.linalg.vector_norm(norms, dim=1).sum())
         self.loss += float(losses[finite.to(losses.device)].double().sum())
 
-    def _bounded(self, updates: list[Tensor], users: Sequence[int]) -> ClippedUsers:
+    def _bounded(self, updates: list[Tensor] | Moves, users: Sequence[int]) -> ClippedUsers:
         """Add the users' contributions to `total`; they keep what was not sent."""
         trainer, memories = self._trainer, self._memories
         if trainer.feedback is None:
             return clip_and_add(updates, trainer.clipping, self.total)
         assert memories is not None
-        whole = torch.cat(updates, dim=1)
+        blocks = updates.written_out() if isinstance(updates, Moves) else updates
+        whole = torch.cat(blocks, dim=1)
         before = memories.read(users).to(whole)
         fed = feed_back(whole, before, self._sizes, trainer.clipping, trainer.feedback)
         memories.write(users, fed.memories)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from fedpriv.data.federated import Batch
 from fedpriv.models.packing import Ragged
 from fedpriv.models.stochastic import Stochastic
+from fedpriv.privacy.moves import Moves
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout
 from fedpriv.training.stacked_layers import (
@@ -35,8 +36,8 @@ from fedpriv.training.stacked_layers import (
 )
 from fedpriv.training.tasks import Task
 
-# Numbers of a block that are worked on at once: the step, and the update that it ends in, then
-# find the product that they need still in the processor's caches.
+# Numbers of a block that are worked on at once: the step then finds the product that it takes still
+# in the processor's caches.
 _CACHED_NUMBERS = 2**19
 
 
@@ -114,6 +115,12 @@ class StackedModel:
         for block in self.blocks:
             if not block.linear:
                 block.values.copy_(block.origin)
+
+    @property
+    def parameters(self) -> Tensor:
+        """Where the users are, `[U·P]`: each block's `[U, d_h]`, one after another."""
+        users = self.blocks[0].values.shape[0]
+        return self._buffers["values"][: users * self.layout.total]
 
     def scratch(self, purpose: str, like: Tensor, users: int) -> list[Tensor]:
         """Return memory for every block of `users` users, `[U, *shape]` each, with anything in it.
@@ -200,12 +207,12 @@ class StackedResult:
     """What a stack's training gives, users in the order in which they were given.
 
     Attributes:
-        updates: float32 `[U, d_h]` for each block h, start parameters minus parameters after
-            training. They are valid until the next stack is trained.
+        moves: start parameters minus parameters after training. They are valid until the next
+            stack is trained.
         losses: float32 `[U]`, mean loss over the local steps, before each step. Private.
     """
 
-    updates: list[Tensor]
+    moves: Moves
     losses: Tensor
 
 
@@ -242,11 +249,10 @@ def train_stack(
         per_user = (per_example * weights).masked_fill(weights == 0, 0.0).sum(1)
         per_user.sum().backward()
         losses[: len(active)] += per_user.detach()
-        going_on = sum(count > step + 1 for count in counts)
         with torch.no_grad():
-            _step(stacked, momenta, recipe, going_on, len(active), first=step == 0)
-    updates = [block.values.flatten(1) for block in stacked.blocks]
-    return StackedResult(updates, losses / torch.tensor(counts, device=losses.device))
+            _step(stacked, momenta, recipe, len(active), first=step == 0)
+    moves = Moves(parameters, stacked.parameters, stacked.layout.sizes)
+    return StackedResult(moves, losses / torch.tensor(counts, device=losses.device))
 
 
 def _joined(
@@ -276,18 +282,12 @@ def _step(
     stacked: StackedModel,
     momenta: list[Tensor] | None,
     recipe: LocalTraining,
-    going_on: int,
     users: int,
     first: bool,
 ) -> None:
-    """Take one SGD step of the first `users`, in place; `momenta` is what SGD remembers.
-
-    For all but the first `going_on` it is the last one: their values become their updates.
-    """
+    """Take one SGD step of the first `users`, in place; `momenta` is what SGD remembers."""
     if recipe.momentum or recipe.proximal_mu or recipe.max_grad_norm is not None:
         _written_out_step(stacked, momenta, recipe, users, first)
-        for block in stacked.blocks:
-            _finish(block, going_on, users)
         return
     for block in stacked.blocks:
         at_once = max(1, _CACHED_NUMBERS // block.origin.numel())
@@ -296,14 +296,6 @@ def _step(
             values = of_users(block.values, low, high)
             start = block.origin if first else values
             torch.sub(start, _gradient(block, low, high), alpha=recipe.lr, out=values)
-            _finish(block, max(low, going_on), high)
-
-
-def _finish(block: _Block, low: int, high: int) -> None:
-    """Turn what users `low` to `high` ended with into start minus end."""
-    if low < high:
-        values = of_users(block.values, low, high)
-        torch.sub(block.origin, values, out=values)
 
 
 def _written_out_step(

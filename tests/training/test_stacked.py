@@ -173,7 +173,7 @@ def most_steps_first(work: list[StackedUser]) -> list[StackedUser]:
 
 
 def update_of(result: StackedResult, user: int) -> torch.Tensor:
-    return torch.cat([block[user] for block in result.updates])
+    return torch.cat([block[user] for block in result.moves.written_out()])
 
 
 # Stacked is sequential.
@@ -339,7 +339,7 @@ def test_a_users_dropout_does_not_depend_on_who_else_is_in_the_stack():
 
     def updates(users: list[int]) -> torch.Tensor:
         work = [stacked_user(dataset.user(user), recipe, user) for user in users]
-        blocks = train_stack(stacked, start, work, recipe, Classification(), 1).updates
+        blocks = train_stack(stacked, start, work, recipe, Classification(), 1).moves.written_out()
         return torch.cat(blocks, dim=1)
 
     alone = updates([3])[0]
