@@ -22,6 +22,7 @@ from scipy import stats
 from fedpriv.federation import client_app
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.privacy import GaussianMechanism, PoissonSampling, Unclipped
+from fedpriv.privacy.moves import Moves
 from fedpriv.training import cohort
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -35,7 +36,8 @@ def halve_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 def skip_the_clip_of_the_largest_block(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = cohort.clip_and_add
 
-    def clip_and_add(blocks, rule, total):
+    def clip_and_add(updates, rule, total):
+        blocks = list(updates.blocks()) if isinstance(updates, Moves) else updates
         sizes = [block.shape[1] for block in blocks]
         largest = int(np.argmax(sizes))
         part = total.split(sizes)[largest]

@@ -56,7 +56,7 @@ class DotProductAttention(nn.Module):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | Packing | None = None
     ) -> Tensor:
-        """Map queries, keys and values `[B, T, dim]` to `[B, T, dim]`; for `valid` see above."""
+        """Map queries, keys and values, `[B, T, dim]`, to the same; `valid` as in `Attention`."""
         if isinstance(valid, Packing):
             return self._attend_packed(q, k, v, valid)
         # The library's own dropout takes no stream of random numbers, and its attention on the CPU

@@ -18,7 +18,6 @@ from torch import Tensor
 from fedpriv.compilation import is_compiled_for
 from fedpriv.privacy.moves import Moves
 from fedpriv.privacy.outer_products import OuterProducts
-from fedpriv.privacy.row_sums import add_weighted_rows, square_sums
 
 # The rule is shown norms that are a millionth too large, so that neither the rounding of the
 # scale, nor that of the scaled float32 numbers (2^-24 each), nor that of the norm itself in
@@ -28,7 +27,7 @@ _MARGIN = 2.0**-20
 _LARGEST_SCALE = 2.0**100
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
-# Numbers whose float64 copy is worked on at once.
+# Numbers whose float64 copy is worked on at once, where no loop is compiled.
 _CACHED_NUMBERS = 2**19
 
 
@@ -257,63 +256,79 @@ def clip_and_add(
     bounded as `clip` bounds it. `total` is float64 `[Σd_h]`, and so are the scaled numbers, so that
     no rounding to float32 intervenes. Of `OuterProducts` the norms are upper bounds, which are
     tight unless nearly all of an update cancels within itself.
+
+    Raises:
+        ValueError: `total` is of another dtype or length.
     """
-    if isinstance(updates, Moves) and not updates.compiled:
-        updates = updates.written_out()
+    if total.dtype != torch.float64 or total.shape != (_width(updates),):
+        raise ValueError(
+            f"users of {_width(updates)} numbers cannot be added to a total of {total.dtype} and "
+            f"shape {tuple(total.shape)}"
+        )
     norms = _norms(updates)
     finite = torch.isfinite(torch.linalg.vector_norm(norms, dim=1))
     all_finite = bool(finite.all())
     safe = norms if all_finite else torch.where(finite[:, None], norms, torch.zeros_like(norms))
     scales = _safe_scales(safe, rule) * finite[:, None]
-    if isinstance(updates, Moves) and all_finite:
-        updates.add_weighted(scales, total)
+    if isinstance(updates, Moves) and updates.compiled:
+        updates.add_weighted(scales, finite, total)
         return ClippedUsers(norms, scales, finite)
-    blocks = updates.written_out() if isinstance(updates, Moves) else updates
-    sums = total.split([_size(block) for block in blocks])
+    blocks = updates.blocks() if isinstance(updates, Moves) else updates
+    sums = total.split(_sizes(updates))
     for block, weights, sum_ in zip(blocks, scales.unbind(dim=1), sums, strict=True):
         if isinstance(block, OuterProducts):
             block.add_weighted(weights, sum_)
-            continue
-        # zero times NaN is NaN
-        finite_block = block if all_finite else block.masked_fill(~finite[:, None], 0.0)
-        _add_weighted(finite_block, weights, sum_)
+        else:
+            _add_weighted(block, weights, finite, sum_)
     return ClippedUsers(norms, scales, finite)
+
+
+def _sizes(updates: Sequence[Tensor | OuterProducts] | Moves) -> list[int]:
+    if isinstance(updates, Moves):
+        return list(updates.sizes)
+    return [one.size if isinstance(one, OuterProducts) else one.shape[1] for one in updates]
+
+
+def _width(updates: Sequence[Tensor | OuterProducts] | Moves) -> int:
+    return sum(_sizes(updates))
 
 
 def _norms(updates: Sequence[Tensor | OuterProducts] | Moves) -> Tensor:
     """Return what each block's norm is not above, but for rounding in float64: `[U, H]`."""
-    if isinstance(updates, Moves):
+    if isinstance(updates, Moves) and updates.compiled:
         return updates.norms()
     norms = [
         block.norm_bounds() if isinstance(block, OuterProducts) else _exact_norms(block)
-        for block in updates
+        for block in (updates.blocks() if isinstance(updates, Moves) else updates)
     ]
     return torch.stack(norms, dim=1)
-
-
-def _size(block: Tensor | OuterProducts) -> int:
-    return block.size if isinstance(block, OuterProducts) else block.shape[1]
 
 
 def _exact_norms(block: Tensor) -> Tensor:
     """Return the L2 norm of each row of `[U, d]`, taken in float64: `[U]`."""
     if is_compiled_for(block):
-        squares = torch.empty(len(block), dtype=torch.float64)
-        square_sums(block.detach().numpy(), squares.numpy())
-        return squares.sqrt_()
+        return _moves_from_zero(block).norms()[:, 0]
     norms = [torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in _parts(block)]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
 
-def _add_weighted(block: Tensor, weights: Tensor, total: Tensor) -> None:
-    """Add Σ_u w_u·block_u to `total` in float64: `[d]`, from `[U, d]` and `[U]`."""
+def _add_weighted(block: Tensor, weights: Tensor, finite: Tensor, total: Tensor) -> None:
+    """Add Σ_u w_u·block_u over finite users to `total` in float64: `[d]`, from `[U, d]`, `[U]`."""
     if is_compiled_for(block):
-        add_weighted_rows(block.detach().numpy(), weights.numpy(), total.numpy())
+        _moves_from_zero(block).add_weighted(-weights[:, None], finite, total)
         return
+    if not bool(finite.all()):  # zero times NaN is NaN
+        block = block.masked_fill(~finite[:, None], 0.0)
     parts = _parts(block)
     sums = [total] if len(parts) == 1 else total.split([part.shape[1] for part in parts])
     for part, sum_ in zip(parts, sums, strict=True):
         sum_.addmv_(part.double().T, weights)
+
+
+def _moves_from_zero(block: Tensor) -> Moves:
+    """Return the moves from zero to the rows of `[U, d]`: minus these, without any rounding."""
+    users, numbers = block.shape
+    return Moves(block.new_zeros(numbers), block.reshape(-1), [numbers], users)
 
 
 def _parts(block: Tensor) -> Sequence[Tensor]:

@@ -88,8 +88,9 @@ class Randomness:
 def standard_normal(size: int, generator: np.random.Generator) -> NDArray[np.float64]:
     """Return `size` independent standard normal numbers, on as many processors as there are.
 
-    More than `_PIECE` of them are drawn in pieces, from generators of their own that `generator`
-    spawns. Pieces do not depend on the machine, so neither do the numbers.
+    More than `_PIECE` of them are drawn in pieces, each by a generator of its own, whose seed comes
+    from 256 bits that `generator` draws: no generator of a `Randomness` is seeded so. Pieces do not
+    depend on the machine, so neither do the numbers.
     """
     if size <= _PIECE:
         return generator.standard_normal(size)
@@ -99,6 +100,7 @@ def standard_normal(size: int, generator: np.random.Generator) -> NDArray[np.flo
     def fill(piece: NDArray[np.float64], own: np.random.Generator) -> None:
         own.standard_normal(out=piece)
 
+    seeds = np.random.SeedSequence(generator.integers(2**32, size=8).tolist()).spawn(len(pieces))
     with ThreadPoolExecutor(min(len(pieces), os.cpu_count() or 1)) as threads:
-        list(threads.map(fill, pieces, generator.spawn(len(pieces))))
+        list(threads.map(fill, pieces, map(np.random.default_rng, seeds)))
     return drawn

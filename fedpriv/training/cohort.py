@@ -261,7 +261,7 @@ class _Seen:
     def add(
         self, updates: list[Tensor] | Moves, losses: Tensor, users: Sequence[StackedUser]
     ) -> None:
-        """Bound the users' updates, blocks `[U, d_h]`, add them to `total` and count them."""
+        """Bound the users' updates, moves or blocks `[U, d_h]`, add them up and count them."""
         clipped = self._bounded(updates, [user.number for user in users])
         self.users += len(users)
         self.examples += sum(len(user.examples) for user in users)
@@ -281,8 +281,7 @@ class _Seen:
         if trainer.feedback is None:
             return clip_and_add(updates, trainer.clipping, self.total)
         assert memories is not None
-        blocks = updates.written_out() if isinstance(updates, Moves) else updates
-        whole = torch.cat(blocks, dim=1)
+        whole = torch.cat(updates, dim=1) if isinstance(updates, list) else updates.written_out()
         before = memories.read(users).to(whole)
         fed = feed_back(whole, before, self._sizes, trainer.clipping, trainer.feedback)
         memories.write(users, fed.memories)

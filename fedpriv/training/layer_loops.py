@@ -5,7 +5,6 @@ are slow at products of many tiny matrices, as in attention over few tokens: for
 what pays for large ones only, and want every head's numbers moved together first. Here heads are
 read where they lie.
 
-Nothing here is imported from elsewhere but the compiler, which notices a change in this file only.
 Arrays of attention are `[n, T, heads, d]` of n sequences, T being a multiple of `TILE`.
 """
 
@@ -107,8 +106,8 @@ def exponentials(numbers: Array, exponents: NDArray[np.int32]) -> None:
     """
     powers = exponents.view(np.float32)
     for i in range(len(numbers)):
-        vanishes = numbers[i] < _SMALLEST  # not so for NaN, which stays
-        y = _SMALLEST if vanishes else numbers[i]
+        vanishes = numbers[i] < _SMALLEST
+        y = numbers[i] if numbers[i] >= _SMALLEST else _SMALLEST  # a number also for NaN
         k = np.floor(y * _PER_LN2 + _HALF)
         r = (y - k * _LN2_HIGH) - k * _LN2_LOW
         series = _ONE / np.float32(5040)
@@ -118,7 +117,8 @@ def exponentials(numbers: Array, exponents: NDArray[np.int32]) -> None:
         series = series * r + _ONE / np.float32(6)
         series = series * r + _HALF
         series = series * r + _ONE
-        numbers[i] = _ZERO if vanishes else series * r + _ONE
+        power = series * r + _ONE
+        numbers[i] = _ZERO if vanishes else power + (numbers[i] - y)  # 0, or NaN
         exponents[i] = (np.int32(k) + np.int32(127)) << np.int32(23)
     for i in range(len(numbers)):
         numbers[i] *= powers[i]

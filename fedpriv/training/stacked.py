@@ -251,7 +251,7 @@ def train_stack(
         losses[: len(active)] += per_user.detach()
         with torch.no_grad():
             _step(stacked, momenta, recipe, len(active), first=step == 0)
-    moves = Moves(parameters, stacked.parameters, stacked.layout.sizes)
+    moves = Moves(parameters, stacked.parameters, stacked.layout.sizes, len(users))
     return StackedResult(moves, losses / torch.tensor(counts, device=losses.device))
 
 

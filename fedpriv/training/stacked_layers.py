@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fedpriv.compilation import is_compiled_for
 from fedpriv.models.packing import Packing
@@ -153,6 +154,7 @@ class _Normalized(torch.autograd.Function):
         return out.view(x.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         normed, inverse, weight = ctx.saved_tensors
         gradient = gradients[0].reshape(normed.shape).contiguous()
@@ -220,6 +222,7 @@ class _Gelu(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (slope,) = ctx.saved_tensors
         return gradients[0] * slope
@@ -235,10 +238,10 @@ class CompiledAttention(DotProductAttention):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | Packing | None = None
     ) -> Tensor:
-        """Map queries, keys and values `[B, T, dim]` to `[B, T, dim]`."""
+        """Map queries, keys and values, `[B, T, dim]`, to the same; `valid` as in `Attention`."""
         tokens = q.shape[1]
-        few = tokens <= _FEW_TOKENS and tokens % TILE == 0
-        if few and valid is None and not self.drop.active and is_compiled_for(q, k, v):
+        few = tokens <= _FEW_TOKENS and tokens % TILE == 0 and q.shape == k.shape == v.shape
+        if few and len(q) and valid is None and not self.drop.active and is_compiled_for(q, k, v):
             return cast(Tensor, _Attended.apply(q, k, v, self.heads))
         return super().forward(q, k, v, valid)
 
@@ -255,6 +258,7 @@ class _Attended(torch.autograd.Function):
         return out.flatten(2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, shares = ctx.saved_tensors
         gradient = gradients[0].reshape(q.shape).contiguous()

@@ -50,10 +50,19 @@ def test_noise_in_pieces_is_the_same_on_every_machine(monkeypatch, processors):
     monkeypatch.setattr(randomness.os, "cpu_count", lambda: processors)
     monkeypatch.setattr(randomness, "_PIECE", 1_000)
     found = randomness.standard_normal(2_500, np.random.default_rng(5))
-    alone = [own.standard_normal(1_000) for own in np.random.default_rng(5).spawn(3)]
+    seed = np.random.SeedSequence(np.random.default_rng(5).integers(2**32, size=8).tolist())
+    alone = [np.random.default_rng(own).standard_normal(1_000) for own in seed.spawn(3)]
     np.testing.assert_array_equal(found, np.concatenate(alone)[:2_500])
     few = randomness.standard_normal(1_000, np.random.default_rng(5))
     np.testing.assert_array_equal(few, np.random.default_rng(5).standard_normal(1_000))
+
+
+def test_no_piece_of_noise_is_what_another_generator_draws():
+    source = Randomness.simulation(3)
+    pieces = randomness.standard_normal(2**20, source.numpy(Purpose.NOISE, 1, 0)).reshape(2, -1)
+    for path in [(1, 0), (1, 0, 0), (1, 0, 1), (1,)]:
+        other = source.numpy(Purpose.NOISE, *path).standard_normal(2**19)
+        assert np.abs(pieces @ other).max() / math.sqrt(2**19) < 5
 
 
 def test_pieces_of_noise_and_draws_one_after_another_are_independent():

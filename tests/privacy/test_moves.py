@@ -25,7 +25,7 @@ def moves(draw, numbers=NUMBERS) -> Moves:
     total, users = sum(sizes), draw(st.integers(1, 9))
     drawn = draw(st.lists(numbers, min_size=total * (users + 1), max_size=total * (users + 1)))
     start, ends = torch.tensor(drawn, dtype=torch.float64).float().split([total, total * users])
-    return Moves(start, ends, sizes)
+    return Moves(start, ends, sizes, users)
 
 
 def rules(bound: float, sizes: list[int]):
@@ -51,15 +51,18 @@ def rows_of(many: Moves) -> list[list[torch.Tensor]]:
 @given(moves(), st.floats(1e-6, 1e6))
 def test_they_are_bounded_and_added_up_as_if_they_were_written_out(many, bound):
     plain = [torch.stack(blocks) for blocks in zip(*rows_of(many), strict=True)]
-    assert all(
-        map(torch.equal, map(torch.nan_to_num, plain), map(torch.nan_to_num, many.written_out()))
-    )
+    together = torch.cat(plain, dim=1)
+    torch.testing.assert_close(many.written_out(), together, rtol=0, atol=0, equal_nan=True)
+    # Of several users the rows of a part of a matrix do not lie end to end.
+    strided = together.split(many.sizes, dim=1)
     for rule in rules(bound, many.sizes):
-        found, expected = torch.ones(2, len(many.start), dtype=torch.float64)
-        seen, as_before = clip_and_add(many, rule, found), clip_and_add(plain, rule, expected)
-        assert torch.equal(seen.finite, as_before.finite)
-        torch.testing.assert_close(seen.scales, as_before.scales, rtol=1e-13, atol=0)
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12 * bound)
+        found, *expected = torch.ones(3, len(many.start), dtype=torch.float64)
+        seen = clip_and_add(many, rule, found)
+        for blocks, total in zip((plain, strided), expected, strict=True):
+            as_before = clip_and_add(blocks, rule, total)
+            assert torch.equal(seen.finite, as_before.finite)
+            torch.testing.assert_close(seen.scales, as_before.scales, rtol=1e-13, atol=0)
+            torch.testing.assert_close(found, total, rtol=1e-12, atol=1e-12 * bound)
         assert torch.isfinite(found).all()
 
 
@@ -68,7 +71,7 @@ def test_they_are_bounded_and_added_up_as_if_they_were_written_out(many, bound):
 def test_no_rule_ever_lets_a_user_exceed_the_bound(many, bound):
     for user, blocks in enumerate(rows_of(many)):
         ends = torch.cat([(many.start.split(many.sizes)[h] - b) for h, b in enumerate(blocks)])
-        alone = Moves(many.start, ends, many.sizes)
+        alone = Moves(many.start, ends, many.sizes, 1)
         for rule in rules(bound, many.sizes):
             total = torch.zeros(len(many.start), dtype=torch.float64)
             seen = clip_and_add(alone, rule, total)
@@ -82,7 +85,10 @@ def test_long_blocks_are_added_up_whole(users):
     sizes = [9_000, 1, 4_096, 4_097]
     start = torch.arange(float(sum(sizes)))
     ends = [(u + 2) * part for part in start.split(sizes) for u in range(users)]
-    many, total = Moves(start, torch.cat(ends), sizes), torch.zeros(len(start), dtype=torch.float64)
+    many, total = (
+        Moves(start, torch.cat(ends), sizes, users),
+        torch.zeros(len(start), dtype=torch.float64),
+    )
     assert many.compiled
     seen = clip_and_add(many, Unclipped(), total)
     factors = torch.arange(1.0, users + 1, dtype=torch.float64)
@@ -93,8 +99,36 @@ def test_long_blocks_are_added_up_whole(users):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_numbers_are_written_out(dtype):
-    many = Moves(torch.ones(3, dtype=dtype), torch.zeros(6, dtype=dtype), [1, 2])
+    many = Moves(torch.ones(3, dtype=dtype), torch.zeros(6, dtype=dtype), [1, 2], 2)
     total = torch.zeros(3, dtype=torch.float64)
     assert not many.compiled
     clip_and_add(many, GlobalClipping(math.sqrt(0.75)), total)
     torch.testing.assert_close(total, torch.ones(3, dtype=torch.float64), rtol=1e-5, atol=0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(moves(st.floats(-(2.0**100), 2.0**100, width=32)))
+def test_norms_and_sums_are_those_without_rounding(many):
+    total, rows = torch.ones(len(many.start), dtype=torch.float64), rows_of(many)
+    seen = clip_and_add(many, Unclipped(), total)
+    for norms, blocks in zip(seen.norms.tolist(), rows, strict=True):
+        for norm, block in zip(norms, blocks, strict=True):
+            exact = sum((Fraction(x) ** 2 for x in block.tolist()), Fraction(0))
+            assert abs(Fraction(norm) ** 2 - exact) <= exact * Fraction(2.0**-45)
+    for i, found in enumerate(total.tolist()):
+        terms = [Fraction(1), *(Fraction(torch.cat(blocks)[i].item()) for blocks in rows)]
+        rounding = sum(map(abs, terms), Fraction(0)) * Fraction(2.0**-45)
+        assert abs(Fraction(found) - sum(terms, Fraction(0))) <= rounding
+
+
+def test_lengths_that_do_not_fit_are_refused():
+    for numbers, sizes, users in ((11, [4], 3), (12, [4], 2), (12, [2, 4], 2), (12, [1, 2], 4)):
+        with pytest.raises(ValueError, match="numbers have neither"):
+            Moves(torch.zeros(4), torch.zeros(numbers), sizes, users)
+    many = Moves(torch.ones(4), torch.zeros(12), [4], 3)
+    blocks = list(many.blocks())
+    for total in (torch.zeros(2).double(), torch.zeros(5).double(), torch.zeros(4)):
+        for updates in (many, blocks):
+            with pytest.raises(ValueError, match="users of 4 numbers"):
+                clip_and_add(updates, GlobalClipping(1.0), total)
+        assert not total.any()

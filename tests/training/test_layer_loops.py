@@ -190,3 +190,20 @@ def test_hidden_tokens_dropout_and_other_numbers_are_left_to_the_library():
     tanh = CompiledGELU(nn.GELU(approximate="tanh"))
     assert torch.equal(tanh(x), F.gelu(x, approximate="tanh"))
     assert norm_of(2, 6, torch.float64)(double).dtype == torch.float64
+
+
+def test_other_shapes_are_left_to_the_library():
+    attention, plain = CompiledAttention(DotProductAttention(2)), DotProductAttention(2)
+    q, kv = torch.randn(1, 8, 8), torch.randn(1, 4, 8)
+    made = attention(q.requires_grad_(), kv, kv)
+    assert "_AttendedBackward" not in names_of(made)
+    assert torch.equal(made, plain(q, kv, kv))
+
+
+def test_a_second_derivative_is_refused():
+    x = torch.randn(2, 4, 8, requires_grad=True)
+    attention = CompiledAttention(DotProductAttention(2))
+    for made in (CompiledGELU(nn.GELU())(x), norm_of(2, 8)(x), attention(x, x, x)):
+        (gradient,) = torch.autograd.grad(made.square().sum(), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.sum().backward()
