@@ -20,6 +20,8 @@ import numba
 import torch
 from torch import Tensor
 
+from fedpriv.caches import cache_folder
+
 # Sums may be taken in any order and products be added without rounding between, which is what lets
 # a loop run in vectors. NaN and Inf stay what they are: clipping tells by them what to leave out.
 _FASTMATH = {"reassoc", "contract"}
@@ -54,8 +56,7 @@ def _folder(loop: Callable[..., None]) -> Path | None:
     try:
         sources = [Path(__file__).read_text(), Path(inspect.getfile(loop)).read_text()]
         digest = hashlib.sha256("\0".join(machine + versions + sources).encode()).hexdigest()
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(caches) / "fedpriv" / "loops" / digest[:16]
+        folder = cache_folder() / "loops" / digest[:16]
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError):  # the latter where there is no home
         return None

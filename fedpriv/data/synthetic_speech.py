@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fedpriv.caches import cache_folder
 from fedpriv.data.config import DataConfig, SpeechConfig
 from fedpriv.data.espeak import Espeak, locate
 from fedpriv.data.speech import FederatedSpeech
@@ -190,9 +191,8 @@ def _require_users(config: DataConfig) -> int:
 
 
 def _cache_folder(speech: SpeechConfig) -> Path:
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = speech.cache or Path(caches, "fedpriv")
-    return folder.expanduser() / f"synthetic-speech-v{CACHE_VERSION}-{speech.sample_rate}"
+    folder = speech.cache.expanduser() if speech.cache else cache_folder()
+    return folder / f"synthetic-speech-v{CACHE_VERSION}-{speech.sample_rate}"
 
 
 def _alphabet(speech: SpeechConfig) -> Alphabet:

@@ -260,9 +260,10 @@ def clip_and_add(
     Raises:
         ValueError: `total` is of another dtype or length.
     """
-    if total.dtype != torch.float64 or total.shape != (_width(updates),):
+    sizes = _sizes(updates)
+    if total.dtype != torch.float64 or total.shape != (sum(sizes),):
         raise ValueError(
-            f"users of {_width(updates)} numbers cannot be added to a total of {total.dtype} and "
+            f"users of {sum(sizes)} numbers cannot be added to a total of {total.dtype} and "
             f"shape {tuple(total.shape)}"
         )
     norms = _norms(updates)
@@ -274,7 +275,7 @@ def clip_and_add(
         updates.add_weighted(scales, finite, total)
         return ClippedUsers(norms, scales, finite)
     blocks = updates.blocks() if isinstance(updates, Moves) else updates
-    sums = total.split(_sizes(updates))
+    sums = total.split(sizes)
     for block, weights, sum_ in zip(blocks, scales.unbind(dim=1), sums, strict=True):
         if isinstance(block, OuterProducts):
             block.add_weighted(weights, sum_)
@@ -287,10 +288,6 @@ def _sizes(updates: Sequence[Tensor | OuterProducts] | Moves) -> list[int]:
     if isinstance(updates, Moves):
         return list(updates.sizes)
     return [one.size if isinstance(one, OuterProducts) else one.shape[1] for one in updates]
-
-
-def _width(updates: Sequence[Tensor | OuterProducts] | Moves) -> int:
-    return sum(_sizes(updates))
 
 
 def _norms(updates: Sequence[Tensor | OuterProducts] | Moves) -> Tensor:

@@ -98,7 +98,7 @@ def normalize_back(
 
 
 @compiled
-def exponentials(numbers: Array, exponents: NDArray[np.int32]) -> None:
+def _exponentials(numbers: Array, exponents: NDArray[np.int32]) -> None:
     """Replace each y <= 0 by e^y; `exponents` is room for as many numbers.
 
     e^y = 2^k·e^r with |r| <= ln(2)/2, where a Taylor polynomial is within 5e-9 of it. What float32
@@ -138,7 +138,7 @@ def gelu(x: Array, out: Array, slope: Array) -> None:
         numbers, result, derivative = x[low:high], out[low:high], slope[low:high]
         for i in range(len(numbers)):
             bells[i] = -_HALF * numbers[i] * numbers[i]
-        exponentials(bells[: high - low], exponents[: high - low])
+        _exponentials(bells[: high - low], exponents[: high - low])
         for i in range(len(numbers)):
             number = numbers[i]
             t = _ONE / (_ONE + _A * abs(number))
@@ -281,7 +281,7 @@ def _softmax(scores: Array, exponents: NDArray[np.int32]) -> None:
             largest = max(largest, row[j])
         for j in range(len(row)):
             row[j] -= largest
-    exponentials(scores.reshape(scores.size), exponents)
+    _exponentials(scores.reshape(scores.size), exponents)
     for i in range(len(scores)):
         row = scores[i]
         total = _ZERO

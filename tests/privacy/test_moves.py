@@ -85,10 +85,8 @@ def test_long_blocks_are_added_up_whole(users):
     sizes = [9_000, 1, 4_096, 4_097]
     start = torch.arange(float(sum(sizes)))
     ends = [(u + 2) * part for part in start.split(sizes) for u in range(users)]
-    many, total = (
-        Moves(start, torch.cat(ends), sizes, users),
-        torch.zeros(len(start), dtype=torch.float64),
-    )
+    many = Moves(start, torch.cat(ends), sizes, users)
+    total = torch.zeros(len(start), dtype=torch.float64)
     assert many.compiled
     seen = clip_and_add(many, Unclipped(), total)
     factors = torch.arange(1.0, users + 1, dtype=torch.float64)
