@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,6 +14,11 @@ from torch import Tensor
 from fedpriv.compilation import is_compiled_for
 from fedpriv.privacy.row_sums import add_weighted, square_sums
 
+_NOT_TAKEN = -1.0
+# By how much sums of squares may differ that were taken in different orders: that of 2^31 numbers
+# by 2^-22 at most, in float64. It is well within the margin that clipping leaves.
+_ROUNDING = 2.0**-22
+
 
 @dataclass(frozen=True)
 class Moves:
@@ -20,7 +26,8 @@ class Moves:
 
     Attributes:
         start: `[P]`, where all of them started, block after block.
-        ends: `[U·P]`, where they ended: for each block its U rows, end to end.
+        ends: `[U·P]`, where they end: for each block its U rows, end to end. Rows may still be
+            written until their norms are taken, and not after that.
         sizes: numbers of each block, H of them.
         users: U.
 
@@ -59,22 +66,43 @@ class Moves:
             part.copy_(block)
         return whole
 
+    def take_norms(self, block: int, low: int, high: int) -> None:
+        """Take the norms of a block of users `low` to `high`, who have ended, where that pays.
+
+        It does as long as the block is in the processor's caches. `norms` takes the others.
+        """
+        if self.compiled and low < high:
+            square_sums(*self._arrays, self._squares, block, low, high)
+
     def norms(self) -> Tensor:
         """Return the L2 norm of each user's blocks, taken in float64: `[U, H]`."""
-        shape = self.users, len(self.sizes)
-        squares = torch.empty(shape, dtype=torch.float64, device="cpu")
-        square_sums(*self._arrays(), squares.numpy())
-        return squares.sqrt_()
+        for block in np.flatnonzero((self._squares == _NOT_TAKEN).any(axis=0)).tolist():
+            self.take_norms(block, 0, self.users)
+        return torch.from_numpy(np.sqrt(self._squares))
 
     def add_weighted(self, weights: Tensor, chosen: Tensor, total: Tensor) -> None:
         """Add each block of the `chosen` users (boolean `[U]`), times its weight, to `total`.
 
         `weights` `[U, H]` and `total` `[P]` are float64.
-        """
-        users = chosen.nonzero().flatten()
-        arrays = (one.contiguous().numpy() for one in (weights, users))
-        add_weighted(*self._arrays(), *arrays, total.numpy())
 
+        Raises:
+            RuntimeError: a block's norm is not the one that was taken: it was written to since.
+                `total` then holds what no weight was meant for, and must not be used.
+        """
+        users = chosen.nonzero().flatten().numpy()
+        squares = np.zeros_like(self._squares)
+        weights_ = weights.contiguous().numpy()
+        add_weighted(*self._arrays, weights_, users, total.numpy(), squares)
+        taken, added = self._squares[users], squares[users]
+        if not np.all((taken == _NOT_TAKEN) | (np.abs(added - taken) <= _ROUNDING * taken)):
+            raise RuntimeError("users' parameters have changed after their norms were taken")
+
+    @cached_property
     def _arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         sizes = np.array(self.sizes, dtype=np.int64)
         return self.start.detach().numpy(), self.ends.detach().numpy(), sizes
+
+    @cached_property
+    def _squares(self) -> NDArray[np.float64]:
+        """The squared norms `[U, H]` that have been taken."""
+        return np.full((self.users, len(self.sizes)), _NOT_TAKEN)

@@ -21,21 +21,21 @@ def square_sums(
     ends: NDArray[np.float32],
     sizes: NDArray[np.int64],
     sums: NDArray[np.float64],
+    block: int,
+    low: int,
+    high: int,
 ) -> None:
-    """Write the sum of squares of each user's blocks to `sums` `[U, H]`."""
-    users, first = len(sums), 0
-    for block in range(len(sizes)):
-        size = sizes[block]
-        origin = start[first : first + size]
-        for user in range(users):
-            low = users * first + user * size
-            row = ends[low : low + size]
-            total = 0.0
-            for i in range(len(origin)):
-                move = np.float64(origin[i] - row[i])
-                total += move * move
-            sums[user, block] = total
-        first += size
+    """Write the sums of squares of a block of users `low` to `high` to `sums` `[U, H]`."""
+    first, size = np.sum(sizes[:block]), sizes[block]
+    origin = start[first : first + size]
+    for user in range(low, high):
+        begin = len(sums) * first + user * size
+        row = ends[begin : begin + size]
+        total = 0.0
+        for i in range(len(origin)):
+            move = np.float64(origin[i] - row[i])
+            total += move * move
+        sums[user, block] = total
 
 
 @compiled
@@ -46,10 +46,12 @@ def add_weighted(
     weights: NDArray[np.float64],
     chosen: NDArray[np.int64],
     total: NDArray[np.float64],
+    squares: NDArray[np.float64],
 ) -> None:
     """Add the updates of the `chosen` users, each block times its weight `[U, H]`, to `total`.
 
-    What other users hold is not looked at: zero times NaN would be NaN.
+    What other users hold is not looked at: zero times NaN would be NaN. The sum of squares of each
+    chosen user's blocks is added to `squares` `[U, H]` on the way, which memory leaves time for.
     """
     users, first = len(weights), 0
     fours = len(chosen) - len(chosen) % 4  # at once: a sum is read and written once for four
@@ -69,13 +71,26 @@ def add_weighted(
                 )
                 row_a, row_b = rows[p, low:high], rows[q, low:high]
                 row_c, row_d = rows[r, low:high], rows[s, low:high]
+                of_a = of_b = of_c = of_d = 0.0
                 for i in range(len(part)):
                     o = origin[i]
-                    part[i] += (a * np.float64(o - row_a[i]) + b * np.float64(o - row_b[i])) + (
-                        c * np.float64(o - row_c[i]) + d * np.float64(o - row_d[i])
-                    )
+                    x, y = np.float64(o - row_a[i]), np.float64(o - row_b[i])
+                    z, w = np.float64(o - row_c[i]), np.float64(o - row_d[i])
+                    part[i] += (a * x + b * y) + (c * z + d * w)
+                    of_a += x * x
+                    of_b += y * y
+                    of_c += z * z
+                    of_d += w * w
+                squares[p, block] += of_a
+                squares[q, block] += of_b
+                squares[r, block] += of_c
+                squares[s, block] += of_d
             for one in range(fours, len(chosen)):
                 weight, row = weights[chosen[one], block], rows[chosen[one], low:high]
+                square = 0.0
                 for i in range(len(part)):
-                    part[i] += weight * np.float64(origin[i] - row[i])
+                    move = np.float64(origin[i] - row[i])
+                    part[i] += weight * move
+                    square += move * move
+                squares[chosen[one], block] += square
         first += size

@@ -33,6 +33,11 @@ class LocalTraining:
     proximal_mu: float = 0.0
     precision: Precision = "float32"
 
+    @property
+    def plain(self) -> bool:
+        """Whether a step is θ ← θ - η·∇, which each parameter can take by itself."""
+        return not (self.momentum or self.proximal_mu or self.max_grad_norm is not None)
+
     def products(self, device: torch.device) -> AbstractContextManager[Any]:
         """Return the context of a forward pass; products in it, and their gradients, are rounded.
 

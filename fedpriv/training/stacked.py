@@ -6,16 +6,17 @@ alone, so that one backward pass of the sum of losses gives every user's own gra
 
 A small model's users spend their time in the overhead of many small operations, a larger one's in
 moving parameters through memory. Against the first, users are stacked; against the second, no
-copy of the start parameters is made for them, and no gradient is written out where the step can be
-taken from its factors.
+copy of the start parameters is made for them, no gradient is written out where the step can be
+taken from its factors, and the step is taken, and the norm of its result, while the backward pass
+still has the parameters in the caches.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ class _Block:
     """One parameter of many users.
 
     Attributes:
+        number: its place among the blocks.
         layer: the layer that it belongs to.
         name: what it is called there.
         origin: where all users start.
@@ -66,6 +68,7 @@ class _Block:
         leaf: what autograd differentiates by in this pass; None for a linear layer's.
     """
 
+    number: int
     layer: StackedLayer
     name: str
     origin: Tensor
@@ -108,12 +111,16 @@ class StackedModel:
         """Put `users` users at the flat `parameters` `[P]`."""
         origins = self.layout.split(parameters).values()
         values = self.scratch("values", parameters, users)
+        owned = zip(self._owners, origins, values, strict=True)
         self.blocks = [
-            _Block(layer, name, origin, block)
-            for (layer, name), origin, block in zip(self._owners, origins, values, strict=True)
+            _Block(number, layer, name, origin, block)
+            for number, ((layer, name), origin, block) in enumerate(owned)
         ]
         for block in self.blocks:
-            if not block.linear:
+            if block.linear:
+                # Written to in the backward pass: to autograd a change of all that lies beside it.
+                block.values = block.values.data
+            else:
                 block.values.copy_(block.origin)
 
     @property
@@ -135,6 +142,24 @@ class StackedModel:
             part.view(users, *shape) for part, shape in zip(parts, self.layout.shapes, strict=True)
         ]
 
+    def begin_pass(self, take: Callable[[_Block], None] | None) -> None:
+        """Let linear layers' blocks step, by `take`, in the next backward pass; None: not there."""
+        of_layers: dict[StackedLinear, list[_Block]] = {}
+        for block in self.blocks:
+            if isinstance(block.layer, StackedLinear):
+                of_layers.setdefault(block.layer, []).append(block)
+        for layer, blocks in of_layers.items():
+            layer.begin_pass(None if take is None else partial(_each, take, blocks))
+
+    @property
+    def waiting(self) -> list[_Block]:
+        """The blocks that the backward pass has not let take their step."""
+        return [
+            block
+            for block in self.blocks
+            if not (isinstance(block.layer, StackedLinear) and block.layer.stepped)
+        ]
+
     def set_users(self, generators: Sequence[torch.Generator], first: bool) -> None:
         """Make ready for a pass of the first users, with a random stream each.
 
@@ -154,6 +179,11 @@ class StackedModel:
         draw = _PerUserDraw(generators)
         for layer in self._stochastic:
             layer.draw = draw
+
+
+def _each(take: Callable[[_Block], None], blocks: Sequence[_Block]) -> None:
+    for block in blocks:
+        take(block)
 
 
 @lru_cache(maxsize=1)
@@ -239,10 +269,14 @@ def train_stack(
     stacked.start(parameters, len(users))
     losses = parameters.new_zeros(len(users))
     momenta = stacked.scratch("momenta", parameters, len(users)) if recipe.momentum else None
-    for step in range(counts[0]):
-        active = [user for user in users if len(user.steps) > step]
-        batch, weights = _joined(active, step, task, round_)
-        stacked.set_users([user.dropout for user in active], first=step == 0)
+    moves = Moves(parameters, stacked.parameters, stacked.layout.sizes, len(users))
+    for number in range(counts[0]):
+        active = [user for user in users if len(user.steps) > number]
+        batch, weights = _joined(active, number, task, round_)
+        going_on = sum(count > number + 1 for count in counts)
+        step = _Step(recipe, len(active), going_on, number == 0, moves)
+        stacked.set_users([user.dropout for user in active], step.first)
+        stacked.begin_pass(step.take if recipe.plain else None)
         with recipe.products(parameters.device):
             per_example = task.losses(stacked.module, batch).view(len(active), -1)
         weights = weights.to(per_example)
@@ -250,8 +284,10 @@ def train_stack(
         per_user.sum().backward()
         losses[: len(active)] += per_user.detach()
         with torch.no_grad():
-            _step(stacked, momenta, recipe, len(active), first=step == 0)
-    moves = Moves(parameters, stacked.parameters, stacked.layout.sizes, len(users))
+            if recipe.plain:
+                _each(step.take, stacked.waiting)
+            else:
+                _written_out_step(stacked, momenta, step)
     return StackedResult(moves, losses / torch.tensor(counts, device=losses.device))
 
 
@@ -278,34 +314,41 @@ def _filled_up(part: Batch, rows: int) -> Batch:
     return part.take(torch.where(index < len(part), index, 0))
 
 
-def _step(
-    stacked: StackedModel,
-    momenta: list[Tensor] | None,
-    recipe: LocalTraining,
-    users: int,
-    first: bool,
-) -> None:
-    """Take one SGD step of the first `users`, in place; `momenta` is what SGD remembers."""
-    if recipe.momentum or recipe.proximal_mu or recipe.max_grad_norm is not None:
-        _written_out_step(stacked, momenta, recipe, users, first)
-        return
-    for block in stacked.blocks:
+@dataclass(frozen=True)
+class _Step:
+    """One SGD step of a stack.
+
+    Attributes:
+        recipe: the learning rate, and what else makes a step.
+        users: who take it, the first so many.
+        going_on: who take another one after it, the first so many.
+        first: nobody has taken one before.
+        moves: takes the norms of those whose last step it was.
+    """
+
+    recipe: LocalTraining
+    users: int
+    going_on: int
+    first: bool
+    moves: Moves
+
+    def take(self, block: _Block) -> None:
+        """Take a plain step of a block, in place."""
         at_once = max(1, _CACHED_NUMBERS // block.origin.numel())
-        for low in range(0, users, at_once):
-            high = min(low + at_once, users)
+        for low in range(0, self.users, at_once):
+            high = min(low + at_once, self.users)
             values = of_users(block.values, low, high)
-            start = block.origin if first else values
-            torch.sub(start, _gradient(block, low, high), alpha=recipe.lr, out=values)
+            start = block.origin if self.first else values
+            torch.sub(start, _gradient(block, low, high), alpha=self.recipe.lr, out=values)
+            self.moves.take_norms(block.number, max(low, self.going_on), high)
 
 
-def _written_out_step(
-    stacked: StackedModel,
-    momenta: list[Tensor] | None,
-    recipe: LocalTraining,
-    users: int,
-    first: bool,
-) -> None:
-    """Take a step that needs each whole gradient before any parameter moves, or remembers it."""
+def _written_out_step(stacked: StackedModel, momenta: list[Tensor] | None, step: _Step) -> None:
+    """Take a step that needs each whole gradient before any parameter moves, or remembers it.
+
+    `momenta` is what SGD remembers.
+    """
+    recipe, users, first = step.recipe, step.users, step.first
     gradients = [_gradient(block, 0, users) for block in stacked.blocks]
     if recipe.proximal_mu and not first:  # at the start the proximal term has no gradient
         for gradient, block in zip(gradients, stacked.blocks, strict=True):

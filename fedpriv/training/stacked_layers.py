@@ -6,6 +6,7 @@ it is. Each layer with parameters is exchanged for a sibling whose parameters ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -60,6 +61,9 @@ class StackedLinear(StackedLayer):
     n·(in + out). A small one is written out while g is in the processor's caches; of a large one
     the factors can be taken straight into the step. Where users still share their parameters,
     before the first step, `weight` is `[out, in]`, `bias` is `[out]`, and one product serves all.
+
+    A step may be taken in the backward pass, as soon as gradients may be asked for and the pass
+    needs the parameters no more: it finds all of them in the caches.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -67,6 +71,18 @@ class StackedLinear(StackedLayer):
         self._anchor = layer.weight.new_zeros(()).requires_grad_()
         self._factors: tuple[Tensor, ...] = ()
         self._gradients: dict[str, Tensor] = {}
+        self._take_step: Callable[[], None] | None = None
+        self._passed = False
+
+    def begin_pass(self, take_step: Callable[[], None] | None) -> None:
+        """Make ready for a pass; where `take_step` is given, its backward pass calls it once."""
+        self._take_step, self._passed = take_step, False
+        self._factors, self._gradients = (), {}
+
+    @property
+    def stepped(self) -> bool:
+        """Whether the step was taken in the backward pass."""
+        return self._passed and self._take_step is not None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map rows `[U·B, ..., in]` to `[U·B, ..., out]`."""
@@ -86,13 +102,26 @@ class StackedLinear(StackedLayer):
 
     def keep(self, gradient: Tensor, rows: Tensor) -> None:
         """Keep what gradients are made of: g `[U, n, out]` and x `[U, n, in]`."""
-        self._factors, self._gradients = (gradient, rows), {}
+        self._factors = gradient, rows
         (users, rows_each, outputs), inputs = gradient.shape, rows.shape[2]
         if self.bias is not None:  # at once, while g is in the processor's caches
             self._gradients["bias"] = gradient.sum(1, dtype=self.weight.dtype)
         if inputs * outputs < rows_each * (inputs + outputs):
             self._gradients["weight"] = self.gradient("weight", 0, users)
             self._factors = ()
+
+    def end_pass(self) -> None:
+        """Take the step where it is to be taken in the backward pass, and forget its gradients.
+
+        Raises:
+            RuntimeError: the layer was there twice in one forward pass, and has stepped already.
+        """
+        if self._passed:
+            raise RuntimeError("a linear layer can only be used once in a stack's forward pass")
+        self._passed = True
+        if self._take_step is not None:
+            self._take_step()
+            self._factors, self._gradients = (), {}
 
     def gradient(self, name: str, low: int, high: int) -> Tensor:
         """Return the last pass's gradient by "weight" or "bias" of users `low` to `high`."""
@@ -119,11 +148,13 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
         (rows,) = ctx.saved_tensors
         gradient = gradients[0].contiguous().view(*rows.shape[:-1], -1)
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = ctx.layer.passed_back(gradient).to(rows.dtype).view(ctx.inputs)
         # In a forward pass of lower precision the outputs are rounded, and so are their gradients.
         ctx.layer.keep(gradient, rows.to(gradient.dtype))
-        if not ctx.needs_input_grad[0]:
-            return None, None, None
-        return ctx.layer.passed_back(gradient).to(rows.dtype).view(ctx.inputs), None, None
+        ctx.layer.end_pass()
+        return of_x, None, None
 
 
 class StackedNorm(StackedLayer):

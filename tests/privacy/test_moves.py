@@ -119,6 +119,42 @@ def test_norms_and_sums_are_those_without_rounding(many):
         assert abs(Fraction(found) - sum(terms, Fraction(0))) <= rounding
 
 
+@settings(max_examples=100, deadline=None)
+@given(moves(), st.data())
+def test_norms_that_are_taken_early_are_the_same(many, data):
+    plain = Moves(many.start, many.ends.clone(), many.sizes, many.users)
+    for block in range(len(many.sizes)):
+        low, high = (data.draw(st.integers(0, many.users)) for _ in range(2))
+        many.take_norms(block, low, high)
+        late = data.draw(st.integers(0, many.users - 1))
+        if not low <= late < high:  # it goes on training
+            row = data.draw(st.lists(NUMBERS, min_size=many.sizes[block]).map(torch.tensor))
+            first = sum(many.sizes[:block]) * many.users + late * many.sizes[block]
+            for ends in (many.ends, plain.ends):
+                ends[first : first + many.sizes[block]] = row[: many.sizes[block]]
+    torch.testing.assert_close(many.norms(), plain.norms(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("users", [1, 3, 4, 9])
+@pytest.mark.parametrize("by", [1e-5, 1.0, math.nan])
+def test_whoever_changes_after_the_norms_were_taken_is_noticed(users, by):
+    sizes = [5_000, 2]
+    start, ends = torch.zeros(5_002), torch.ones(5_002 * users)
+    chosen = torch.ones(users, dtype=torch.bool)
+    weights = torch.ones(users, 2, dtype=torch.float64)
+    for changed in range(users):
+        many = Moves(start, ends.clone(), sizes, users)
+        many.take_norms(0, 0, users)
+        many.norms()
+        many.add_weighted(weights, chosen, torch.zeros(5_002, dtype=torch.float64))
+        many.ends[5_000 * users + 2 * changed] += by
+        with pytest.raises(RuntimeError, match="changed after their norms were taken"):
+            many.add_weighted(weights, chosen, torch.zeros(5_002, dtype=torch.float64))
+        but_one = chosen.clone()
+        but_one[changed] = False
+        many.add_weighted(weights, but_one, torch.zeros(5_002, dtype=torch.float64))
+
+
 def test_lengths_that_do_not_fit_are_refused():
     for numbers, sizes, users in ((11, [4], 3), (12, [4], 2), (12, [2, 4], 2), (12, [1, 2], 4)):
         with pytest.raises(ValueError, match="numbers have neither"):
