@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Rec
 from torch import Tensor
 
 from fedpriv.config import ExperimentConfig, parse_config
+from fedpriv.federation import in_transit
 from fedpriv.federation.hosting import NodeUsers
 from fedpriv.training.cohort import CohortSum
 from fedpriv.training.memory_store import Journal
@@ -37,22 +37,21 @@ def flat_record(
 ) -> ArrayRecord:
     """Return the vector as a record with one array, in `dtype` where that is given.
 
-    With a `folder` the record holds the name of a new file there, and the file the array.
+    With a `folder` the record holds the name of a file there, and the file the array.
     """
     sent = flat.detach().cpu().to(dtype)
     if dtype == torch.bfloat16:  # which NumPy does not know
         sent = sent.view(torch.int16)
     if folder is None:
         return ArrayRecord({_FLAT: Array(sent.numpy())})
-    path = folder / f"{uuid4()}.npy"
-    np.save(path, sent.numpy())
+    path = in_transit.put(sent.numpy(), folder)
     return ArrayRecord({_FILE: Array(np.frombuffer(bytes(path), np.uint8))})
 
 
 def flat_tensor(record: ArrayRecord) -> Tensor:
     """Return the vector of a record made by `flat_record`; bfloat16 comes back as float32."""
     if (path := file_of(record)) is not None:
-        received = torch.from_numpy(np.load(path, mmap_mode="c"))
+        received = torch.from_numpy(in_transit.get(path))
     else:
         # Copied, because the array may be a read-only view into the message.
         received = torch.from_numpy(np.array(record[_FLAT].numpy()))
@@ -197,7 +196,7 @@ def sum_reply(message: Message, partition: int, summed: CohortSum) -> Message:
 
 
 def sum_of(message: Message) -> tuple[int, CohortSum]:
-    """Return partition and sum of a `sum_reply`, once: a file that holds the sum is removed."""
+    """Return partition and sum of a `sum_reply`."""
     seen, total = message.content["seen"], message.content["sum"]
     assert isinstance(seen, ConfigRecord)
     assert isinstance(total, ArrayRecord)
@@ -207,9 +206,14 @@ def sum_of(message: Message) -> tuple[int, CohortSum]:
     columns: Any = [seen[f"span_{field.name}s"] for field in fields(Span)]
     spans = tuple(Span(*row) for row in zip(*columns, strict=True))
     flat = flat_tensor(total)
-    if (path := file_of(total)) is not None:
-        path.unlink()  # what is mapped stays readable
     return int(str(seen["partition"])), CohortSum(total=flat, spans=spans, **values)
+
+
+def file_of_sum(message: Message) -> Path | None:
+    """Return the file that holds the sum of a `sum_reply`; None where the message does."""
+    total = message.content["sum"]
+    assert isinstance(total, ArrayRecord)
+    return file_of(total)
 
 
 def failure_reply(message: Message, reason: str) -> Message:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import shutil
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from contextlib import contextmanager
 from typing import Any, cast
 
 from flwr.app import ConfigRecordValues, Context, Message
@@ -20,6 +16,7 @@ from flwr.simulation import run_simulation
 from fedpriv.config import RuntimeConfig
 from fedpriv.errors import WorkerLost
 from fedpriv.federation.client_app import app as client_app
+from fedpriv.federation.in_transit import folder_in_transit
 from fedpriv.federation.ray_cluster import ensure_started
 from fedpriv.federation.replacing import replaced
 from fedpriv.federation.strategy import PrivateFedAvg
@@ -28,7 +25,6 @@ from fedpriv.training.device import keep_freed_memory
 # Losses with fewer rounds between them count as one series, which ends the run when it is long.
 _ROUNDS_OF_A_HEALTHY_START = 3
 _MOST_RESTARTS = 4
-_IN_TRANSIT = "fedpriv-in-transit-"
 
 
 def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
@@ -45,30 +41,10 @@ def simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
     # Flower's own log lines stay off the terminal unless something breaks.
     logging.getLogger("flwr").setLevel(logging.CRITICAL)
     keep_freed_memory()
-    with _folder_in_transit() as folder:
+    with folder_in_transit() as folder:
         # The workers of a named cluster may be on other machines.
         strategy.shared_folder = None if runtime.ray_address else folder
         _simulate_with_restarts(strategy, runtime)
-
-
-@contextmanager
-def _folder_in_transit() -> Iterator[Path]:
-    """Make a folder for parameters and sums that are on their way, and remove it again.
-
-    The sums are exact, so it does not lie in the run directory, which others may be shown. Folders
-    that killed processes have left are removed too: nobody holds their locks any more.
-    """
-    for left in Path(gettempdir()).glob(f"{_IN_TRANSIT}*"):
-        # Another's folder, one in use, or one that is just being made.
-        with suppress(OSError), (left / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left)
-    with TemporaryDirectory(prefix=_IN_TRANSIT) as name:
-        folder = Path(name) / "arrays"
-        folder.mkdir()
-        with (Path(name) / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield folder
 
 
 def _simulate_with_restarts(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:

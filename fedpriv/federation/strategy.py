@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,10 +23,13 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
+from fedpriv.federation import in_transit
 from fedpriv.federation.hosting import Hosting, NodeUsers
 from fedpriv.federation.messages import (
     OwnNoise,
     failure_of,
+    file_of,
+    file_of_sum,
     flat_record,
     hosting_of,
     query_message,
@@ -50,6 +55,8 @@ _POLL_ANNOUNCED_SECONDS = 0.1
 # Other threads of this process hand messages to the workers, who then begin. Work of ours would
 # hold them up: one thread runs at a time, and workers take up all processors.
 _HAND_OVER_SECONDS = 0.03
+# Numbers of a release whose digest one thread takes at once.
+_DIGESTED_NUMBERS = 2**18
 
 
 class RoundChanged(Exception):  # noqa: N818 - not an error: the round is drawn afresh
@@ -131,6 +138,9 @@ class PrivateFedAvg(Strategy):
         self.memory = memory
         #: A folder of this strategy's own that all nodes see; None where they may not.
         self.shared_folder: Path | None = None
+        #: The files there of the parameters that were sent, and of the sums that are being read.
+        self._sent: Path | None = None
+        self._read: list[Path] = []
         self._on_round = on_round
         self._stop = stop
         self._watch = Stopwatch(plan.config.runtime.profile)
@@ -218,6 +228,8 @@ class PrivateFedAvg(Strategy):
                 total[:parameters] += summed.total
                 total[parameters:] += self._beside(summed)
                 sums[partition] = replace(summed, total=summed.total.new_empty(0))
+            while self._read:
+                in_transit.free(self._read.pop())
 
         with self._watch.measure("noise and ledger"):
             released = self._paid_release(server_round, total)
@@ -451,10 +463,14 @@ class PrivateFedAvg(Strategy):
     def _broadcast(self) -> ArrayRecord:
         """Return the parameters as they travel to the nodes; those of the round before are gone."""
         if self.shared_folder is not None:
-            for path in self.shared_folder.iterdir():
-                path.unlink()
+            # A node that did not answer may still read what it was sent.
+            if self._sent is not None and not self._lost:
+                in_transit.free(self._sent)
+            in_transit.remove_others(self.shared_folder)
         dtype = getattr(torch, self.plan.config.server.broadcast)
-        return flat_record(self.server.parameters(), dtype, self.shared_folder)
+        record = flat_record(self.server.parameters(), dtype, self.shared_folder)
+        self._sent = file_of(record)
+        return record
 
     def restart(self) -> None:
         """Prepare for another simulation: all its node ids will differ."""
@@ -538,7 +554,9 @@ class PrivateFedAvg(Strategy):
 
     def _sums(self, replies: Iterable[Message]) -> dict[int, CohortSum]:
         """Return the sums that arrived, by partition: the order never depends on who was first."""
-        arrived = sorted(dict(sum_of(reply) for reply in self._answers(replies)).items())
+        answers = self._answers(replies)
+        self._read = [path for reply in answers if (path := file_of_sum(reply)) is not None]
+        arrived = sorted(dict(map(sum_of, answers)).items())
         return {partition: summed for partition, summed in arrived if self._is_sound(summed)}
 
     def _is_sound(self, summed: CohortSum) -> bool:
@@ -632,7 +650,11 @@ class PrivateFedAvg(Strategy):
 
 
 def _digest(released: Tensor) -> str:
-    return hashlib.sha256(released.numpy().data).hexdigest()
+    """Return the SHA-256 of the SHA-256 of each piece, taken on all processors."""
+    pieces = [piece.numpy().data for piece in released.split(_DIGESTED_NUMBERS)]
+    with ThreadPoolExecutor(min(len(pieces), os.cpu_count() or 1)) as threads:
+        digests = threads.map(lambda piece: hashlib.sha256(piece).digest(), pieces)
+        return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 # flwr's ErrorCode: LOAD_CLIENT_APP_EXCEPTION and CLIENT_APP_RAISED_EXCEPTION.

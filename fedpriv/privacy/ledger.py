@@ -74,8 +74,9 @@ class Release:
         noise_shape: spherical, or per_block.
         counts: how many counts of users within a bound were released beside the sum.
         count_stddev: the standard deviation of the noise on each of them; None without counts.
-        digest: SHA-256 of everything that was released; empty in a deployment whose nodes or
-            users add the noise: their charge is on the disk before they are asked.
+        digest: of everything that was released, float64: the SHA-256 of the SHA-256 of each 2^18
+            numbers of it. It is empty in a deployment whose nodes or users add the noise: their
+            charge is on the disk before they are asked.
         silos: example-level privacy: who took part, and so who pays; None where all users pay.
             `sampling`, `population` and `expected_cohort` are then those of silos; `adjacency`,
             `bound`, `sensitivity` and `stddev` those of examples in one step, the first where

@@ -1,6 +1,7 @@
 """The invariants of a private round, each by a test that fails when it is broken."""
 
 import copy
+import hashlib
 import json
 import math
 import threading
@@ -26,7 +27,7 @@ from fedpriv.data.registry import build_dataset
 from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
 from fedpriv.federation import client_app
 from fedpriv.federation.messages import flat_record, flat_tensor
-from fedpriv.federation.strategy import PrivateFedAvg
+from fedpriv.federation.strategy import PrivateFedAvg, _digest
 from fedpriv.models.registry import build_model
 from fedpriv.privacy import Adjacency, GaussianMechanism, Ledger, Purpose, Randomness, RdpAccountant
 from fedpriv.privacy.clipping import bounds_of
@@ -244,6 +245,20 @@ def test_a_round_that_is_run_again_repeats_its_release_and_is_not_charged_twice(
     directory, resumed = resume_small(tmp_path / "run")
     assert parameters(resumed).equal(parameters(whole))
     assert [r.attempt for r in Ledger.open(directory.ledger)] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("numbers", [0, 1, 2**18, 2**18 + 1, 3 * 2**18 - 1])
+def test_the_digest_of_a_release_is_that_of_all_its_pieces(numbers):
+    released = torch.randn(numbers, dtype=torch.float64)
+    content, pieces = released.numpy().tobytes(), max(1, math.ceil(numbers / 2**18))
+    length = 2**18 * released.itemsize
+    hashed = [hashlib.sha256(content[i * length : (i + 1) * length]) for i in range(pieces)]
+    whole = hashlib.sha256(b"".join(one.digest() for one in hashed)).hexdigest()
+    assert _digest(released) == whole
+    for changed in {0, numbers // 2, numbers - 1} & set(range(numbers)):
+        other = released.clone()
+        other[changed] += 1
+        assert _digest(other) != whole
 
 
 def test_neither_noise_nor_cohort_is_used_again_with_another_sum(tmp_path, monkeypatch):
@@ -619,7 +634,8 @@ def test_arrays_in_files_are_those_in_messages(tmp_path, broadcast):
             nonlocal largest
             messages = list(messages)
             largest = max(largest, *(_bytes_of(message) for message in messages))
-            held.append(len(list(folder.iterdir())))
+            names = [path.name for path in folder.iterdir()]
+            held.append((len(names), sum(not name.startswith("free-") for name in names)))
             return super().push_messages(messages)
 
     def drive(strategy: PrivateFedAvg) -> None:
@@ -631,9 +647,9 @@ def test_arrays_in_files_are_those_in_messages(tmp_path, broadcast):
     )
     experiment.train(prepared, experiment.create(prepared), Silent(), drive)
     assert parameters(prepared).equal(parameters(by_message))
-    # The parameters alone, in every round; the sums are gone, and so is what was there before.
-    assert set(held) == {1}
-    assert len(list(folder.iterdir())) == 1
+    # The parameters, and the files of two sums that are used again; what was there before is gone.
+    assert held == [(1, 1), (1, 1), (3, 1), (3, 1)]
+    assert len(list(folder.iterdir())) == 3
     assert largest < 600 < 2 * parameters(prepared).numel()
 
 
