@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -89,13 +91,28 @@ class Running:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
-    def wait_until_idle(self) -> int:
+    def stand_ready(self) -> None:
+        """Wait for a contender to be ready for its first turn."""
+        self._wait_until_idle()
+        self._tell_all(signal.SIGSTOP)
+
+    def _wait_until_idle(self) -> int:
         """Wait for the contender to do all its work so far; return how many users it trained."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith(IDLE):
                 return int(line.removeprefix(IDLE))
         raise self._failure()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let a contender run rounds in the body; before and after that its processes are stopped.
+
+        Those of Ray would take up to a tenth of a core from whoever's turn it is.
+        """
+        self._tell_all(signal.SIGCONT)
+        yield
+        self._tell_all(signal.SIGSTOP)
 
     def round(self, users: int) -> float:
         """Let an idle contender run one round of `users` and return its wall time (seconds).
@@ -109,7 +126,7 @@ class Running:
         """
         started = time.perf_counter()
         self._go_on()
-        trained = self.wait_until_idle()
+        trained = self._wait_until_idle()
         seconds = time.perf_counter() - started
         if trained != users:
             raise ContenderError(
@@ -120,10 +137,15 @@ class Running:
 
     def end(self) -> None:
         """Let a contender that has run its last round end."""
+        self._tell_all(signal.SIGCONT)
         self._go_on()
         self._process.communicate()
         if self._process.returncode:
             raise self._failure()
+
+    def _tell_all(self, what: signal.Signals) -> None:
+        with suppress(ProcessLookupError):  # whoever waits for a round will say that it has ended
+            os.killpg(self._process.pid, what)
 
     def _failure(self) -> ContenderError:
         said = self._errors.read_text().strip().splitlines()
@@ -249,8 +271,9 @@ def updates(contenders: list[Contender], start: np.ndarray, users: int) -> dict[
     found = {}
     for contender in contenders:
         with Running(contender) as running:
-            running.wait_until_idle()
-            running.round(users)
+            running.stand_ready()
+            with running.turn():
+                running.round(users)
             running.end()
         found[contender.name] = start - task.read_end(contender.folder)
     return found

@@ -122,10 +122,12 @@ def timed_in_turns(cohort: int) -> dict[int, list[list[float]]]:
                 f"{population:,}", folder, (*line, *overrides(population, cohort, rounds))
             )
             running[population] = stack.enter_context(Running(contender))
-            running[population].wait_until_idle()
+            running[population].stand_ready()
         for turn in range(turns):
             for population in POPULATIONS[:: -1 if turn % 2 else 1]:
-                seconds = [running[population].round(cohort) for _ in range(ROUNDS_A_TURN)]
+                one = running[population]
+                with one.turn():
+                    seconds = [one.round(cohort) for _ in range(ROUNDS_A_TURN)]
                 found[population].append(seconds[1:])
         for one in running.values():
             one.end()

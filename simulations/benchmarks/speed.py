@@ -16,8 +16,8 @@ First one round without noise and clipping is compared: the average update of ev
 from the same start, with the same users and full-batch local steps (or, between the two engines,
 the same batches), must be that of the first contender within 1e-4 of its largest number. Then all
 contenders of a workload stand ready at once and take turns (A B C A B C ...), three rounds a turn,
-while the others wait (which takes each of those with Ray about 0.05 cores). A round's time is the
-wall time from one round's end to the next one's, as seen from outside, with all that happens
+while the others' processes are stopped: Ray's would take up to a tenth of a core. A round's time is
+the wall time from one round's end to the next one's, as seen from outside, with all that happens
 there. The first turn is a warm-up and is dropped. So are the first round of each turn, which finds
 the processor's caches full of the others' numbers, as no round of a training does, and each
 contender's last, in which fedpriv measures the held-out examples.
@@ -216,14 +216,15 @@ def measure(
     with ExitStack() as stack:
         running = [stack.enter_context(Running(contender)) for contender in contenders]
         for one in running:
-            one.wait_until_idle()
+            one.stand_ready()
         for first in range(0, number, ROUNDS_A_TURN):
             for one in running:
-                for place in range(first, min(first + ROUNDS_A_TURN, number)):
-                    kept = ROUNDS_A_TURN < place < number - 1 and place > first
-                    who, seconds = one.contender.name, one.round(users)
-                    apart = differences[who]
-                    rounds.append(Round(name, who, place + 1, users, seconds, kept, apart))
+                who = one.contender.name
+                with one.turn():
+                    for place in range(first, min(first + ROUNDS_A_TURN, number)):
+                        kept = ROUNDS_A_TURN < place < number - 1 and place > first
+                        taken = users, one.round(users), kept, differences[who]
+                        rounds.append(Round(name, who, place + 1, *taken))
         for one in running:
             one.end()
     return rounds

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,23 +39,56 @@ def contender(speed, tmp_path, script):
 
 def test_a_contender_is_led_round_by_round(speed, tmp_path):
     with contender(speed, tmp_path, "pause(0); print('noise'); pause(3); pause(3)") as running:
-        assert running.wait_until_idle() == 0
-        assert running.round(3) > 0
-        assert running.round(3) > 0
+        running.stand_ready()
+        with running.turn():
+            assert running.round(3) > 0
+        with running.turn():
+            assert running.round(3) > 0
+        running.end()
+
+
+COUNTING = """
+import sys, threading, time
+def count():
+    with open(sys.argv[-1], "wb", buffering=0) as file:
+        while file.write(b"."):
+            time.sleep(0.001)
+threading.Thread(target=count, daemon=True).start()
+pause(0); time.sleep(0.1); pause(1); pause(1)
+"""
+
+
+def test_a_contender_whose_turn_it_is_not_does_nothing(speed, tmp_path):
+    def counted() -> int:
+        time.sleep(0.1)
+        return (tmp_path / "n").stat().st_size
+
+    line = (sys.executable, "-c", f"from gate import pause\n{COUNTING}", str(tmp_path / "n"))
+    with speed.Running(speed.Contender("someone", tmp_path, line)) as running:
+        running.stand_ready()
+        stood = counted()
+        assert counted() == stood
+        with running.turn():
+            running.round(1)
+        assert counted() > stood
+        stood = counted()
+        assert counted() == stood
+        with running.turn():
+            running.round(1)
         running.end()
 
 
 def test_a_round_that_left_users_out_is_no_time(speed, tmp_path):
     with contender(speed, tmp_path, "pause(0); pause(2)") as running:
-        running.wait_until_idle()
-        with pytest.raises(Exception, match="someone trained 2 of 3 users"):
+        running.stand_ready()
+        with pytest.raises(Exception, match="someone trained 2 of 3 users"), running.turn():
             running.round(3)
 
 
 def test_a_contender_that_fails_says_why(speed, tmp_path):
     failing = contender(speed, tmp_path, "raise OSError('no such thing')")
     with failing, pytest.raises(Exception, match=r"someone failed:[\s\S]*no such thing"):
-        failing.wait_until_idle()
+        failing.stand_ready()
 
 
 def test_other_updates_end_the_benchmark(speed, tmp_path, monkeypatch):
