@@ -12,9 +12,9 @@ from fedpriv.training.parameters import Layout, parameters_of
 # Parameters of a stack's users, in numbers: more of them no longer hide more of the operations'
 # overhead, and what is read twice has left the processor's caches in between.
 _STACKED_NUMBERS = 40_000_000
-_FEW, _MANY = 8, 64
+_FEW, _MANY = 20, 64
 # Long examples fill the caches with few users, and leave operations' overhead behind.
-_MANY_LONG = 12
+_FEW_LONG, _MANY_LONG = 8, 12
 # A stack keeps its users' parameters and, at worst, as many gradients, of 4 bytes each.
 _BYTES_A_PARAMETER = 8
 # A larger stack that is so much slower than the best one will not be followed by a faster one.
@@ -28,8 +28,8 @@ def planned_stack(parameters: int, memory: int, long_examples: bool = False) -> 
     `long_examples` are utterances, of a hundred tokens and more, as against images. It is a
     function of the config alone: a run that is repeated adds up the same numbers in the same order.
     """
-    most = _MANY_LONG if long_examples else _MANY
-    wanted = min(max(_STACKED_NUMBERS // parameters, _FEW), most)
+    fewest, most = (_FEW_LONG, _MANY_LONG) if long_examples else (_FEW, _MANY)
+    wanted = min(max(_STACKED_NUMBERS // parameters, fewest), most)
     return max(1, min(wanted, memory // (_BYTES_A_PARAMETER * parameters)))
 
 

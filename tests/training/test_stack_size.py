@@ -16,8 +16,9 @@ MIB = 2**20
         (2_762, 1024 * MIB, False, 64),  # as many as are ever stacked
         (2_762, 1024 * MIB, True, 12),  # the same, of utterances
         (1_000_000, 1024 * MIB, False, 40),
-        (2_684_170, 1024 * MIB, False, 14),
-        (10_000_000, 1024 * MIB, False, 8),  # as few as operations' overhead allows
+        (2_684_170, 1024 * MIB, False, 20),
+        (5_000_000, 1024 * MIB, False, 20),  # as few as operations' overhead allows
+        (5_000_000, 1024 * MIB, True, 8),
         (2_684_170, 50 * MIB, False, 2),  # as memory allows: 8 bytes a parameter
         (256_000_000, 1024 * MIB, True, 1),  # one always
     ],
