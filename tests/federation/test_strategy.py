@@ -653,6 +653,33 @@ def test_arrays_in_files_are_those_in_messages(tmp_path, broadcast):
     assert largest < 600 < 2 * parameters(prepared).numel()
 
 
+def test_what_a_lost_node_may_still_read_is_not_written_to(tmp_path):
+    sent = []
+
+    class DyingOnce(InProcessGrid):
+        def push_messages(self, messages):
+            messages = list(messages)
+            if messages[0].metadata.message_type == "train":
+                arrays = messages[0].content["arrays"]
+                sent.append((flat_tensor(arrays), flat_tensor(arrays).clone()))
+                self.dead = {1} if len(sent) == 2 else set()
+            return super().push_messages(messages)
+
+    def drive(strategy: PrivateFedAvg) -> None:
+        strategy.shared_folder = tmp_path / "folder"
+        strategy.shared_folder.mkdir()
+        with pytest.raises(WorkerLost):
+            strategy.start(DyingOnce())
+        strategy.restart()
+        strategy.start(DyingOnce())
+
+    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run"), rounds=6))
+    experiment.train(prepared, experiment.create(prepared), Silent(), drive)
+    # Each is still as it was sent, or the file has been used again for what was sent later.
+    unchanged = [file.equal(then) for file, then in sent]
+    assert unchanged == [False, True, False, False, False, False]
+
+
 def _bytes_of(message: Message) -> int:
     records = message.content.array_records.values()
     return sum(len(array.data) for record in records for array in record.values())
