@@ -27,9 +27,9 @@ _FREE = "free-"
 def folder_in_transit() -> Iterator[Path]:
     """Make a folder for parameters and sums that are on their way, and remove it again.
 
-    The sums are exact, so it is its owner's alone, and does not lie in the run directory, which
-    others may be shown. Folders that killed processes have left are removed too: nobody holds their
-    locks any more.
+    The sums are exact, and stay until they are written over: so it is its owner's alone, and does
+    not lie in the run directory, which others may be shown. Folders that killed processes have left
+    are removed too: nobody holds their locks any more.
     """
     for left in Path(gettempdir()).glob(f"{_PREFIX}*"):
         # Another's folder, one in use, or one that is just being made.
@@ -39,8 +39,10 @@ def folder_in_transit() -> Iterator[Path]:
     with TemporaryDirectory(prefix=_PREFIX) as name:
         folder = Path(name) / "arrays"
         folder.mkdir()
-        with (Path(name) / "lock").open("w") as lock:
+        made = Path(name) / "lock-in-the-making"
+        with made.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            made.rename(Path(name) / "lock")  # nobody ever finds it unlocked
             yield folder
 
 

@@ -15,7 +15,6 @@ from fedpriv.config import (
     ExperimentConfig,
     LocalConfig,
     PrivacyConfig,
-    RuntimeConfig,
     SpecAugmentConfig,
 )
 from fedpriv.data.federated import FederatedDataset
@@ -76,7 +75,7 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
         # In a stack the rounding of one user's numbers depends on who else is in it, which local
         # training can amplify: the others' contributions then move with one user's presence.
         engine="sequential" if config.runtime.deployment else config.runtime.engine,
-        stack=_stack(config.runtime, model, dataset),
+        stack=_stack(config, model, dataset),
         tolerant=config.runtime.deployment,
         cache=UserCache(config.runtime.cache_mib * 2**20),
         # How long a user takes says something of its data.
@@ -84,12 +83,13 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     )
 
 
-def _stack(runtime: RuntimeConfig, model: nn.Module, dataset: FederatedDataset) -> int:
+def _stack(config: ExperimentConfig, model: nn.Module, dataset: FederatedDataset) -> int:
     """Return the number of users to stack; where it is to be measured, one to begin with."""
+    runtime, parameters = config.runtime, Layout.of(model).total
     if isinstance(runtime.stack, int):
         return runtime.stack
     memory, long_examples = runtime.stack_mib * 2**20, isinstance(dataset, FederatedSpeech)
-    return planned_stack(Layout.of(model).total, memory, long_examples)
+    return planned_stack(parameters, memory, long_examples, config.local.momentum > 0)
 
 
 def _recipe(config: LocalConfig) -> LocalTraining:

@@ -138,7 +138,8 @@ class PrivateFedAvg(Strategy):
         self.memory = memory
         #: A folder of this strategy's own that all nodes see; None where they may not.
         self.shared_folder: Path | None = None
-        #: The files there of the parameters that were sent, and of the sums that are being read.
+        #: The parameters' file there, as long as all who were sent it have answered, and the files
+        #: of the sums that are being read.
         self._sent: Path | None = None
         self._read: list[Path] = []
         self._on_round = on_round
@@ -249,6 +250,8 @@ class PrivateFedAvg(Strategy):
     def _enough(self, sums: dict[int, CohortSum]) -> dict[int, CohortSum]:
         """Return `sums`, or none of them where too few have a share of the noise."""
         self._lost = self._asked - len(sums)
+        if self._lost:  # a node that did not answer may still read what it was sent
+            self._sent = None
         shares = self.plan.shares
         self._noise_only = shares is not None and len(sums) < shares.needed
         return {} if self._noise_only else sums
@@ -404,6 +407,7 @@ class PrivateFedAvg(Strategy):
             WorkerLost: a simulated node died; its round is finished and kept.
             InputError: a node found the user's data or config wrong.
         """
+        self._sent = None  # whoever it was sent to belongs to a run that was broken off
         arrays = self._broadcast()
         result = Result(arrays=arrays)
         try:
@@ -463,9 +467,9 @@ class PrivateFedAvg(Strategy):
     def _broadcast(self) -> ArrayRecord:
         """Return the parameters as they travel to the nodes; those of the round before are gone."""
         if self.shared_folder is not None:
-            # A node that did not answer may still read what it was sent.
-            if self._sent is not None and not self._lost:
-                in_transit.free(self._sent)
+            sent, self._sent = self._sent, None
+            if sent is not None:
+                in_transit.free(sent)
             in_transit.remove_others(self.shared_folder)
         dtype = getattr(torch, self.plan.config.server.broadcast)
         record = flat_record(self.server.parameters(), dtype, self.shared_folder)
@@ -554,10 +558,15 @@ class PrivateFedAvg(Strategy):
 
     def _sums(self, replies: Iterable[Message]) -> dict[int, CohortSum]:
         """Return the sums that arrived, by partition: the order never depends on who was first."""
-        answers = self._answers(replies)
+        answers = [reply for reply in self._answers(replies) if self._is_in_place(reply)]
         self._read = [path for reply in answers if (path := file_of_sum(reply)) is not None]
         arrived = sorted(dict(map(sum_of, answers)).items())
         return {partition: summed for partition, summed in arrived if self._is_sound(summed)}
+
+    def _is_in_place(self, reply: Message) -> bool:
+        """Say whether a sum is in its message, or in a file where nodes may put one."""
+        path = file_of_sum(reply)
+        return path is None or path.parent == self.shared_folder
 
     def _is_sound(self, summed: CohortSum) -> bool:
         """Say whether a sum can be one of clipped updates; a node that sends another is lost."""

@@ -15,9 +15,9 @@ from fedpriv.compilation import is_compiled_for
 from fedpriv.privacy.row_sums import add_weighted, square_sums
 
 _NOT_TAKEN = -1.0
-# By how much sums of squares may differ that were taken in different orders: that of 2^31 numbers
-# by 2^-22 at most, in float64. It is well within the margin that clipping leaves.
-_ROUNDING = 2.0**-22
+# By how much sums of squares may differ that were taken in different orders: those of 2^31 numbers
+# by 2^-21 at most, in float64. It is well within the margin that clipping leaves.
+_ROUNDING = 2.0**-21
 
 
 @dataclass(frozen=True)

@@ -634,7 +634,7 @@ def _verification(run: Run) -> tuple[str, ...]:
         source = f", source at commit {git['commit']}{changed}"
     fedpriv = run.environment.get("versions", {}).get("fedpriv", "of unknown version")
     line = (
-        "ledger.jsonl has a line for each release with the SHA-256 of what was released."
+        "ledger.jsonl has a line for each release with a digest of what was released (SHA-256)."
         if all(release.digest for release in run.releases)
         else "ledger.jsonl has a line for each release, which was on the disk before any node was "
         "asked for its part in it."

@@ -96,6 +96,7 @@ class StackedModel:
                 self.module.set_submodule(path, COMPILED[type(layer)](layer))
         self._owners = [self._owner(name) for name in self.layout.names]
         self._stochastic = [m for m in self.module.modules() if isinstance(m, Stochastic)]
+        self._linear: dict[StackedLinear, list[_Block]] = {}
         self._buffers: dict[str, Tensor] = {}
 
     def _owner(self, name: str) -> tuple[StackedLayer, str]:
@@ -116,8 +117,10 @@ class StackedModel:
             _Block(number, layer, name, origin, block)
             for number, ((layer, name), origin, block) in enumerate(owned)
         ]
+        self._linear = {}
         for block in self.blocks:
-            if block.linear:
+            if isinstance(block.layer, StackedLinear):
+                self._linear.setdefault(block.layer, []).append(block)
                 # Written to in the backward pass: to autograd a change of all that lies beside it.
                 block.values = block.values.data
             else:
@@ -144,11 +147,7 @@ class StackedModel:
 
     def begin_pass(self, take: Callable[[_Block], None] | None) -> None:
         """Let linear layers' blocks step, by `take`, in the next backward pass; None: not there."""
-        of_layers: dict[StackedLinear, list[_Block]] = {}
-        for block in self.blocks:
-            if isinstance(block.layer, StackedLinear):
-                of_layers.setdefault(block.layer, []).append(block)
-        for layer, blocks in of_layers.items():
+        for layer, blocks in self._linear.items():
             layer.begin_pass(None if take is None else partial(_each, take, blocks))
 
     @property

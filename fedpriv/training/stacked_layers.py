@@ -72,17 +72,15 @@ class StackedLinear(StackedLayer):
         self._factors: tuple[Tensor, ...] = ()
         self._gradients: dict[str, Tensor] = {}
         self._take_step: Callable[[], None] | None = None
-        self._passed = False
+        self.passed = self.stepped = False
 
     def begin_pass(self, take_step: Callable[[], None] | None) -> None:
-        """Make ready for a pass; where `take_step` is given, its backward pass calls it once."""
-        self._take_step, self._passed = take_step, False
-        self._factors, self._gradients = (), {}
+        """Make ready for a pass; where `take_step` is given, its backward pass calls it once.
 
-    @property
-    def stepped(self) -> bool:
-        """Whether the step was taken in the backward pass."""
-        return self._passed and self._take_step is not None
+        `passed` then says whether the backward pass was here, `stepped` whether the step was taken.
+        """
+        self._take_step, self.passed, self.stepped = take_step, False, False
+        self._factors, self._gradients = (), {}
 
     def forward(self, x: Tensor) -> Tensor:
         """Map rows `[U·B, ..., in]` to `[U·B, ..., out]`."""
@@ -107,26 +105,36 @@ class StackedLinear(StackedLayer):
         if self.bias is not None:  # at once, while g is in the processor's caches
             self._gradients["bias"] = gradient.sum(1, dtype=self.weight.dtype)
         if inputs * outputs < rows_each * (inputs + outputs):
-            self._gradients["weight"] = self.gradient("weight", 0, users)
+            self._gradients["weight"] = self._product(0, users)
             self._factors = ()
 
     def end_pass(self) -> None:
-        """Take the step where it is to be taken in the backward pass, and forget its gradients.
+        """Take the step where it is to be taken in the backward pass; then forget the gradients.
 
         Raises:
             RuntimeError: the layer was there twice in one forward pass, and has stepped already.
         """
-        if self._passed:
+        if self.passed:
             raise RuntimeError("a linear layer can only be used once in a stack's forward pass")
-        self._passed = True
+        self.passed = True
         if self._take_step is not None:
             self._take_step()
+            self._take_step, self.stepped = None, True
             self._factors, self._gradients = (), {}
 
     def gradient(self, name: str, low: int, high: int) -> Tensor:
-        """Return the last pass's gradient by "weight" or "bias" of users `low` to `high`."""
+        """Return the pass's gradient by "weight" or "bias" of users `low` to `high`.
+
+        Raises:
+            RuntimeError: the pass was not here, or its gradients are forgotten.
+        """
+        if not self.passed or self.stepped:
+            raise RuntimeError("a stacked linear layer was not in the forward pass")
         if name in self._gradients:
             return of_users(self._gradients[name], low, high)
+        return self._product(low, high)
+
+    def _product(self, low: int, high: int) -> Tensor:
         gradient, rows = (of_users(factor, low, high) for factor in self._factors)
         return torch.bmm(gradient.transpose(1, 2), rows).to(self.weight.dtype)
 

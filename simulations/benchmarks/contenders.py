@@ -88,7 +88,7 @@ class Running:
         traceback: TracebackType | None,
     ) -> None:
         if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            self._tell_all(signal.SIGKILL)
             self._process.wait()
 
     def stand_ready(self) -> None:
@@ -144,8 +144,9 @@ class Running:
             raise self._failure()
 
     def _tell_all(self, what: signal.Signals) -> None:
-        with suppress(ProcessLookupError):  # whoever waits for a round will say that it has ended
-            os.killpg(self._process.pid, what)
+        for number in _family(self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(number, what)
 
     def _failure(self) -> ContenderError:
         said = self._errors.read_text().strip().splitlines()
@@ -155,6 +156,16 @@ class Running:
         assert self._process.stdin is not None
         self._process.stdin.write("go on\n")
         self._process.stdin.flush()
+
+
+def _family(number: int) -> list[int]:
+    """Return a process and all its descendants: torchrun's are in process groups of their own."""
+    found = [number]
+    for listed in Path(f"/proc/{number}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # threads end
+            for child in listed.read_text().split():
+                found += _family(int(child))
+    return found
 
 
 @dataclass(frozen=True)

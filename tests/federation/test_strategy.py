@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from flwr.app import Message
+from flwr.app import Array, ArrayRecord, Message
 from flwr.app.error import Error
 from in_process import (
     InProcessGrid,
@@ -25,9 +25,9 @@ from fedpriv import experiment
 from fedpriv.data.federated import PartitionedImages
 from fedpriv.data.registry import build_dataset
 from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
-from fedpriv.federation import client_app
+from fedpriv.federation import client_app, in_transit
 from fedpriv.federation.messages import flat_record, flat_tensor
-from fedpriv.federation.strategy import PrivateFedAvg, _digest
+from fedpriv.federation.strategy import PrivateFedAvg, RoundChanged, _digest
 from fedpriv.models.registry import build_model
 from fedpriv.privacy import Adjacency, GaussianMechanism, Ledger, Purpose, Randomness, RdpAccountant
 from fedpriv.privacy.clipping import bounds_of
@@ -678,6 +678,85 @@ def test_what_a_lost_node_may_still_read_is_not_written_to(tmp_path):
     # Each is still as it was sent, or the file has been used again for what was sent later.
     unchanged = [file.equal(then) for file, then in sent]
     assert unchanged == [False, True, False, False, False, False]
+
+
+def test_what_a_late_node_of_a_repeated_round_may_still_read_is_not_written_to(tmp_path):
+    """Its first attempt lost a node; in the second, with the same parameters, all answered."""
+    sent = []
+
+    class LateOnce(InProcessGrid):
+        def push_messages(self, messages):
+            messages = list(messages)
+            if messages[0].metadata.message_type == "train":
+                arrays = messages[0].content["arrays"]
+                sent.append((flat_tensor(arrays), flat_tensor(arrays).clone()))
+                self.dead = {1} if len(sent) == 1 else set()
+            return super().push_messages(messages)
+
+    def drive(strategy: PrivateFedAvg) -> None:
+        paid = strategy._paid_release
+
+        def changed_at_first(*of_round):
+            strategy._paid_release = paid
+            raise RoundChanged(1)
+
+        strategy._paid_release = changed_at_first
+        strategy.shared_folder = tmp_path / "folder"
+        strategy.shared_folder.mkdir()
+        strategy.start(LateOnce())
+
+    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run"), rounds=3))
+    experiment.train(prepared, experiment.create(prepared), Silent(), drive)
+    assert [file.equal(then) for file, then in sent] == [True, True, False, False]
+
+
+def test_a_file_is_read_before_others_may_take_it(tmp_path, monkeypatch):
+    """Others write over it as soon as they can."""
+    _, by_message = train_small(tmp_path / "messages", rounds=3)
+    free = in_transit.free
+
+    def freed_and_taken(path):
+        np.load(path, mmap_mode="r+")[:] = math.nan
+        free(path)
+
+    def drive(strategy: PrivateFedAvg) -> None:
+        monkeypatch.setattr(in_transit, "free", freed_and_taken)
+        strategy.shared_folder = tmp_path / "folder"
+        strategy.shared_folder.mkdir()
+        strategy.start(InProcessGrid())
+
+    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "files"), rounds=3))
+    experiment.train(prepared, experiment.create(prepared), Silent(), drive)
+    assert parameters(prepared).equal(parameters(by_message))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_node_cannot_have_the_server_read_another_file(tmp_path, shared):
+    """It is lost, and the file stays."""
+    secret = tmp_path / "secret.npy"
+    np.save(secret, np.ones(parameters(experiment.prepare(small_config())).numel()))
+
+    class Naming(InProcessGrid):
+        def _answer(self, message):
+            reply = super()._answer(message)
+            if "sum" in reply.content and message.metadata.dst_node_id == 1001:
+                named = Array(np.frombuffer(bytes(secret), np.uint8))
+                reply.content["sum"] = ArrayRecord({"file": named})
+            return reply
+
+    def drive(strategy: PrivateFedAvg) -> None:
+        if shared:
+            strategy.shared_folder = tmp_path / "folder"
+            strategy.shared_folder.mkdir()
+        strategy.start(Naming())
+
+    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run"), rounds=1))
+    directory = experiment.create(prepared)
+    experiment.train(prepared, directory, Silent(), drive)
+    assert [row["nodes_lost"] for row in directory.read_metrics()] == [1]
+    assert secret.exists()
+    _, dead = train_small(tmp_path / "dead", InProcessGrid(dead=[1]), rounds=1)
+    assert parameters(prepared).equal(parameters(dead))
 
 
 def _bytes_of(message: Message) -> int:

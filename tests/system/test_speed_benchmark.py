@@ -48,13 +48,18 @@ def test_a_contender_is_led_round_by_round(speed, tmp_path):
 
 
 COUNTING = """
-import sys, threading, time
-def count():
-    with open(sys.argv[-1], "wb", buffering=0) as file:
-        while file.write(b"."):
-            time.sleep(0.001)
-threading.Thread(target=count, daemon=True).start()
-pause(0); time.sleep(0.1); pause(1); pause(1)
+import sys, time
+with open(sys.argv[-1], "wb", buffering=0) as file:
+    while file.write(b"."):
+        time.sleep(0.001)
+"""
+# Its process counts in a process group of its own, as those of torchrun work.
+LEADING = f"""
+import subprocess, sys, time
+counting = [sys.executable, "-c", {COUNTING!r}, sys.argv[-1]]
+counter = subprocess.Popen(counting, start_new_session=True)
+time.sleep(0.5); pause(0); time.sleep(0.1); pause(1); pause(1)
+counter.kill()
 """
 
 
@@ -63,7 +68,7 @@ def test_a_contender_whose_turn_it_is_not_does_nothing(speed, tmp_path):
         time.sleep(0.1)
         return (tmp_path / "n").stat().st_size
 
-    line = (sys.executable, "-c", f"from gate import pause\n{COUNTING}", str(tmp_path / "n"))
+    line = (sys.executable, "-c", f"from gate import pause\n{LEADING}", str(tmp_path / "n"))
     with speed.Running(speed.Contender("someone", tmp_path, line)) as running:
         running.stand_ready()
         stood = counted()
