@@ -12,6 +12,17 @@ from torch import Tensor
 from fedpriv.errors import InputError
 
 
+def moved_to(device: torch.device, tensor: Tensor) -> Tensor:
+    """Return `tensor` on `device`.
+
+    To a GPU it goes from page-locked memory, so that nobody waits: what the GPU is asked to do with
+    it comes after it. From other memory the copy would wait for all that the GPU has still to do.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 class Batch(Protocol):
     """Some examples: `Examples` or `Utterances`."""
 
@@ -70,7 +81,7 @@ class Examples:
 
     def to(self, device: torch.device) -> "Examples":
         """Return them on another device."""
-        return Examples(self.inputs.to(device), self.targets.to(device))
+        return Examples(moved_to(device, self.inputs), moved_to(device, self.targets))
 
     @classmethod
     def join(cls, parts: "Sequence[Examples]") -> "Examples":

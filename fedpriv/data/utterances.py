@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from fedpriv.data.federated import moved_to
+
 
 @dataclass(frozen=True, eq=False)
 class Utterances:
@@ -73,10 +75,10 @@ class Utterances:
     def to(self, device: torch.device) -> Utterances:
         """Return them on another device."""
         return Utterances(
-            self.inputs.to(device),
-            self.lengths.to(device),
-            self.targets.to(device),
-            self.target_lengths.to(device),
+            moved_to(device, self.inputs),
+            moved_to(device, self.lengths),
+            moved_to(device, self.targets),
+            moved_to(device, self.target_lengths),
             self.skipped,
         )
 

@@ -3,7 +3,13 @@ import pytest
 import torch
 from held_out import held_out
 
-from fedpriv.data.federated import Examples, LabelledImages, PartitionedImages, PixelScale
+from fedpriv.data.federated import (
+    Examples,
+    LabelledImages,
+    PartitionedImages,
+    PixelScale,
+    moved_to,
+)
 from fedpriv.errors import InputError
 
 
@@ -60,3 +66,34 @@ def test_examples_of_unequal_lengths_are_refused():
         Examples(torch.zeros(2, 1), torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="2 images but 3 labels"):
         LabelledImages(torch.zeros(2, 1, 1, 1), torch.zeros(3, dtype=torch.int64))
+
+
+def test_to_a_gpu_users_examples_go_from_page_locked_memory_and_nobody_waits(monkeypatch):
+    """What is asked of PyTorch, since tests run where there is no GPU."""
+    asked = []
+
+    def pin_memory(tensor):
+        asked.append(("pin", tensor))
+        return tensor.clone()
+
+    def to(tensor, device, non_blocking=False):
+        asked.append((str(device), tensor, non_blocking))
+        return tensor
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "pin_memory", pin_memory)
+        patched.setattr(torch.Tensor, "to", to)
+        examples = Examples(torch.rand(2, 3), torch.tensor([0, 1]))
+        moved = examples.to(torch.device("cuda:1"))
+        assert [(what[0], what[2:]) for what in asked] == [("pin", ()), ("cuda:1", (True,))] * 2
+        assert [asked[1][1], asked[3][1]] == [moved.inputs, moved.targets]
+        assert asked[0][1] is examples.inputs
+        asked.clear()
+        examples.to(torch.device("cpu"))
+        assert [(what[0], what[2:]) for what in asked] == [("cpu", (False,))] * 2
+
+
+def test_between_other_devices_nothing_is_pinned():
+    rows = torch.rand(2, 3)
+    assert moved_to(torch.device("cpu"), rows) is rows
+    assert moved_to(torch.device("meta"), rows).is_meta
