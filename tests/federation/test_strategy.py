@@ -653,45 +653,46 @@ def test_arrays_in_files_are_those_in_messages(tmp_path, broadcast):
     assert largest < 600 < 2 * parameters(prepared).numel()
 
 
-def test_what_a_lost_node_may_still_read_is_not_written_to(tmp_path):
-    sent = []
+class LosingOnce(InProcessGrid):
+    """Node 1 dies in one train round; `files` holds each round's, and what was in it."""
 
-    class DyingOnce(InProcessGrid):
-        def push_messages(self, messages):
-            messages = list(messages)
-            if messages[0].metadata.message_type == "train":
-                arrays = messages[0].content["arrays"]
-                sent.append((flat_tensor(arrays), flat_tensor(arrays).clone()))
-                self.dead = {1} if len(sent) == 2 else set()
-            return super().push_messages(messages)
+    def __init__(self, lost_in: int) -> None:
+        super().__init__()
+        self.lost_in, self.files = lost_in, []
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        if messages[0].metadata.message_type == "train":
+            arrays = messages[0].content["arrays"]
+            self.files.append((flat_tensor(arrays), flat_tensor(arrays).clone()))
+            self.dead = {1} if len(self.files) == self.lost_in else set()
+        return super().push_messages(messages)
+
+    @property
+    def unchanged(self) -> list[bool]:
+        """Whether each is as it was sent, or the file was used again for what was sent later."""
+        return [file.equal(then) for file, then in self.files]
+
+
+def test_what_a_lost_node_may_still_read_is_not_written_to(tmp_path):
+    grid = LosingOnce(lost_in=2)
 
     def drive(strategy: PrivateFedAvg) -> None:
         strategy.shared_folder = tmp_path / "folder"
         strategy.shared_folder.mkdir()
         with pytest.raises(WorkerLost):
-            strategy.start(DyingOnce())
+            strategy.start(grid)
         strategy.restart()
-        strategy.start(DyingOnce())
+        strategy.start(grid)
 
     prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run"), rounds=6))
     experiment.train(prepared, experiment.create(prepared), Silent(), drive)
-    # Each is still as it was sent, or the file has been used again for what was sent later.
-    unchanged = [file.equal(then) for file, then in sent]
-    assert unchanged == [False, True, False, False, False, False]
+    assert grid.unchanged == [False, True, False, False, False, False]
 
 
 def test_what_a_late_node_of_a_repeated_round_may_still_read_is_not_written_to(tmp_path):
     """Its first attempt lost a node; in the second, with the same parameters, all answered."""
-    sent = []
-
-    class LateOnce(InProcessGrid):
-        def push_messages(self, messages):
-            messages = list(messages)
-            if messages[0].metadata.message_type == "train":
-                arrays = messages[0].content["arrays"]
-                sent.append((flat_tensor(arrays), flat_tensor(arrays).clone()))
-                self.dead = {1} if len(sent) == 1 else set()
-            return super().push_messages(messages)
+    grid = LosingOnce(lost_in=1)
 
     def drive(strategy: PrivateFedAvg) -> None:
         paid = strategy._paid_release
@@ -703,11 +704,11 @@ def test_what_a_late_node_of_a_repeated_round_may_still_read_is_not_written_to(t
         strategy._paid_release = changed_at_first
         strategy.shared_folder = tmp_path / "folder"
         strategy.shared_folder.mkdir()
-        strategy.start(LateOnce())
+        strategy.start(grid)
 
     prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run"), rounds=3))
     experiment.train(prepared, experiment.create(prepared), Silent(), drive)
-    assert [file.equal(then) for file, then in sent] == [True, True, False, False]
+    assert grid.unchanged == [True, True, False, False]
 
 
 def test_a_file_is_read_before_others_may_take_it(tmp_path, monkeypatch):
