@@ -138,10 +138,8 @@ class PrivateFedAvg(Strategy):
         self.memory = memory
         #: A folder of this strategy's own that all nodes see; None where they may not.
         self.shared_folder: Path | None = None
-        #: The parameters' file there, as long as all who were sent it have answered, and the files
-        #: of the sums that are being read.
+        #: The parameters' file there, as long as all who were sent it have answered.
         self._sent: Path | None = None
-        self._read: list[Path] = []
         self._on_round = on_round
         self._stop = stop
         self._watch = Stopwatch(plan.config.runtime.profile)
@@ -224,13 +222,14 @@ class PrivateFedAvg(Strategy):
         parameters = self.plan.layout.total
         total = torch.zeros(parameters + len(self.bounds), dtype=torch.float64)
         with self._watch.measure("add up"):
-            sums = self._enough(self._sums(replies))
+            arrived, files = self._sums(replies)
+            sums = self._enough(arrived)
             for partition, summed in sums.items():
                 total[:parameters] += summed.total
                 total[parameters:] += self._beside(summed)
                 sums[partition] = replace(summed, total=summed.total.new_empty(0))
-            while self._read:
-                in_transit.free(self._read.pop())
+            for path in files:
+                in_transit.free(path)
 
         with self._watch.measure("noise and ledger"):
             released = self._paid_release(server_round, total)
@@ -556,12 +555,15 @@ class PrivateFedAvg(Strategy):
         if time.monotonic() > deadline:
             raise InputError(problem)
 
-    def _sums(self, replies: Iterable[Message]) -> dict[int, CohortSum]:
-        """Return the sums that arrived, by partition: the order never depends on who was first."""
+    def _sums(self, replies: Iterable[Message]) -> tuple[dict[int, CohortSum], list[Path]]:
+        """Return the sums that arrived, by partition, and the files that hold them.
+
+        The order is that of partitions, whoever was first.
+        """
         answers = [reply for reply in self._answers(replies) if self._is_in_place(reply)]
-        self._read = [path for reply in answers if (path := file_of_sum(reply)) is not None]
+        files = [path for reply in answers if (path := file_of_sum(reply)) is not None]
         arrived = sorted(dict(map(sum_of, answers)).items())
-        return {partition: summed for partition, summed in arrived if self._is_sound(summed)}
+        return {number: summed for number, summed in arrived if self._is_sound(summed)}, files
 
     def _is_in_place(self, reply: Message) -> bool:
         """Say whether a sum is in its message, or in a file where nodes may put one."""

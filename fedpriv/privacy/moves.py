@@ -48,7 +48,7 @@ class Moves:
                 f"{tuple(self.start.shape)} nor ends of shape {tuple(self.ends.shape)}"
             )
 
-    @property
+    @cached_property  # it is asked for with every piece of a step
     def compiled(self) -> bool:
         """Whether `norms` and `add_weighted` may be asked for."""
         return is_compiled_for(self.start, self.ends)

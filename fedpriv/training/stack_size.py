@@ -10,7 +10,7 @@ from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.parameters import Layout, parameters_of
 
 # Users hide the operations' overhead, and fill the processor's caches. Of models of 0.2 million
-# parameters 64 users are fastest, of one million 25 to 40, of more about 20.
+# parameters 64 users are fastest, of one million 25 rather than 50, of more about 20.
 _STACKED_NUMBERS = 40_000_000
 _FEW, _MANY = 20, 64
 # Long examples fill the caches with few users, and leave operations' overhead behind.

@@ -72,14 +72,14 @@ class StackedLinear(StackedLayer):
         self._factors: tuple[Tensor, ...] = ()
         self._gradients: dict[str, Tensor] = {}
         self._take_step: Callable[[], None] | None = None
-        self.passed = self.stepped = False
+        self._passed = self.stepped = False
 
     def begin_pass(self, take_step: Callable[[], None] | None) -> None:
         """Make ready for a pass; where `take_step` is given, its backward pass calls it once.
 
-        `passed` then says whether the backward pass was here, `stepped` whether the step was taken.
+        `stepped` then says whether it was called.
         """
-        self._take_step, self.passed, self.stepped = take_step, False, False
+        self._take_step, self._passed, self.stepped = take_step, False, False
         self._factors, self._gradients = (), {}
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,9 +114,9 @@ class StackedLinear(StackedLayer):
         Raises:
             RuntimeError: the layer was there twice in one forward pass, and has stepped already.
         """
-        if self.passed:
+        if self._passed:
             raise RuntimeError("a linear layer can only be used once in a stack's forward pass")
-        self.passed = True
+        self._passed = True
         if self._take_step is not None:
             self._take_step()
             self._take_step, self.stepped = None, True
@@ -128,7 +128,7 @@ class StackedLinear(StackedLayer):
         Raises:
             RuntimeError: the pass was not here, or its gradients are forgotten.
         """
-        if not self.passed or self.stepped:
+        if not self._passed or self.stepped:
             raise RuntimeError("a stacked linear layer was not in the forward pass")
         if name in self._gradients:
             return of_users(self._gradients[name], low, high)
