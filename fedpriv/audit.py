@@ -226,6 +226,11 @@ class _Places:
         """Build the examples of one canary."""
         return self.real.user(index % self.real.population)
 
+    @property
+    def user_ids(self) -> Sequence[str]:
+        """Ids of the canaries, which are nobody's in the population."""
+        return [f"canary-{number}" for number in range(self.population)]
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
 
@@ -276,9 +281,11 @@ class _AuditedRun:
         number = self.settings.canaries
         self.canaries = _Canaries.drawn(number, self.plan, self._generator)
         population = self.experiment.plan.sampling.population
-        size = min(population, _MOST_USERS)
-        self.targets = np.sort(self._generator.choice(population, size, replace=False))
-        self.present = np.ones(population, dtype=bool)
+        # Places of the population may be empty.
+        there = min(population, self.experiment.trainer.dataset.population)
+        size = min(there, _MOST_USERS)
+        self.targets = np.sort(self._generator.choice(there, size, replace=False))
+        self.present = np.arange(population) < there
         self.present[self.targets] = self._generator.integers(0, 2, size=size).astype(bool)
         zeros = np.zeros(number)
         self.evidence = _Evidence(zeros, np.full(number, -np.inf), zeros, zeros)
@@ -361,7 +368,7 @@ class _AuditedRun:
         plan, settings, canaries = self.plan, self.settings, self.canaries
         return Audit(
             name=plan.config.name,
-            fingerprint=self.experiment.config.fingerprint(),
+            fingerprint=self.experiment.plan.fingerprint,
             seed=plan.config.seed,
             rounds=plan.config.rounds,
             planned_rounds=self.experiment.config.rounds,
@@ -443,7 +450,7 @@ def _audited_plan(plan: Plan, settings: AuditSettings) -> Plan:
             "privacy": config.privacy.model_copy(update={"budget": BudgetConfig()}),
         }
     )
-    run = f"audit/{settings.canaries}/{rounds}/{config.fingerprint()}"
+    run = f"audit/{settings.canaries}/{rounds}/{plan.fingerprint}"
     return replace(
         plan,
         config=audited,

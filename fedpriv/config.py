@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedpriv.data.registry import DataConfig
+from fedpriv.data.registry import MAKES_EXAMPLES, DataConfig
 from fedpriv.errors import InputError
 from fedpriv.models.registry import ModelConfig
 from fedpriv.optimizers.schedules import ScheduleConfig
@@ -306,8 +306,9 @@ class PrivacyConfig(Section):
     )
     adjacency: Literal["add_or_remove_one", "replace_one", "zero_out"] | None = Field(
         default=None,
-        description="Which two populations must be hard to tell apart; null: add_or_remove_one, "
-        "or replace_one with fixed_size sampling.",
+        description="Which two populations must be hard to tell apart; null: add_or_remove_one "
+        "where data.users says how many users there are, zero_out where the data say it, "
+        "replace_one with fixed_size sampling.",
     )
     sampling: SamplingConfig
     clipping: ClippingConfig
@@ -644,6 +645,36 @@ class ExperimentConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _one_example_decides_for_itself(self) -> ExperimentConfig:
+        if self.privacy is None or self.privacy.unit != "example":
+            return self
+        caps = {"data.speech.max_seconds_per_user": self.data.speech.max_seconds_per_user}
+        if self.data.name not in MAKES_EXAMPLES:
+            caps["data.examples_per_user"] = self.data.examples_per_user
+        for key, cap in caps.items():
+            if cap is not None:
+                raise ValueError(
+                    f"{key} does not go with privacy.unit: example: one example more would decide "
+                    "which others of its silo are kept; write null, and fewer local.steps or a "
+                    "smaller privacy.example.sampling_rate"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _population_is_public(self) -> ExperimentConfig:
+        privacy = self.privacy
+        if privacy is None or privacy.unit != "user" or privacy.noise_by == "users":
+            return self
+        if privacy.adjacency == "add_or_remove_one" and self.data.users is None:
+            raise ValueError(
+                "privacy.adjacency: add_or_remove_one hides how many users there are, and "
+                "data.users: null takes that number from the data, for sampling, ledger and "
+                "average: write data.users, a public number of at least all users, or adjacency: "
+                "zero_out, under which the number is known"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _some_node_is_left(self) -> ExperimentConfig:
         if self.privacy is None or self.privacy.noise_by != "nodes":
             return self
@@ -683,38 +714,38 @@ class ExperimentConfig(Section):
             "privacy.sampling.expected_cohort", self.privacy.sampling.expected_cohort, population
         )
 
-    def fingerprint(self) -> str:
-        """Return the SHA-256 of everything that bears on what a run releases."""
+    def fingerprint(self, data: str) -> str:
+        """Return the SHA-256 of everything that bears on what a run releases.
+
+        `data` is the digest of the users' data (`FederatedDataset.digest`), and the fingerprint
+        then a function of private data. A deployment, whose noise comes from the operating system,
+        has none: "".
+        """
+        # What has its default is left out: a key that comes later leaves fingerprints alone.
         kept = self.model_dump(
-            mode="json", exclude={"name", "run_dir", "runtime", "checkpoint", "seed_model"}
+            mode="json",
+            exclude_defaults=True,
+            exclude={
+                "name": True,
+                "run_dir": True,
+                "checkpoint": True,
+                "seed_model": True,
+                "runtime": True,
+                # The digest has what is in files, wherever they are.
+                "data": {"path": True, "speech": {"alphabet", "cache"}},
+                "privacy": {"error_feedback": {"ram_mib"}},
+            },
         )
-        kept["deployment"] = self.runtime.deployment
-        # Keys that came later count where they are used: older runs keep their fingerprints.
-        if self.data.name != "synthetic_images":
-            del kept["data"]["synthetic"]
-        if self.server.broadcast == "float32":
-            del kept["server"]["broadcast"]
-        if self.local.precision == "float32":
-            del kept["local"]["precision"]
-        if self.privacy is not None:
-            if self.privacy.example is None:
-                del kept["privacy"]["example"]
-            elif self.privacy.example.gradients == "instantiated":
-                del kept["privacy"]["example"]["gradients"]
-            if self.privacy.noise_by == "server":
-                del kept["privacy"]["noise_by"]
-            if self.privacy.noise_by == "nodes":
-                # Runs with other numbers of nodes add up other shares, and must not have them from
-                # one seed: what one run shows of the noise would be missing in the other.
-                kept["privacy"]["nodes"] = self.runtime.workers
-            else:
-                del kept["privacy"]["lost_nodes"]
-            feedback = kept["privacy"].pop("error_feedback")
-            if feedback.pop("kind") == "user":
-                del feedback["ram_mib"]
-                kept["privacy"]["error_feedback"] = feedback
+        runtime = self.runtime
+        # How users are stacked decides what dropout draws, and how all their sums round.
+        kept["runtime"] = [runtime.engine, runtime.stack, runtime.fast_products, runtime.deployment]
+        if self.privacy is not None and self.privacy.noise_by == "nodes":
+            # Runs with other numbers of nodes add up other shares, and must not have them from one
+            # seed: what one run shows of the noise would be missing in the other.
+            kept["nodes"] = runtime.workers
         # Where its file lies, or how it was made, says nothing that its numbers do not.
         kept["seed_model"] = self.seed_model and self.seed_model.sha256
+        kept["users"] = data
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
     def to_yaml(self) -> str:

@@ -28,7 +28,7 @@ from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
 from fedpriv.optimizers.server import Server
 from fedpriv.preparation import plan_and_trainer
 from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant
-from fedpriv.privacy.ledger import Header, Ledger
+from fedpriv.privacy.ledger import Header, Ledger, check_same_run, read_ledger
 from fedpriv.privacy.silos import SiloCosts, most_charged
 from fedpriv.reporting.profile import Profile
 from fedpriv.reporting.run_directory import RunDirectory
@@ -132,7 +132,7 @@ class Experiment:
             population=plan.sampling.population,
             parameters=plan.layout.total,
             dtype=privacy.error_feedback.dtype,
-            fingerprint=self.config.fingerprint(),
+            fingerprint=self.plan.fingerprint,
         )
 
     def memory_sizes(self) -> MemorySizes | None:
@@ -147,7 +147,9 @@ class Experiment:
         """Return the header of this run's ledger."""
         privacy = self.config.privacy
         return Header(
-            fingerprint=self.config.fingerprint(),
+            fingerprint=self.plan.fingerprint,
+            data=self.plan.data,
+            mode="deployment" if self.config.runtime.deployment else "simulation",
             population=self.plan.sampling.population,
             delta=self.plan.delta,
             adjacency=self.plan.adjacency.value,
@@ -219,7 +221,11 @@ def reopen(path: Path) -> tuple[RunDirectory, Experiment]:
     files = checkpoint_files(directory.checkpoints)
     experiment = prepare(directory.config(), seeded=not files)
     if files:
-        checkpoint = load_checkpoint(files[-1], experiment.config.fingerprint())
+        # Before the checkpoint: the ledger can say what differs.
+        if directory.ledger.exists():
+            found = read_ledger(directory.ledger).header
+            check_same_run(directory.ledger, found, experiment.header())
+        checkpoint = load_checkpoint(files[-1], experiment.plan.fingerprint)
         experiment.server.load_state(checkpoint.tensors)
         experiment.bounds = tuple(checkpoint.tensors[_BOUNDS].tolist())
         journals = checkpoint.tensors.get(_JOURNALS, torch.empty(0, 4)).tolist()
@@ -287,6 +293,7 @@ def train(
             first_round=experiment.finished_rounds + 1,
             bounds=experiment.bounds,
             memory=memory,
+            say=observer.say,
         )
         observer.begin(experiment)
         try:

@@ -36,5 +36,6 @@ def plan_and_trainer(config: ExperimentConfig, seeded: bool = True) -> tuple[Pla
         from fedpriv.seed_model import load_seed_model
 
         load_seed_model(config, trainer.model)
-    plan = build_plan(config, population_of(config, trainer.dataset), Layout.of(trainer.model))
-    return plan, trainer
+    population, layout = population_of(config, trainer.dataset), Layout.of(trainer.model)
+    data = "" if config.runtime.deployment else trainer.dataset.digest()
+    return build_plan(config, population, layout, data), trainer

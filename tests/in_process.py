@@ -97,7 +97,9 @@ SMALL: dict[str, Any] = {
 #: What makes silos of the small config's users, of whom each protects its examples.
 SILOS: dict[str, Any] = {
     "rounds": 3,
+    "data__name": "synthetic_images",
     "data__users": 6,
+    "data__synthetic": {"side": 8},
     "local__steps": 2,
     "server": {"optimizer": "sgd", "lr": 1.0},
     "privacy__unit": "example",

@@ -18,7 +18,7 @@ def test_every_shipped_config_is_valid_and_survives_a_round_trip(path, tmp_path)
     copy = tmp_path / "copy.yaml"
     copy.write_text(config.to_yaml())
     assert load_config(copy) == config
-    assert load_config(copy).fingerprint() == config.fingerprint()
+    assert load_config(copy).fingerprint("") == config.fingerprint("")
 
 
 def test_overrides_change_nested_keys_with_yaml_values(tmp_path):
@@ -123,17 +123,21 @@ def test_overrides_that_make_no_sense(tmp_path, override):
 
 
 def test_the_fingerprint_ignores_what_bears_on_speed_and_sees_the_rest():
-    base = small_config().fingerprint()
-    assert small_config(runtime__workers=7, run_dir="elsewhere", name="other").fingerprint() == base
+    base = small_config().fingerprint("")
+    assert (
+        small_config(runtime__workers=7, run_dir="elsewhere", name="other").fingerprint("") == base
+    )
     for changes in (
         {"seed": 6},
         {"rounds": 5},
         {"privacy__noise_multiplier": 1.01},
         {"runtime__deployment": True},
+        {"runtime__engine": "sequential"},
+        {"runtime__stack": 3},
         {"data__users": 61},
         {"local__lr": 0.11},
     ):
-        assert small_config(**changes).fingerprint() != base
+        assert small_config(**changes).fingerprint("") != base
 
 
 def test_every_key_says_what_it_means():

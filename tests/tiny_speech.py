@@ -20,6 +20,11 @@ class Tones:
 
     text: str
     voice: float = 1.0
+    files = ()
+
+    @property
+    def trait(self) -> str:
+        return str(self.voice)
 
     def read(self, sample_rate: int, max_seconds: float) -> np.ndarray:
         parts = [tone(0.1, sample_rate, self.voice * FREQUENCIES[c]) for c in self.text]

@@ -36,6 +36,16 @@ class AudioFile:
     def __str__(self) -> str:
         return self.path
 
+    @property
+    def files(self) -> tuple[str]:
+        """The file."""
+        return (self.path,)
+
+    @property
+    def trait(self) -> str:
+        """Nothing: all of its sound is in the file."""
+        return ""
+
     def read(self, sample_rate: int, max_seconds: float) -> NDArray[np.float32]:
         """Read the sound: see `read_audio`."""
         return read_audio(Path(self.path), sample_rate, max_seconds)
@@ -51,6 +61,16 @@ class JoinedFiles:
 
     def __str__(self) -> str:
         return " + ".join(map(str, self.paths))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files, in their order."""
+        return self.paths
+
+    @property
+    def trait(self) -> str:
+        """How many there are, and the silence between them."""
+        return f"{len(self.paths)} {self.pause_seconds!r}"
 
     def read(self, sample_rate: int, max_seconds: float) -> NDArray[np.float32]:
         """Read the files and join them; `max_seconds` holds for the whole, silences included.

@@ -142,8 +142,9 @@ class DataConfig(BaseModel):
     users: int | None = Field(
         default=None,
         gt=0,
-        description="population: number of users; null only for natural users, "
-        "where the data set has its own number",
+        description="population: number of users; natural users may be fewer, then some places "
+        "are empty, and where they are more so many are drawn; null, for natural users only: the "
+        "data set's own number",
     )
     examples_per_user: int | None = Field(
         default=None,

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedpriv.data.content import Content
 from fedpriv.errors import InputError
 
 
@@ -129,6 +130,12 @@ class FederatedDataset(Protocol):
         They come in parts, so that a caller may turn each into something smaller.
         """
 
+    def digest(self) -> str:
+        """Return the SHA-256 of the ordered user ids, their numbers of examples and their data.
+
+        A copy of the data elsewhere has the same one. Private: it is a function of users' data.
+        """
+
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
@@ -210,6 +217,16 @@ class PartitionedImages:
         """Build the held-out examples, in one part: see `FederatedDataset.evaluation`."""
         yield self._scaled(self.held_out)
 
+    def digest(self) -> str:
+        """Return the SHA-256 of the users' ids, pixels and labels."""
+        content = Content(f"images {self.classes} {self.scale}")
+        for user_id, part in zip(self.user_ids, self.parts, strict=True):
+            content.add_user(user_id, len(part))
+            raw = self.pool.take(part)
+            content.add_tensor(raw.images)
+            content.add_tensor(raw.labels)
+        return content.hexdigest()
+
     def _scaled(self, raw: LabelledImages) -> Examples:
         return Examples(self.scale.apply(raw.images), raw.labels.clone())
 
@@ -254,3 +271,9 @@ class Share:
     def evaluation(self) -> Iterator[Batch]:
         """Build the held-out examples of the whole."""
         return self.whole.evaluation()
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the whole's digest and of which share this is."""
+        content = Content(f"share {self.share} of {self.shares}")
+        content.add(self.whole.digest().encode())
+        return content.hexdigest()

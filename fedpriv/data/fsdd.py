@@ -17,6 +17,7 @@ from fedpriv.data.speakers import choose_speakers
 from fedpriv.data.speech import FederatedSpeech, choose_alphabet
 from fedpriv.data.text import DIGITS as WORDS
 from fedpriv.errors import InputError
+from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 
 FSDD_HOME = "Free Spoken Digit Dataset: github.com/Jakobovski/free-spoken-digit-dataset"
 FILE_NAME = re.compile(r"(\d)_([^_]+)_(\d+)\.wav")
@@ -76,13 +77,12 @@ def build_fsdd(config: DataConfig, seed: int) -> FederatedSpeech:
     load_soundfile()
     digits = read_digits(require_path(config, FSDD_HOME))
     training, held_out = _split(digits, config)
-    rng = np.random.default_rng(np.random.SeedSequence([seed, PARTITION_STREAM]))
-    shares = _deal(training, config, rng)
+    shares = _deal(training, config, seed)
     strings = config.examples_per_user or STRINGS_PER_USER
     fixed = np.random.default_rng(HELD_OUT_SEED)
     measured = [string for voice in held_out.values() for string in _join(voice, fixed)]
     return FederatedSpeech(
-        users=[_draw(share, strings, rng) for share in shares.values()],
+        users=[_draw(share, strings, _own(seed, name)) for name, share in shares.items()],
         user_ids=tuple(f"speaker-{name}" for name in shares),
         held_out=measured,
         public=(),
@@ -147,11 +147,16 @@ def _by_speaker(digits: Sequence[Digit]) -> Voices:
     return {name: [one for one in digits if one.speaker == name] for name in speakers}
 
 
-def _deal(training: Voices, config: DataConfig, rng: np.random.Generator) -> Voices:
+def _own(seed: int, name: str) -> np.random.Generator:
+    """Return the stream of one user, whose strings must not depend on what others recorded."""
+    return Randomness.simulation(seed).numpy(Purpose.JOINED_EXAMPLES, *id_words(name))
+
+
+def _deal(training: Voices, config: DataConfig, seed: int) -> Voices:
     """Return each user's own recordings, by the name that goes into the user's id."""
     kind = config.partition.kind
     if kind == "natural":
-        return {name: training[name] for name in choose_speakers(training, config, rng)}
+        return {name: training[name] for name in choose_speakers(training, config, seed)}
     if kind != "iid":
         raise InputError(f"data.partition.kind must be natural or iid for fsdd, got {kind}")
     most = len(training) * min(len(voice) for voice in training.values())
@@ -160,11 +165,12 @@ def _deal(training: Voices, config: DataConfig, rng: np.random.Generator) -> Voi
             f"data.users must be at most {most} for data.partition.kind=iid (a recording for "
             f"every user of a voice), got {config.users}"
         )
-    return _share(training, config.users, rng)
+    return _share(training, config.users, seed)
 
 
-def _share(training: Voices, users: int, rng: np.random.Generator) -> Voices:
+def _share(training: Voices, users: int, seed: int) -> Voices:
     """Give each user a share of one voice; as many users, but for one, have each voice."""
+    rng = np.random.default_rng(np.random.SeedSequence([seed, PARTITION_STREAM]))
     shares = {}
     for position, name in enumerate(rng.permutation(sorted(training))[:users]):
         voice = training[name]

@@ -1,16 +1,18 @@
 """Deal examples to users: pure functions from labels (or groups) to index arrays.
 
 Every function returns one ascending int64 index array for each user. The arrays are disjoint,
-cover all examples and none is empty; `cap` is the one that drops examples. Randomness comes
-from the given generator alone.
+cover all examples and none is empty; `cap` is the one that drops examples. Dealing draws from the
+given generator alone: it makes the users up. What happens to users who are given, `cap` and
+`choose`, is drawn for each of them alone, by its id.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fedpriv.errors import InputError
+from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 
 Indices = NDArray[np.int64]
 
@@ -99,14 +101,45 @@ def natural(group_ids: ArrayLike) -> list[Indices]:
     return [by_group[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
-def cap(parts: Sequence[Indices], limit: int | None, rng: np.random.Generator) -> list[Indices]:
-    """Keep a uniformly random subset of at most `limit` examples of each user; None keeps all."""
+def cap(
+    parts: Sequence[Indices], user_ids: Sequence[str], limit: int | None, seed: int
+) -> list[Indices]:
+    """Keep a uniformly random subset of at most `limit` examples of each user; None keeps all.
+
+    Each user's subset has a stream of its own: with one for all, how many examples one user has
+    would decide which ones of the others are kept.
+    """
     if limit is None:
         return list(parts)
-    return [
-        np.sort(rng.choice(part, limit, replace=False)) if len(part) > limit else part
-        for part in parts
-    ]
+    randomness = Randomness.simulation(seed)
+
+    def kept(part: Indices, user_id: str) -> Indices:
+        if len(part) <= limit:
+            return part
+        own = randomness.numpy(Purpose.KEPT_EXAMPLES, *id_words(user_id))
+        return np.sort(own.choice(part, limit, replace=False))
+
+    return [kept(part, user_id) for part, user_id in zip(parts, user_ids, strict=True)]
+
+
+def choose(names: Iterable[str], number: int, seed: int) -> list[str]:
+    """Return `number` of `names` at random, or all where there are fewer, sorted.
+
+    They are those with the smallest numbers, which each draws by itself: a name more or less
+    changes at most one other choice.
+    """
+    randomness = Randomness.simulation(seed)
+    drawn = {name: randomness.torch_seed(Purpose.CHOSEN_USERS, *id_words(name)) for name in names}
+    return sorted(sorted(drawn, key=lambda name: (drawn[name], name))[:number])
+
+
+def held_out_by_id(name: str, every: int) -> bool:
+    """Say whether a person belongs to the public part of one in `every` that is held out.
+
+    It is a function of the name alone. Every so many-th in the order of names would not be: with
+    one person less, all who come later would change places.
+    """
+    return id_words(name)[0] % every == 0
 
 
 def _require_users(users: int, examples: int) -> None:

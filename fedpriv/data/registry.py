@@ -16,7 +16,7 @@ from fedpriv.data.synthetic_images import build_synthetic_images
 from fedpriv.data.synthetic_speech import build_synthetic_speech
 from fedpriv.errors import InputError
 
-__all__ = ["DATASETS", "DataConfig", "PartitionConfig", "build_dataset"]
+__all__ = ["DATASETS", "MAKES_EXAMPLES", "DataConfig", "PartitionConfig", "build_dataset"]
 
 DATASETS: dict[str, Callable[[DataConfig, int], FederatedDataset]] = {
     "common_voice": build_common_voice,
@@ -29,6 +29,9 @@ DATASETS: dict[str, Callable[[DataConfig, int], FederatedDataset]] = {
     "synthetic_images": build_synthetic_images,
     "synthetic_speech": build_synthetic_speech,
 }
+
+#: Here `data.examples_per_user` is how many examples a user is given, not a cap on what it has.
+MAKES_EXAMPLES = frozenset({"fsdd", "synthetic_images", "synthetic_speech"})
 
 
 def build_dataset(config: DataConfig, seed: int) -> FederatedDataset:

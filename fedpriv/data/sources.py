@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from fedpriv.data import partition
 from fedpriv.data.config import DataConfig
 from fedpriv.data.federated import LabelledImages, PartitionedImages, PixelScale
+from fedpriv.data.partition import held_out_by_id
 from fedpriv.errors import InputError
 
 DEVELOPMENT_EVERY = 8
-"""`evaluation: development` holds out positions 0, 8, 16, ... of the training side."""
+"""`evaluation: development` holds out one in so many of the training side."""
 
 PARTITION_STREAM = 0x70617274
 """Keeps the partition's random numbers apart from all others of the run ("part" in ASCII)."""
@@ -50,11 +51,13 @@ def federate(source: ImageSource, config: DataConfig, seed: int) -> PartitionedI
     if config.evaluation == "development":
         source = hold_out_development(source)
     rng = np.random.default_rng(np.random.SeedSequence([seed, PARTITION_STREAM]))
-    parts = partition.cap(_deal(source, config, rng), config.examples_per_user, rng)
+    dealt = _deal(source, config, rng)
+    user_ids = _user_ids(source, config, len(dealt))
+    parts = partition.cap(dealt, user_ids, config.examples_per_user, seed)
     return PartitionedImages(
         pool=source.training,
         parts=parts,
-        user_ids=_user_ids(source, config, len(parts)),
+        user_ids=user_ids,
         held_out=source.test,
         scale=source.scale,
         classes=source.classes,
@@ -65,16 +68,19 @@ def federate(source: ImageSource, config: DataConfig, seed: int) -> PartitionedI
 def hold_out_development(source: ImageSource) -> ImageSource:
     """Replace the test set by a fixed eighth of the training side, which leaves the training.
 
-    With writers it is every eighth writer in ascending order of id, with all their images;
-    without, every eighth training image. The rule is public and the same for every seed.
+    With writers it is one writer in eight, by a hash of the id, with all their images; without,
+    every eighth training image. The rule is public and the same for every seed.
     Raises InputError when nothing is left to train on.
     """
-    owners = np.arange(len(source.training)) if source.writers is None else source.writers
-    held = np.isin(owners, np.unique(owners)[::DEVELOPMENT_EVERY])
-    if held.all():
+    held = np.arange(len(source.training)) % DEVELOPMENT_EVERY == 0
+    if (writers := source.writers) is not None:
+        strangers = [w for w in np.unique(writers) if held_out_by_id(_writer(w), DEVELOPMENT_EVERY)]
+        held = np.isin(writers, strangers)
+    if held.all() or not held.any():
+        left = "training" if held.all() else "held-out"
         raise InputError(
-            "data.evaluation=development leaves no training examples; "
-            f"the {len(held)} here are all held out: use test"
+            f"data.evaluation=development leaves no {left} examples among the {len(held)} here, "
+            f"where it holds out one in {DEVELOPMENT_EVERY}: use test"
         )
     return ImageSource(
         title=source.title,
@@ -111,9 +117,9 @@ def _deal_naturally(source: ImageSource, config: DataConfig) -> list[partition.I
             "are; use iid, dirichlet or shards"
         )
     parts = partition.natural(source.writers)
-    if config.users not in (None, len(parts)):
+    if config.users is not None and config.users < len(parts):
         raise InputError(
-            f"data.users must be null or {len(parts)} (the writers of {config.name} with "
+            f"data.users must be null or at least {len(parts)} (the writers of {config.name} with "
             f"data.evaluation={config.evaluation}) for natural users, got {config.users}"
         )
     return parts
@@ -121,8 +127,12 @@ def _deal_naturally(source: ImageSource, config: DataConfig) -> list[partition.I
 
 def _user_ids(source: ImageSource, config: DataConfig, users: int) -> tuple[str, ...]:
     if config.partition.kind == "natural" and source.writers is not None:
-        return tuple(f"writer-{writer}" for writer in np.unique(source.writers))
+        return tuple(map(_writer, np.unique(source.writers)))
     return tuple(f"user-{index}" for index in range(users))
+
+
+def _writer(number: np.int64) -> str:
+    return f"writer-{number}"
 
 
 def _describe(source: ImageSource, config: DataConfig, parts: list[partition.Indices]) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 from fedpriv.data import partition
 from fedpriv.data.audio import AudioFile, load_soundfile
 from fedpriv.data.config import DataConfig
-from fedpriv.data.sources import PARTITION_STREAM
 from fedpriv.data.speech import FederatedSpeech, choose_alphabet
 from fedpriv.errors import InputError
 
@@ -49,17 +48,18 @@ def federate_speakers(corpus: Corpus, config: DataConfig, seed: int) -> Federate
             f"data.partition.kind must be natural for {config.name}, whose speakers are the "
             f"users, got {config.partition.kind}"
         )
-    rng = np.random.default_rng(np.random.SeedSequence([seed, PARTITION_STREAM]))
     names = choose_speakers(
-        corpus.training.keys() - corpus.held_out.keys() - corpus.public.keys(), config, rng
+        corpus.training.keys() - corpus.held_out.keys() - corpus.public.keys(), config, seed
     )
+    user_ids = tuple(f"speaker-{name}" for name in names)
     volunteers = sorted(corpus.public.keys() - corpus.held_out.keys())
     measuring = volunteers[PUBLIC_HELD_OUT]
-    users = _cap([corpus.training[name] for name in names], config.examples_per_user, rng)
+    spoken = [corpus.training[name] for name in names]
+    users = _cap(spoken, user_ids, config.examples_per_user, seed)
     public = _recordings(corpus.public, set(volunteers) - set(measuring))
     return FederatedSpeech(
         users=users,
-        user_ids=tuple(f"speaker-{name}" for name in names),
+        user_ids=user_ids,
         held_out=_recordings(corpus.held_out, corpus.held_out),
         public=public,
         public_held_out=_recordings(corpus.public, measuring),
@@ -69,12 +69,10 @@ def federate_speakers(corpus: Corpus, config: DataConfig, seed: int) -> Federate
     )
 
 
-def choose_speakers(
-    speakers: Iterable[str], config: DataConfig, rng: np.random.Generator
-) -> list[str]:
-    """Return `data.users` of the speakers, or all, in the order of their names.
+def choose_speakers(speakers: Iterable[str], config: DataConfig, seed: int) -> list[str]:
+    """Return `data.users` of the speakers, or all where there are no more, sorted.
 
-    Raises InputError when there are not so many, or none.
+    Raises InputError when there is none.
     """
     names = sorted(speakers)
     if not names:
@@ -82,15 +80,7 @@ def choose_speakers(
             f"data.path: {config.name} has no training speaker here who is not also held out or "
             "public; choose other parts in data.speech"
         )
-    if config.users is None:
-        return names
-    if config.users > len(names):
-        raise InputError(
-            f"data.users must be null or at most {len(names)} (the speakers of {config.name} who "
-            f"can be users), got {config.users}"
-        )
-    chosen = rng.choice(len(names), config.users, replace=False)
-    return [names[index] for index in sorted(chosen)]
+    return names if config.users is None else partition.choose(names, config.users, seed)
 
 
 def read_parts(names: Iterable[str], read: Callable[[str], BySpeaker]) -> BySpeaker:
@@ -107,9 +97,10 @@ def _recordings(part: BySpeaker, speakers: Iterable[str]) -> tuple[AudioFile, ..
 
 
 def _cap(
-    users: Sequence[Sequence[AudioFile]], limit: int | None, rng: np.random.Generator
+    users: Sequence[Sequence[AudioFile]], user_ids: Sequence[str], limit: int | None, seed: int
 ) -> list[Sequence[AudioFile]]:
-    kept = partition.cap([np.arange(len(recordings)) for recordings in users], limit, rng)
+    places = [np.arange(len(recordings)) for recordings in users]
+    kept = partition.cap(places, user_ids, limit, seed)
     return [
         tuple(recordings[index] for index in indices)
         for recordings, indices in zip(users, kept, strict=True)

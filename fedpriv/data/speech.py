@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpriv.data.config import SpeechConfig
+from fedpriv.data.content import Content, Files
 from fedpriv.data.text import ENGLISH, Alphabet, normalise
 from fedpriv.data.utterances import Utterances
 from fedpriv.errors import InputError
@@ -26,6 +28,14 @@ class Recording(Protocol):
     @property
     def text(self) -> str | None:
         """The transcript as the data set gives it; None where it gives none."""
+
+    @property
+    def files(self) -> tuple[str | Path, ...]:
+        """The files that must be looked at to tell its sound from another's."""
+
+    @property
+    def trait(self) -> str:
+        """What else tells its sound from another's."""
 
     def read(self, sample_rate: int, max_seconds: float) -> NDArray[np.float32]:
         """Return the waveform in [-1, 1], mono, at `sample_rate` (Hz): `[samples]`.
@@ -87,6 +97,23 @@ class FederatedSpeech:
     def evaluation(self) -> Iterator[Utterances]:
         """Read the held-out recordings, some at a time: waveforms take much memory."""
         yield from self._parts(self.held_out)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the users' ids, transcripts and sound files.
+
+        Of many or large files it sees names, sizes and some bytes: see `fedpriv.data.content`.
+        """
+        content = Content(f"speech {self.alphabet.characters!r}")
+        number = sum(len(recording.files) for user in self.users for recording in user)
+        with Files(number) as files:
+            for user_id, recordings in zip(self.user_ids, self.users, strict=True):
+                content.add_user(user_id, len(recordings))
+                for recording in recordings:
+                    text = repr((recording.text, recording.trait))
+                    content.add(text.encode("utf-8", "surrogatepass"))
+                for told in files.digests([path for one in recordings for path in one.files]):
+                    content.add(told)
+        return content.hexdigest()
 
     def pretraining(self, index: int) -> Utterances:
         """Read one public recording: none where it cannot be used, and must not stop the run."""

@@ -54,6 +54,16 @@ class ChunkRecording:
         return self.chunk.texts[self.index]
 
     @property
+    def files(self) -> tuple[()]:
+        """None: the checksum tells."""
+        return ()
+
+    @property
+    def trait(self) -> str:
+        """The checksum of its transcript and sound."""
+        return str(self.chunk.checksums[self.index])
+
+    @property
     def seconds(self) -> float:
         """How long it is."""
         first, end = self.chunk.starts[self.index : self.index + 2]

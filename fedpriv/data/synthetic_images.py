@@ -9,7 +9,7 @@ always called synthetic: they are made to be learnable, and say nothing of real 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import overload
 
@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedpriv.data.config import DataConfig, Evaluation, SizesConfig, SyntheticConfig
+from fedpriv.data.content import Content
 from fedpriv.data.federated import Examples
 from fedpriv.errors import InputError
 
@@ -140,6 +141,10 @@ class SyntheticImages:
                 for number in range(HELD_OUT_USERS)
             ]
         )
+
+    def digest(self) -> str:
+        """Return the SHA-256 of what all users are a function of, themselves unseen."""
+        return Content(repr(replace(self, held_out="test"))).hexdigest()
 
     def _person(self, count: int, rng: np.random.Generator) -> Examples:
         shares = None if self.alpha is None else rng.dirichlet(np.full(CLASSES, self.alpha))

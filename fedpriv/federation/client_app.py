@@ -7,6 +7,7 @@ users, who never leave it. Without `data-path` it hosts its share of the config'
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -18,10 +19,12 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedpriv.config import ExperimentConfig
-from fedpriv.data.federated import Share
+from fedpriv.data.content import Content
+from fedpriv.data.federated import FederatedDataset, Share
 from fedpriv.errors import InputError
 from fedpriv.federation.messages import (
     Work,
+    data_of,
     experiment_of,
     failure_reply,
     hosting_reply,
@@ -30,6 +33,7 @@ from fedpriv.federation.messages import (
 )
 from fedpriv.federation.parts import (
     build_example_level,
+    build_local_randomness,
     build_mechanism,
     build_randomness,
     build_shares,
@@ -45,17 +49,20 @@ from fedpriv.training.own_noise import released_alone, with_share, with_users_no
 from fedpriv.training.parameters import Layout
 
 app = ClientApp()
+_LOG = logging.getLogger("flwr")
 
 
 @app.query()
 def describe(message: Message, context: Context) -> Message:
     """Answer which users this node hosts."""
 
-    def answer() -> Message:
-        config = experiment_of(message)
-        trainer = _trainer(config, context)
-        users = trainer.dataset.population if config.runtime.deployment else None
-        return hosting_reply(message, _partition(context), _partitions(context), users)
+    def answer(config: ExperimentConfig) -> Message:
+        partition, partitions = _partition(context), _partitions(context)
+        dataset = _trainer(config, context, data_of(message)).dataset
+        if not config.runtime.deployment:
+            return hosting_reply(message, partition, partitions, None)
+        ids = _ids_digest(dataset, config)
+        return hosting_reply(message, partition, partitions, dataset.population, ids)
 
     return _guarded(message, answer)
 
@@ -68,16 +75,16 @@ def train(message: Message, context: Context) -> Message:
     the sum.
     """
 
-    def answer() -> Message:
-        config, work = experiment_of(message), work_of(message)
-        trainer = _trainer(config, context)
-        partition = _partition(context)
+    def answer(config: ExperimentConfig) -> Message:
+        work, partition = work_of(message), _partition(context)
+        trainer = _trainer(config, context, work.data)
+        work = replace(work, users=_there(work.users, trainer.dataset))
         if config.privacy is not None and config.privacy.unit == "example":
             return sum_reply(message, partition, _trained_silos(config, work, trainer))
         with _memories(config, work) as memories:
             summed = trained(trainer, work, memories)
         if work.own_noise is not None:
-            summed = _noisy(config, work, summed, Layout.of(trainer.model), partition)
+            summed = _noisy(config, work, summed, trainer, partition)
         return sum_reply(message, partition, summed)
 
     return _guarded(message, answer)
@@ -91,7 +98,11 @@ def trained(trainer: CohortTrainer, work: Work, memories: RoundMemories | None =
 
 
 def _noisy(
-    config: ExperimentConfig, work: Work, summed: CohortSum, layout: Layout, partition: int
+    config: ExperimentConfig,
+    work: Work,
+    summed: CohortSum,
+    trainer: CohortTrainer,
+    partition: int,
 ) -> CohortSum:
     """Return the node's sum with the noise that it, or its users, add before it leaves.
 
@@ -100,12 +111,14 @@ def _noisy(
     privacy, own = config.privacy, work.own_noise
     assert privacy is not None
     assert own is not None
+    layout, dataset = Layout.of(trainer.model), trainer.dataset
     mechanism = build_mechanism(privacy, own.noise_multiplier, layout)
     # In a deployment a source of this node's own, made anew for each message.
-    secret = build_randomness(config)
+    secret = build_randomness(config, work.data)
     if privacy.noise_by == "users":
         noise, sizes = UserNoise(mechanism), layout.sizes
-        noisy = with_users_noise(summed, noise, sizes, work.users, work.round, own.attempt, secret)
+        ids = [dataset.user_ids[user] for user in work.users]
+        noisy = with_users_noise(summed, noise, sizes, ids, work.round, own.attempt, secret)
     else:
         generator = secret.numpy(Purpose.NOISE_SHARE, work.round, own.attempt, partition)
         noisy = with_share(summed, build_shares(config), mechanism, layout.sizes, generator)
@@ -127,18 +140,51 @@ def _trained_silos(config: ExperimentConfig, work: Work, trainer: CohortTrainer)
         work.users,
         work.round,
         work.own_noise.attempt,
-        build_randomness(config),
+        build_randomness(config, work.data),
         config.privacy.delta,
         config.privacy.example.gradients,
     )
 
 
-def _guarded(message: Message, answer: Callable[[], Message]) -> Message:
-    """Send wrong input back as a sentence; anything else is a crash of this node."""
+def _guarded(message: Message, answer: Callable[[ExperimentConfig], Message]) -> Message:
+    """Return the answer to the message's experiment, or that there is none.
+
+    In a simulation wrong input goes back as its sentence, and anything else is a crash of this
+    node. From a node of a deployment no text leaves that could be about its data.
+    """
     try:
-        return answer()
-    except InputError as error:
+        config = experiment_of(message)
+    except InputError as error:  # about the config that the server sent
         return failure_reply(message, str(error))
+    try:
+        return answer(config)
+    except InputError as error:
+        if config.runtime.deployment:
+            return _withheld(message)
+        return failure_reply(message, str(error))
+    except Exception:
+        if config.runtime.deployment:
+            return _withheld(message)
+        raise
+
+
+def _withheld(message: Message) -> Message:
+    """Return that this node cannot do its part; its own log says why."""
+    _LOG.exception("fedpriv: this node cannot do its part of the round")
+    return failure_reply(message, "it could not do its part; the reason is in its own log")
+
+
+def _there(users: list[int], dataset: FederatedDataset) -> list[int]:
+    """Return the users who are there: places of the population may be empty."""
+    return [user for user in users if user < dataset.population]
+
+
+def _ids_digest(dataset: FederatedDataset, config: ExperimentConfig) -> str:
+    """Return what changes with the users whom this node hosts; another config has another."""
+    content = Content(config.fingerprint(""))
+    for user_id in dataset.user_ids:
+        content.add(user_id.encode("utf-8", "surrogatepass"))
+    return content.hexdigest()
 
 
 def _memories(config: ExperimentConfig, work: Work) -> AbstractContextManager[RoundMemories | None]:
@@ -163,32 +209,40 @@ def _partitions(context: Context) -> int:
     return int(context.node_config["num-partitions"])
 
 
-def _trainer(config: ExperimentConfig, context: Context) -> CohortTrainer:
+def _trainer(config: ExperimentConfig, context: Context, data: str) -> CohortTrainer:
+    """Return what this node trains with; `data` is the digest of a simulation's data."""
     folder = context.node_config.get("data-path")
     if not config.runtime.deployment:
-        return _TRAINERS.of(config)
+        return _TRAINERS.of(config, data)
     if folder is None:
-        trainer = _TRAINERS.of(config)
+        trainer = _TRAINERS.of(config, data)
         share = Share(trainer.dataset, _partition(context), _partitions(context))
-        return replace(trainer, dataset=share)
-    data = config.data.model_copy(update={"path": Path(str(folder)), "users": None})
-    return _TRAINERS.of(config.model_copy(update={"data": data}))
+        trainer = replace(trainer, dataset=share)
+    else:
+        own = config.data.model_copy(update={"path": Path(str(folder)), "users": None})
+        trainer = _TRAINERS.of(config.model_copy(update={"data": own}), data)
+    # Drawn here and for this message: a trainer is kept between messages, its secrets are not.
+    return replace(trainer, randomness=build_local_randomness(config))
 
 
 class _Trainers:
     """Keeps data and model in the worker between rounds. One experiment runs at a time."""
 
     def __init__(self) -> None:
-        self._config: ExperimentConfig | None = None
+        self._for: tuple[ExperimentConfig, str] | None = None
         self._trainer: CohortTrainer | None = None
 
-    def of(self, config: ExperimentConfig) -> CohortTrainer:
-        """Return the trainer of `config`, the same one as long as the config is the same."""
-        if self._trainer is None or self._config != config:
+    def of(self, config: ExperimentConfig, data: str) -> CohortTrainer:
+        """Return the trainer of `config`, the same one as long as config and data are the same.
+
+        `data` is the digest of the users' data, "" in a deployment, whose nodes start anew for each
+        message.
+        """
+        if self._trainer is None or self._for != (config, data):
             torch.set_num_threads(config.runtime.threads_per_worker)
             keep_freed_memory()
             self._trainer = build_trainer(config)
-            self._config = config
+            self._for = (config, data)
         return self._trainer
 
 

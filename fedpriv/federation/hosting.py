@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from fedpriv.errors import InputError
+from fedpriv.privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,16 @@ class NodeUsers:
         partition: the node's own stable number.
         partitions: how many nodes it takes to be there.
         users: how many users it hosts; None where it can host any (simulation).
+        ids: its digest of the ids of the users that it hosts.
+        first: the place of its first user in the population.
     """
 
     node_id: int
     partition: int
     partitions: int
     users: int | None
+    ids: str = ""
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,8 @@ class Hosting:
 
     In a simulation every node can host every user: user u belongs to node u mod nodes, and a few
     go elsewhere in a round in which that gives one node more than others, who would wait for it.
-    In a deployment nodes host users of their own, which are numbered node by node, so a node's
-    users are known to the server as a count alone.
+    In a deployment nodes host users of their own, who are known to the server as places in the
+    population, fixed for the run, and the node numbers them from 0.
     """
 
     nodes: tuple[NodeUsers, ...]
@@ -55,11 +61,32 @@ class Hosting:
             )
         return cls(tuple(sorted(nodes, key=lambda node: node.partition)))
 
+    def placed(self, ledger: Ledger, say: Callable[[str], None]) -> Hosting:
+        """Return this hosting with the places that the ledger has for each node's users.
+
+        A node whose users are others than before is left out, and the operator told. In a
+        simulation, where any node trains any user, there is nothing to place.
+        """
+        if self._anywhere:
+            return self
+        placed = []
+        for node in self.nodes:
+            try:
+                places = ledger.give_places(node.partition, node.users or 0, node.ids)
+            except InputError as error:
+                say(str(error))
+            else:
+                placed.append(replace(node, first=places.first))
+        return Hosting(tuple(placed))
+
     @property
     def population(self) -> int | None:
         """Users hosted in all; None in a simulation, where the data set knows."""
-        counts = [node.users for node in self.nodes]
-        return None if None in counts else sum(count for count in counts if count is not None)
+        return None if self._anywhere else sum(node.users or 0 for node in self.nodes)
+
+    @property
+    def _anywhere(self) -> bool:
+        return any(node.users is None for node in self.nodes)
 
     @property
     def node_ids(self) -> set[int]:
@@ -74,17 +101,15 @@ class Hosting:
         `at_home`: users of a simulation stay where they belong, since something of theirs is kept
         there.
         """
-        if self.population is None:
+        if self._anywhere:
             count = len(self.nodes)
             homes = [cohort[cohort % count == i] for i in range(count)]
             return list(zip(self.nodes, homes if at_home else _evened(homes), strict=True))
-        first = 0
         shares = []
         for node in self.nodes:
-            after = first + (node.users or 0)
-            own = cohort[(cohort >= first) & (cohort < after)] - first
+            after = node.first + (node.users or 0)
+            own = cohort[(cohort >= node.first) & (cohort < after)] - node.first
             shares.append((node, own))
-            first = after
         return shares
 
 

@@ -63,10 +63,10 @@ def file_of(record: ArrayRecord) -> Path | None:
     return Path(os.fsdecode(record[_FILE].numpy().tobytes())) if _FILE in record else None
 
 
-def query_message(node_id: int, config: ExperimentConfig) -> Message:
-    """Return the message that asks a node which users it hosts."""
-    content = RecordDict({"config": ConfigRecord({"experiment": config.model_dump_json()})})
-    return Message(content, node_id, MessageType.QUERY)
+def query_message(node_id: int, config: ExperimentConfig, data: str = "") -> Message:
+    """Return the message that asks a node which users it hosts; for `data` see `Work`."""
+    asked = ConfigRecord({"experiment": config.model_dump_json(), "data": data})
+    return Message(RecordDict({"config": asked}), node_id, MessageType.QUERY)
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Work:
         journal: where the node writes what its users will keep.
         own_noise: what silos, nodes or users need to add noise of their own; None where the
             server adds it.
+        data: the digest of the users' data, from which noise of a simulation derives; "" in a
+            deployment.
     """
 
     round: int
@@ -91,6 +93,7 @@ class Work:
     memories: Path | None
     journal: Journal | None
     own_noise: OwnNoise | None
+    data: str = ""
 
 
 class OwnNoise(NamedTuple):
@@ -114,6 +117,7 @@ def train_message(
     bounds: Sequence[float],
     memories: tuple[Path, Journal] | None = None,
     own_noise: OwnNoise | None = None,
+    data: str = "",
 ) -> Message:
     """Return the message that carries a node's `Work`."""
     work: dict[str, Any] = {
@@ -121,6 +125,7 @@ def train_message(
         "round": round_,
         "users": users.tolist(),
         "bounds": list(bounds),
+        "data": data,
     }
     if memories is not None:
         work |= {"memories": str(memories[0]), "journal": list(memories[1])}
@@ -137,6 +142,11 @@ def train_message(
 def experiment_of(message: Message) -> ExperimentConfig:
     """Return the experiment that a message belongs to."""
     return _parsed(str(_config(message)["experiment"]))
+
+
+def data_of(message: Message) -> str:
+    """Return the digest of the users' data that a message is about: see `Work`."""
+    return str(_config(message)["data"])
 
 
 # The same in every message of a run.
@@ -160,13 +170,21 @@ def work_of(message: Message) -> Work:
         own_noise=OwnNoise(config["attempt"], config["noise_multiplier"])
         if "attempt" in config
         else None,
+        data=data_of(message),
     )
 
 
-def hosting_reply(message: Message, partition: int, partitions: int, users: int | None) -> Message:
-    """Return a node's answer to a query: its number of how many, and whom it hosts (-1: any)."""
+def hosting_reply(
+    message: Message, partition: int, partitions: int, users: int | None, ids: str = ""
+) -> Message:
+    """Return a node's answer to a query: its number of how many, and whom it hosts.
+
+    That is how many users, -1 for any, and a digest of their ids, which themselves stay there.
+    """
     hosted = -1 if users is None else users
-    answer = ConfigRecord({"partition": partition, "partitions": partitions, "users": hosted})
+    answer = ConfigRecord(
+        {"partition": partition, "partitions": partitions, "users": hosted, "ids": ids}
+    )
     return Message(RecordDict({"hosting": answer}), reply_to=message)
 
 
@@ -175,7 +193,7 @@ def hosting_of(message: Message) -> NodeUsers:
     answer: Any = message.content["hosting"]
     users = None if answer["users"] < 0 else answer["users"]
     node_id = message.metadata.src_node_id
-    return NodeUsers(node_id, answer["partition"], answer["partitions"], users)
+    return NodeUsers(node_id, answer["partition"], answer["partitions"], users, answer["ids"])
 
 
 def sum_reply(message: Message, partition: int, summed: CohortSum) -> Message:

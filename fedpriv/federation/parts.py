@@ -70,7 +70,7 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
         recipe=_recipe(config.local),
         clipping=build_clipping(config.privacy.clipping if config.privacy else None, layout),
         feedback=build_error_feedback(config.privacy, layout),
-        seed=config.seed,
+        randomness=build_local_randomness(config),
         device=device,
         # In a stack the rounding of one user's numbers depends on who else is in it, which local
         # training can amplify: the others' contributions then move with one user's presence.
@@ -210,8 +210,23 @@ def build_shares(config: ExperimentConfig) -> NoiseShares:
     return NoiseShares(config.runtime.workers, config.privacy.lost_nodes)
 
 
-def build_randomness(config: ExperimentConfig) -> Randomness:
-    """Return where sampling and noise come from."""
+def build_randomness(config: ExperimentConfig, data: str) -> Randomness:
+    """Return where sampling and noise come from; `data` is the digest of the users' data.
+
+    Runs on different data share neither: the difference of their releases would show that of the
+    data, free of noise.
+    """
     if config.runtime.deployment:
         return Randomness.operating_system()
-    return Randomness.simulation(config.seed, config.fingerprint())
+    return Randomness.simulation(config.seed, config.fingerprint(data))
+
+
+def build_local_randomness(config: ExperimentConfig) -> Randomness:
+    """Return where the order of examples, dropout and masks come from.
+
+    In a deployment that is a secret of whoever calls, a new one at each call. In a simulation it is
+    the seed alone, not the digest of the data: one user less must leave others' draws alone.
+    """
+    if config.runtime.deployment:
+        return Randomness.operating_system()
+    return Randomness.simulation(config.seed)

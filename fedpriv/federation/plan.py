@@ -40,6 +40,7 @@ class Plan:
         mechanism: the clip bound and the noise.
         layout: names and shapes of the model's blocks.
         randomness: where sampling and noise come from.
+        data: the digest of the users' data, private; "" in a deployment.
         level: where those whom `sampling` draws add the noise of `mechanism` themselves and each
             pays alone: what silos do with their examples, or users with their contribution, and
             the event that this costs one of them. None where all users pay.
@@ -51,8 +52,14 @@ class Plan:
     mechanism: GaussianMechanism
     layout: Layout
     randomness: Randomness
+    data: str
     level: ExampleLevel | UserNoise | None = None
     shares: NoiseShares | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What names the run: the digest of its config and of the users' data."""
+        return self.config.fingerprint(self.data)
 
     @property
     def adjacency(self) -> Adjacency:
@@ -98,18 +105,21 @@ class Plan:
         )
 
 
-def build_plan(config: ExperimentConfig, population: int, layout: Layout) -> Plan:
+def build_plan(config: ExperimentConfig, population: int, layout: Layout, data: str) -> Plan:
     """Return the plan of `config` for `population` users and a model of `layout`.
+
+    `data` is the digest of the users' data; "" in a deployment.
 
     Raises:
         InputError: δ or cohort do not fit the population, or no noise reaches the target ε.
     """
     config.check_population(population)
-    randomness = build_randomness(config)
+    randomness = build_randomness(config, data)
     if config.privacy is None:
         kind = "all" if config.cohort is None else "poisson"
         sampling = build_sampling(kind, population, config.cohort)
-        return Plan(config, sampling, GaussianMechanism(0.0, Unclipped()), layout, randomness)
+        mechanism = GaussianMechanism(0.0, Unclipped())
+        return Plan(config, sampling, mechanism, layout, randomness, data)
     wanted = config.privacy.sampling
     if config.privacy.unit == "example":
         if find_spec("opacus") is None:
@@ -118,13 +128,12 @@ def build_plan(config: ExperimentConfig, population: int, layout: Layout) -> Pla
         level = build_example_level(config, _noise_in_silos(config), layout)
         # Silos that divide by their own size are checked as they train.
         level.check_delta(config.privacy.delta, examples=0)
-        return Plan(config, silos, level.mechanism, layout, randomness, level)
+        return Plan(config, silos, level.mechanism, layout, randomness, data, level)
     if config.privacy.noise_by == "users":
         users = build_sampling(wanted.kind, population, wanted.expected_cohort)
         noise = _noise_of_users(config, layout)
-        return Plan(config, users, noise.mechanism, layout, randomness, noise)
-    adjacency = Adjacency(config.privacy.adjacency) if config.privacy.adjacency else None
-    sampling = build_sampling(wanted.kind, population, wanted.expected_cohort, adjacency)
+        return Plan(config, users, noise.mechanism, layout, randomness, data, noise)
+    sampling = build_sampling(wanted.kind, population, wanted.expected_cohort, _adjacency(config))
     noise_multiplier = _noise_multiplier(
         config.privacy,
         config.rounds,
@@ -133,7 +142,20 @@ def build_plan(config: ExperimentConfig, population: int, layout: Layout) -> Pla
     )
     mechanism = build_mechanism(config.privacy, noise_multiplier, layout, sampling.expected_cohort)
     shares = build_shares(config) if config.privacy.noise_by == "nodes" else None
-    return Plan(config, sampling, mechanism, layout, randomness, shares=shares)
+    return Plan(config, sampling, mechanism, layout, randomness, data, shares=shares)
+
+
+def _adjacency(config: ExperimentConfig) -> Adjacency | None:
+    """Return the adjacency of users that the config names or implies; None: the sampling's own.
+
+    Where the data say how many users there are, their number is no secret: a user may become
+    empty, and not be absent.
+    """
+    assert config.privacy is not None
+    if config.privacy.adjacency is not None:
+        return Adjacency(config.privacy.adjacency)
+    by_the_data = config.data.users is None and config.privacy.sampling.kind != "fixed_size"
+    return Adjacency.ZERO_OUT if by_the_data else None
 
 
 def _noise_in_silos(config: ExperimentConfig) -> float:
@@ -185,9 +207,11 @@ def _noise_multiplier(
 
 
 def population_of(config: ExperimentConfig, dataset: FederatedDataset) -> int:
-    """Return N; in a deployment each node has its own users and `data.users` says how many."""
-    if config.runtime.deployment:
-        if config.data.users is None:
-            raise InputError("data.users is needed with runtime.deployment: the total of all nodes")
-        return config.data.users
-    return dataset.population
+    """Return N: what `data.users` says, else how many users the data set has.
+
+    In a deployment each node has its own users, and only `data.users` can say how many in all.
+    Places beyond the users that are there are empty: whoever is drawn for one contributes zero.
+    """
+    if config.runtime.deployment and config.data.users is None:
+        raise InputError("data.users is needed with runtime.deployment: the total of all nodes")
+    return config.data.users or dataset.population

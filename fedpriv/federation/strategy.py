@@ -127,6 +127,7 @@ class PrivateFedAvg(Strategy):
         first_round: int = 1,
         bounds: tuple[float, ...] | None = None,
         memory: MemoryStore | None = None,
+        say: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.plan = plan
         self.server = server
@@ -141,6 +142,7 @@ class PrivateFedAvg(Strategy):
         #: The parameters' file there, as long as all who were sent it have answered.
         self._sent: Path | None = None
         self._on_round = on_round
+        self._say = say
         self._stop = stop
         self._watch = Stopwatch(plan.config.runtime.profile)
         self._abandoned = threading.Event()
@@ -208,7 +210,15 @@ class PrivateFedAvg(Strategy):
             memories = (self.memory.folder, self._journal(round_, node.partition))
         config = self.plan.config
         return train_message(
-            node.node_id, config, arrays, round_, users, self.bounds, memories, own_noise
+            node.node_id,
+            config,
+            arrays,
+            round_,
+            users,
+            self.bounds,
+            memories,
+            own_noise,
+            self.plan.data,
         )
 
     def aggregate_train(
@@ -508,12 +518,14 @@ class PrivateFedAvg(Strategy):
         deadline = time.monotonic() + self.plan.config.runtime.round_timeout
         while len(nodes := list(grid.get_node_ids())) < expected:
             self._pause(deadline, f"only {len(nodes)} of {expected} nodes (runtime.workers) came")
-        config = self.plan.config
-        replies = self._exchange(grid, [query_message(node, config) for node in nodes])
+        config, data = self.plan.config, self.plan.data
+        replies = self._exchange(grid, [query_message(node, config, data) for node in nodes])
         found = [hosting_of(reply) for reply in self._answers(replies)]
         if not found:
             raise WorkerLost("no worker answered")
-        hosting = Hosting.of(found)
+        hosting = Hosting.of(found).placed(self.ledger, self._say)
+        if not hosting.nodes:
+            raise InputError("no node is left that hosts the users that this run began with")
         if hosting.population is not None and hosting.population > self.plan.sampling.population:
             raise InputError(
                 f"data.users is {self.plan.sampling.population}, but the nodes host "
@@ -581,15 +593,18 @@ class PrivateFedAvg(Strategy):
         """Return the replies of nodes that did their work; the dead ones are left out.
 
         Raises:
-            InputError: a node reported that the user's input is wrong.
+            InputError: a node of a simulation reported that the user's input is wrong. In a
+                deployment the operator is told, and the others go on.
             ClientFault: the client code itself raised: in a simulation on any node, in a
                 deployment on all that answered.
         """
         good, crashed = [], []
         for reply in replies:
             if (reason := failure_of(reply)) is not None:
-                raise InputError(reason)
-            if not reply.has_error():
+                if not self._deployed:
+                    raise InputError(reason)
+                self._say(f"node {reply.metadata.src_node_id} takes no part: {reason}")
+            elif not reply.has_error():
                 good.append(reply)
             elif reply.error.code in _CLIENT_CODE_RAISED:
                 crashed.append(reply.error.reason)

@@ -193,13 +193,28 @@ def _check_belong_together(accounts: Sequence[Account]) -> None:
 
 
 def _check_distinct(one: Account, other: Account) -> None:
-    """Refuse a ledger that is the other or its beginning: its releases are the same ones."""
+    """Refuse a ledger that is the other or its beginning, and one with the other's noise."""
     shared = min(len(one.releases), len(other.releases))
     same = one.header == other.header and one.releases[:shared] == other.releases[:shared]
     if same and (shared or one.releases == other.releases):
         raise InputError(
             f"{one.name} and {other.name} record the same releases: give each ledger once"
         )
+    if _one_source(one.header, other.header):
+        raise InputError(
+            f"{one.name} and {other.name} have noise from one seed: the difference of their "
+            "releases is free of it, and no ε holds for both together; write another seed"
+        )
+
+
+def _one_source(one: Header, other: Header) -> bool:
+    """Say whether two runs drew the same cohorts and noise, as far as the headers tell.
+
+    Simulations draw from seed and fingerprint. A header of before deployments were recorded may be
+    of a simulation.
+    """
+    deployed = "deployment" in (one.mode, other.mode)
+    return one.fingerprint == other.fingerprint and not deployed
 
 
 def _common_delta(accounts: Sequence[Account]) -> float:

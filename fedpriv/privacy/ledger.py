@@ -29,7 +29,7 @@ from fedpriv.privacy.noise_shares import NoiseShares
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
 from fedpriv.privacy.user_noise import UserNoise, message_event
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Header:
         unit: the unit of privacy: user, or example (the population is then one of silos).
         noise_by: who adds the noise, and so whom a user must trust: server, nodes or users; of
             examples always silos, which `unit` says.
+        mode: simulation, whose noise derives from a seed and the fingerprint, or deployment, whose
+            noise comes from the operating system; "" in ledgers of version 1, which do not say.
+        data: the digest of the users' data; "" in a deployment, and in ledgers of version 1. It,
+            and so the fingerprint of a simulation, is a function of private data.
     """
 
     fingerprint: str
@@ -53,6 +57,48 @@ class Header:
     unit: str = "user"
     version: int = VERSION
     noise_by: str = "server"
+    mode: str = ""
+    data: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """Return what the first line holds; what is private is put aside, as in all files."""
+        fields = asdict(self)
+        if self.noise_by == Header.noise_by:
+            del fields["noise_by"]
+        private = ("fingerprint", "data") if self.mode == "simulation" else ()
+        return {
+            **{name: value for name, value in fields.items() if name not in private},
+            **({"simulation_only": {name: fields[name] for name in private}} if private else {}),
+        }
+
+    @classmethod
+    def of_fields(cls, fields: Mapping[str, Any]) -> Header:
+        """Return the header that a first line holds.
+
+        Raises:
+            TypeError: the fields are not those of a header.
+        """
+        return cls(**{**fields.get("simulation_only", {}), **_without(fields, "simulation_only")})
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which users of the population one node of a deployment hosts, for the whole run.
+
+    Users are charged by their place, so a place must be one person's for ever, whichever nodes
+    are there in a round.
+
+    Attributes:
+        partition: the node's own number.
+        first: the place of its first user; the others follow.
+        users: how many it hosts.
+        ids: the node's digest of its users' ids in their order: with another one it is refused.
+    """
+
+    partition: int
+    first: int
+    users: int
+    ids: str
 
 
 @dataclass(frozen=True)
@@ -237,8 +283,11 @@ class Ledger:
         releases: list[Release],
         last: str,
         dropped_bytes: int = 0,
+        places: Sequence[Places] = (),
     ) -> None:
         self.path = path
+        #: The places of the users of each node of a deployment, by the node's number.
+        self.places = {each.partition: each for each in places}
         #: Length of a torn last line that opening the file has dropped; 0 for none.
         self.dropped_bytes = dropped_bytes
         self.header = header
@@ -258,10 +307,7 @@ class Ledger:
         if path.exists():
             raise InputError(f"{path} exists: resume that run, or choose another run_dir")
         ledger = cls(path, header, [], "")
-        fields = asdict(header)
-        if header.noise_by == Header.noise_by:
-            del fields["noise_by"]
-        ledger._write({"kind": "header", **fields})
+        ledger._write({"kind": "header", **header.fields()})
         fsync(path.parent)
         return ledger
 
@@ -276,18 +322,32 @@ class Ledger:
                 configuration than `expected`.
         """
         found = read_ledger(path)
-        if expected is not None and found.header != expected:
-            field = next(k for k, v in asdict(expected).items() if getattr(found.header, k) != v)
-            raise InputError(
-                f"{path} belongs to another configuration ({field} differs): "
-                "a run continues only with the configuration that it was charged under"
-            )
+        if expected is not None:
+            check_same_run(path, found.header, expected)
         if found.torn_bytes:
             with path.open("r+b") as file:
                 file.truncate(found.whole_bytes)
                 os.fsync(file.fileno())
         releases = list(found.releases)
-        return cls(path, found.header, releases, found.last_hash, found.torn_bytes)
+        return cls(path, found.header, releases, found.last_hash, found.torn_bytes, found.places)
+
+    def give_places(self, partition: int, users: int, ids: str) -> Places:
+        """Return the places of a node's users, recorded durably when it first comes.
+
+        Raises:
+            InputError: other users than those that the node first came with.
+        """
+        known = self.places.get(partition)
+        if known is None:
+            taken = sum(each.users for each in self.places.values())
+            known = self.places[partition] = Places(partition, taken, users, ids)
+            self._write({"kind": "places", **asdict(known)})
+        if (known.users, known.ids) != (users, ids):
+            raise InputError(
+                f"node {partition} hosts other users than when this run began: who was charged "
+                "for what could no longer be told"
+            )
+        return known
 
     def append(self, release: Release) -> None:
         """Write `release` durably: when this returns, the line has reached the disk."""
@@ -323,6 +383,27 @@ class Ledger:
             os.fsync(file.fileno())
 
 
+def check_same_run(path: Path, found: Header, expected: Header) -> None:
+    """Raise InputError, with what differs, unless `found` is the header of the expected run."""
+    if found == expected:
+        return
+    if found.version != expected.version:
+        raise InputError(
+            f"{path} was written by another version of fedpriv, which did not record the users' "
+            "data: the run can be reported on, but not continued"
+        )
+    if found.data != expected.data:
+        raise InputError(
+            f"{path} was charged for other data than those that are there now: a run continues "
+            "only with the users, and the examples of each, that it began with"
+        )
+    differing = (k for k, v in asdict(expected).items() if getattr(found, k) != v)
+    raise InputError(
+        f"{path} belongs to another configuration ({next(differing)} differs): "
+        "a run continues only with the configuration that it was charged under"
+    )
+
+
 def _seal(body: Mapping[str, Any], previous: str) -> tuple[bytes, str]:
     """Return the line for `body`, chained to the line with hash `previous`, and its hash."""
     chained = {**body, "previous": previous}
@@ -344,6 +425,7 @@ class LedgerFile:
         last_hash: hash of the last whole line: it stands for the whole file.
         whole_bytes: length of all whole lines.
         torn_bytes: length of a last line without its end, which charged nothing.
+        places: which users each node of a deployment hosts.
     """
 
     header: Header
@@ -351,6 +433,7 @@ class LedgerFile:
     last_hash: str
     whole_bytes: int
     torn_bytes: int
+    places: tuple[Places, ...] = ()
 
 
 def read_ledger(path: Path) -> LedgerFile:
@@ -373,11 +456,16 @@ def read_ledger(path: Path) -> LedgerFile:
     if not bodies or bodies[0].pop("kind", None) != "header":
         raise InputError(f"{path}: not a fedpriv ledger (no header in its first line)")
     try:
-        header = Header(**bodies[0])
-        releases = tuple(_release(body) for body in bodies[1:])
+        header = Header.of_fields(bodies[0])
+        kinds = [body.pop("kind") for body in bodies[1:]]
+        lines = list(zip(kinds, bodies[1:], strict=True))
+        places = tuple(Places(**body) for kind, body in lines if kind == "places")
+        releases = tuple(_release(body) for kind, body in lines if kind != "places")
     except (TypeError, KeyError):
         raise InputError(f"{path}: written by another version of fedpriv") from None
-    return LedgerFile(header, releases, last, whole, len(data) - whole)
+    if set(kinds) - {"places", "release"}:
+        raise InputError(f"{path}: written by another version of fedpriv")
+    return LedgerFile(header, releases, last, whole, len(data) - whole, places)
 
 
 def _unseal(path: Path, number: int, line: bytes, previous: str) -> dict[str, Any]:
@@ -397,6 +485,10 @@ def _unseal(path: Path, number: int, line: bytes, previous: str) -> dict[str, An
     return body
 
 
+def _without(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key != name}
+
+
 def _fields(release: Release) -> dict[str, Any]:
     """Return what a line holds: of silos, of users' own noise, of shares only where they are."""
     fields = asdict(release)
@@ -413,8 +505,6 @@ _OF_KIND = {"silos": _OF_SILOS, "users": ("users",), "shares": ("shares",)}
 
 
 def _release(body: dict[str, Any]) -> Release:
-    if body.pop("kind") != "release":
-        raise KeyError("kind")
     if any(name in body for name in _OF_SILOS):
         rate, steps = float(body["sampling_rate"]), int(body["steps"])
         body |= {"silos": tuple(body["silos"]), "sampling_rate": rate, "steps": steps}

@@ -1,8 +1,11 @@
 """Randomness has owners: one generator for each purpose, round and user.
 
+A user is its stable id here, never its place in a list: places change with who else is there, and
+then one person would decide what others draw.
+
 A simulation derives every generator from its seed, so that a round that is run again draws the
-same cohort and the same noise. A deployment draws sampling and noise from the operating system;
-that seed lives in memory only and is never stored.
+same cohort and the same noise. A deployment draws all randomness from the operating system, the
+nodes theirs by themselves; such a seed lives in memory only and is never stored.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import enum
 import hashlib
 import os
 import secrets
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -38,6 +42,17 @@ class Purpose(enum.IntEnum):
     NOISE_SHARE = 12
     USER_NOISE = 13
     STEP_ORDER = 14
+    KEPT_EXAMPLES = 15
+    CHOSEN_USERS = 16
+    JOINED_EXAMPLES = 17
+
+
+def id_words(stable_id: str) -> tuple[int, ...]:
+    """Return the SHA-256 of an id as eight 32-bit words: a part of a generator's path.
+
+    All ids give as many words, so that no path is another one's by accident.
+    """
+    return struct.unpack(">8I", hashlib.sha256(stable_id.encode("utf-8", "surrogatepass")).digest())
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,10 @@ class Randomness:
         return cls(root=secrets.randbits(256), reproducible=False)
 
     def numpy(self, purpose: Purpose, *path: int) -> np.random.Generator:
-        """Return the NumPy generator of `purpose` at `path`, such as (round, attempt)."""
+        """Return the NumPy generator of `purpose` at `path`, such as (round, attempt).
+
+        A user's own stream is at `(..., *id_words(user_id))`.
+        """
         return np.random.default_rng(self._sequence(purpose, path))
 
     def torch_seed(self, purpose: Purpose, *path: int) -> int:
@@ -78,7 +96,7 @@ class Randomness:
         return int(self._sequence(purpose, path).generate_state(1, np.uint64)[0])
 
     def torch(self, purpose: Purpose, *path: int) -> torch.Generator:
-        """Return the torch CPU generator of `purpose` at `path`, such as (round, user)."""
+        """Return the torch CPU generator of `purpose` at `path`, such as (round, part)."""
         return torch.Generator().manual_seed(self.torch_seed(purpose, *path))
 
     def _sequence(self, purpose: Purpose, path: tuple[int, ...]) -> np.random.SeedSequence:

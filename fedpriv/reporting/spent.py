@@ -111,7 +111,7 @@ def _disagreements(run: Run, epsilons: Mapping[str, float]) -> tuple[str, ...]:
     never less than the charges up to its round.
     """
     found = []
-    if run.config.fingerprint() != run.header.fingerprint:
+    if run.config.fingerprint(run.header.data) != run.header.fingerprint:
         found.append(
             "config.yaml is not the configuration that the ledger was charged under: either it or "
             "fedpriv has changed since. Every privacy figure here is the ledger's."

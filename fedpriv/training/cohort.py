@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch, FederatedDataset
-from fedpriv.errors import InputError
 from fedpriv.privacy.clipping import ClippedUsers, ClippingRule, clip_and_add
 from fedpriv.privacy.error_feedback import ErrorFeedback, feed_back
 from fedpriv.privacy.moves import Moves
-from fedpriv.privacy.randomness import Purpose, Randomness
+from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.memory_store import RoundMemories
 from fedpriv.training.parameters import Layout
@@ -42,13 +41,16 @@ class CohortTrainer:
         recipe: local training.
         clipping: the rule that bounds each user's update.
         feedback: how users' memories enter their contributions; None where they keep none.
-        seed: derives the order of each user's examples and its dropout.
+        randomness: the order of each user's examples, its dropout and its masks. In a simulation
+            it derives from the seed alone: whose data are there must not change what others draw.
+            In a deployment it is the node's own secret, new for each message.
         device: where training runs.
         engine: stacked trains `stack` users at once, where the model's layers allow it;
             sequential one after another.
         stack: users at once.
-        tolerant: a user whose data cannot be used contributes zero and is counted, instead of
-            stopping the run. A deployment must not let one user decide whether others count.
+        tolerant: a user whose data cannot be used, for whatever reason, contributes zero and is
+            counted, instead of stopping the run. A deployment must not let one user decide whether
+            others count.
         cache: prepared users.
         timed: spans are recorded.
         planted: float32 `[users, P]`, what each user sends to be clipped in place of what training
@@ -60,7 +62,7 @@ class CohortTrainer:
     task: Task[Any]
     recipe: LocalTraining
     clipping: ClippingRule
-    seed: int
+    randomness: Randomness
     device: torch.device
     engine: Engine = "stacked"
     stack: int = 16
@@ -170,7 +172,7 @@ def _work(trainer: CohortTrainer, user: int, round_: int, seen: _Seen) -> Stacke
     """Return what a user trains on in this round; None, and counted, where that is nothing."""
     try:
         examples = trainer.prepared(user)
-    except InputError:
+    except Exception:  # whatever is in one person's data must not stop the others
         if not trainer.tolerant:
             raise
         seen.skip(0)
@@ -178,15 +180,15 @@ def _work(trainer: CohortTrainer, user: int, round_: int, seen: _Seen) -> Stacke
     if len(examples) == 0:
         seen.skip(examples.skipped)
         return None
-    randomness = Randomness.simulation(trainer.seed)
-    examples_order = randomness.torch(Purpose.LOCAL_TRAINING, round_, user)
+    randomness, own = trainer.randomness, id_words(trainer.dataset.user_ids[user])
+    examples_order = randomness.torch(Purpose.LOCAL_TRAINING, round_, 0, *own)
     steps_order = randomness.torch(Purpose.STEP_ORDER, round_)
     return StackedUser(
         number=user,
         examples=examples,
         steps=list(batches(examples.sizes.cpu(), trainer.recipe, examples_order, steps_order)),
-        dropout=randomness.torch(Purpose.LOCAL_TRAINING, round_, user, 1),
-        augmentation=randomness.torch(Purpose.LOCAL_TRAINING, round_, user, 2),
+        dropout=randomness.torch(Purpose.LOCAL_TRAINING, round_, 1, *own),
+        augmentation=randomness.torch(Purpose.LOCAL_TRAINING, round_, 2, *own),
     )
 
 
@@ -231,8 +233,16 @@ def _train_alone(
         trainer.task.augment(one.examples.take(index), round_, one.augmentation)
         for index in one.steps
     )
-    with watch.measure("forward and backward"):
-        result = train_user(trainer.model, layout.split(start), steps, trainer.recipe, trainer.task)
+    try:
+        with watch.measure("forward and backward"):
+            result = train_user(
+                trainer.model, layout.split(start), steps, trainer.recipe, trainer.task
+            )
+    except Exception:  # such as a label that the model has no class for
+        if not trainer.tolerant:
+            raise
+        seen.skip(len(one.examples))
+        return
     with watch.measure("clip and sum"):
         update = [result.update[name].reshape(1, -1) for name in layout.names]
         seen.add(update, torch.tensor([result.loss]), [one])

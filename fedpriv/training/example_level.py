@@ -24,7 +24,7 @@ from fedpriv.data.federated import Batch
 from fedpriv.privacy.clipping import ClippedUsers, clip_and_add
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.outer_products import OuterProducts
-from fedpriv.privacy.randomness import Purpose, Randomness
+from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 from fedpriv.training.cohort import CohortSum, CohortTrainer
 from fedpriv.training.example_gradients import GRADIENTS, example_gradients
 from fedpriv.training.local import LocalTraining, add_proximal
@@ -201,10 +201,11 @@ def train_silos(
     with _per_example(trainer.model, GRADIENTS[gradients]) as model:
         for number in silos:
             with watch.measure("data"):
-                silo = _silo(trainer, number, round_, attempt, secret)
+                own = id_words(trainer.dataset.user_ids[number])
+                silo = _silo(trainer, number, own, (round_, attempt), secret)
                 level.check_delta(delta, silo.size)
             # Dropout draws from the global generator.
-            torch.manual_seed(secret.torch_seed(Purpose.EXAMPLE_DROPOUT, round_, attempt, number))
+            torch.manual_seed(secret.torch_seed(Purpose.EXAMPLE_DROPOUT, round_, attempt, *own))
             with watch.measure("forward and backward"):
                 trained = train_silo(model, start, silo, level, trainer.recipe, trainer.task)
             summed.add(trained, silo)
@@ -212,14 +213,19 @@ def train_silos(
 
 
 def _silo(
-    trainer: CohortTrainer, number: int, round_: int, attempt: int, secret: Randomness
+    trainer: CohortTrainer,
+    number: int,
+    own: tuple[int, ...],
+    draw: tuple[int, int],
+    secret: Randomness,
 ) -> Silo:
+    """Return silo `number` at `draw`, a round and an attempt; `own` are the words of its id."""
     return Silo(
         examples=trainer.prepared(number),
-        sampling=secret.numpy(Purpose.EXAMPLE_SAMPLING, round_, attempt, number),
-        noise=secret.numpy(Purpose.EXAMPLE_NOISE, round_, attempt, number),
-        augmentation=secret.torch(Purpose.EXAMPLE_AUGMENTATION, round_, attempt, number),
-        round=round_,
+        sampling=secret.numpy(Purpose.EXAMPLE_SAMPLING, *draw, *own),
+        noise=secret.numpy(Purpose.EXAMPLE_NOISE, *draw, *own),
+        augmentation=secret.torch(Purpose.EXAMPLE_AUGMENTATION, *draw, *own),
+        round=draw[0],
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.noise_shares import NoiseShares
-from fedpriv.privacy.randomness import Purpose, Randomness
+from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 from fedpriv.privacy.user_noise import UserNoise
 from fedpriv.training.cohort import CohortSum
 
@@ -29,19 +29,19 @@ def with_users_noise(
     summed: CohortSum,
     noise: UserNoise,
     sizes: Sequence[int],
-    users: Sequence[int],
+    user_ids: Sequence[str],
     round_: int,
     attempt: int,
     secret: Randomness,
 ) -> CohortSum:
-    """Return a node's sum with the noise of each of `users`: the sum of their noisy messages.
+    """Return a node's sum with the noise of each of its users: the sum of their noisy messages.
 
     Every user adds noise, whatever became of its update: one that contributes zero, since it has
     no usable data or its update is not finite, must not be recognised by its message.
     """
     total = summed.total.clone()
-    for user in users:
-        generator = secret.numpy(Purpose.USER_NOISE, round_, attempt, user)
+    for user_id in user_ids:
+        generator = secret.numpy(Purpose.USER_NOISE, round_, attempt, *id_words(user_id))
         total += noise.draw(sizes, generator)
     return replace(summed, total=total)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-WRITERS = np.repeat([7, 3, 11, 2000, 42, 5, 8, 13, 90, 21], [4, 7, 6, 5, 6, 4, 5, 6, 4, 13])
+WRITERS = np.repeat([7, 3, 11, 2000, 42, 5, 9, 13, 95, 21], [4, 7, 6, 5, 6, 4, 5, 6, 4, 13])
 """The writer of each of the 60 training images."""
 
 

@@ -156,7 +156,6 @@ def test_the_seed_moves_the_users_and_not_the_held_out_strings(folder):
     [
         ({"users": None}, r"data\.users must be at most 81 for .*kind=iid .*got None"),
         ({"users": 82}, r"data\.users must be at most 81 .*got 82"),
-        ({"users": 4, "partition": NATURAL}, r"data\.users must be null or at most 3 .*got 4"),
         (
             {"partition": PartitionConfig(kind="shards")},
             r"data\.partition\.kind must be natural or iid for fsdd, got shards",

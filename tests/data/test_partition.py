@@ -72,7 +72,7 @@ def test_natural_gives_every_group_its_own_examples(groups):
 @given(labels=LABELS, limit=st.integers(1, 20), seed=SEEDS)
 def test_cap_keeps_a_subset_of_at_most_the_limit(labels, limit, seed):
     parts = partition.natural(labels)
-    capped = partition.cap(parts, limit, np.random.default_rng(seed))
+    capped = partition.cap(parts, [f"user-{i}" for i in range(len(parts))], limit, seed)
     for before, after in zip(parts, capped, strict=True):
         assert len(after) == min(len(before), limit)
         assert set(after) <= set(before)
@@ -81,15 +81,12 @@ def test_cap_keeps_a_subset_of_at_most_the_limit(labels, limit, seed):
 
 def test_cap_of_none_keeps_everything():
     parts = partition.natural([1, 1, 2])
-    capped = partition.cap(parts, None, np.random.default_rng(0))
+    capped = partition.cap(parts, ["ann", "bob"], None, 0)
     assert [part.tolist() for part in capped] == [[0, 1], [2]]
 
 
 def test_cap_draws_its_subset_at_random():
-    draws = {
-        int(partition.cap([np.arange(4)], 1, np.random.default_rng(seed))[0][0])
-        for seed in range(60)
-    }
+    draws = {int(partition.cap([np.arange(4)], ["ann"], 1, seed)[0][0]) for seed in range(60)}
     assert draws == {0, 1, 2, 3}
 
 

@@ -57,6 +57,10 @@ def test_fewer_users_are_drawn_by_the_seed_in_the_order_of_their_names():
     assert {name for ids in drawn for name in ids} == {f"speaker-{name}" for name in "abcdef"}
 
 
+def test_there_may_be_places_for_more_users_than_there_are():
+    assert federate(part("ann", "bob"), users=3).population == 2
+
+
 def test_recordings_of_a_user_are_capped_at_random_in_their_order():
     drawn = [
         federate(part("ann", recordings=9), examples_per_user=4, seed=seed).users[0]
@@ -81,7 +85,6 @@ def test_an_alphabet_file_comes_first(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"users": 3}, r"data\.users must be null or at most 2 \(the speakers of tales.*got 3"),
         ({"partition": PartitionConfig(kind="iid")}, r"kind must be natural for tales.*got iid"),
         ({"held_out": part("ann", "bob")}, "tales has no training speaker here who is not also"),
     ],

@@ -14,6 +14,7 @@ from fedpriv.errors import InputError, WorkerLost
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.models.registry import build_model
 from fedpriv.privacy import Dice, Ledger, Purpose, Randomness, Remainder
+from fedpriv.privacy.randomness import id_words
 from fedpriv.training.local import batches, train_user
 from fedpriv.training.memory_store import Journal, Memories
 from fedpriv.training.parameters import Layout, parameters_of
@@ -61,7 +62,7 @@ def plain_loop(config) -> tuple[torch.Tensor, np.ndarray]:
         total = np.zeros(layout.total)
         for user in cohort.tolist():
             source = Randomness.simulation(config.seed)
-            own = source.torch(Purpose.LOCAL_TRAINING, round_, user)
+            own = source.torch(Purpose.LOCAL_TRAINING, round_, 0, *id_words(f"user-{user}"))
             shared = source.torch(Purpose.STEP_ORDER, round_)
             examples = dataset.user(user)
             steps = [examples.take(index) for index in batches(examples.sizes, recipe, own, shared)]
@@ -256,14 +257,14 @@ def test_a_run_whose_memories_were_removed_is_refused(tmp_path):
 def test_a_run_without_error_feedback_is_what_it_always_was():
     """Its noise derives from the fingerprint, which an unused key must not change."""
     base = small_config()
-    assert small_config(privacy__error_feedback="none").fingerprint() == base.fingerprint()
-    user = small_config(privacy__error_feedback="user").fingerprint()
-    assert user != base.fingerprint()
-    ram = small_config(privacy__error_feedback={"kind": "user", "ram_mib": 1}).fingerprint()
+    assert small_config(privacy__error_feedback="none").fingerprint("") == base.fingerprint("")
+    user = small_config(privacy__error_feedback="user").fingerprint("")
+    assert user != base.fingerprint("")
+    ram = small_config(privacy__error_feedback={"kind": "user", "ram_mib": 1}).fingerprint("")
     assert ram == user
     for changes in ({"decay": 0.5}, {"variant": "dice"}, {"norm_cap": 1.0}, {"dtype": "bfloat16"}):
         feedback = {"kind": "user", **changes}
-        assert small_config(privacy__error_feedback=feedback).fingerprint() != user
+        assert small_config(privacy__error_feedback=feedback).fingerprint("") != user
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -37,7 +39,13 @@ def test_users_of_whom_something_is_kept_stay_at_home(cohort, nodes):
 
 @given(COHORTS, st.lists(st.integers(0, 200), min_size=1, max_size=5))
 def test_in_a_deployment_nodes_number_their_own_users(cohort, counts):
-    hosting = Hosting.of([NodeUsers(i, i, len(counts), count) for i, count in enumerate(counts)])
+    firsts = itertools.accumulate(counts, initial=0)
+    hosting = Hosting.of(
+        [
+            NodeUsers(i, i, len(counts), count, first=first)
+            for i, (count, first) in enumerate(zip(counts, firsts, strict=False))
+        ]
+    )
     first = 0
     for (_, users), count in zip(hosting.shares(cohort), counts, strict=True):
         expected = [user - first for user in cohort.tolist() if first <= user < first + count]

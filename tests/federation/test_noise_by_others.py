@@ -29,7 +29,7 @@ from fedpriv.federation.messages import flat_record, flat_tensor
 from fedpriv.federation.parts import build_trainer
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.privacy import Adjacency, GaussianMechanism, GlobalClipping, Ledger, UserNoise
-from fedpriv.privacy.randomness import Purpose, Randomness
+from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 from fedpriv.reporting.ledgers import verify
 from fedpriv.reporting.noise_statement import TRUST_MODELS
 from fedpriv.reporting.progress import ProgressLines
@@ -82,7 +82,8 @@ def with_noise(prepared, total, users, attempt=0):
     """A node's sum with the noise of each of `users`, by the formula alone."""
     noisy = total.clone()
     for user in users:
-        generator = prepared.plan.randomness.numpy(Purpose.USER_NOISE, 1, attempt, user)
+        path = (1, attempt, *id_words(f"user-{user}"))
+        generator = prepared.plan.randomness.numpy(Purpose.USER_NOISE, *path)
         noisy += torch.from_numpy(SIGMA * generator.standard_normal(len(total)))
     return noisy
 
@@ -203,9 +204,9 @@ def test_a_repeated_round_with_another_sum_draws_everything_afresh(
 
 def test_runs_with_other_numbers_of_nodes_share_no_noise():
     two, three = (small_config(runtime__workers=n, **NODES) for n in (2, 3))
-    assert two.fingerprint() != three.fingerprint()
-    central = [small_config(runtime__workers=n).fingerprint() for n in (2, 3)]
-    assert central[0] == central[1] == small_config(privacy__noise_by="server").fingerprint()
+    assert two.fingerprint("") != three.fingerprint("")
+    central = [small_config(runtime__workers=n).fingerprint("") for n in (2, 3)]
+    assert central[0] == central[1] == small_config(privacy__noise_by="server").fingerprint("")
 
 
 def test_metrics_ledger_and_report_of_shares_agree_and_name_the_trust_model(tmp_path):
@@ -290,7 +291,7 @@ def test_a_user_whose_update_is_not_finite_sends_noise_like_any_other():
     secret, messages = Randomness.simulation(3, "run"), []
     for user in (7, 8):
         summed = train_cohort(trainer, torch.zeros(size), [user], round_=1)
-        noisy = with_users_noise(summed, noise, [size], [user], 1, 0, secret)
+        noisy = with_users_noise(summed, noise, [size], [f"user-{user}"], 1, 0, secret)
         assert noisy.non_finite == (user == 7)
         messages.append(noisy.total)
     low, high = stats.chi2.interval(1 - 1e-6, size)

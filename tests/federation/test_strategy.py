@@ -31,6 +31,7 @@ from fedpriv.federation.strategy import PrivateFedAvg, RoundChanged, _digest
 from fedpriv.models.registry import build_model
 from fedpriv.privacy import Adjacency, GaussianMechanism, Ledger, Purpose, Randomness, RdpAccountant
 from fedpriv.privacy.clipping import bounds_of
+from fedpriv.privacy.randomness import id_words
 from fedpriv.reporting.report import write_report
 from fedpriv.training.local import batches
 from fedpriv.training.parameters import Layout, parameters_of
@@ -74,7 +75,7 @@ def test_one_noise_free_round_equals_a_plain_loop(tmp_path):
         model = copy.deepcopy(start)
         examples = dataset.user(user)
         source = Randomness.simulation(config.seed)
-        own = source.torch(Purpose.LOCAL_TRAINING, 1, user)
+        own = source.torch(Purpose.LOCAL_TRAINING, 1, 0, *id_words(f"user-{user}"))
         shared = source.torch(Purpose.STEP_ORDER, 1)
         for index in batches(examples.sizes, prepared.trainer.recipe, own, shared):
             loss = F.cross_entropy(model(examples.inputs[index]), examples.targets[index])

@@ -21,7 +21,7 @@ from fedpriv.models import ModelConfig, build_model
 from fedpriv.models.stochastic import Dropout
 from fedpriv.models.vit import LearnedPositions
 from fedpriv.privacy import GlobalClipping, Unclipped
-from fedpriv.privacy.randomness import Purpose, Randomness
+from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 from fedpriv.training import stacked
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.decoding import greedy
@@ -59,6 +59,10 @@ class Images:
     @property
     def population(self) -> int:
         return len(self.counts)
+
+    @property
+    def user_ids(self) -> list[str]:
+        return [f"user-{number}" for number in range(self.population)]
 
     def user(self, index: int) -> Examples:
         if self.counts[index] == 0:
@@ -123,7 +127,7 @@ def trainer_of(kind: str, dataset: object, recipe: LocalTraining, **changes) -> 
         task=task_of(kind, changes.pop("masks", False)),
         recipe=recipe,
         clipping=changes.pop("clipping", Unclipped()),
-        seed=SEED,
+        randomness=Randomness.simulation(SEED),
         device=CPU,
         **changes,
     )
@@ -278,7 +282,7 @@ def test_a_round_of_speakers_equals_a_loop_written_out():
         with torch.no_grad():
             features, frames = model.front_end(spoken.inputs, spoken.lengths)
         source = Randomness.simulation(SEED)
-        own = source.torch(Purpose.LOCAL_TRAINING, 4, user)
+        own = source.torch(Purpose.LOCAL_TRAINING, 4, 0, *id_words(f"user-{user}"))
         shared = source.torch(Purpose.STEP_ORDER, 4)
         losses = []
         for index in batches(frames, recipe, own, shared):
@@ -629,6 +633,10 @@ class Mumbled:
     """Speakers of whom user 1 said too much in too little time, and user 2 so once."""
 
     whole: object
+
+    @property
+    def user_ids(self) -> list[str]:
+        return self.whole.user_ids
 
     def user(self, index: int) -> Utterances:
         spoken = self.whole.user(index)
