@@ -394,8 +394,9 @@ def check_same_run(path: Path, found: Header, expected: Header) -> None:
         )
     if found.data != expected.data:
         raise InputError(
-            f"{path} was charged for other data than those that are there now: a run continues "
-            "only with the users, and the examples of each, that it began with"
+            f"{path} was charged for other data than those that are there now, or belongs to "
+            "another configuration: a run continues only with the users, and the examples of each, "
+            "that it began with"
         )
     differing = (k for k, v in asdict(expected).items() if getattr(found, k) != v)
     raise InputError(
