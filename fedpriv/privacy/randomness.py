@@ -48,11 +48,12 @@ class Purpose(enum.IntEnum):
 
 
 def id_words(stable_id: str) -> tuple[int, ...]:
-    """Return the SHA-256 of an id as eight 32-bit words: a part of a generator's path.
+    """Return 128 bits of the SHA-256 of an id, as four words: a part of a generator's path.
 
     All ids give as many words, so that no path is another one's by accident.
     """
-    return struct.unpack(">8I", hashlib.sha256(stable_id.encode("utf-8", "surrogatepass")).digest())
+    digest = hashlib.sha256(stable_id.encode("utf-8", "surrogatepass")).digest()
+    return struct.unpack(">4I", digest[:16])
 
 
 @dataclass(frozen=True)
