@@ -410,12 +410,11 @@ class _AuditedRun:
         before = _losses(self.trainer, start, self.targets.tolist())
         after = _losses(self.trainer, self.server.parameters(), self.targets.tolist())
         scores = before - after
-        known = np.isfinite(scores)
-        if known.sum() < _FEWEST_CANARIES:
+        scores[~np.isfinite(scores)] = np.nan
+        if np.count_nonzero(~np.isnan(scores)) < _FEWEST_CANARIES:
             return None
-        included = self.present[self.targets][known]
-        sure = self.settings.confidence
-        return membership(scores[known], included, self._delta, sure, self._confidence(_REAL))
+        included, sure = self.present[self.targets], self.settings.confidence
+        return membership(scores, included, self._delta, sure, self._confidence(_REAL))
 
     def _confidence(self, of: int) -> float:
         """Return the confidence of one of two bounds, the larger of which refutes (union bound).

@@ -141,6 +141,18 @@ def test_replace_one_canaries_send_one_sign_or_the_other():
     assert node.trainer.planted[~included].equal(-run.canaries.updates[~included])
 
 
+def test_every_real_user_whose_coin_was_tossed_counts(monkeypatch):
+    losses = auditing._losses
+
+    def some(trainer, parameters, users):
+        return np.where(np.arange(len(users)) % 5 == 0, np.nan, losses(trainer, parameters, users))
+
+    monkeypatch.setattr(auditing, "_losses", some)
+    users = audited(60, rounds=1).users
+    assert users.members + users.others == 48
+    assert users.bound.coins == 60
+
+
 def test_the_larger_of_two_bounds_holds_at_the_confidence_that_is_printed(found):
     errors = [1 - found.bound.confidence, 1 - found.users.bound.confidence]
     assert sum(errors) <= 1 - found.confidence + 1e-12

@@ -95,7 +95,7 @@ class OneRunBound:
         delta: the δ that goes with it.
         confidence: of the statement "ε at this δ is at least `epsilon`".
         coins: m, how many users were in or out by coin.
-        guesses: r, how many of the coins were guessed.
+        guesses: r, how many of the coins were to be guessed.
         correct: v, how many guesses were right.
         ceiling: what the bound would have been with every guess right: no audit with so many
             coins shows more.
@@ -124,8 +124,12 @@ def one_run_bound(
     choices must hold at confidence 1 - (1 - confidence)/len(guesses) (union bound), so that the
     largest bound of all may be returned.
 
+    The theorem counts coins that were tossed, and fixes how many are guessed before anything is
+    seen. Whose score is known may depend on the releases. So a coin without a score (nan) is a
+    coin too, on which no guess is made.
+
     Args:
-        scores: float64 `[m]`, a function of the releases and of what is public.
+        scores: float64 `[m]`, a function of the releases and of what is public; nan for none.
         included: boolean `[m]`, the coins.
         delta: the δ at which ε is bounded.
         confidence: of the bound.
@@ -138,7 +142,7 @@ def one_run_bound(
     if len(included) != coins:
         raise ValueError(f"{coins} scores but {len(included)} coins")
     error = (1 - confidence) / len(guesses)
-    order = np.argsort(scores, kind="stable")
+    order = np.argsort(scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
     found: list[tuple[float, int, int]] = []
     ceiling = 0.0
     for shares in guesses:
@@ -146,7 +150,10 @@ def one_run_bound(
         number = highest + lowest
         if number == 0:
             raise ValueError(f"{coins} coins are too few to guess shares of {shares} of them")
-        correct = int(included[order[coins - highest :]].sum() + (~included[order[:lowest]]).sum())
+        # Few scores leave some of the guesses that were announced unmade, and so not right.
+        first = max(0, len(order) - highest)
+        in_, out = included[order[first:]], ~included[order[: min(lowest, first)]]
+        correct = int(in_.sum() + out.sum())
         found.append((_least_epsilon(coins, number, correct, delta, error), number, correct))
         ceiling = max(ceiling, _least_epsilon(coins, number, number, delta, error))
     epsilon, number, correct = max(found)
@@ -290,8 +297,8 @@ class Membership:
     """How well scores tell the users who were in from those who were out.
 
     Attributes:
-        members: users who were in.
-        others: users who were out.
+        members: users who were in and could be scored.
+        others: users who were out and could be scored.
         auc: the probability that a member's score is the higher; 0.5 is guessing.
         auc_low: and `auc_high`, its confidence interval (Hanley and McNeil 1982).
         auc_high: see `auc_low`.
@@ -318,7 +325,7 @@ def membership(
     """Return what the scores `[n]` of users who were in by fair coin, or out, say of membership.
 
     Args:
-        scores: float64 `[n]`, high for "was in".
+        scores: float64 `[n]`, high for "was in"; nan for a user whom nothing tells of.
         included: boolean `[n]`, the coins.
         delta: the δ of the bound.
         confidence: of each interval.
@@ -327,7 +334,8 @@ def membership(
     Raises:
         ValueError: nobody was in, nobody was out, or too few users for a bound.
     """
-    members, others = scores[included], scores[~included]
+    known = ~np.isnan(scores)
+    members, others = scores[included & known], scores[~included & known]
     if not len(members) or not len(others):
         raise ValueError("membership needs users who were in and users who were out")
     pairs = len(members) * len(others)

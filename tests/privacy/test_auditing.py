@@ -122,6 +122,27 @@ def test_the_bound_has_power():
     assert backwards.epsilon == 0.0
 
 
+def test_a_coin_without_a_score_is_a_coin_that_is_not_guessed():
+    """Theorem 5.2 counts the coins that were tossed, m in 2mδ, whoever could be scored."""
+    m, scored, delta = 400, 150, 1e-4
+    scores = np.full(m, np.nan)
+    scores[100 : 100 + scored] = np.arange(scored)
+    included = np.zeros(m, dtype=bool)
+    included[160:] = True  # of the 40 highest all were in, of the 40 lowest none
+    bound = one_run_bound(scores, included, delta, 0.95, [(0.1, 0.1)])
+    assert (bound.coins, bound.guesses, bound.correct) == (m, 80, 80)
+    below, above = bound.epsilon * 0.999, bound.epsilon * 1.001
+    assert slow_p_value(m, 80, 80, below, delta) < 0.05 < slow_p_value(m, 80, 80, above, delta)
+
+
+def test_guesses_that_cannot_be_made_are_not_right():
+    scores = np.full(100, np.nan)
+    scores[:30] = np.arange(30)
+    included = np.arange(100) >= 10  # of 40 + 40 announced guesses 30 are "in", none is "out"
+    bound = one_run_bound(scores, included, 0.0, 0.95, [(0.4, 0.4)])
+    assert (bound.coins, bound.guesses, bound.correct) == (100, 80, 20)
+
+
 def test_too_few_coins_are_refused():
     with pytest.raises(ValueError, match="too few"):
         one_run_bound(np.zeros(8), np.zeros(8, dtype=bool), DELTA)
@@ -259,6 +280,19 @@ def test_membership_against_scikit_learn_and_a_count():
         ]
         assert each.rate == pytest.approx(max(rates))
         assert each.low < each.rate < each.high
+
+
+def test_users_who_cannot_be_scored_are_coins_of_the_bound_alone():
+    generator = np.random.default_rng(9)
+    included = coin(400, generator)
+    scores = 3.0 * included + generator.standard_normal(400)
+    scores[generator.integers(0, 400, 200)] = np.nan
+    known = ~np.isnan(scores)
+    found = membership(scores, included, DELTA)
+    assert found.members + found.others == known.sum() < 400 == found.bound.coins
+    assert found.auc == pytest.approx(roc_auc_score(included[known], scores[known]))
+    # What would be claimed of those alone who could be scored is too much.
+    assert found.bound.epsilon < membership(scores[known], included[known], DELTA).bound.epsilon
 
 
 def test_the_interval_of_the_auc_covers_the_truth():
