@@ -1,9 +1,13 @@
 """What a process imports before it can work: its start takes seconds for nothing else."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import fedpriv
 
 # Each through our optimizer first; the library's own then imports the compiler.
 _STEPS = """
@@ -54,6 +58,29 @@ def test_nothing_is_imported_that_is_not_needed_yet(module, absent):
     run(
         f"import {module}, sys; found = set({absent}) & sys.modules.keys(); assert not found, found"
     )
+
+
+def test_flower_and_ray_are_imported_where_the_federation_package_says():
+    root = Path(fedpriv.__file__).parent
+    found = {
+        (path.relative_to(root).as_posix(), module)
+        for path in root.rglob("*.py")
+        if path.parent.name != "federation"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for module in _imported(node)
+        if module.split(".")[0] in ("flwr", "ray")
+    }
+    assert found == {
+        ("experiment.py", "flwr.app"),
+        ("experiment.py", "flwr.serverapp"),
+        ("audit.py", "flwr.serverapp"),
+    }
+
+
+def _imported(node):
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
 
 
 def test_all_that_the_privacy_package_names_is_there():

@@ -321,7 +321,7 @@ class PrivateFedAvg(Strategy):
         noise, self._noise = self._noise, None
         if noise is None:
             noise = self._drawn_noise(round_, attempt)
-        return noise.add_(total)
+        return self._mechanism.add(total, noise)
 
     def _drawn_noise(self, round_: int, attempt: int) -> Tensor:
         generator = self.plan.randomness.numpy(Purpose.NOISE, round_, attempt)

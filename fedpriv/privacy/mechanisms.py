@@ -1,4 +1,4 @@
-"""The Gaussian mechanism: the one place where noise is added to a sum of contributions."""
+"""The Gaussian mechanism: `GaussianMechanism.add` is where noise is added to a sum, and alone."""
 
 from __future__ import annotations
 
@@ -109,9 +109,22 @@ class GaussianMechanism:
             sizes: number of coordinates of each block.
             generator: the owner of this release's noise.
 
-        The noise is added once, here, at full strength, whoever dropped out of the sum.
+        The noise is of full strength, whoever dropped out of the sum.
         """
-        return self.noise(sizes, generator).to(total.device).add_(total)
+        return self.add(total, self.noise(sizes, generator))
+
+    @staticmethod
+    def add(total: Tensor, noise: Tensor) -> Tensor:
+        """Return `total` with `noise`, which is used up: float64.
+
+        Whoever adds noise calls this: the server, a node for its share, a user, a silo.
+
+        Raises:
+            ValueError: there is not one number of noise for each of the sum.
+        """
+        if total.shape != noise.shape:
+            raise ValueError(f"noise {list(noise.shape)} for a sum {list(total.shape)}")
+        return noise.to(total.device).add_(total)
 
     def noise(self, sizes: Sequence[int], generator: np.random.Generator) -> Tensor:
         """Return the noise of one release, a float64 vector; zeros for a multiplier of 0.

@@ -22,7 +22,8 @@ def with_share(
     generator: np.random.Generator,
 ) -> CohortSum:
     """Return a node's sum with its share of the noise, which a node without users adds too."""
-    return replace(summed, total=summed.total + shares.draw(mechanism, sizes, generator))
+    share = shares.draw(mechanism, sizes, generator)
+    return replace(summed, total=mechanism.add(summed.total, share))
 
 
 def with_users_noise(
@@ -39,10 +40,10 @@ def with_users_noise(
     Every user adds noise, whatever became of its update: one that contributes zero, since it has
     no usable data or its update is not finite, must not be recognised by its message.
     """
-    total = summed.total.clone()
+    total = summed.total
     for user_id in user_ids:
         generator = secret.numpy(Purpose.USER_NOISE, round_, attempt, *id_words(user_id))
-        total += noise.draw(sizes, generator)
+        total = noise.mechanism.add(total, noise.draw(sizes, generator))
     return replace(summed, total=total)
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from dp_accounting.rdp import RdpAccountant
 from in_process import (
+    SILOS,
     InProcessGrid,
     Silent,
     drive_on,
@@ -28,8 +29,15 @@ from fedpriv.federation.hosting import Hosting, NodeUsers
 from fedpriv.federation.messages import flat_record, flat_tensor
 from fedpriv.federation.parts import build_trainer
 from fedpriv.federation.strategy import PrivateFedAvg
-from fedpriv.privacy import Adjacency, GaussianMechanism, GlobalClipping, Ledger, UserNoise
-from fedpriv.privacy.randomness import Purpose, Randomness, id_words
+from fedpriv.privacy import (
+    Adjacency,
+    GaussianMechanism,
+    GlobalClipping,
+    Ledger,
+    UserNoise,
+    mechanisms,
+)
+from fedpriv.privacy.randomness import Purpose, Randomness, id_words, standard_normal
 from fedpriv.reporting.ledgers import verify
 from fedpriv.reporting.noise_statement import TRUST_MODELS
 from fedpriv.reporting.progress import ProgressLines
@@ -110,6 +118,35 @@ def test_what_is_released_is_the_sum_of_the_nodes_sums_and_shares(tmp_path, sums
     assert (charged.shares, charged.stddev, charged.noise_multiplier) == (2, SIGMA, 1.0)
     row = directory.read_metrics()[0]
     assert (row["nodes_lost"], "noise_only" in row) == (len(dead), False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, NODES, {**THREE, "dead": [0, 1]}, USERS, SILOS, {"privacy__clipping__kind": "adaptive"}],
+    ids=["server", "nodes", "noise alone", "users", "silos", "counts"],
+)
+def test_all_noise_passes_one_place(tmp_path, monkeypatch, changes):
+    """Where that place adds nothing, it does not matter how much noise is drawn."""
+    changes = {**changes, "rounds": 1}
+    dead, added, models = changes.pop("dead", []), [], []
+
+    def skipped(total, noise):
+        added.append(float(noise.norm()))
+        return total.double()
+
+    monkeypatch.setattr(GaussianMechanism, "add", staticmethod(skipped))
+    for factor in (1, 1000):
+        monkeypatch.setattr(
+            mechanisms,
+            "standard_normal",
+            lambda size, generator, factor=factor: factor * standard_normal(size, generator),
+        )
+        grid = InProcessGrid(changes.get("runtime__workers", 2), dead)
+        _, prepared = train_small(tmp_path / str(factor), grid, **changes)
+        models.append(parameters(prepared))
+    assert torch.equal(*models)
+    once = len(added) // 2
+    assert added[once:] == pytest.approx([1000 * norm for norm in added[:once]])
 
 
 class Unsound(InProcessGrid):
