@@ -32,7 +32,7 @@ from fedpriv.privacy.ledger import Header, Ledger, check_same_run, read_ledger
 from fedpriv.privacy.silos import SiloCosts, most_charged
 from fedpriv.reporting.profile import Profile
 from fedpriv.reporting.run_directory import RunDirectory
-from fedpriv.seed_model import with_seed_model
+from fedpriv.seed_model import origin_of, with_seed_model
 from fedpriv.training.checkpoint import (
     Checkpoint,
     checkpoint_files,
@@ -204,11 +204,25 @@ def create(experiment: Experiment) -> RunDirectory:
         InputError: the directory is not empty or cannot be written, or its disk is too small for
             what users will keep.
     """
-    trainer, deployed = experiment.trainer, experiment.config.runtime.deployment
     if (sizes := experiment.memory_sizes()) is not None:
         sizes.check_space(experiment.config.run_dir or Path("runs"))
-    data = "" if deployed else trainer.dataset.description
-    return RunDirectory.create(experiment.config, str(trainer.device), data)
+    device = str(experiment.trainer.device)
+    return RunDirectory.create(experiment.config, device, _about(experiment))
+
+
+def _about(experiment: Experiment) -> dict[str, Any]:
+    """Return what is known, at the start of a run, of its data and of its seed model.
+
+    A deployment's users are at its nodes: what its server knows of a data set is not about them.
+    """
+    dataset, about = experiment.trainer.dataset, dict[str, Any]()
+    if not experiment.config.runtime.deployment:
+        about |= {"data": dataset.description, "data_facts": dataset.facts.document()}
+        if dataset.sizes:
+            about["simulation_only"] = {"data": dataset.sizes}
+    if experiment.config.seed_model is not None:
+        about["seed_model"] = {"origin": origin_of(experiment.config)}
+    return about
 
 
 def reopen(path: Path) -> tuple[RunDirectory, Experiment]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -102,6 +102,26 @@ def read_measures(path: Path) -> dict[str, Any]:
         return dict(json.loads((file.metadata() or {}).get("measures", "{}")))
 
 
+#: What a run's start is known to be. pretrained: made by fedpriv as the config's own
+#: `seed_model.pretrain` says. outside: a file of whose training nothing is known.
+Origin = Literal["pretrained", "outside"]
+
+
+def origin_of(config: ExperimentConfig) -> Origin:
+    """Return what the config's seed model is known to be.
+
+    A file that was pre-trained says by which recipe, on which data, and the digest of its numbers:
+    all of it must be the config's own.
+    """
+    assert config.seed_model is not None
+    path = seed_path(config)
+    with safe_open(path, framework="pt") as file:
+        said = file.metadata() or {}
+    made = config.seed_model.pretrain is not None and said.get("recipe") == _fingerprint(config)
+    intact = said.get("sha256") == digest_of(read_seed_model(path))
+    return "pretrained" if made and intact else "outside"
+
+
 def make_seed_model(
     config: ExperimentConfig, recipe: PretrainConfig, listener: Listener, stop: threading.Event
 ) -> None:
@@ -115,16 +135,23 @@ def make_seed_model(
     except OSError as error:
         raise InputError(f"seed_model.path: cannot write {folder} ({error.strerror})") from None
     pretrain(training, folder, fingerprint, listener, stop)
-    _write(path, parameters_of(training.model), measures_of(training))
+    _write(path, parameters_of(training.model), measures_of(training), fingerprint)
     for file in sorted(folder.glob("round-*")):  # torn ones of a killed process too
         file.unlink()
     with suppress(OSError):  # something else lies there, which is not ours to remove
         folder.rmdir()
 
 
-def _write(path: Path, blocks: Mapping[str, Tensor], measures: Mapping[str, Any]) -> None:
+def _write(
+    path: Path, blocks: Mapping[str, Tensor], measures: Mapping[str, Any], recipe: str
+) -> None:
     tensors = {name: t.cpu().contiguous() for name, t in blocks.items()}
-    metadata = {"format": "fedpriv seed model", "measures": json.dumps(measures)}
+    metadata = {
+        "format": "fedpriv seed model",
+        "measures": json.dumps(measures),
+        "recipe": recipe,
+        "sha256": digest_of(tensors),
+    }
     try:
         write_tensors(path, tensors, metadata)
     except (SafetensorError, OSError) as error:

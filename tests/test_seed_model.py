@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from in_process import InProcessGrid, Silent, drive_on, resume_small, small_config
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_speech import SPEECH_CHANGES, build_tones, tiny_speech
 
@@ -280,6 +281,42 @@ def test_a_place_that_cannot_be_written_is_refused():
 def test_without_a_section_nothing_happens():
     settings = small_config()
     assert found(settings) is settings
+
+
+# What is known of it.
+
+
+def origin(settings):
+    return seed_model.origin_of(found(settings))
+
+
+def test_a_seed_model_is_known_by_recipe_data_and_numbers(made):
+    def with_path(**changes):
+        return config(path=made, **changes)
+
+    assert origin(with_path()) == "pretrained"
+    assert origin(with_path(recipe=RECIPE | {"every": 3})) == "pretrained"  # changes no number
+    assert origin(with_path(recipe=None)) == "outside"
+    assert origin(with_path(recipe=RECIPE | {"lr": 0.5})) == "outside"
+    assert origin(with_path(seed=6)) == "outside"
+    with safe_open(made, framework="pt") as file:
+        said = file.metadata()
+    blocks = load_file(made)
+    save_file(blocks, made, said)
+    assert origin(with_path()) == "pretrained"
+    blocks["head.bias"][0] += 1.0
+    save_file(blocks, made, said)
+    assert origin(with_path()) == "outside"
+    save_file(load_file(made), made)
+    assert origin(with_path()) == "outside"
+
+
+def test_a_run_records_what_is_known_of_it(made):
+    prepared = experiment.prepare(found(config(path=made, run_dir="run")))
+    environment = experiment.create(prepared).environment()
+    assert environment["seed_model"] == {"origin": "pretrained"}
+    outside = experiment.prepare(found(config(recipe=None, path=made, run_dir="other")))
+    assert experiment.create(outside).environment()["seed_model"] == {"origin": "outside"}
 
 
 # Starting from it.

@@ -1,4 +1,4 @@
-"""What a federated data set is: users who hold examples, and held-out examples of nobody."""
+"""What a federated data set is: users who hold examples, and examples that no user holds."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpriv.data.content import Content
+from fedpriv.data.facts import UNCHECKED, DataFacts
 from fedpriv.errors import InputError
 
 
@@ -116,7 +117,15 @@ class FederatedDataset(Protocol):
 
     @property
     def description(self) -> str:
-        """One line for reports: source, users, sizes."""
+        """One line for reports: source, users, held-out examples. Public: no user counts in it."""
+
+    @property
+    def sizes(self) -> str:
+        """How many examples users have, in words; empty where it is public. Private."""
+
+    @property
+    def facts(self) -> DataFacts:
+        """What is true of it, as far as that was checked."""
 
     def user(self, index: int) -> Batch:
         """Build the examples of one user, `0 <= index < population`.
@@ -125,7 +134,7 @@ class FederatedDataset(Protocol):
         """
 
     def evaluation(self) -> Iterator[Batch]:
-        """Build the held-out examples, which belong to nobody in the population.
+        """Build the held-out examples, which no user holds; whose they are say its facts.
 
         They come in parts, so that a caller may turn each into something smaller.
         """
@@ -191,6 +200,8 @@ class PartitionedImages:
     scale: PixelScale
     classes: int
     description: str
+    sizes: str = ""
+    facts: DataFacts = UNCHECKED
 
     @property
     def population(self) -> int:
@@ -263,6 +274,16 @@ class Share:
     def description(self) -> str:
         """One line: which share of what."""
         return f"share {self.share} of {self.shares}: {self.whole.description}"
+
+    @property
+    def sizes(self) -> str:
+        """How many examples users of the whole have."""
+        return self.whole.sizes
+
+    @property
+    def facts(self) -> DataFacts:
+        """What is true of the whole."""
+        return self.whole.facts
 
     def user(self, index: int) -> Batch:
         """Build one user's examples: see `FederatedDataset.user`."""

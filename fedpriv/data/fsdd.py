@@ -11,6 +11,7 @@ import numpy as np
 
 from fedpriv.data.audio import JoinedFiles, load_soundfile
 from fedpriv.data.config import DataConfig
+from fedpriv.data.facts import DataFacts
 from fedpriv.data.idx_images import require_path
 from fedpriv.data.sources import PARTITION_STREAM
 from fedpriv.data.speakers import choose_speakers
@@ -89,7 +90,15 @@ def build_fsdd(config: DataConfig, seed: int) -> FederatedSpeech:
         public_held_out=(),
         alphabet=choose_alphabet(config.speech, ()),
         speech=config.speech,
-        description=_describe(training, held_out, config, len(shares), strings, len(measured)),
+        description=_describe(
+            training, held_out, config, config.users or len(shares), strings, len(measured)
+        ),
+        facts=DataFacts(
+            users="person" if config.partition.kind == "natural" else "share",
+            example="joined",
+            held_out="same" if held_out.keys() & training.keys() else "others",
+            public="none",
+        ),
     )
 
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fedpriv.data import partition
 from fedpriv.data.config import DataConfig
+from fedpriv.data.facts import DataFacts
 from fedpriv.data.federated import LabelledImages, PartitionedImages, PixelScale
 from fedpriv.data.partition import held_out_by_id
 from fedpriv.errors import InputError
@@ -61,7 +62,9 @@ def federate(source: ImageSource, config: DataConfig, seed: int) -> PartitionedI
         held_out=source.test,
         scale=source.scale,
         classes=source.classes,
-        description=_describe(source, config, parts),
+        description=_describe(source, config, config.users or len(parts)),
+        sizes=_sizes(parts),
+        facts=_facts(source, config),
     )
 
 
@@ -135,14 +138,31 @@ def _writer(number: np.int64) -> str:
     return f"writer-{number}"
 
 
-def _describe(source: ImageSource, config: DataConfig, parts: list[partition.Indices]) -> str:
+def _facts(source: ImageSource, config: DataConfig) -> DataFacts:
+    """Whose the test images are no file says; held-out writers are taken out of the training."""
+    named = source.writers is not None
+    return DataFacts(
+        users="person" if config.partition.kind == "natural" and named else "dealt",
+        example="image",
+        held_out="others" if config.evaluation == "development" and named else "unnamed",
+        public="none",
+    )
+
+
+def _sizes(parts: list[partition.Indices]) -> str:
     sizes = [len(part) for part in parts]
+    return (
+        f"{len(sizes)} users with {min(sizes)} to {max(sizes)} training examples each, "
+        f"{sum(sizes)} in all"
+    )
+
+
+def _describe(source: ImageSource, config: DataConfig, users: int) -> str:
     settings = {
         "dirichlet": f" with alpha {config.partition.alpha:g}",
         "shards": f" of {config.partition.shards_per_user} a user",
     }
     dealt = config.partition.kind + settings.get(config.partition.kind, "")
     return (
-        f"{source.title}: {len(parts)} users ({dealt}), {min(sizes)} to {max(sizes)} training "
-        f"examples each, {sum(sizes)} in all; {len(source.test)} {config.evaluation} examples"
+        f"{source.title}: {users} users ({dealt}); {len(source.test)} {config.evaluation} examples"
     )

@@ -11,6 +11,7 @@ import numpy as np
 from fedpriv.data import partition
 from fedpriv.data.audio import AudioFile, load_soundfile
 from fedpriv.data.config import DataConfig
+from fedpriv.data.facts import DataFacts
 from fedpriv.data.speech import FederatedSpeech, choose_alphabet
 from fedpriv.errors import InputError
 
@@ -65,7 +66,14 @@ def federate_speakers(corpus: Corpus, config: DataConfig, seed: int) -> Federate
         public_held_out=_recordings(corpus.public, measuring),
         alphabet=choose_alphabet(config.speech, public),
         speech=config.speech,
-        description=_describe(corpus, config, users, volunteers),
+        description=_describe(corpus, config, config.users or len(users), volunteers),
+        sizes=_sizes(users),
+        facts=DataFacts(
+            users="person",
+            example="recording",
+            held_out="others",
+            public="others" if volunteers else "none",
+        ),
     )
 
 
@@ -107,17 +115,17 @@ def _cap(
     ]
 
 
-def _describe(
-    corpus: Corpus,
-    config: DataConfig,
-    users: Sequence[Sequence[AudioFile]],
-    volunteers: Sequence[str],
-) -> str:
+def _sizes(users: Sequence[Sequence[AudioFile]]) -> str:
     sizes = [len(recordings) for recordings in users]
+    return (
+        f"{len(sizes)} users with {min(sizes)} to {max(sizes)} recordings each, {sum(sizes)} in all"
+    )
+
+
+def _describe(corpus: Corpus, config: DataConfig, users: int, volunteers: Sequence[str]) -> str:
     line = (
-        f"{corpus.title}: {len(users)} speakers as users, {min(sizes)} to {max(sizes)} recordings "
-        f"each, {sum(sizes)} in all; {_count(corpus.held_out, corpus.held_out)} for "
-        f"{config.evaluation}"
+        f"{corpus.title}: {users} speakers as users; {_count(corpus.held_out, corpus.held_out)} "
+        f"for {config.evaluation}"
     )
     return f"{line}; {_count(corpus.public, volunteers)} public" if volunteers else line
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fedpriv.data.config import SpeechConfig
 from fedpriv.data.content import Content, Files
+from fedpriv.data.facts import UNCHECKED, DataFacts
 from fedpriv.data.text import ENGLISH, Alphabet, normalise
 from fedpriv.data.utterances import Utterances
 from fedpriv.errors import InputError
@@ -52,12 +53,14 @@ class FederatedSpeech:
     Attributes:
         users: each user's recordings.
         user_ids: their stable public ids.
-        held_out: recordings of nobody in the population, to measure on.
-        public: recordings of volunteers outside the population, to pre-train a seed model on.
+        held_out: recordings that no user holds, to measure on.
+        public: recordings of volunteers, to pre-train a seed model on.
         public_held_out: recordings to measure that seed model on.
         alphabet: what the model writes with.
         speech: sample rate, duration caps, what to do with bad recordings.
-        description: one line for reports.
+        description: one line for reports; public.
+        sizes: how many recordings users have, in words; private.
+        facts: what is true of it, as far as that was checked.
     """
 
     users: Sequence[Sequence[Recording]]
@@ -68,6 +71,8 @@ class FederatedSpeech:
     alphabet: Alphabet
     speech: SpeechConfig
     description: str
+    sizes: str = ""
+    facts: DataFacts = UNCHECKED
 
     @property
     def population(self) -> int:

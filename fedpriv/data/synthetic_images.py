@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fedpriv.data.config import DataConfig, Evaluation, SizesConfig, SyntheticConfig
 from fedpriv.data.content import Content
+from fedpriv.data.facts import DataFacts
 from fedpriv.data.federated import Examples
 from fedpriv.errors import InputError
 
@@ -90,6 +91,8 @@ class SyntheticImages:
     examples: int
     alpha: float | None
     held_out: Evaluation
+    sizes = ""  # users are drawn when they are asked for, by public numbers
+    facts = DataFacts(users="made_up", example="image", held_out="made_up", public="none")
 
     @property
     def user_ids(self) -> UserIds:

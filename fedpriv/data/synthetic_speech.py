@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from fedpriv.caches import cache_folder
 from fedpriv.data.config import DataConfig, SpeechConfig
 from fedpriv.data.espeak import Espeak, locate
+from fedpriv.data.facts import DataFacts
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.data.speech_chunks import ChunkRecording, has_chunk, read_chunk, write_chunk
 from fedpriv.data.synthetic_speakers import Split
@@ -84,10 +85,17 @@ def build_synthetic_speech(config: DataConfig, seed: int) -> FederatedSpeech:
         alphabet=_alphabet(speech),
         speech=speech,
         description=f"synthetic speech (espeak-ng): {users} users of "
-        f"{min(users, len(population.accents))} accents, {spoken} digit strings each, "
-        f"{_amount(joined[population])}; {held_out.name}: {_amount(joined[held_out])} of "
+        f"{min(users, len(population.accents))} accents, {spoken} digit strings each; "
+        f"{held_out.name}: {_amount(joined[held_out])} of "
         f"{HELD_OUT_SPEAKERS} others; public: {_amount(joined[PUBLIC])} of "
         f"{speech.public_speakers} others ({PUBLIC_ACCENT})",
+        sizes=_amount(joined[population]),
+        facts=DataFacts(
+            users="made_up",
+            example="recording",
+            held_out="made_up",
+            public="made_up" if speech.public_speakers else "none",
+        ),
     )
 
 

@@ -26,7 +26,7 @@ from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.example_level import ExampleLevel, steps_event
 from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
 from fedpriv.privacy.noise_shares import NoiseShares
-from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
+from fedpriv.privacy.sampling import PROVEN, Adjacency, Sampling, build_sampling
 from fedpriv.privacy.user_noise import UserNoise, message_event
 
 VERSION = 2
@@ -466,7 +466,34 @@ def read_ledger(path: Path) -> LedgerFile:
         raise InputError(f"{path}: written by another version of fedpriv") from None
     if set(kinds) - {"places", "release"}:
         raise InputError(f"{path}: written by another version of fedpriv")
+    _require_known(path, header, releases)
     return LedgerFile(header, releases, last, whole, len(data) - whole, places)
+
+
+_ADJACENCIES = tuple(each.value for each in Adjacency)
+# What header and releases may say of themselves: nothing is signed that is not understood.
+_KNOWN_OF_HEADER: Mapping[str, tuple[Any, ...]] = {
+    "version": (1, VERSION),
+    "unit": ("user", "example"),
+    "noise_by": ("server", "nodes", "users"),
+    "adjacency": _ADJACENCIES,
+}
+_KNOWN_OF_RELEASE: Mapping[str, tuple[Any, ...]] = {
+    "sampling": tuple(PROVEN),
+    "adjacency": _ADJACENCIES,
+    "noise_shape": ("spherical", "per_block"),
+}
+
+
+def _require_known(path: Path, header: Header, releases: Sequence[Release]) -> None:
+    """Raise InputError where a ledger says something of which this version knows nothing."""
+    for record, known in ((header, _KNOWN_OF_HEADER), *((r, _KNOWN_OF_RELEASE) for r in releases)):
+        for name, values in known.items():
+            if (found := getattr(record, name)) not in values:
+                raise InputError(
+                    f"{path}: {name} is {found!r}, of which this version of fedpriv knows nothing; "
+                    "read it with the version that wrote it"
+                )
 
 
 def _unseal(path: Path, number: int, line: bytes, previous: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""What releases with distributed noise cost against those who see more than the released models.
+"""What releases cost against those who see more than the released models.
 
 ε of a run holds against whoever sees released models and knows neither a share of the noise nor
-who was drawn. A node knows its own share, and the server drew the cohorts.
+who was drawn. A node knows who of its own users was drawn, and its own share of the noise where
+nodes add it. The server drew the cohorts.
 """
 
 from __future__ import annotations
@@ -20,14 +21,15 @@ def epsilon_against_a_node(
 ) -> float | None:
     """Return the RDP ε of a user at another node against one curious node; None for no privacy.
 
-    The node takes its own share off. It knows who of its own users was drawn: under Poisson
-    sampling that says nothing of others. Of a fixed number it leaves so many for the others, and
-    their chance is not q any more, so there no amplification is claimed.
+    Where nodes add the noise it takes its own share off. It knows who of its own users was drawn:
+    under Poisson sampling that says nothing of others. Of a fixed number it leaves so many for the
+    others, and their chance is not q any more, so there no amplification is claimed.
     """
     seen = []
     for release in releases:
-        assert release.shares is not None
-        stddev = multiplier_against_a_node(release.stddev, release.shares)
+        stddev: float | None = release.stddev
+        if release.shares is not None:
+            stddev = multiplier_against_a_node(release.stddev, release.shares)
         if stddev is None:
             return None
         left = replace(release, stddev=stddev)

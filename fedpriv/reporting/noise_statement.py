@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fedpriv.privacy.silos import SiloCosts
+from fedpriv.reporting.data_statement import who_users_are
 from fedpriv.reporting.reader import Run
 from fedpriv.reporting.wording import drawn_anew, rounded_up, worst_and_median
 
@@ -103,8 +104,7 @@ def _unit(run: Run, costs: SiloCosts) -> tuple[str, ...]:
         f"One user: all its data, out of a population of {run.header.population:,}. Each user "
         "spends an ε of its own, for the rounds in which it was drawn.",
         worst_and_median(costs, "user"),
-        "A person who appears as several users is protected as each of them only. That a user "
-        "takes part, and when, is public.",
+        f"{who_users_are(run)} That a user takes part, and when, is public.",
     )
 
 

@@ -110,7 +110,7 @@ def quality_by_round(runs: Sequence[Marked]) -> Plot | None:
         return drawn.plot(
             "quality-by-round",
             f"Held-out {name} by round",
-            "Measured on held-out examples that belong to no user.",
+            "Measured on held-out examples, which no user holds.",
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from fedpriv.config import ExperimentConfig
+from fedpriv.data.facts import DataFacts
 from fedpriv.errors import InputError
 from fedpriv.privacy.ledger import Header, Release, read_ledger
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
@@ -79,6 +80,17 @@ class Run:
     def adjacency(self) -> Adjacency:
         """The adjacency of the ledger."""
         return Adjacency(self.header.adjacency)
+
+    @property
+    def facts(self) -> DataFacts:
+        """What was checked of the data when the run began; a deployment knows nothing of them."""
+        where = f"{self.path}/environment.json: data_facts"
+        return DataFacts.of(self.environment.get("data_facts", {}), where)
+
+    @property
+    def seeded(self) -> bool:
+        """Whether whoever knows the seed can draw sampling and noise again: a simulation."""
+        return not self.config.runtime.deployment
 
     @property
     def finished_rounds(self) -> int:

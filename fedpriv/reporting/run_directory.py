@@ -18,7 +18,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -85,10 +85,12 @@ class RunDirectory:
         return self.path / "trace.json"
 
     @classmethod
-    def create(cls, config: ExperimentConfig, device: str, data: str = "") -> RunDirectory:
+    def create(
+        cls, config: ExperimentConfig, device: str, about: Mapping[str, Any] | None = None
+    ) -> RunDirectory:
         """Make a new run directory with config and environment; nothing is ever overwritten.
 
-        `data` describes the data set; it counts the users' data, so a deployment leaves it out.
+        `about` is what else `environment.json` says, such as what is known of the data.
 
         Raises:
             InputError: the folder is not empty or cannot be written.
@@ -101,8 +103,8 @@ class RunDirectory:
             run = cls(path)
             run.checkpoints.mkdir()
             (path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-            environment = json.dumps(_environment(config, device, data), indent=2) + "\n"
-            (path / "environment.json").write_text(environment, encoding="utf-8")
+            environment = json.dumps({**_environment(config, device), **(about or {})}, indent=2)
+            (path / "environment.json").write_text(environment + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"run_dir: cannot write {path} ({error.strerror})") from None
         return run
@@ -213,7 +215,7 @@ def _replace(path: Path, lines: Iterable[str]) -> None:
     scratch.replace(path)
 
 
-def _environment(config: ExperimentConfig, device: str, data: str) -> dict[str, Any]:
+def _environment(config: ExperimentConfig, device: str) -> dict[str, Any]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": None if config.runtime.deployment else config.seed,
@@ -221,7 +223,6 @@ def _environment(config: ExperimentConfig, device: str, data: str) -> dict[str, 
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "device": device,
-        "data": data,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {name: version(name) for name in _LIBRARIES},
         "git": _git_state(),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.privacy.silos import SiloCosts
+from fedpriv.reporting.data_statement import an_example
 from fedpriv.reporting.reader import Run
 from fedpriv.reporting.wording import drawn_anew, worst_and_median
 
@@ -35,7 +36,7 @@ def silo_sentences(run: Run, costs: SiloCosts, clipping: str) -> Mapping[str, tu
 
 def _unit(run: Run, costs: SiloCosts) -> tuple[str, ...]:
     return (
-        f"One example (an image, a recording) of one of {run.header.population:,} silos. Each silo "
+        f"{an_example(run)} of one of {run.header.population:,} silos. Each silo "
         "spends an ε of its own, for the rounds in which it was drawn.",
         worst_and_median(costs, "silo"),
         "NOT protected: a person with several examples in a silo, whose ε grows with their number; "

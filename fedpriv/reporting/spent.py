@@ -27,8 +27,9 @@ class Spent:
         epsilons: by accountant, the finite ε at the run's δ; empty for a run without privacy.
         silos: what silos, or users with noise of their own, have spent; None where all users pay.
         disagreements: where metrics, config and ledger contradict each other, a sentence each.
-        viewers: where nodes add shares of the noise, the RDP ε against those who see more than
-            released models: `node` (missing where nothing protects from it) and `server`.
+        viewers: the RDP ε against those who see more than released models, where it is another:
+            `node`, where a cohort of fixed size is drawn; where nodes add shares of the noise,
+            `node` (missing where nothing protects from it) and `server`.
     """
 
     accountants: Mapping[str, Accountant]
@@ -55,8 +56,13 @@ def spent(run: Run) -> Spent:
 
 
 def _viewers(run: Run, delta: float) -> dict[str, float]:
-    if not all(release.shares is not None for release in run.releases):
+    if any(release.payers is not None for release in run.releases):
         return {}
+    if not all(release.shares is not None for release in run.releases):
+        if all(release.sampling != "fixed_size" for release in run.releases):
+            return {}  # ε itself holds against a node
+        node = epsilon_against_a_node(run.releases, run.adjacency, delta)
+        return {} if node is None else {"node": node}
     against = {
         "node": epsilon_against_a_node(run.releases, run.adjacency, delta),
         "server": epsilon_against_the_server(run.releases, run.adjacency, delta),

@@ -7,6 +7,7 @@ privacy gets a statement too: that it has none.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -15,11 +16,18 @@ from itertools import groupby
 from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.reporting.attacker import Attacker, strongest_attacker
+from fedpriv.reporting.data_statement import held_out_sentence, start_sentences, who_users_are
 from fedpriv.reporting.noise_statement import shares_sentences, users_sentences
 from fedpriv.reporting.reader import Run
 from fedpriv.reporting.silo_statement import silo_sentences
 from fedpriv.reporting.spent import Spent
-from fedpriv.reporting.wording import percent_up, round_ranges, rounded_up, value_range
+from fedpriv.reporting.wording import (
+    beside_epsilon,
+    percent_up,
+    round_ranges,
+    rounded_up,
+    value_range,
+)
 
 NO_PRIVACY = "This run has no privacy: nothing bounds what its models reveal about its users."
 
@@ -98,6 +106,7 @@ class Statement:
 
     Attributes:
         private: False where there is no guarantee at all.
+        seeded: whether whoever knows the seed can draw sampling and noise again.
         headline: the claim in one sentence.
         alarms: contradictions that a reader must see first.
         guarantees: one an accountant; none without privacy.
@@ -106,6 +115,7 @@ class Statement:
     """
 
     private: bool
+    seeded: bool
     headline: str
     alarms: tuple[str, ...]
     guarantees: tuple[Guarantee, ...]
@@ -120,6 +130,7 @@ def privacy_statement(run: Run, account: Spent) -> Statement:
     )
     return Statement(
         private=run.private,
+        seeded=run.seeded,
         headline=_headline(guarantees, run) if run.private else NO_PRIVACY,
         alarms=account.disagreements,
         guarantees=guarantees,
@@ -145,7 +156,9 @@ def release_groups(releases: Iterable[Release]) -> tuple[ReleaseGroup, ...]:
 
 def _group(members: Sequence[Release]) -> ReleaseGroup:
     first = members[0]
-    shape = "" if first.noise_shape == "spherical" else ", in proportion to each block's bound"
+    shape = {"spherical": "", "per_block": ", in proportion to each block's bound"}[
+        first.noise_shape
+    ]
     return ReleaseGroup(
         rounds=round_ranges([release.round for release in members]),
         count=len(members),
@@ -169,7 +182,10 @@ def to_markdown(statement: Statement, title: str) -> str:
     parts = [f"# Privacy statement: {title}", f"**{statement.headline}**"]
     parts += [f"> **Warning:** {alarm}" for alarm in statement.alarms]
     for each in statement.guarantees:
-        parts.append(f"- **ε = {each.shown}** at δ = {each.delta:g}. {each.method} {each.meaning}")
+        known = beside_epsilon(statement.seeded)
+        parts.append(
+            f"- **ε = {each.shown}** at δ = {each.delta:g}{known}. {each.method} {each.meaning}"
+        )
     for section in statement.sections:
         parts += [f"## {section.label}", " ".join(section.sentences)]
         if section.key == "releases":
@@ -193,28 +209,18 @@ def _markdown_table(releases: Iterable[ReleaseGroup]) -> str:
 
 def _headline(guarantees: tuple[Guarantee, ...], run: Run) -> str:
     best = min(guarantees, key=lambda each: each.epsilon)
-    if run.header.unit == "example":
-        return (
-            f"All that any one silo sent is together ({best.shown}, {best.delta:g})-differentially "
-            "private for every example in it, as the assumptions below say; a person with several "
-            "examples is protected less."
-        )
-    if run.header.noise_by == "users":
-        return (
-            f"All that any one user sent is together ({best.shown}, {best.delta:g})-differentially "
-            "private for that user, whoever received it (local differential privacy), as the "
-            "assumptions below say."
-        )
-    if run.header.noise_by == "nodes":
-        return (
-            f"All models that this run released together are ({best.shown}, {best.delta:g})-"
-            "differentially private for every user, if nobody saw more than the sum of the nodes' "
-            "messages, as the assumptions below say."
-        )
-    return (
-        f"All models that this run released together are ({best.shown}, {best.delta:g})-"
-        "differentially private for every user, as the assumptions below say."
-    )
+    private = f"({best.shown}, {best.delta:g})-differentially private{beside_epsilon(run.seeded)}"
+    models = f"All models that this run released together are {private} for every user"
+    headlines = {
+        "example": f"All that any one silo sent is together {private} for every example in it, as "
+        "the assumptions below say; a person with several examples is protected less.",
+        "users": f"All that any one user sent is together {private} for that user, whoever "
+        "received it (local differential privacy), as the assumptions below say.",
+        "nodes": f"{models}, if nobody saw more than the sum of the nodes' messages, as the "
+        "assumptions below say.",
+        "server": f"{models}, as the assumptions below say.",
+    }
+    return headlines[run.header.unit if run.header.unit != "user" else run.header.noise_by]
 
 
 def _guarantee(run: Run, account: Spent, name: str, epsilon: float) -> Guarantee:
@@ -227,7 +233,7 @@ def _guarantee(run: Run, account: Spent, name: str, epsilon: float) -> Guarantee
         delta=run.delta,
         method=_METHODS[name] + f" (dp-accounting {version('dp-accounting')}).",
         attacker=attacker,
-        meaning=_meaning(attacker, run.adjacency, run.header.unit, _seen(run)),
+        meaning=_meaning(attacker, run.adjacency, run.header.unit, _seen(run), _unknown(run)),
     )
 
 
@@ -241,7 +247,16 @@ def _seen(run: Run) -> str:
     return "message of a user" if run.header.noise_by == "users" else "released model"
 
 
-def _meaning(attacker: Attacker, adjacency: Adjacency, unit: str, seen: str) -> str:
+def _unknown(run: Run) -> str:
+    """Return what an attacker must not know besides, where ε counts on sampling."""
+    if run.header.unit == "example":
+        return ", but not which examples were drawn,"
+    if run.header.noise_by == "users" or run.sampling.kind == "all":
+        return ""
+    return ", but not who was drawn,"
+
+
+def _meaning(attacker: Attacker, adjacency: Adjacency, unit: str, seen: str, unknown: str) -> str:
     at_one, at_tenth = (percent_up(share) for share in attacker.true_positives)
     question, found = {
         Adjacency.ADD_OR_REMOVE_ONE: (
@@ -256,7 +271,7 @@ def _meaning(attacker: Attacker, adjacency: Adjacency, unit: str, seen: str) -> 
     }[adjacency]
     known = {"user": "everybody else's data", "example": "all other data"}[unit]
     return (
-        f"An attacker who sees every {seen} and knows {known} guesses "
+        f"An attacker who sees every {seen} and knows {known}{unknown} guesses "
         f"{question}: allowed 1% false alarms it recognises at most {at_one} of the {found}; "
         f"allowed 0.1%, at most {at_tenth}. Membership advantage: at most "
         f"{percent_up(attacker.advantage)} (0% is guessing, 100% is certainty)."
@@ -269,11 +284,11 @@ def _meaning(attacker: Attacker, adjacency: Adjacency, unit: str, seen: str) -> 
 def _sections(run: Run, account: Spent) -> tuple[Section, ...]:
     always = [
         Section("unit", "Unit of privacy", _unit(run)),
-        Section("trust", "Trust model: who sees what", _trust(run)),
+        Section("trust", "Trust model: who sees what", _trust(run, account)),
         Section("mechanism", "Mechanism", _mechanism(run)),
         Section("sampling", "Sampling, as it was run", _sampling(run)),
         Section("releases", "Every release", _releases(run)),
-        Section("start", "What the training started from", _start(run)),
+        Section("start", "What the training started from", start_sentences(run)),
         Section("randomness", "Seeds", _randomness(run)),
         Section("logged", "What else was logged", _logged(run)),
         Section("verification", "How to check this", _verification(run)),
@@ -301,8 +316,10 @@ def _differing(run: Run, account: Spent) -> Mapping[str, tuple[str, ...]]:
         return silo_sentences(run, account.silos, _clipping(run, "gradient"))
     if account.silos is not None:
         return users_sentences(run, account.silos, _clipping(run))
-    if run.header.noise_by != "nodes":
+    if run.header.noise_by == "server":
         return {}
+    if run.header.noise_by != "nodes":
+        raise ValueError(f"no sentences for noise by {run.header.noise_by}")
     return shares_sentences(run, account.viewers)
 
 
@@ -329,54 +346,38 @@ def _unit(run: Run) -> tuple[str, ...]:
     if not run.private:
         return (f"None. The data of {run.header.population:,} users were used unprotected.",)
     return (
-        f"One {run.header.unit}: everything that one person contributed, in all rounds, out of a "
+        f"One {run.header.unit}: everything that it contributed, in all rounds, out of a "
         f"population of {run.header.population:,}.",
-        "A person who appears as several users is protected as each of them only.",
-    )
-
-
-def _start(run: Run) -> tuple[str, ...]:
-    seed_model = run.config.seed_model
-    if seed_model is None:
-        return ("Random parameters, which depend on the seed alone.",)
-    made = (
-        "pre-trained by fedpriv on the data set's public part, without privacy"
-        if seed_model.pretrain
-        else "given as a file, of whose training nothing is known here"
-    )
-    return (
-        f"A seed model ({made}), SHA-256 {(seed_model.sha256 or 'not recorded')[:16]}….",
-        "ε says nothing about the people whose data trained it: they must be nobody of the "
-        "population, and their data public or theirs to give.",
+        who_users_are(run),
     )
 
 
 def _adjacency(run: Run) -> tuple[str, ...]:
-    if run.adjacency is Adjacency.REPLACE_ONE:
-        return (
+    return {
+        Adjacency.REPLACE_ONE: (
             "Replace one: two populations of the same size that differ in one user's data.",
             "The sum then moves by up to 2C, twice the clip bound, and the noise is accounted "
             "against that.",
             _PUBLIC,
-        )
-    if run.adjacency is Adjacency.ZERO_OUT:
-        return (
+        ),
+        Adjacency.ZERO_OUT: (
             "Zero out: one user's data, in a population of known size, replaced by nothing.",
             "The sum then moves by up to C, the clip bound.",
             _PUBLIC,
-        )
-    return (
-        "Add or remove one: two populations that differ in the presence of one user.",
-        "The sum then moves by up to C, the clip bound. An ε under replace-one adjacency is a "
-        "different quantity and must not be compared with this one.",
-        _PUBLIC,
-    )
+        ),
+        Adjacency.ADD_OR_REMOVE_ONE: (
+            "Add or remove one: two populations that differ in the presence of one user.",
+            "The sum then moves by up to C, the clip bound. An ε under replace-one adjacency is a "
+            "different quantity and must not be compared with this one.",
+            _PUBLIC,
+        ),
+    }[run.adjacency]
 
 
 _PUBLIC = "The size of the population and the expected cohort are taken to be public."
 
 
-def _trust(run: Run) -> tuple[str, ...]:
+def _trust(run: Run, account: Spent) -> tuple[str, ...]:
     nodes = (
         "The nodes receive the model of every round, and each sends back the exact sum of its own "
         "users' updates."
@@ -391,9 +392,30 @@ def _trust(run: Run) -> tuple[str, ...]:
         "Central differential privacy with a trusted aggregator.",
         nodes,
         server,
-        "Everybody else, the nodes among them, may see every released model: the guarantee covers "
-        "all of them together, not the last one alone.",
+        "Everybody else may see every released model: the guarantee covers all of them together, "
+        "not the last one alone.",
+        _against_a_node(run, account.viewers),
         "Nothing is promised against the server itself or whoever breaks into it.",
+    )
+
+
+def _against_a_node(run: Run, viewers: Mapping[str, float]) -> str:
+    """Return what holds against nodes, who see which of their own users were drawn."""
+    if run.sampling.kind == "fixed_size":
+        return (
+            "Nodes are NOT covered by this ε: a node knows how many of its own users were drawn, "
+            "and of a fixed number that tells how many others were. Against nodes, for a user of "
+            "another, and against users, each of whom knows this of itself, it is at most "
+            f"ε = {rounded_up(viewers.get('node', math.inf))} by RDP, without amplification."
+        )
+    others = {
+        "poisson": "it knows which of its own users were drawn, and each is drawn by a coin of "
+        "its own.",
+        "all": "everybody is in every round.",
+    }[run.sampling.kind]
+    return (
+        "Nodes see the data of the users whom they train. For users of other nodes ε holds against "
+        f"a node too: {others}"
     )
 
 
@@ -424,8 +446,10 @@ def _noise(release: Release) -> str:
 
 
 def _clipping(run: Run, what: str = "update") -> str:
-    clipping = run.config.privacy.clipping if run.config.privacy else None
-    if clipping is None or clipping.kind == "global":
+    if run.config.privacy is None:
+        return f"each {what} is clipped, how config.yaml does not say,"
+    clipping = run.config.privacy.clipping
+    if clipping.kind == "global":
         return f"each {what} is clipped as a whole"
     if clipping.kind == "adaptive":
         part = {"global": f"the {what}", "per_layer": "each block"}[clipping.adapts]
@@ -433,6 +457,8 @@ def _clipping(run: Run, what: str = "update") -> str:
             f"{part} is clipped to a bound that follows the {clipping.quantile:g} quantile of the "
             "norms (Andrew et al. 2021)"
         )
+    if clipping.kind != "per_layer":
+        raise ValueError(f"no sentence for privacy.clipping.kind: {clipping.kind}")
     shares = {"uniform": "C/√H each", "dim": "C·√(d_h/Σd) each"}[clipping.split]
     if clipping.normalize:
         return f"any {what} above C has each of its H blocks set to its share of C ({shares})"
@@ -443,6 +469,8 @@ def _error_feedback(run: Run) -> tuple[str, ...]:
     feedback = run.config.privacy.error_feedback if run.config.privacy else None
     if feedback is None or feedback.kind == "none":
         return ()
+    if feedback.kind != "user":
+        raise ValueError(f"no sentence for privacy.error_feedback.kind: {feedback.kind}")
     how = {"remainder": "update and memory as one", "dice": "each alone, C being both bounds' sum"}
     return (
         "Error feedback: each user keeps what clipping cut off and adds it when it takes part "
@@ -478,7 +506,8 @@ def _sampling(run: Run) -> tuple[str, ...]:
         how,
         "The object that drew the cohorts is the one that yielded the privacy events, so the "
         "sampling that was run is the sampling that is accounted.",
-        "Amplification by sampling holds against those who do not know who was drawn.",
+        "Amplification by sampling holds against those who do not know who was drawn"
+        + (", not even of one user." if sampling.kind == "fixed_size" else "."),
         "Users who were drawn and did not answer contributed zero.",
     )
 
@@ -614,14 +643,19 @@ def _logged(run: Run) -> tuple[str, ...]:
             "Nothing from the users' own values beside the releases. How long rounds took and how "
             "many nodes were lost is in metrics.jsonl.",
         )
+    sizes = run.environment.get("simulation_only", {}).get("data")
+    also = f" In environment.json: how many examples users have ({sizes})." if sizes else ""
+    if run.config.runtime.profile:
+        also += " In trace.json: how long users' training took."
+    if run.config.privacy is not None and run.config.privacy.error_feedback.kind != "none":
+        also += " In the folder memory: what users keep between rounds."
     if not run.private:
-        return (f"Everything, without protection; of the users' own values: {seen}.",)
+        return (f"Everything, without protection; of the users' own values: {seen}.{also}",)
     return (
-        f"Under simulation_only in metrics.jsonl: {seen}. These come from the users' own values "
+        f"Under simulation_only in metrics.jsonl: {seen}.{also} These come from users' own values "
         "without any mechanism. They are NOT covered by ε: a deployment must not log or publish "
         "them, and neither must a plot below that shows them leave the simulation.",
-        "Held-out losses and error rates are functions of the released models and of held-out "
-        "data, which belong to no user: post-processing, if those data are public.",
+        held_out_sentence(run),
         "The learning rate and the norm of the averaged update are functions of what was released.",
     )
 
@@ -653,5 +687,5 @@ def _drawn(release: Release) -> str:
         return f"{release.steps} steps, q = {release.sampling_rate:g}, in the silos drawn"
     if release.sampling == "all" or release.expected_cohort is None:
         return f"all {release.population:,} users"
-    kind = {"poisson": "Poisson", "fixed_size": "exactly"}.get(release.sampling, release.sampling)
+    kind = {"poisson": "Poisson", "fixed_size": "exactly"}[release.sampling]
     return f"{kind} {release.expected_cohort:g} of {release.population:,}"

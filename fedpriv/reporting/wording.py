@@ -11,6 +11,9 @@ from collections.abc import Sequence
 from fedpriv.privacy.sampling import Sampling
 from fedpriv.privacy.silos import SiloCosts
 
+#: Stands beside each ε of a run whose sampling and noise anyone can draw again who has its config.
+KNOWN_SEED = "simulation with a known seed"
+
 # Far below the last shown digit; keeps 7.000 from becoming 7.001 by the rounding of a product.
 _SLACK = 1e-9
 
@@ -21,6 +24,11 @@ def rounded_up(value: float, digits: int = 3) -> str:
     if value * scale > 2**52:
         return f"{value:.4g}"
     return f"{math.ceil(value * scale - _SLACK) / scale:,.{digits}f}"
+
+
+def beside_epsilon(seeded: bool) -> str:
+    """Return what stands beside an ε, with a space before it; nothing for a secret seed."""
+    return f" ({KNOWN_SEED})" if seeded else ""
 
 
 def percent_up(share: float) -> str:

@@ -52,9 +52,21 @@ def test_contributors_are_users(folder):
     assert clips(dataset.held_out) == [7, 8]
     assert dataset.alphabet.characters == ENGLISH
     assert dataset.description == (
-        "common_voice (en: train): 3 speakers as users, 1 to 2 recordings each, 4 in all; "
-        "2 recordings by 1 speakers for test"
+        "common_voice (en: train): 3 speakers as users; 2 recordings by 1 speakers for test"
     )
+    assert dataset.sizes == "3 users with 1 to 2 recordings each, 4 in all"
+
+
+def test_what_is_said_of_it_is_true(folder):
+    speech = SpeechConfig(train_subsets=("validated",), public_subsets=("other",))
+    for dataset in (build(folder), build(folder, speech=speech)):
+        held_out = {"emil"} if clips(dataset.held_out) == [7, 8] else set()
+        assert held_out
+        assert not {f"speaker-{name}" for name in held_out} & set(dataset.user_ids)
+        assert (dataset.facts.users, dataset.facts.example) == ("person", "recording")
+        assert dataset.facts.held_out == "others"
+    assert "speaker-cleo" not in dataset.user_ids
+    assert (build(folder).facts.public, dataset.facts.public) == ("none", "others")
 
 
 def test_a_quote_does_not_have_to_be_closed(folder):

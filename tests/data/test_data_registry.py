@@ -52,6 +52,13 @@ def test_examples_per_user():
     assert {len(inputs) for inputs in users_of(dataset)} == {3}
 
 
+def test_dealt_digits_are_of_whoever_wrote_them():
+    for evaluation in ("test", "development"):
+        facts = build_dataset(digits("iid", evaluation=evaluation), seed=5).facts
+        assert (facts.users, facts.example) == ("dealt", "image")
+        assert (facts.held_out, facts.public) == ("unnamed", "none")
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
@@ -62,8 +69,9 @@ def test_examples_per_user():
 )
 def test_description_is_one_line_on_source_users_and_sizes(kind, said):
     dataset = build_dataset(digits(kind), seed=5)
-    for part in ("digits (scikit-learn", said, "1500 in all", "297 test examples"):
+    for part in ("digits (scikit-learn", said, "297 test examples"):
         assert part in dataset.description
+    assert dataset.sizes.endswith(" training examples each, 1500 in all")
     assert "\n" not in dataset.description
     assert len(dataset.user_ids) == dataset.population == len(set(dataset.user_ids))
 

@@ -56,6 +56,31 @@ def test_every_speaker_is_a_user(folder):
     )
 
 
+@pytest.mark.parametrize("partition", [NATURAL, PartitionConfig(kind="iid")])
+@pytest.mark.parametrize("strangers", [(), ("ben",)])
+@pytest.mark.parametrize("evaluation", ["test", "development"])
+def test_what_is_said_of_it_is_true(folder, partition, strangers, evaluation):
+    dataset = build_fsdd(
+        config(
+            folder,
+            users=None if partition is NATURAL else 6,
+            partition=partition,
+            evaluation=evaluation,
+            speech=SpeechConfig(held_out_speakers=strangers),
+        ),
+        seed=1,
+    )
+    theirs, held_out = (
+        speakers(s for s in part) for part in (sum(dataset.users, []), dataset.held_out)
+    )
+    assert dataset.facts.held_out == ("same" if theirs & held_out else "others")
+    voices = [next(iter(speakers(user))) for user in dataset.users]
+    assert dataset.facts.users == ("person" if len(set(voices)) == len(voices) else "share")
+    often = [name for user in dataset.users for name in files(user)]
+    assert dataset.facts.example == "joined"
+    assert len(often) > len(set(often))  # a recording in two examples
+
+
 def test_the_folder_may_be_the_one_of_the_recordings(folder):
     inner = build_fsdd(config(folder / "recordings"), seed=1)
     assert inner.users == build_fsdd(config(folder), seed=1).users

@@ -55,9 +55,16 @@ def test_readers_are_users(folder):
     assert dataset.public == dataset.public_held_out == ()
     assert dataset.alphabet.characters == ENGLISH
     assert dataset.description == (
-        "librispeech (train-clean-100, train-other-500): 3 speakers as users, 2 to 4 recordings "
-        "each, 9 in all; 2 recordings by 1 speakers for test"
+        "librispeech (train-clean-100, train-other-500): 3 speakers as users; "
+        "2 recordings by 1 speakers for test"
     )
+    assert dataset.sizes == "3 users with 2 to 4 recordings each, 9 in all"
+    assert dataset.facts.document() == {
+        "users": "person",
+        "example": "recording",
+        "held_out": "others",
+        "public": "none",
+    }
 
 
 def test_a_user_is_heard_and_transcribed(folder):
@@ -92,6 +99,7 @@ def test_public_speakers_are_no_users_not_even_with_other_recordings(folder):
     assert dataset.user_ids == ("speaker-20",)
     assert {name.split("-")[0] for name in names(dataset.public)} == {"103"}
     assert {name.split("-")[0] for name in names(dataset.public_held_out)} == {"26"}
+    assert dataset.facts.public == "others"
     assert dataset.alphabet.characters == " 'aeilst"
     assert dataset.description.endswith("; 6 recordings by 2 speakers public")
 

@@ -42,6 +42,20 @@ def test_development_moves_one_writer_in_eight_out_of_the_population(mnist_folde
     assert sorted(used) == np.flatnonzero(~np.isin(writers, held)).tolist()
 
 
+def test_what_is_said_of_it_is_true(mnist_folder):
+    """Whose the t10k images are, no file that is read says; held-out writers are told apart."""
+
+    def facts(**changes):
+        found = build_dataset(config(mnist_folder, **changes), seed=1).facts
+        return found.users, found.held_out
+
+    iid = {"partition": PartitionConfig(kind="iid"), "users": 5}
+    assert facts() == ("person", "unnamed")
+    assert facts(evaluation="development") == ("person", "others")
+    assert facts(**iid) == ("dealt", "unnamed")
+    assert facts(**iid, evaluation="development") == ("dealt", "others")
+
+
 def test_development_of_a_single_writer_leaves_nobody(mnist_folder, labels):
     rows = np.zeros((60, 8), dtype=">i4")
     rows[:, 0], rows[:, 2] = labels, 2

@@ -45,9 +45,11 @@ def test_speakers_are_users(folder):
     assert names(dataset.users[1]) == ["no/1ecfb537_nohash_0.wav"]
     assert names(dataset.held_out) == FILES[4:6]
     assert dataset.description == (
-        "speech_commands (Google Speech Commands): 2 speakers as users, 1 to 3 recordings each, "
-        "4 in all; 2 recordings by 1 speakers for test"
+        "speech_commands (Google Speech Commands): 2 speakers as users; "
+        "2 recordings by 1 speakers for test"
     )
+    assert dataset.sizes == "2 users with 1 to 3 recordings each, 4 in all"
+    assert (dataset.facts.users, dataset.facts.held_out) == ("person", "others")
 
 
 def test_the_transcript_is_the_word(folder):

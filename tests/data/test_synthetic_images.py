@@ -33,6 +33,12 @@ def test_a_user_is_a_function_of_the_data_sets_seed_and_its_number_alone():
     assert hash(one) == hash(made())
 
 
+def test_its_people_are_made_up_and_it_has_no_sizes_to_hide():
+    for dataset in (made(), made(synthetic=lognormal(median=8)), Share(made(), 0, 2)):
+        assert (dataset.facts.users, dataset.facts.held_out) == ("made_up", "made_up")
+        assert dataset.sizes == ""
+
+
 def test_shapes_and_kinds_of_numbers():
     dataset = made(examples_per_user=3, synthetic={"side": 12})
     examples = dataset.user(0)

@@ -88,9 +88,12 @@ def test_the_description_says_that_it_is_synthetic(recorded):
     dataset = build_dataset(config(recorded), seed=1)
     seconds = sum(one.seconds for user in dataset.users for one in user)
     assert dataset.description.startswith(
-        "synthetic speech (espeak-ng): 16 users of 8 accents, 2 digit strings each, "
-        f"32 in all ({seconds:.0f} s); test: 96 in all ("
+        "synthetic speech (espeak-ng): 16 users of 8 accents, 2 digit strings each; test: 96 in "
+        "all ("
     )
+    assert dataset.sizes == f"32 in all ({seconds:.0f} s)"
+    facts = dataset.facts
+    assert {facts.users, facts.held_out, facts.public} == {"made_up"}
     assert dataset.description.endswith("of 2 others (en-us)")
 
 
