@@ -188,6 +188,7 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG, its data and its model, without running anything."""
     from fedpriv import experiment
     from fedpriv.reporting.noise_statement import TRUST_MODELS
+    from fedpriv.reporting.wording import beside_epsilon
 
     prepared = experiment.prepare(load_config(config, overrides or []), seeded=False)
     planned = prepared.plan.planned_epsilon()
@@ -199,6 +200,8 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
         silos = privacy.unit == "example"
         cost += f" a {'silo' if silos else 'user'} that takes part in each"
         cost += ", for one of its examples" if silos else ""
+    if planned is not None:
+        cost += beside_epsilon(not prepared.config.runtime.deployment)
     print(f"{config}: valid; {prepared.config.rounds} rounds cost {cost}")
     if privacy is not None and privacy.noise_by != "server":
         print(TRUST_MODELS[privacy.noise_by])

@@ -32,6 +32,7 @@ from fedpriv.privacy.ledger import Header, Ledger, check_same_run, read_ledger
 from fedpriv.privacy.silos import SiloCosts, most_charged
 from fedpriv.reporting.profile import Profile
 from fedpriv.reporting.run_directory import RunDirectory
+from fedpriv.reporting.wording import KNOWN_SEED
 from fedpriv.seed_model import origin_of, with_seed_model
 from fedpriv.training.checkpoint import (
     Checkpoint,
@@ -73,7 +74,9 @@ class LogLines:
 
     def finished(self, row: dict[str, Any]) -> None:
         """Say what a round cost."""
-        _LOG.info("round %d: epsilon %s, delta %s", row["round"], row["epsilon"], row["delta"])
+        known = f" ({KNOWN_SEED})" if "simulation_only" in row else ""
+        said = (row["round"], row["epsilon"], row["delta"], known)
+        _LOG.info("round %d: epsilon %s, delta %s%s", *said)
 
     def say(self, sentence: str) -> None:
         """Pass a sentence on."""

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fedpriv.reporting.reader import Run, read_run
 from fedpriv.reporting.spent import rdp_by_round
+from fedpriv.reporting.wording import beside_epsilon
 
 # Okabe and Ito's blue and vermillion, which colour-blind readers can tell apart.
 _BLUE, _VERMILLION = "#0072B2", "#D55E00"
@@ -34,7 +35,8 @@ def write_picture(directory: Path) -> Path:
             axes.set_xlim(0, run.config.rounds * 1.02)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.grid(axis="y", alpha=0.3)
-        figure.suptitle(run.config.name, x=0.01, ha="left", fontweight="bold")
+        known = beside_epsilon(run.seeded) if run.private else ""
+        figure.suptitle(run.config.name + known, x=0.01, ha="left", fontweight="bold")
         path = directory / "plot.png"
         figure.savefig(path, dpi=150)
     return path

@@ -14,6 +14,7 @@ from fedpriv.privacy.sampling import Sampling
 from fedpriv.reporting.reader import Run
 from fedpriv.reporting.spent import rdp_by_round
 from fedpriv.reporting.svg import FAINT, INK, Marked, Plot, canvas, dash
+from fedpriv.reporting.wording import KNOWN_SEED
 
 # Distance between two labels at the right edge, as a share of the axes' height.
 _LABEL_DISTANCE = 0.075
@@ -60,8 +61,18 @@ def epsilon_by_round(runs: Sequence[Marked]) -> Plot | None:
             "epsilon",
             "ε by round",
             "What all rounds so far have cost. RDP is computed anew from the ledger; PLD, the "
-            "tighter one, was computed at evaluations.",
+            f"tighter one, was computed at evaluations.{_known_seeds(runs)}",
         )
+
+
+def _known_seeds(runs: Sequence[Marked]) -> str:
+    """Return the end of a caption of ε where runs are simulations."""
+    seeded = [marked for marked in runs if marked.run.private and marked.run.seeded]
+    if not seeded:
+        return ""
+    if len(seeded) == len(runs):
+        return f" Each ε is of a {KNOWN_SEED}."
+    return f" ε of {', '.join(marked.mark for marked in seeded)}: {KNOWN_SEED}."
 
 
 def _epsilon_lines(marked: Marked) -> list[_Line]:
@@ -131,7 +142,8 @@ def quality_by_epsilon(runs: Sequence[Marked]) -> Plot | None:
         return drawn.plot(
             "quality-by-epsilon",
             f"Held-out {name} against ε",
-            "What privacy buys. A dotted line is where a run without privacy ended.",
+            "What privacy buys. A dotted line is where a run without privacy ended."
+            f"{_known_seeds(runs)}",
         )
 
 
@@ -227,7 +239,7 @@ def cohort_sizes(runs: Sequence[Marked]) -> Plot:
             "Users, or silos, whose updates came back in each round. The line is the expected "
             "number, by which the sum is divided; the band is two standard deviations of Poisson "
             "sampling. "
-            "Many points below it mean that some dropped out.",
+            "Many points below it mean that some dropped out. Not private: simulation only.",
         )
 
 
@@ -254,7 +266,7 @@ def throughput(runs: Sequence[Marked]) -> Plot | None:
             "throughput",
             "Throughput",
             "Users, or silos, of a round divided by its wall time; the first round also starts "
-            "the workers.",
+            "the workers. Not private: simulation only.",
         )
 
 

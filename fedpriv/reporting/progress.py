@@ -18,6 +18,7 @@ from rich.progress import (
 
 from fedpriv.experiment import Experiment
 from fedpriv.reporting.noise_statement import TRUST_MODELS
+from fedpriv.reporting.wording import beside_epsilon
 
 
 class ProgressLines:
@@ -32,6 +33,8 @@ class ProgressLines:
         self._held_out: dict[str, float] | None = None
         self._budget: float | None = None
         self._who = "users"
+        #: What stands beside ε.
+        self._known = ""
         self._thresholds = [0.5, 0.75, 0.9, 0.95]
         self._progress = _bar(console, "round")
         self._task = self._progress.add_task("run", total=None, status="starting workers")
@@ -52,7 +55,12 @@ class ProgressLines:
         self._who = f"{payer}s"
         self._progress.update(self._task, total=config.rounds, completed=experiment.finished_rounds)
         say = partial(self._console.print, soft_wrap=True)
-        say(f"[bold]{config.name}[/bold]: {experiment.trainer.dataset.description}")
+        deployed, dataset = config.runtime.deployment, experiment.trainer.dataset
+        self._known = beside_epsilon(not deployed)
+        about = "users at the nodes" if deployed else dataset.description
+        say(f"[bold]{config.name}[/bold]: {about}")
+        if dataset.sizes and not deployed:
+            say(f"simulation only: {dataset.sizes}")
         say(
             f"model {config.model.name} with {plan.layout.total:,} parameters in "
             f"{len(plan.layout.names)} blocks; server {config.server.optimizer}; "
@@ -66,7 +74,7 @@ class ProgressLines:
             say(
                 f"noise multiplier {plan.mechanism.noise_multiplier:.4f}, clip bound "
                 f"{plan.mechanism.clipping.bound:g}, {plan.adjacency.value}: all rounds "
-                f"will cost ε = {planned:.3f} at δ = {plan.delta:g}"
+                f"will cost ε = {planned:.3f} at δ = {plan.delta:g}{self._known}"
                 + (f", a {payer} that takes part in each" if plan.level else "")
             )
         if config.privacy and config.privacy.noise_by != "server":
@@ -88,27 +96,34 @@ class ProgressLines:
         self._held_out = row.get("held_out", self._held_out)
         seen = row.get("simulation_only")
         parts = [f"round {row['round']:>{len(str(self._rounds))}}/{self._rounds}"]
-        if seen:
-            parts += [f"cohort {seen['cohort']}", f"loss {seen['loss']:.3f}"]
         if "held_out" in row:
             parts.append(f"[bold]{quality_text(row['held_out'])}[/bold]")
-        parts.append(epsilon_text(row))
-        if seen:
-            parts.append(f"{seen['users_per_second']:.0f} {self._who}/s")
+        private = row["epsilon"]["rdp"] is not None
+        parts.append(epsilon_text(row) + (self._known if private else ""))
         self._warn_of_budget(row["epsilon"]["rdp"])
         if row["nodes_lost"]:
             parts.append(f"[yellow]{row['nodes_lost']} nodes lost[/yellow]")
-        if seen and seen["non_finite"]:
-            parts.append(f"[yellow]{seen['non_finite']} {self._who} contributed nothing[/yellow]")
-        if seen and seen["skipped"]:
-            parts.append(f"[yellow]{seen['skipped']} recordings skipped[/yellow]")
-        if seen and seen.get("memory_reset"):
-            parts.append(f"[yellow]{seen['memory_reset']} memories reset[/yellow]")
+        if seen:
+            parts.append(f"simulation only: {self._seen_text(seen)}")
         self._console.print("  ".join(parts), highlight=False, soft_wrap=True)
         quality = f"{quality_text(self._held_out)}  " if self._held_out else ""
         self._progress.update(
             self._task, completed=row["round"], status=quality + epsilon_text(row)
         )
+
+    def _seen_text(self, seen: dict[str, Any]) -> str:
+        """Return what users' own values say of a round, which no mechanism released."""
+        parts = [
+            f"cohort {seen['cohort']}, loss {seen['loss']:.3f}, "
+            f"{seen['users_per_second']:.0f} {self._who}/s"
+        ]
+        if seen["non_finite"]:
+            parts.append(f"[yellow]{seen['non_finite']} {self._who} contributed nothing[/yellow]")
+        if seen["skipped"]:
+            parts.append(f"[yellow]{seen['skipped']} examples skipped[/yellow]")
+        if seen.get("memory_reset"):
+            parts.append(f"[yellow]{seen['memory_reset']} memories reset[/yellow]")
+        return ", ".join(parts)
 
     def _warn_of_budget(self, epsilon: float | None) -> None:
         """Say once when each threshold of the budget is passed."""

@@ -26,7 +26,7 @@ from fedpriv.reporting.spent import Spent, rdp_by_round, spent
 from fedpriv.reporting.statement import NO_PRIVACY, Statement, privacy_statement, to_markdown
 from fedpriv.reporting.strict_json import strict, to_json
 from fedpriv.reporting.svg import Marked, Plot
-from fedpriv.reporting.wording import duration, rounded_up
+from fedpriv.reporting.wording import KNOWN_SEED, duration, rounded_up
 
 # A page shows no more measured rounds than this; the CSV has every round.
 _MEASURED_ROWS = 40
@@ -153,6 +153,7 @@ def _html(reported: Sequence[Reported]) -> str:
         alone=len(reported) == 1,
         title=reported[0].label if len(reported) == 1 else f"{len(reported)} runs compared",
         no_privacy=NO_PRIVACY,
+        known_seed=KNOWN_SEED,
         cards=_cards,
         figures=figures([each.marked for each in reported]),
         block_figures=lambda each: block_figures(each.marked),
@@ -189,7 +190,7 @@ def _cards(each: Reported) -> list[Card]:
         kind = run.config.privacy.clipping.kind.replace("_", "-")
         cards.append(Card("Clip bound C", f"{last.bound:.4g}", kind))
     known = run.seconds > 0 and math.isfinite(users)
-    speed = f"{users / run.seconds:,.0f} {who}/s" if known else ""
+    speed = f"simulation only: {users / run.seconds:,.0f} {who}/s" if known else ""
     return [*cards, Card("Wall time", duration(run.seconds), speed)]
 
 
@@ -203,16 +204,18 @@ def _epsilon_cards(each: Reported) -> list[Card]:
     if not each.run.private:
         return [Card("Privacy", "none", "nothing is bounded", alarming=True)]
     silos, whose = each.account.silos, ""
+    seed = f", {KNOWN_SEED}" if each.run.seeded else ""
     median = []
     if silos is not None:
         payer = "silo" if each.run.header.unit == "example" else "user"
         whose = f"worst {payer}, "
-        median = [Card("ε by RDP", rounded_up(silos.median), f"median {payer}", "epsilon-median")]
+        note = f"median {payer}{seed}"
+        median = [Card("ε by RDP", rounded_up(silos.median), note, "epsilon-median")]
     return median + [
         Card(
             f"ε by {guarantee.accountant.upper()}",
             guarantee.shown,
-            f"{whose}at δ = {guarantee.delta:g}",
+            f"{whose}at δ = {guarantee.delta:g}{seed}",
             key=f"epsilon-{guarantee.accountant}",
             exact=repr(guarantee.epsilon),
         )
@@ -250,7 +253,7 @@ def _text(value: float | None) -> str:
     return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
 
 
-_COMPARISON_HEADS = ("rounds", "clip bound", "noise", "cohort", "server", "time")
+_COMPARISON_HEADS = ("randomness", "rounds", "clip bound", "noise", "cohort", "server", "time")
 
 
 def _comparison(each: Reported) -> list[str]:
@@ -258,6 +261,7 @@ def _comparison(each: Reported) -> list[str]:
     run, last = each.run, each.run.releases[-1]
     bound = "none" if last.bound is None else f"{last.bound:.4g}"
     return [
+        _randomness(run),
         f"{run.finished_rounds:,} of {run.config.rounds:,}",
         bound,
         f"{last.noise_multiplier:.4g}",
@@ -276,6 +280,7 @@ def _document(each: Reported) -> dict[str, Any]:
         "name": run.config.name,
         "directory": str(run.path),
         "private": run.private,
+        "randomness": _randomness(run),
         "epsilon": dict(each.account.epsilons),
         **_costs(each),
         "delta": run.delta if run.private else None,
@@ -290,6 +295,11 @@ def _document(each: Reported) -> dict[str, Any]:
     }
 
 
+def _randomness(run: Run) -> str:
+    """Return what ε stands beside: who could draw the noise again."""
+    return KNOWN_SEED if run.seeded else "seeded by the operating system"
+
+
 def _costs(each: Reported) -> dict[str, Any]:
     """Return what those who pay alone have spent, and ε against those who see more."""
     costs = each.account.silos
@@ -302,7 +312,13 @@ def _costs(each: Reported) -> dict[str, Any]:
 
 def _csv(reported: Sequence[Reported]) -> str:
     rows = [
-        {"run": each.label, "directory": str(each.run.path), **_flat(row)}
+        {
+            "run": each.label,
+            "directory": str(each.run.path),
+            "randomness": _randomness(each.run),
+            "contradictions": " ".join(each.account.disagreements),
+            **_flat(row),
+        }
         for each in reported
         for row in each.run.rows
     ]

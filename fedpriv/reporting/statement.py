@@ -644,7 +644,7 @@ def _logged(run: Run) -> tuple[str, ...]:
             "many nodes were lost is in metrics.jsonl.",
         )
     sizes = run.environment.get("simulation_only", {}).get("data")
-    also = f" In environment.json: how many examples users have ({sizes})." if sizes else ""
+    also = " In environment.json: how many examples users have." if sizes else ""
     if run.config.runtime.profile:
         also += " In trace.json: how long users' training took."
     if run.config.privacy is not None and run.config.privacy.error_feedback.kind != "none":

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fedpriv.reporting.reader import Run, read_run, run_labels
 from fedpriv.reporting.spent import Spent, spent
-from fedpriv.reporting.wording import rounded_up
+from fedpriv.reporting.wording import KNOWN_SEED, rounded_up
 
 # Widths that break no word and leave room for the rest on a terminal of 80 columns.
 _WIDTHS = {
@@ -43,9 +43,20 @@ def summary_table(runs: Sequence[Path]) -> Table:
     for name, width in _WIDTHS.items():
         table.add_column(name, justify="right", overflow="fold", width=width)
     table.add_column("server", overflow="fold")
-    for label, run in zip(run_labels(read), read, strict=True):
+    labels = run_labels(read)
+    for label, run in zip(labels, read, strict=True):
         table.add_row(*_row(label, run))
+    table.caption = _known_seeds(labels, read)
     return table
+
+
+def _known_seeds(labels: Sequence[str], runs: Sequence[Run]) -> str | None:
+    """Return what stands beside ε of simulations, in one line below all."""
+    seeded = [label for label, run in zip(labels, runs, strict=True) if run.private and run.seeded]
+    if not seeded:
+        return None
+    whose = "" if len(seeded) == len(runs) else f" of {escape(', '.join(seeded))}"
+    return f"ε{whose}: {KNOWN_SEED}"
 
 
 def seed_model_table(measures: Mapping[str, Mapping[str, float]]) -> Table:

@@ -70,10 +70,9 @@ def test_what_is_said_of_it_is_true(folder, partition, strangers, evaluation):
         ),
         seed=1,
     )
-    theirs, held_out = (
-        speakers(s for s in part) for part in (sum(dataset.users, []), dataset.held_out)
-    )
-    assert dataset.facts.held_out == ("same" if theirs & held_out else "others")
+    theirs = speakers(string for user in dataset.users for string in user)
+    shared = theirs & speakers(dataset.held_out)
+    assert dataset.facts.held_out == ("same" if shared else "others")
     voices = [next(iter(speakers(user))) for user in dataset.users]
     assert dataset.facts.users == ("person" if len(set(voices)) == len(voices) else "share")
     often = [name for user in dataset.users for name in files(user)]
