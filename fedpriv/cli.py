@@ -383,6 +383,8 @@ def merge(
     if delta is not None:
         check_delta(delta)
     opened = [ledgers.open_ledger(path) for path in paths]
+    for each in opened:
+        each.require_complete()
     merged = composition.merge([each.account for each in opened], delta)
     _say(ledgers.merge_notes(opened, merged))
     if format == "json":

@@ -30,6 +30,7 @@ from fedpriv.preparation import plan_and_trainer
 from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant
 from fedpriv.privacy.ledger import Header, Ledger, check_same_run, read_ledger
 from fedpriv.privacy.silos import SiloCosts, most_charged
+from fedpriv.reporting.completeness import read_evidence
 from fedpriv.reporting.profile import Profile
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.reporting.wording import KNOWN_SEED
@@ -335,19 +336,16 @@ def _check_state(experiment: Experiment, directory: RunDirectory, ledger: Ledger
     """Check, under the lock, that what was restored is still the newest state and is paid for.
 
     Raises:
-        InputError: another process has moved the run on, or the ledger lacks a finished round: a
-            chain of hashes cannot show lines that are missing at its end.
+        InputError: another process has moved the run on, or the ledger lacks a release that
+            checkpoints, metrics or memories know of: the budget would be held against too little.
     """
     files = checkpoint_files(directory.checkpoints)
     newest = int(files[-1].stem.removeprefix("round-")) if files else 0
     if newest != experiment.finished_rounds:
         raise InputError(f"{directory.path}: another process has moved this run on; resume again")
-    unpaid = set(range(1, newest + 1)) - {release.round for release in ledger}
-    if unpaid:
-        raise InputError(
-            f"{directory.ledger} charges nothing for round {min(unpaid)}, which is finished: lines "
-            "are missing at its end, and without them the run's ε is unknown"
-        )
+    missing = read_evidence(directory.path).unpaid(ledger, ledger.hashes)
+    if missing:
+        raise InputError(f"{directory.ledger}: {' '.join(missing)}")
 
 
 def _restored_memory(
@@ -415,11 +413,16 @@ class _Recorder:
             tensors[_JOURNALS] = torch.tensor(record.journals, dtype=torch.int64).view(-1, 4)
         save_checkpoint(
             self._directory.checkpoints,
-            Checkpoint(record.round, self._ledger.header.fingerprint, tensors),
+            Checkpoint(record.round, self._ledger.header.fingerprint, tensors, self._sealed()),
             self._experiment.config.checkpoint.keep,
         )
         if self._memory is not None:
             self._memory.commit(record.round, record.journals)
+
+    def _sealed(self) -> tuple[int, str]:
+        """Return how many lines the ledger has after its header, and the hash of the last."""
+        hashes = self._ledger.hashes
+        return len(hashes), hashes[-1]
 
     def _row(self, record: RoundRecord) -> dict[str, Any]:
         config, names = self._experiment.config, self._experiment.plan.layout.names

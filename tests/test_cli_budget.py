@@ -292,8 +292,34 @@ def test_tampering_is_found_by_its_line(case, command, fedpriv, tmp_path):
 
 
 def test_lines_cut_off_at_the_end_are_found_by_the_metrics(fedpriv, run):
+    shutil.rmtree(run / "checkpoints")
     (run / "ledger.jsonl").write_text("".join(lines_of(run)[:-1]))
-    assert_one_line(fedpriv("ledger", "verify", run), "CONTRADICTS", "1 finished round")
+    assert_one_line(fedpriv("ledger", "verify", run), "NOT COMPLETE", "metrics.jsonl")
+
+
+def test_lines_cut_off_ledger_and_metrics_are_found_by_the_checkpoints(fedpriv, run):
+    for name in ("ledger.jsonl", "metrics.jsonl"):
+        lines = (run / name).read_text().splitlines(keepends=True)
+        (run / name).write_text("".join(lines[:-1]))
+    assert_one_line(fedpriv("ledger", "verify", run), "NOT COMPLETE", "round 2", "checkpoints")
+    assert_one_line(fedpriv("ledger", "merge", run), "NOT COMPLETE", "round 2", "checkpoints")
+    code, out, err = fedpriv("ledger", "show", run, "--format", "json")
+    assert (code, json.loads(out)["completeness"]) == (0, None)
+    assert "lines are missing at its end" in json.loads(out)["missing"][0]
+    assert "lines are missing at its end" in " ".join(err.split())
+    code, out, _ = fedpriv("ledger", "show", run)
+    assert "lines are missing at its end" in " ".join(out.split())
+
+
+def test_without_checkpoints_nobody_says_that_a_ledger_is_complete(fedpriv, run):
+    _, out, _ = fedpriv("ledger", "verify", run)
+    assert "charges every round that is finished, by checkpoints (round 2)" in " ".join(out.split())
+    assert "simulation with a known seed" in out
+    shutil.rmtree(run / "checkpoints")
+    _, out, _ = fedpriv("ledger", "verify", run)
+    assert "CANNOT be checked" in out
+    document = json.loads(fedpriv("ledger", "verify", run, "--format", "json")[1])
+    assert document["complete"] is None
 
 
 def test_metrics_that_say_less_than_the_ledger_are_found(fedpriv, run):

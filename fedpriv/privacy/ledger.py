@@ -281,7 +281,7 @@ class Ledger:
         path: Path,
         header: Header,
         releases: list[Release],
-        last: str,
+        hashes: list[str],
         dropped_bytes: int = 0,
         places: Sequence[Places] = (),
     ) -> None:
@@ -295,7 +295,8 @@ class Ledger:
         self._by_round: dict[int, list[Release]] = {}
         for release in releases:
             self._by_round.setdefault(release.round, []).append(release)
-        self._last = last
+        #: Of each whole line, the header's first.
+        self._hashes = hashes
 
     @classmethod
     def create(cls, path: Path, header: Header) -> Ledger:
@@ -306,7 +307,7 @@ class Ledger:
         """
         if path.exists():
             raise InputError(f"{path} exists: resume that run, or choose another run_dir")
-        ledger = cls(path, header, [], "")
+        ledger = cls(path, header, [], [])
         ledger._write({"kind": "header", **header.fields()})
         fsync(path.parent)
         return ledger
@@ -328,8 +329,8 @@ class Ledger:
             with path.open("r+b") as file:
                 file.truncate(found.whole_bytes)
                 os.fsync(file.fileno())
-        releases = list(found.releases)
-        return cls(path, found.header, releases, found.last_hash, found.torn_bytes, found.places)
+        releases, hashes = list(found.releases), [found.header_hash, *found.hashes]
+        return cls(path, found.header, releases, hashes, found.torn_bytes, found.places)
 
     def give_places(self, partition: int, users: int, ids: str) -> Places:
         """Return the places of a node's users, recorded durably when it first comes.
@@ -370,13 +371,19 @@ class Ledger:
         """The adjacency under which every release of this ledger is analysed."""
         return Adjacency(self.header.adjacency)
 
+    @property
+    def hashes(self) -> Sequence[str]:
+        """The hash of each line after the header's."""
+        return self._hashes[1:]
+
     def compose_into(self, accountant: Accountant) -> None:
         """Charge `accountant` with every release."""
         for release in self._releases:
             accountant.compose(release.event())
 
     def _write(self, body: Mapping[str, Any]) -> None:
-        line, self._last = _seal(body, self._last)
+        line, digest = _seal(body, self._hashes[-1] if self._hashes else "")
+        self._hashes.append(digest)
         with self.path.open("ab") as file:
             file.write(line)
             file.flush()
@@ -423,7 +430,8 @@ class LedgerFile:
     Attributes:
         header: for which run the ledger is.
         releases: every release, in order.
-        last_hash: hash of the last whole line: it stands for the whole file.
+        header_hash: hash of the header's line.
+        hashes: hash of each line after it: it stands for the file up to there.
         whole_bytes: length of all whole lines.
         torn_bytes: length of a last line without its end, which charged nothing.
         places: which users each node of a deployment hosts.
@@ -431,7 +439,8 @@ class LedgerFile:
 
     header: Header
     releases: tuple[Release, ...]
-    last_hash: str
+    header_hash: str
+    hashes: tuple[str, ...]
     whole_bytes: int
     torn_bytes: int
     places: tuple[Places, ...] = ()
@@ -448,11 +457,11 @@ def read_ledger(path: Path) -> LedgerFile:
     except OSError as error:
         raise InputError(f"{path}: cannot read the ledger ({error.strerror})") from None
     whole = data.rfind(b"\n") + 1
-    last = ""
+    hashes = [""]
     bodies = []
     for number, line in enumerate(data[:whole].splitlines(), start=1):
-        body = _unseal(path, number, line, last)
-        last = body.pop("hash")
+        body = _unseal(path, number, line, hashes[-1])
+        hashes.append(body.pop("hash"))
         bodies.append(body)
     if not bodies or bodies[0].pop("kind", None) != "header":
         raise InputError(f"{path}: not a fedpriv ledger (no header in its first line)")
@@ -467,7 +476,9 @@ def read_ledger(path: Path) -> LedgerFile:
     if set(kinds) - {"places", "release"}:
         raise InputError(f"{path}: written by another version of fedpriv")
     _require_known(path, header, releases)
-    return LedgerFile(header, releases, last, whole, len(data) - whole, places)
+    return LedgerFile(
+        header, releases, hashes[1], tuple(hashes[2:]), whole, len(data) - whole, places
+    )
 
 
 _ADJACENCIES = tuple(each.value for each in Adjacency)

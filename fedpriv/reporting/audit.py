@@ -21,7 +21,7 @@ from fedpriv.privacy.auditing import (
 from fedpriv.reporting.run_directory import write_whole
 from fedpriv.reporting.statement import Section
 from fedpriv.reporting.strict_json import to_json
-from fedpriv.reporting.wording import rounded_up
+from fedpriv.reporting.wording import KNOWN_SEED, rounded_up
 
 FILE = "audit.json"
 
@@ -85,8 +85,15 @@ class Audit:
 
 
 def audit_document(audit: Audit) -> str:
-    """Return the audit as one strict JSON document."""
-    return to_json({**asdict(audit), "holds": audit.holds})
+    """Return the audit as one strict JSON document.
+
+    Real users' scores are functions of their data, which no mechanism released.
+    """
+    fields = asdict(audit)
+    users = fields.pop("users")
+    if users is not None:
+        fields["simulation_only"] = {"users": users}
+    return to_json({**fields, "holds": audit.holds})
 
 
 def write_audit(directory: Path, audit: Audit) -> Path:
@@ -117,10 +124,11 @@ def read_audit(directory: Path) -> Audit | None:
 
 
 def _parsed(document: dict[str, Any]) -> Audit:
-    fields = {key: value for key, value in document.items() if key != "holds"}
+    fields = {k: v for k, v in document.items() if k not in ("holds", "simulation_only")}
+    users = document.get("simulation_only", {}).get("users")
     fields["bound"] = OneRunBound(**fields["bound"])
     fields["estimates"] = tuple(_estimate(each) for each in fields["estimates"])
-    fields["users"] = _membership(fields["users"]) if fields["users"] else None
+    fields["users"] = _membership(users) if users else None
     return Audit(**fields)
 
 
@@ -140,7 +148,10 @@ def _membership(fields: dict[str, Any]) -> Membership:
 
 def audit_table(audit: Audit) -> Table:
     """Return the audit as a table: what is claimed above what was measured."""
-    title = f"{audit.name}: {audit.rounds} of {audit.planned_rounds} rounds, δ = {audit.delta:g}"
+    title = (
+        f"{audit.name}: {audit.rounds} of {audit.planned_rounds} rounds, δ = {audit.delta:g}, "
+        f"{KNOWN_SEED}"
+    )
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title)
     table.add_column("what")
     table.add_column("ε", justify="right")
@@ -153,7 +164,7 @@ def audit_table(audit: Audit) -> Table:
     )
     if audit.users is not None:
         bound = audit.users.bound
-        label = f"the same, real users (AUC {audit.users.auc:.3f})"
+        label = f"the same, real users (simulation only; AUC {audit.users.auc:.3f})"
         table.add_row(label, _down(bound.epsilon), _guesses(bound))
     for each in audit.estimates:
         spread = f"{each.low:.3f} to {each.high:.3f} by bootstrap"
@@ -164,15 +175,17 @@ def audit_table(audit: Audit) -> Table:
 def audit_verdict(audit: Audit) -> str:
     """Return in a sentence whether the claim survived."""
     claimed, sure = rounded_up(audit.epsilon), f"{audit.confidence:.4g}"
+    users = audit.users is not None and audit.largest_bound > audit.bound.epsilon
+    whose = " by scores of real users, simulation only," if users else ""
     if not audit.holds:
         return (
-            f"THE CLAIM IS REFUTED: ε is at least {_down(audit.largest_bound)} with confidence "
-            f"{sure}, above the ε = {claimed} that is accounted for. Training and accounting do "
-            "not fit; do not rely on this configuration's ε."
+            f"THE CLAIM IS REFUTED: ε is at least {_down(audit.largest_bound)}{whose} with "
+            f"confidence {sure}, above the ε = {claimed} that is accounted for. Training and "
+            "accounting do not fit; do not rely on this configuration's ε."
         )
     sentence = (
-        f"The claim survived: the lower bound {_down(audit.largest_bound)} lies below the ε = "
-        f"{claimed} that is accounted for. A lower bound proves nothing more: {audit.canaries} "
+        f"The claim survived: the lower bound {_down(audit.largest_bound)}{whose} lies below the "
+        f"ε = {claimed} that is accounted for. A lower bound proves nothing more: {audit.canaries} "
         f"canaries could have shown {_down(audit.bound.ceiling)} at most."
     )
     if audit.suspicious:
@@ -193,7 +206,8 @@ def audit_section(audit: Audit, fingerprint: str) -> Section:
     sentences = [
         f"A run of {audit.rounds} of the {audit.planned_rounds} rounds with {audit.canaries} "
         f"canary users, each in or out by a fair coin, was attacked from outside, with seed "
-        f"{audit.seed}. The accountant's ε of these rounds is {claimed} at δ = {audit.delta:g}.",
+        f"{audit.seed}. The accountant's ε of these rounds is {claimed} at δ = {audit.delta:g} "
+        f"({KNOWN_SEED}).",
         f"Measured: ε is at least {_down(bound.epsilon)} with confidence {sure} "
         f"({bound.correct} of {bound.guesses} guesses right; Steinke et al. 2023).",
         *(
@@ -216,9 +230,9 @@ def _users(users: Membership, sure: str) -> str:
         for each in users.true_positives
     )
     return (
-        f"Real users, {users.members} in and {users.others} out by coin, told apart by how much "
-        f"training lowered their loss: AUC {users.auc:.3f} ({users.auc_low:.3f} to "
-        f"{users.auc_high:.3f}), true positives {found} false positives; ε at least "
+        f"Real users (simulation only), {users.members} in and {users.others} out by coin, told "
+        f"apart by how much training lowered their loss: AUC {users.auc:.3f} ({users.auc_low:.3f} "
+        f"to {users.auc_high:.3f}), true positives {found} false positives; ε at least "
         f"{_down(users.bound.epsilon)} with confidence {sure}."
     )
 

@@ -17,10 +17,11 @@ from fedpriv.privacy.composition import Account, Bill, Merged, grouped
 from fedpriv.privacy.composition import Group as Releases
 from fedpriv.privacy.ledger import Header, read_ledger
 from fedpriv.reporting.budget import epsilon_text
+from fedpriv.reporting.completeness import NO_EVIDENCE, Evidence, read_evidence
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.reporting.spent import spent
-from fedpriv.reporting.wording import round_ranges
+from fedpriv.reporting.wording import KNOWN_SEED, beside_epsilon, round_ranges
 
 
 @dataclass(frozen=True)
@@ -32,19 +33,31 @@ class Opened:
         run: the run directory that it lies in; None for a ledger alone.
         account: what it holds.
         torn: whether its last line was never finished, and so charges nothing.
+        evidence: what lies beside it and shows what was finished.
+        missing: what the ledger lacks by that evidence, a sentence each.
     """
 
     path: Path
     run: Path | None
     account: Account
     torn: bool
+    evidence: Evidence
+    missing: tuple[str, ...]
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the reader should know, a sentence each."""
-        if not self.torn:
-            return ()
-        return (f"{self.path}: the last line is torn; it was never used and charges nothing",)
+        missing = [f"{self.path}: {sentence}" for sentence in self.missing]
+        if self.torn:
+            missing.append(
+                f"{self.path}: the last line is torn; it was never used and charges nothing"
+            )
+        return tuple(missing)
+
+    def require_complete(self) -> None:
+        """Raise InputError where lines are missing: what it costs would be too little."""
+        if self.missing:
+            raise InputError(f"{self.path} IS NOT COMPLETE: {' '.join(self.missing)}")
 
 
 def open_ledger(path: Path) -> Opened:
@@ -58,10 +71,13 @@ def open_ledger(path: Path) -> Opened:
     file = path / "ledger.jsonl" if path.is_dir() else path
     if not file.is_file():
         raise InputError(f"{path}: there is no ledger.jsonl in it; name a run directory")
+    # Before the ledger, which may grow meanwhile. Beside a copy of another name lies another's.
+    evidence = read_evidence(file.parent) if file.name == "ledger.jsonl" else NO_EVIDENCE
     read = read_ledger(file)
     folder = file.parent if (file.parent / "config.yaml").is_file() else None
     account = Account(str(path), read.header, read.releases)
-    return Opened(file, folder, account, read.torn_bytes > 0)
+    missing = evidence.unpaid(read.releases, read.hashes)
+    return Opened(file, folder, account, read.torn_bytes > 0, evidence, missing)
 
 
 @dataclass(frozen=True)
@@ -82,15 +98,16 @@ class Verified:
 def verify(path: Path) -> Verified:
     """Check the ledger at `path`, and the metrics of its run against it.
 
-    Lines cut off at the end leave a shorter chain that is intact in itself: they are found by the
-    metrics of the finished rounds, and so only in a run directory.
+    Lines cut off at the end leave a shorter chain that is intact in itself: they are found by
+    checkpoints, memories and metrics of finished rounds, and so only in a run directory.
 
     Raises:
         InputError: an edited, dropped or reordered line, by its number, or metrics that say
             something else than the ledger.
     """
     opened = open_ledger(path)
-    compared = opened.run is not None and bool(RunDirectory(opened.run).read_metrics())
+    opened.require_complete()
+    compared = opened.run is not None and bool(opened.evidence.finished)
     if compared and opened.run is not None:
         disagreements = spent(read_run(opened.run)).disagreements
         if disagreements:
@@ -109,6 +126,9 @@ def ledger_document(opened: Opened, bill: Bill) -> dict[str, Any]:
         "header": asdict(account.header),
         "releases": len(account.releases),
         "torn_last_line": opened.torn,
+        "randomness": _known(opened).strip(" ()") or None,
+        "missing": opened.missing,
+        "completeness": opened.evidence.sentence() if not opened.missing else None,
         **_cost(bill),
         "groups": [_group_document(group) for group in grouped(account.releases)],
     }
@@ -142,6 +162,9 @@ def verified_document(verified: Verified) -> dict[str, Any]:
         "intact": True,
         "metrics_agree": True if verified.compared else None,
         "torn_last_line": verified.opened.torn,
+        "randomness": _known(verified.opened).strip(" ()") or None,
+        "completeness": verified.opened.evidence.sentence(),
+        "complete": True if verified.opened.evidence.independent else None,
         "releases": len(account.releases),
         "rounds": round_ranges([release.round for release in account.releases]),
         "population": account.header.population,
@@ -186,7 +209,8 @@ def ledger_table(opened: Opened, bill: Bill) -> RenderableType:
     table.add_column("sampling")
     for group in grouped(opened.account.releases):
         table.add_row(*_group_row(group))
-    return Group(heading, table, *_whose(header), cost_line(bill))
+    missing = [f"[bold red]{escape(each)}[/bold red]" for each in opened.missing]
+    return Group(heading, table, *_whose(header), *missing, cost_line(bill, _known(opened)))
 
 
 def _members(header: Header) -> str:
@@ -232,31 +256,35 @@ def _bounds(group: Releases) -> str:
     return f"{low:.4g}" if low == high else f"{low:.4g}–{high:.4g}"
 
 
-def cost_line(bill: Bill) -> str:
-    """Return ε by each accountant in one line."""
+def _known(opened: Opened) -> str:
+    """Return what stands beside ε: a ledger alone does not say how its run was seeded."""
+    if opened.run is None:
+        return ""
+    return beside_epsilon(not RunDirectory(opened.run).config().runtime.deployment)
+
+
+def cost_line(bill: Bill, known: str = "") -> str:
+    """Return ε by each accountant in one line, with what stands beside it."""
     cost = bill.first
     if cost.delta is None:
         return "[bold red]no privacy[/bold red]: nothing is bounded and noisy"
-    known = f", {epsilon_text(cost.epsilon_pld)} by PLD" if cost.epsilon_pld is not None else ""
+    tight = f", {epsilon_text(cost.epsilon_pld)} by PLD" if cost.epsilon_pld is not None else ""
     reason = f" ({bill.without_pld})" if bill.without_pld else ""
-    return f"ε = {epsilon_text(cost.epsilon)} by RDP{known}, at δ = {cost.delta:g}{reason}"
+    return f"ε = {epsilon_text(cost.epsilon)} by RDP{tight}, at δ = {cost.delta:g}{reason}{known}"
 
 
 def verified_lines(verified: Verified) -> RenderableType:
     """Return what a verification found, line by line."""
     opened = verified.opened
     rounds = round_ranges([release.round for release in opened.account.releases]) or "none"
-    metrics = (
-        "metrics.jsonl agrees with it"
-        if verified.compared
-        else "no metrics to compare with: lines cut off at its end would not be found"
-    )
+    metrics = "metrics.jsonl agrees with it" if verified.compared else "no metrics to compare with"
     return Group(
         f"{escape(str(opened.path))}: intact",
         f"{len(opened.account.releases):,} releases, rounds {rounds}",
         metrics,
+        verified.opened.evidence.sentence(),
         *_whose(opened.account.header),
-        cost_line(verified.bill),
+        cost_line(verified.bill, _known(opened)),
     )
 
 
@@ -286,4 +314,6 @@ def merged_table(merged: Merged) -> RenderableType:
 def merge_notes(opened: Sequence[Opened], merged: Merged) -> tuple[str, ...]:
     """Return what the reader of a merge should know, a sentence each."""
     notes = [note for each in opened for note in each.notes]
+    seeded = [f"{each.path}: {KNOWN_SEED}" for each in opened if _known(each)]
+    notes += seeded
     return (*notes, merged.total.without_pld) if merged.total.without_pld else tuple(notes)

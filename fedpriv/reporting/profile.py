@@ -34,7 +34,7 @@ class Profile:
         What passed between asking and the last reply beside the busiest worker's work went into
         messages: packing, sending, and waking up. Meanwhile the server did some of its own.
         """
-        table = Table(box=SIMPLE_HEAD, title=f"where the time of {self._rounds} rounds went")
+        table = Table(box=SIMPLE_HEAD, title=self._title())
         table.add_column("who")
         table.add_column("part")
         table.add_column("ms a round", justify="right")
@@ -50,14 +50,23 @@ class Profile:
         table.add_row("between", "messages", *self._shown(max(0.0, waited - busiest), whole))
         return table
 
+    def _title(self) -> str:
+        title = f"where the time of {self._rounds} rounds went"
+        return f"{title} (workers': simulation only)" if len(self._spans) > 1 else title
+
     def _shown(self, taken: float, whole: float) -> tuple[str, str]:
         return f"{1000 * taken / max(1, self._rounds):.1f}", f"{taken / whole:.1%}"
 
     def write_trace(self, path: Path) -> None:
-        """Write all spans as a JSON trace, which Perfetto and Chrome's tracing page open."""
+        """Write all spans as a JSON trace, which Perfetto and Chrome's tracing page open.
+
+        How long users' training takes says something of their data: these spans are of the
+        category `simulation_only`.
+        """
         events = [
             {
                 "name": span.name,
+                "cat": _SERVER if number == 0 else "simulation_only",
                 "ph": "X",
                 "pid": 0,
                 "tid": number,

@@ -15,6 +15,7 @@ from fedpriv.data.facts import DataFacts
 from fedpriv.errors import InputError
 from fedpriv.privacy.ledger import Header, Release, read_ledger
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
+from fedpriv.reporting.completeness import NO_EVIDENCE, Evidence, read_evidence
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.training.checkpoint import checkpoint_files
 
@@ -54,6 +55,9 @@ class Run:
         releases: every release that the ledger charges, in order.
         rows: the metrics of the finished rounds, in order; never empty.
         parameters: number of the model's parameters, None where no checkpoint tells it.
+        evidence: what lies beside the ledger and shows what was finished.
+        missing: what the ledger or the metrics lack by that evidence, a sentence each.
+        complete: whether the ledger lacks nothing by it.
     """
 
     path: Path
@@ -63,6 +67,9 @@ class Run:
     releases: tuple[Release, ...]
     rows: tuple[dict[str, Any], ...]
     parameters: int | None
+    evidence: Evidence = NO_EVIDENCE
+    missing: tuple[str, ...] = ()
+    complete: bool = True
 
     @property
     def private(self) -> bool:
@@ -137,7 +144,13 @@ def read_run(path: Path) -> Run:
         InputError: no run there, no finished round yet, or a damaged file.
     """
     directory = RunDirectory.open(path)
+    evidence = read_evidence(path)  # before the ledger, which may grow meanwhile
     rows = directory.read_metrics()
+    if not rows and evidence.finished:
+        raise InputError(
+            f"{directory.metrics}: missing or cut off, though rounds are finished up to "
+            f"{max(evidence.finished.values())}; put it back"
+        )
     if not rows:
         raise InputError(f"{path}: no finished round yet; there is nothing to report")
     ledger = read_ledger(directory.ledger)
@@ -151,6 +164,9 @@ def read_run(path: Path) -> Run:
         releases=ledger.releases,
         rows=tuple(rows),
         parameters=_parameters(directory),
+        evidence=evidence,
+        missing=evidence.missing(ledger.releases, ledger.hashes),
+        complete=not evidence.unpaid(ledger.releases, ledger.hashes),
     )
 
 

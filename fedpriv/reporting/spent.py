@@ -116,7 +116,7 @@ def _disagreements(run: Run, epsilons: Mapping[str, float]) -> tuple[str, ...]:
     before a crash and run again is in every later ε), but never more than the whole ledger, and
     never less than the charges up to its round.
     """
-    found = []
+    found = list(run.missing)
     if run.config.fingerprint(run.header.data) != run.header.fingerprint:
         found.append(
             "config.yaml is not the configuration that the ledger was charged under: either it or "

@@ -209,6 +209,11 @@ def _markdown_table(releases: Iterable[ReleaseGroup]) -> str:
 
 def _headline(guarantees: tuple[Guarantee, ...], run: Run) -> str:
     best = min(guarantees, key=lambda each: each.epsilon)
+    if not run.complete:
+        return (
+            "Nothing can be claimed: lines of the ledger are missing. What is left of it comes to "
+            f"({best.shown}, {best.delta:g}){beside_epsilon(run.seeded)}, which is too little."
+        )
     private = f"({best.shown}, {best.delta:g})-differentially private{beside_epsilon(run.seeded)}"
     models = f"All models that this run released together are {private} for every user"
     headlines = {
@@ -676,6 +681,7 @@ def _verification(run: Run) -> tuple[str, ...]:
     return (
         f"{line} Its lines form a hash chain, which was intact when this was written; the "
         "chain shows edits, not a ledger that was written anew as a whole.",
+        run.evidence.sentence() if run.complete else "LINES ARE MISSING, as said above.",
         f"Configuration {run.header.fingerprint[:16]}…, fedpriv {fedpriv}{source}.",
     )
 

@@ -28,6 +28,8 @@ class Checkpoint:
         round: the last finished round.
         fingerprint: the configuration it belongs to.
         tensors: parameters and optimizer state, by name.
+        ledger: how many lines the ledger had after its header, and the hash of the last; None where there is
+            no ledger.
 
     There is no generator state to keep: every generator derives from the seed and the round.
     """
@@ -35,6 +37,7 @@ class Checkpoint:
     round: int
     fingerprint: str
     tensors: Mapping[str, Tensor]
+    ledger: tuple[int, str] | None = None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -46,6 +49,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "fingerprint": checkpoint.fingerprint,
         "sha256": digest_of(tensors),
     }
+    if checkpoint.ledger is not None:
+        lines, last_hash = checkpoint.ledger
+        metadata |= {"ledger_lines": str(lines), "ledger": last_hash}
     write_tensors(path, tensors, metadata)
     for old in checkpoint_files(folder)[:-keep]:
         old.unlink()

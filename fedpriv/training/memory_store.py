@@ -436,6 +436,15 @@ def _read_state(folder: Path) -> tuple[MemoryFormat, int]:
         raise DamagedFile(f"{folder}/state.json: not what was written") from None
 
 
+def finished_round(folder: Path) -> int | None:
+    """Return the last round that is part of the store in `folder`; None where there is no store.
+
+    Raises:
+        DamagedFile: its state is not what was written.
+    """
+    return _read_state(folder)[1] if (folder / "state.json").exists() else None
+
+
 def _entry(index: int, user: int) -> np.void:
     """Return the entry of `user` from the index's open file."""
     buffer = bytearray(_ENTRY.itemsize)
