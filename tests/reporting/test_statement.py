@@ -1,10 +1,18 @@
 """What a privacy statement must say."""
 
+import csv
+import hashlib
+import json
+import math
 from dataclasses import replace
 
+import dp_accounting
+import dp_accounting.rdp
 import pytest
 
+from fedpriv.errors import InputError
 from fedpriv.reporting.reader import read_run
+from fedpriv.reporting.report import render, write_report
 from fedpriv.reporting.spent import spent
 from fedpriv.reporting.statement import (
     NO_PRIVACY,
@@ -13,6 +21,8 @@ from fedpriv.reporting.statement import (
     release_groups,
     to_markdown,
 )
+from fedpriv.reporting.summary import summary_table
+from fedpriv.reporting.wording import KNOWN_SEED
 
 FIXED_SIZE = {
     "delta": 1e-5,
@@ -136,3 +146,159 @@ def test_markdown_holds_every_section(make_run) -> None:
     for section in statement.sections:
         assert f"## {section.label}\n" in text
     assert "| 1–6 | 6 | Poisson 100 of 2,000 | 0.5 | 0.5 | 0.55 | none | 1.1 |" in text
+
+
+# ---------------------------------------------------------------- who is covered
+
+
+def test_a_node_is_covered_where_each_user_has_a_coin_of_its_own(make_run) -> None:
+    trust = text_of(statement_of(make_run()), "trust")
+    assert "ε holds against a node too: it knows which of its own users were drawn" in trust
+    assert "the nodes among them" not in trust
+
+
+def test_of_a_fixed_cohort_nodes_get_a_figure_of_their_own(make_run) -> None:
+    """A node of 990 users of 1,000 that sees none of its own drawn knows the other ten were."""
+    run = read_run(make_run(privacy=FIXED_SIZE))
+    statement = privacy_statement(run, spent(run))
+    # Without sampling: six Gaussians of multiplier z/2 = 1.
+    accountant = dp_accounting.rdp.RdpAccountant()
+    accountant.compose(dp_accounting.GaussianDpEvent(1.0), 6)
+    right = accountant.get_epsilon(1e-5)
+    assert spent(run).viewers["node"] == pytest.approx(right, rel=1e-3)
+    (guarantee,) = statement.guarantees
+    assert guarantee.epsilon < right
+    trust = text_of(statement, "trust")
+    assert "Nodes are NOT covered by this ε" in trust
+    assert f"ε = {math.ceil(spent(run).viewers['node'] * 1000) / 1000:.3f} by RDP" in trust
+    assert "not even of one user" in text_of(statement, "sampling")
+
+
+def test_an_attacker_who_must_not_know_the_cohort_is_said_to_not_know_it(make_run) -> None:
+    everybody = ZERO_OUT | {"sampling": {"kind": "all"}}
+    sampled, whole = statement_of(make_run()), statement_of(make_run("all", privacy=everybody))
+    assert "but not who was drawn" in sampled.guarantees[0].meaning
+    assert "drawn" not in whole.guarantees[0].meaning
+
+
+# ---------------------------------------------------------------- the known seed
+
+
+def test_a_simulations_seed_stands_beside_every_epsilon(make_run) -> None:
+    """In each line of each format that has the number in it."""
+    run = make_run()
+    statement = statement_of(run)
+    shown = [each.shown for each in statement.guarantees]
+    assert KNOWN_SEED in statement.headline
+    lines = to_markdown(statement, "tiny").splitlines()[:8]
+    with_number = [line for line in lines if any(number in line for number in shown)]
+    assert len(with_number) == 3
+    assert all(KNOWN_SEED in line for line in with_number)
+    (document,) = json.loads(render([run], "json"))["runs"]
+    assert document["randomness"] == KNOWN_SEED
+    rows = list(csv.DictReader(render([run], "csv").splitlines()))
+    assert {row["randomness"] for row in rows} == {KNOWN_SEED}
+    page = write_report([run]).read_text()
+    assert page.count(KNOWN_SEED) >= 2 + 2 + 1  # cards, guarantees, headline
+    assert KNOWN_SEED in str(summary_table([run]).caption)
+    page = write_report([run, make_run("other")], run / "both.html").read_text()
+    assert page.count(f'<td data-label="randomness" class="number">{KNOWN_SEED}</td>') == 2
+
+
+def test_a_deployment_has_none(make_run) -> None:
+    run = make_run(runtime={"deployment": True})
+    for text in (render([run], "md"), render([run], "csv"), write_report([run]).read_text()):
+        assert KNOWN_SEED not in text
+    assert summary_table([run]).caption is None
+
+
+# ---------------------------------------------------------------- what was checked
+
+
+@pytest.mark.parametrize(
+    ("facts", "unit", "held_out"),
+    [
+        ({}, "was not checked", "was not checked whose they are"),
+        (
+            {"users": "dealt", "held_out": "unnamed"},
+            "NOT the people whom they are of",
+            "the data set does not say",
+        ),
+        ({"users": "share", "held_out": "same"}, "NOT the person", "THE SAME PEOPLE"),
+        ({"users": "person", "held_out": "others"}, "names as a person", "none of whom is a user"),
+        ({"users": "made_up", "held_out": "made_up"}, "no person is among them", "are made up"),
+    ],
+)
+def test_of_the_data_is_said_what_was_checked(make_run, facts, unit, held_out) -> None:
+    path = make_run()
+    environment = json.loads((path / "environment.json").read_text())
+    (path / "environment.json").write_text(json.dumps(environment | {"data_facts": facts}))
+    statement = statement_of(path)
+    assert unit in text_of(statement, "unit")
+    assert held_out in text_of(statement, "logged")
+
+
+def test_a_fact_that_is_not_understood_is_not_signed(make_run) -> None:
+    path = make_run()
+    environment = json.loads((path / "environment.json").read_text())
+    said = environment | {"data_facts": {"users": "clones"}}
+    (path / "environment.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match="users: clones is no fact"):
+        statement_of(path)
+
+
+@pytest.mark.parametrize(
+    ("origin", "words"),
+    [
+        ("pretrained", "pre-trained by fedpriv, as seed_model.pretrain says"),
+        ("outside", "of whose training fedpriv knows nothing"),
+        (None, "of whose training nothing is recorded"),
+    ],
+)
+def test_of_a_seed_model_is_said_what_was_recorded(make_run, origin, words) -> None:
+    path = make_run(seed_model={"path": "seed.safetensors", "pretrain": {"steps": 1}})
+    environment = json.loads((path / "environment.json").read_text())
+    if origin:
+        environment["seed_model"] = {"origin": origin}
+    (path / "environment.json").write_text(json.dumps(environment))
+    start = text_of(statement_of(path), "start")
+    assert words in start
+    assert ("without privacy" in start) == (origin == "pretrained")
+
+
+# ---------------------------------------------------------------- unknown kinds
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("unit", "household"),
+        ("noise_by", "somebody"),
+        ("adjacency", "replace_two"),
+        ("sampling", "shuffled"),
+        ("noise_shape", "square"),
+        ("version", 99),
+    ],
+)
+def test_a_ledger_of_unknown_kind_is_not_signed(make_run, line) -> None:
+    path, (name, value) = make_run(), line
+    last, lines = "", []
+    for text in (path / "ledger.jsonl").read_text().splitlines():
+        body = json.loads(text)
+        body = {**body, name: value} if name in body else body
+        body = {k: v for k, v in body.items() if k != "hash"} | {"previous": last}
+        last = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        lines.append(json.dumps({**body, "hash": last}))
+    (path / "ledger.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=rf"{name} is .*{value}.*knows nothing"):
+        statement_of(path)
+
+
+def test_a_clipping_of_unknown_kind_is_not_signed(make_run) -> None:
+    run = read_run(make_run())
+    for kind in ("soft", "by_hope"):
+        clipping = run.config.privacy.clipping.model_copy(update={"kind": kind})
+        privacy = run.config.privacy.model_copy(update={"clipping": clipping})
+        odd = replace(run, config=run.config.model_copy(update={"privacy": privacy}))
+        with pytest.raises(ValueError, match=kind):
+            privacy_statement(odd, spent(run))
