@@ -88,7 +88,8 @@ def pretrain(config: ConfigPath, overrides: Overrides = None) -> None:
     if path.exists():
         _say([f"{path} is there already; remove it to train it again"])
     _seeded(settings)
-    Console().print(seed_model_table(seed_model.read_measures(path)))
+    origin = seed_model.origin_of(settings)
+    Console().print(seed_model_table(seed_model.read_measures(path), origin))
     _errors.print(f"seed model: {path}", soft_wrap=True)
 
 

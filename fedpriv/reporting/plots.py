@@ -121,7 +121,7 @@ def quality_by_round(runs: Sequence[Marked]) -> Plot | None:
         return drawn.plot(
             "quality-by-round",
             f"Held-out {name} by round",
-            "Measured on held-out examples, which no user holds.",
+            "Measured on the held-out examples.",
         )
 
 

@@ -55,6 +55,8 @@ def _adjacency(run: Run) -> tuple[str, ...]:
             "nothing.",
             f"{moves}. How many examples each silo has is public.",
         )
+    if run.adjacency is not Adjacency.ADD_OR_REMOVE_ONE:
+        raise ValueError(f"no sentences for {run.adjacency.value} of examples")
     return (
         "Add or remove one: two silos that differ in the presence of one example.",
         f"{moves}. How many examples a silo has is not public: the sum is divided by a number "

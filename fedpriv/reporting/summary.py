@@ -59,12 +59,17 @@ def _known_seeds(labels: Sequence[str], runs: Sequence[Run]) -> str | None:
     return f"ε{whose}: {KNOWN_SEED}"
 
 
-def seed_model_table(measures: Mapping[str, Mapping[str, float]]) -> Table:
+def seed_model_table(measures: Mapping[str, Mapping[str, float]], origin: str) -> Table:
     """Return a table of what a seed model reaches, one row a set of held-out recordings.
 
-    `measures` are as `read_measures` returns them; a file made elsewhere has none.
+    `measures` are as `read_measures` returns them; a file made elsewhere has none. `origin` is what
+    is known of it: see `fedpriv.seed_model.Origin`.
     """
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title="seed model (no private data)")
+    title = {
+        "pretrained": "seed model, pre-trained on the data set's public part",
+        "outside": "a file from outside: of its training nothing is known",
+    }[origin]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title)
     for name in ("measured on", "WER", "CER", "words"):
         table.add_column(name, justify="left" if name == "measured on" else "right")
     for name, found in measures.items():
