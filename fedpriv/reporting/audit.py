@@ -87,13 +87,12 @@ class Audit:
 def audit_document(audit: Audit) -> str:
     """Return the audit as one strict JSON document.
 
-    Real users' scores are functions of their data, which no mechanism released.
+    Real users' scores, and the digest that tells data apart, are functions of users' data, which no
+    mechanism released.
     """
     fields = asdict(audit)
-    users = fields.pop("users")
-    if users is not None:
-        fields["simulation_only"] = {"users": users}
-    return to_json({**fields, "holds": audit.holds})
+    private = {name: fields.pop(name) for name in ("fingerprint", "users")}
+    return to_json({**fields, "simulation_only": private, "holds": audit.holds})
 
 
 def write_audit(directory: Path, audit: Audit) -> Path:
@@ -125,7 +124,8 @@ def read_audit(directory: Path) -> Audit | None:
 
 def _parsed(document: dict[str, Any]) -> Audit:
     fields = {k: v for k, v in document.items() if k not in ("holds", "simulation_only")}
-    users = document.get("simulation_only", {}).get("users")
+    private = document["simulation_only"]
+    fields["fingerprint"], users = private["fingerprint"], private["users"]
     fields["bound"] = OneRunBound(**fields["bound"])
     fields["estimates"] = tuple(_estimate(each) for each in fields["estimates"])
     fields["users"] = _membership(users) if users else None

@@ -123,7 +123,7 @@ def ledger_document(opened: Opened, bill: Bill) -> dict[str, Any]:
     account = opened.account
     return {
         "path": str(opened.path),
-        "header": asdict(account.header),
+        "header": {"noise_by": account.header.noise_by, **account.header.fields()},
         "releases": len(account.releases),
         "torn_last_line": opened.torn,
         "randomness": _known(opened).strip(" ()") or None,

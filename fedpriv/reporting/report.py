@@ -287,7 +287,7 @@ def _document(each: Reported) -> dict[str, Any]:
         "finished_rounds": run.finished_rounds,
         "disagreements": each.account.disagreements,
         "statement": asdict(each.statement),
-        "ledger": asdict(run.header),
+        "ledger": {"noise_by": run.header.noise_by, **run.header.fields()},
         "releases": [asdict(release) for release in run.releases],
         "metrics": run.rows,
         "config": run.config.model_dump(mode="json"),

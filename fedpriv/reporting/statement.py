@@ -672,6 +672,7 @@ def _verification(run: Run) -> tuple[str, ...]:
         changed = " with local changes" if git.get("modified") else ""
         source = f", source at commit {git['commit']}{changed}"
     fedpriv = run.environment.get("versions", {}).get("fedpriv", "of unknown version")
+    private = " with its data (simulation only)" if run.seeded else ""
     line = (
         "ledger.jsonl has a line for each release with a digest of what was released (SHA-256)."
         if all(release.digest for release in run.releases)
@@ -682,7 +683,7 @@ def _verification(run: Run) -> tuple[str, ...]:
         f"{line} Its lines form a hash chain, which was intact when this was written; the "
         "chain shows edits, not a ledger that was written anew as a whole.",
         run.evidence.sentence() if run.complete else "LINES ARE MISSING, as said above.",
-        f"Configuration {run.header.fingerprint[:16]}…, fedpriv {fedpriv}{source}.",
+        f"Configuration {run.header.fingerprint[:16]}…{private}, fedpriv {fedpriv}{source}.",
     )
 
 

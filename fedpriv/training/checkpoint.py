@@ -28,8 +28,8 @@ class Checkpoint:
         round: the last finished round.
         fingerprint: the configuration it belongs to.
         tensors: parameters and optimizer state, by name.
-        ledger: how many lines the ledger had after its header, and the hash of the last; None where there is
-            no ledger.
+        ledger: how many lines the ledger had after its header, and the hash of the last; None
+            where there is no ledger.
 
     There is no generator state to keep: every generator derives from the seed and the round.
     """

@@ -301,7 +301,7 @@ def test_metrics_ledger_and_report_say_what_the_worst_and_the_median_user_spent(
     assert (document["users"]["worst"], document["silos"]) == (pytest.approx(max(epsilons)), None)
     text = render([directory.path], "md")
     assert "Nobody is trusted" in text
-    assert "private for that user, whoever received it" in text
+    assert "private (simulation with a known seed) for that user, whoever received it" in text
     assert "silo" not in text
     assert "in rounds that were finished" in text  # a simulation pays when it has the sums
     assert verify(directory.path).compared

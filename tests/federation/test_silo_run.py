@@ -58,7 +58,7 @@ def test_metrics_ledger_and_report_say_what_the_worst_and_the_median_silo_spent(
     text = render([directory.path], "md")
     assert "each of its counts" not in text
     assert "counted within" not in text
-    assert "private for every example" in text
+    assert "private (simulation with a known seed) for every example" in text
     assert "NOT protected: a person with several examples" in text
 
 
