@@ -11,11 +11,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
+from fedpriv import yaml_text
 from fedpriv.data.registry import MAKES_EXAMPLES, DataConfig
 from fedpriv.errors import InputError
 from fedpriv.models.registry import ModelConfig
@@ -24,18 +26,13 @@ from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency, build_sampling
+from fedpriv.sections import Section, UserPath
 from fedpriv.training.local import Precision
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Beyond these bounds nothing is learnt and floating point overflows.
 Rate = Annotated[float, Field(gt=0, le=1e6)]
 CountNoise = Annotated[float, Field(ge=1e-6, le=1e9)]
-
-
-class Section(BaseModel):
-    """A part of the config: unknown keys are errors, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class SpecAugmentConfig(Section):
@@ -529,7 +526,7 @@ class PretrainConfig(Section):
 class SeedModelConfig(Section):
     """The model that the private training starts from, trained on public data alone."""
 
-    path: Path | None = Field(
+    path: UserPath | None = Field(
         default=None,
         description="Its safetensors file; null: seed-<digest>.safetensors in runs/<name>, named "
         "after all that it depends on.",
@@ -581,7 +578,7 @@ class ExperimentConfig(Section):
         default=0, description="Seed of everything."
     )
     rounds: Annotated[int, Field(ge=1)] = Field(description="Rounds of federated training.")
-    run_dir: Path | None = Field(default=None, description="Default: runs/<name>/<time>.")
+    run_dir: UserPath | None = Field(default=None, description="Default: runs/<name>/<time>.")
     cohort: Positive | None = Field(
         default=None,
         description="Expected users a round without privacy (`privacy: null`); null for all.",
@@ -750,7 +747,7 @@ class ExperimentConfig(Section):
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML, in the schema's order."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml_text.dump(self.model_dump(mode="json"))
 
 
 def _check_adjacency(kind: str, adjacency: str | None) -> None:
@@ -770,7 +767,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
         InputError: missing or unreadable file, bad YAML, unknown key, impossible value.
     """
     try:
-        document = _load_yaml(path.read_text(encoding="utf-8"))
+        document = yaml_text.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot read the config ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -799,7 +796,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError(f"--set takes key=value, such as privacy.delta=1e-6; got {override!r}")
     try:
-        value = _parse_value(text)
+        value = yaml_text.load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"--set {key}: {text!r} is not a YAML value") from None
     *parents, last = key.split(".")
@@ -814,29 +811,6 @@ def _apply(document: dict[str, Any], override: str) -> None:
     section[last] = value
 
 
-def _parse_value(text: str) -> Any:
-    # YAML 1.1 reads 1e-6 as a string: only 1.0e-6 is a number to it.
-    try:
-        return float(text) if "e" in text.lower() else _load_yaml(text)
-    except ValueError:
-        return _load_yaml(text)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Refuses a key that is written twice: the last one would win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.YAMLError(f"the key {twice[0]} is written twice")
-        return super().construct_mapping(node, deep)
-
-
-def _load_yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_StrictLoader)
-
-
 def _one_line(error: ValidationError) -> str:
     problems = error.errors()
     first = problems[0]
@@ -846,20 +820,36 @@ def _one_line(error: ValidationError) -> str:
         return f"{key}: unknown key{_suggestion(first['loc'])}{more}"
     if first["type"] == "missing":
         return f"{key}: this key is needed{more}"
+    if first["type"] == "model_type":
+        return f"{key}: {_no_section(first)}{more}"
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     shown = "" if isinstance(first["input"], dict | BaseModel) else f", got {first['input']!r}"
     return f"{key}: {message}{shown}{more}"
 
 
+def _no_section(error: ErrorDetails) -> str:
+    """Say what to write where a section has another value."""
+    *parents, last = error["loc"]
+    annotation = _section_at(parents).model_fields[str(last)].annotation
+    nothing = f", or {last}: null" if type(None) in get_args(annotation) else ""
+    return f"write a section of keys{nothing}, got {error['input']!r}"
+
+
 def _suggestion(location: tuple[int | str, ...]) -> str:
-    section: Any = ExperimentConfig
-    for part in location[:-1]:
-        section = _section_type(section.model_fields[str(part)].annotation)
+    section = _section_at(location[:-1])
     near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
     if near:
         return f"; did you mean {near[0]}?"
     return f"; known keys here: {', '.join(section.model_fields)}"
+
+
+def _section_at(location: Sequence[int | str]) -> Any:
+    """Return the class of the section at `location`."""
+    section: Any = ExperimentConfig
+    for part in location:
+        section = _section_type(section.model_fields[str(part)].annotation)
+    return section
 
 
 def _section_type(annotation: Any) -> Any:

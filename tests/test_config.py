@@ -1,13 +1,18 @@
 import json
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+import torch
 import yaml
 from in_process import SMALL, small_config
 from pydantic import BaseModel
+from torch import nn
 
+from fedpriv import yaml_text
 from fedpriv.config import ExperimentConfig, load_config, parse_config
 from fedpriv.errors import InputError
+from fedpriv.optimizers.registry import server_optimizer
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -101,7 +106,6 @@ def test_checks_that_need_the_population():
         ("just words", "a config is a mapping"),
         ("", "a config is a mapping"),
         ("rounds: 3\nrounds: 4", "the key rounds is written twice"),
-        ("name: 2001-99-99", "not valid YAML"),
         ("[" * 3000, "not valid YAML"),
     ],
 )
@@ -120,6 +124,143 @@ def test_overrides_that_make_no_sense(tmp_path, override):
     path.write_text(yaml.safe_dump(SMALL))
     with pytest.raises(InputError, match="--set"):
         load_config(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("-3", -3),
+        ("1e-6", 1e-6),
+        ("1.5", 1.5),
+        (".5", 0.5),
+        ("true", True),
+        ("null", None),
+        ("~", None),
+        ("", None),
+        ("yes", "yes"),
+        ("on", "on"),
+        ("off", "off"),
+        ("n", "n"),
+        ("1:30", "1:30"),
+        ("1_000", "1_000"),
+        ("0b11", "0b11"),
+        ("2001-12-14", "2001-12-14"),
+        ("2001-99-99", "2001-99-99"),
+    ],
+)
+def test_values_are_read_as_yaml_1_2_has_them_and_written_back_the_same(text, value):
+    read = yaml_text.load(f"key: {text}")["key"]
+    assert read == value
+    assert type(read) is type(value)
+    again = yaml_text.load(yaml_text.dump({"key": value}))["key"]
+    assert again == value
+    assert type(again) is type(value)
+
+
+@pytest.mark.parametrize("text", ["1e-6", "yes", "1_000", "012", "1:30", "0o7", ".inf", "2001-1-1"])
+def test_text_that_looks_like_a_number_survives_readers_of_both_versions(text):
+    written = yaml_text.dump({"key": text})
+    assert yaml_text.load(written) == yaml.safe_load(written) == {"key": text}
+
+
+# A number of each kind: required, optional, bounded, in a list, in a union with a word, of a data
+# set, of a model, of a schedule.
+NUMBERS = [
+    "rounds",
+    "seed",
+    "local.steps",
+    "local.lr",
+    "local.batch_seconds",
+    "privacy.noise_multiplier",
+    "privacy.delta",
+    "privacy.sampling.expected_cohort",
+    "privacy.clipping.bound",
+    "privacy.budget.epsilon",
+    "runtime.stack",
+    "runtime.gpus_per_worker",
+    "data.users",
+    "data.partition.alpha",
+    "data.speech.max_seconds",
+    "data.synthetic.sizes.median",
+    "model.dim",
+    "model.dropout",
+    "server.schedule.warmup_rounds",
+]
+
+
+@pytest.mark.parametrize("value", ["yes", "on", "true", "1:30", "2001-12-14", ".inf", ".nan"])
+@pytest.mark.parametrize("key", NUMBERS)
+def test_no_number_is_taken_from_what_is_none(tmp_path, key, value):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    with pytest.raises(InputError, match=rf"^{key}[.:]") as caught:
+        load_config(path, [f"{key}={value}"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"betas": [True, 0.9]}, {"eps": True}, {"eps": float("nan")}])
+def test_no_number_of_an_optimizer_is_taken_from_a_truth_value(options):
+    (name,) = options
+    with pytest.raises(InputError, match=rf"^server\.options\.{name}: "):
+        server_optimizer("adam", [nn.Parameter(torch.ones(2))], 0.1, options)
+    server_optimizer("adam", [nn.Parameter(torch.ones(2))], 0.1, {"amsgrad": True})
+
+
+def test_words_for_true_and_false_are_read_where_they_are_wanted():
+    assert (
+        parse_config({**SMALL, "runtime": {"fast_products": "no"}}).runtime.fast_products is False
+    )
+
+
+def test_a_leading_zero_makes_no_octal_number(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(SMALL).replace("rounds: 4", "rounds: 010"))
+    assert load_config(path).rounds == 10
+    assert load_config(path, ["rounds=012"]).rounds == 12
+
+
+@pytest.mark.parametrize("value", ["no", "off", "false", "none", "3"])
+def test_a_word_in_the_place_of_a_section_is_told_what_to_write(tmp_path, value):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    with pytest.raises(InputError, match=r"^privacy: write a section of keys, or privacy: null"):
+        load_config(path, [f"privacy={value}"])
+    with pytest.raises(InputError, match=r"^runtime: write a section of keys, got "):
+        load_config(path, [f"runtime={value}"])
+
+
+PATHS = ["run_dir", "seed_model.path", "data.path", "data.speech.alphabet", "data.speech.cache"]
+
+
+def test_every_path_of_a_config_is_here():
+    def paths(section: type[BaseModel], prefix: str = "") -> list[str]:
+        found = []
+        for name, field in section.model_fields.items():
+            parts = (field.annotation, *get_args(field.annotation))
+            inner = [p for p in parts if isinstance(p, type) and issubclass(p, BaseModel)]
+            found += paths(inner[0], f"{prefix}{name}.") if inner else []
+            if "Path" in repr(field.annotation):
+                found.append(prefix + name)
+        return found
+
+    assert sorted(paths(ExperimentConfig)) == sorted(PATHS)
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_a_tilde_is_the_home_in_every_path(tmp_path, monkeypatch, key):
+    monkeypatch.setenv("HOME", "/home/of/me")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(SMALL))
+    value: Any = load_config(path, [f"{key}=~/a b[c]"])
+    for part in key.split("."):
+        value = getattr(value, part)
+    assert str(value) == "/home/of/me/a b[c]"
+    for impossible in ("~nobody-has-this-name/x", '"a\\0b"'):
+        with pytest.raises(InputError, match=rf"^{key}: "):
+            load_config(path, [f"{key}={impossible}"])
 
 
 def test_the_fingerprint_ignores_what_bears_on_speed_and_sees_the_rest():

@@ -1,18 +1,17 @@
 """The `data:` section of an experiment's configuration: public choices only, no data."""
 
-from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from fedpriv.sections import Section, UserPath
 
 Evaluation = Literal["test", "development"]
 PartitionKind = Literal["iid", "dirichlet", "shards", "natural"]
 
 
-class PartitionConfig(BaseModel):
+class PartitionConfig(Section):
     """How the training examples are dealt to users."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: PartitionKind = Field(
         default="iid",
@@ -32,10 +31,8 @@ class PartitionConfig(BaseModel):
     )
 
 
-class SpeechConfig(BaseModel):
+class SpeechConfig(Section):
     """What is read of recordings; for speech data sets only."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     sample_rate: int = Field(
         default=16_000,
@@ -54,7 +51,7 @@ class SpeechConfig(BaseModel):
         gt=0,
         description="a user's recordings are used up to this sum (seconds); null: all",
     )
-    alphabet: Path | None = Field(
+    alphabet: UserPath | None = Field(
         default=None,
         description="file with one character a line; null: the data set's own, which is public",
     )
@@ -88,17 +85,15 @@ class SpeechConfig(BaseModel):
         ge=0,
         description="synthetic_speech: speakers of one accent to pre-train the seed model on",
     )
-    cache: Path | None = Field(
+    cache: UserPath | None = Field(
         default=None,
         description="synthetic_speech: folder of generated recordings; null: fedpriv in the "
         "user's cache folder (XDG_CACHE_HOME)",
     )
 
 
-class SizesConfig(BaseModel):
+class SizesConfig(Section):
     """How many examples a made-up user has."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["equal", "lognormal"] = Field(
         default="equal",
@@ -117,10 +112,8 @@ class SizesConfig(BaseModel):
     max: int = Field(default=100, gt=0, description="lognormal: most examples that a user has")
 
 
-class SyntheticConfig(BaseModel):
+class SyntheticConfig(Section):
     """What is made up; for synthetic_images only."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(
         default=0,
@@ -133,10 +126,8 @@ class SyntheticConfig(BaseModel):
     sizes: SizesConfig = Field(default=SizesConfig(), description="how many examples a user has")
 
 
-class DataConfig(BaseModel):
+class DataConfig(Section):
     """Which federated data set a run trains and is evaluated on."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(default="digits", description="name of the data set in the registry")
     users: int | None = Field(
@@ -154,7 +145,7 @@ class DataConfig(BaseModel):
     partition: PartitionConfig = Field(
         default=PartitionConfig(), description="how the training examples are dealt to users"
     )
-    path: Path | None = Field(
+    path: UserPath | None = Field(
         default=None,
         description="folder of the data set's files; null for data that the package carries",
     )

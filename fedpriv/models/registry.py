@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import nn
 
 from fedpriv.errors import InputError
@@ -16,12 +16,13 @@ from fedpriv.models.positions import PositionKind
 from fedpriv.models.speech import SpeechTransformer
 from fedpriv.models.transformer import NormName, NormPlacement
 from fedpriv.models.vit import Pooling, ViT
+from fedpriv.sections import Section
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Section):
     """Which model is trained, and its shape."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=())
 
     name: str = Field(default="vit", description="name of the model in the registry")
     dim: int = Field(

@@ -21,6 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from fedpriv.errors import InputError
+from fedpriv.sections import refuse_truth
 
 OptimizerClass = type[torch.optim.Optimizer]
 
@@ -92,6 +93,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "fira": _PROJECTION,
     "galore": {**_PROJECTION, "scale": 0.25},
 }
+
+_TYPES = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
 
 # `lr` is server.lr; the others would turn the step around, or serve autograd and CUDA graphs alone.
 _NOT_OPTIONS = {"lr", "maximize", "differentiable", "capturable"}
@@ -218,7 +221,11 @@ def _optimizer_class(name: str) -> OptimizerClass:
     found = _of_torch().get(key) or _all_optimizers().get(key)
     if found is None:
         close = difflib.get_close_matches(key, available_optimizers(), n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "see `fedpriv methods`"
+        hint = (
+            f"did you mean {' or '.join(close)}?"
+            if close
+            else "write the name of one of torch.optim or pytorch_optimizer, such as lamb or adam"
+        )
         raise InputError(f"server.optimizer: unknown optimizer {name!r}; {hint}")
     return found
 
@@ -247,11 +254,11 @@ def _checked_options(
                 f"server.options.{name}: {key} has no such option, it takes "
                 f"{', '.join(sorted(hints))}"
             )
-        adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
+        adapter = TypeAdapter(hints[name], config=_TYPES)
         try:
-            values[name] = adapter.validate_python(value)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
+            values[name] = adapter.validate_python(refuse_truth(value, hints[name]))
+        except ValueError as error:
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
             raise InputError(f"server.options.{name}: {reason}, got {value!r}") from error
     return values
 

@@ -3,7 +3,9 @@
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from fedpriv.sections import Section
 
 Kind = Literal["constant", "step", "exponential", "linear"]
 
@@ -16,10 +18,8 @@ _READS: dict[Kind, set[str]] = {
 }
 
 
-class ScheduleConfig(BaseModel):
+class ScheduleConfig(Section):
     """A factor on every learning rate of the server, as a function of the round: see `factor`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Kind = Field(
         default="constant",

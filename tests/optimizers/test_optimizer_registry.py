@@ -212,7 +212,7 @@ def test_lists_from_a_config_become_tuples():
             "zzzzzz",
             0.1,
             {},
-            r"server\.optimizer: unknown optimizer 'zzzzzz'; see `fedpriv methods`",
+            r"server\.optimizer: unknown optimizer 'zzzzzz'; write the name of one",
         ),
         ("LBFGS", 0.1, {}, r"server\.optimizer: LBFGS cannot be the server's, it evaluates"),
         ("sgd", 0.1, {"momentun": 1}, r"server\.options\.momentun: .*it takes .*momentum, nest"),
