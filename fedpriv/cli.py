@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import errno
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from fedpriv.config import ExperimentConfig, RuntimeConfig, load_config
-from fedpriv.errors import BudgetError, ClaimRefuted, FedprivError, InputError, Interrupted
+from fedpriv.disk import has_no_room, write_whole
+from fedpriv.errors import (
+    BudgetError,
+    ClaimRefuted,
+    ClientFault,
+    FedprivError,
+    InputError,
+    Interrupted,
+)
+from fedpriv.reporting.terminal import (
+    console,
+    in_a_shell,
+    let_print_anything,
+    one_line,
+    print_lines,
+)
+from fedpriv.sections import user_path
 
 if TYPE_CHECKING:
     from fedpriv.experiment import Experiment
@@ -40,17 +55,32 @@ app.add_typer(ledger_app, name="ledger")
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="key=value, e.g. privacy.delta=1e-6; repeatable")
 ]
-ConfigPath = Annotated[Path, typer.Argument(help="a config in YAML")]
+
+
+def file_or_folder(text: str) -> Path:
+    """Return a path of the command line, where a shell leaves `--run=~/x` as it is."""
+    return user_path(Path(text))
+
+
+# Arguments have no help of their own: the pinned versions of typer and click lose it.
+_CONFIG = "CONFIG: a config in YAML"
+_LEDGER = "PATH: a run directory or a ledger file"
+ConfigPath = Annotated[Path, typer.Argument(parser=file_or_folder, metavar="CONFIG")]
 Population = Annotated[int, typer.Option(help="number of users N")]
 BudgetFormat = Annotated[str, typer.Option("--format", help="table, json or csv")]
 LedgerFormat = Annotated[str, typer.Option("--format", help="table or json")]
-PlotPath = Annotated[Path | None, typer.Option("--plot", help="also draw it: FILE.png or .svg")]
-LedgerPath = Annotated[Path, typer.Argument(help="a run directory or a ledger file")]
+PlotPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot", parser=file_or_folder, metavar="FILE", help="also draw it: FILE.png or .svg"
+    ),
+]
+LedgerPath = Annotated[Path, typer.Argument(parser=file_or_folder, metavar="PATH")]
 
-_errors = Console(stderr=True)
+_errors = console(stderr=True)
 
 
-@app.command()
+@app.command(epilog=_CONFIG)
 def run(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -68,14 +98,15 @@ def run(
     if settings.run_dir is not None:
         require_empty(settings.run_dir)
     plan, trainer = plan_and_trainer(_seeded(settings))
-    with _ray_starting(plan.config.runtime):
+    with _ray_starting(plan.config.runtime) as wait_for_ray:
         from fedpriv import experiment
 
         prepared = experiment.complete(plan, trainer)
+        wait_for_ray()  # where it does not start nothing should be left behind
         _train(experiment.create(prepared), prepared)
 
 
-@app.command()
+@app.command(epilog=_CONFIG)
 def pretrain(config: ConfigPath, overrides: Overrides = None) -> None:
     """Make CONFIG's seed model from public data, without privacy; `run` does so when needed."""
     from fedpriv import seed_model
@@ -89,25 +120,33 @@ def pretrain(config: ConfigPath, overrides: Overrides = None) -> None:
         _say([f"{path} is there already; remove it to train it again"])
     _seeded(settings)
     origin = seed_model.origin_of(settings)
-    Console().print(seed_model_table(seed_model.read_measures(path), origin))
-    _errors.print(f"seed model: {path}", soft_wrap=True)
+    console().print(seed_model_table(seed_model.read_measures(path), origin))
+    print_lines(_errors, f"seed model: {path}")
 
 
-@app.command()
-def resume(directory: Annotated[Path, typer.Argument(help="the folder of a run")]) -> None:
+@app.command(epilog="DIRECTORY: the folder of a run")
+def resume(
+    directory: Annotated[Path, typer.Argument(parser=file_or_folder, metavar="DIRECTORY")],
+) -> None:
     """Continue an interrupted run, on the same ledger."""
     from fedpriv import experiment
 
     _train(*experiment.reopen(directory))
 
 
-@app.command()
+@app.command(epilog="DIRECTORIES: one or more run directories")
 def report(
-    directories: Annotated[list[Path], typer.Argument(help="one or more run directories")],
+    directories: Annotated[
+        list[Path], typer.Argument(parser=file_or_folder, metavar="DIRECTORIES")
+    ],
     format: Annotated[str, typer.Option(help="html, md, json or csv")] = "html",
     output: Annotated[
         Path | None,
-        typer.Option(help="the file; by default html goes into the run directory, text to stdout"),
+        typer.Option(
+            parser=file_or_folder,
+            metavar="FILE",
+            help="the file; by default html goes into the run directory, text to stdout",
+        ),
     ] = None,
 ) -> None:
     """Report on a run, or compare several."""
@@ -122,12 +161,12 @@ def report(
         sys.stdout.write(text)
         return
     try:
-        output.write_text(text, encoding="utf-8")
+        write_whole(output, text)
     except OSError as error:
         raise InputError(f"--output: cannot write {output} ({error.strerror})") from None
 
 
-@app.command()
+@app.command(epilog=_CONFIG)
 def audit(
     config: ConfigPath,
     overrides: Overrides = None,
@@ -140,7 +179,12 @@ def audit(
     confidence: Annotated[float, typer.Option(help="of the lower bound on ε")] = 0.95,
     run_dir: Annotated[
         Path | None,
-        typer.Option("--run", help="a run of CONFIG: audit.json goes there, for its report"),
+        typer.Option(
+            "--run",
+            parser=file_or_folder,
+            metavar="DIRECTORY",
+            help="a run of CONFIG: audit.json goes there, for its report",
+        ),
     ] = None,
     format: LedgerFormat = "table",
 ) -> None:
@@ -167,24 +211,24 @@ def audit(
         found = auditing.audit(settings, wanted, lines, stop)
     if run_dir is not None:
         written = reporting.write_audit(run_dir, found)
-        _say([f"{written}: shown by fedpriv report {run_dir}"])
+        _say([f"{written}: shown by fedpriv report {in_a_shell(run_dir)}"])
     if format == "json":
         sys.stdout.write(reporting.audit_document(found))
     else:
-        Console().print(reporting.audit_table(found))
+        console().print(reporting.audit_table(found))
     verdict = reporting.audit_verdict(found)
     if not found.holds:
         raise ClaimRefuted(verdict)
-    _errors.print(verdict, soft_wrap=True)
+    print_lines(_errors, verdict)
 
 
-@config_app.command()
+@config_app.command(epilog=_CONFIG)
 def show(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print CONFIG with all defaults filled in."""
     sys.stdout.write(load_config(config, overrides or []).to_yaml())
 
 
-@config_app.command()
+@config_app.command(epilog=_CONFIG)
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG, its data and its model, without running anything."""
     from fedpriv import experiment
@@ -203,7 +247,7 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
         cost += ", for one of its examples" if silos else ""
     if planned is not None:
         cost += beside_epsilon(not prepared.config.runtime.deployment)
-    print(f"{config}: valid; {prepared.config.rounds} rounds cost {cost}")
+    print(f"{one_line(str(config))}: valid; {prepared.config.rounds} rounds cost {cost}")
     if privacy is not None and privacy.noise_by != "server":
         print(TRUST_MODELS[privacy.noise_by])
 
@@ -276,7 +320,7 @@ def plan(
         budget.plan_plot(answer, curves, plot)
     _say(answer.notes)
     if format == "table":
-        Console().print(budget.plan_table(answer))
+        console().print(budget.plan_table(answer))
     elif format == "json":
         sys.stdout.write(to_json(budget.plan_document(answer)))
     else:
@@ -324,14 +368,14 @@ def extrapolate(
         budget.grid_plot(recipe, grid, plot)
     _say(grid.notes)
     if format == "table":
-        Console().print(budget.grid_table(recipe, grid))
+        console().print(budget.grid_table(recipe, grid))
     elif format == "json":
         sys.stdout.write(to_json(budget.grid_rows(recipe, grid)))
     else:
         sys.stdout.write(budget.grid_csv(recipe, grid))
 
 
-@ledger_app.command("show")
+@ledger_app.command("show", epilog=_LEDGER)
 def show_ledger(path: LedgerPath, format: LedgerFormat = "table") -> None:
     """Print the releases of a ledger, those that cost the same in one line, and their ε."""
     from fedpriv.reporting import ledgers
@@ -344,10 +388,10 @@ def show_ledger(path: LedgerPath, format: LedgerFormat = "table") -> None:
     if format == "json":
         sys.stdout.write(to_json(ledgers.ledger_document(opened, bill)))
     else:
-        Console().print(ledgers.ledger_table(opened, bill))
+        console().print(ledgers.ledger_table(opened, bill))
 
 
-@ledger_app.command()
+@ledger_app.command(epilog=_LEDGER)
 def verify(path: LedgerPath, format: LedgerFormat = "table") -> None:
     """Check every line of a ledger, compute ε from it alone, and compare with the run's metrics."""
     from fedpriv.reporting import ledgers
@@ -359,12 +403,12 @@ def verify(path: LedgerPath, format: LedgerFormat = "table") -> None:
     if format == "json":
         sys.stdout.write(to_json(ledgers.verified_document(verified)))
     else:
-        Console().print(ledgers.verified_lines(verified), soft_wrap=True)
+        console().print(ledgers.verified_lines(verified), soft_wrap=True)
 
 
-@ledger_app.command()
+@ledger_app.command(epilog="PATHS: run directories or ledger files")
 def merge(
-    paths: Annotated[list[Path], typer.Argument(help="run directories or ledger files")],
+    paths: Annotated[list[Path], typer.Argument(parser=file_or_folder, metavar="PATHS")],
     delta: Annotated[
         float | None, typer.Option(help="δ; by default the one that the ledgers share")
     ] = None,
@@ -391,7 +435,7 @@ def merge(
     if format == "json":
         sys.stdout.write(to_json(ledgers.merged_document(merged)))
     else:
-        Console().print(ledgers.merged_table(merged))
+        console().print(ledgers.merged_table(merged))
 
 
 def _seeded(config: ExperimentConfig) -> ExperimentConfig:
@@ -403,27 +447,50 @@ def _seeded(config: ExperimentConfig) -> ExperimentConfig:
     from fedpriv.reporting.progress import PretrainingLines
     from fedpriv.seed_model import with_seed_model
 
-    with PretrainingLines(_errors) as lines, stop_signal(lines.say) as stop:
+    again = "the same command goes on from there"
+    with (
+        _if_no_room(again),
+        PretrainingLines(_errors) as lines,
+        stop_signal(lines.say) as stop,
+    ):
         try:
             return with_seed_model(config, lines, stop)
         except Interrupted as stopped:
-            raise Interrupted(f"{stopped}; the same command goes on from there") from None
+            raise Interrupted(f"{stopped}; {again}") from None
 
 
 @contextmanager
-def _ray_starting(runtime: RuntimeConfig) -> Iterator[None]:
+def _if_no_room(how_to_go_on: str) -> Iterator[None]:
+    """Turn a full disk, which has cost nothing that was finished, into an interruption."""
+    try:
+        yield
+    except (OSError, ClientFault) as error:
+        if not has_no_room(error):
+            raise
+        raise Interrupted(f"{_no_room(error)}, then {how_to_go_on}") from None
+
+
+def _no_room(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) else "a worker could not write"
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    return f"a disk is full ({where}{reason}); nothing that is finished is lost: make room"
+
+
+@contextmanager
+def _ray_starting(runtime: RuntimeConfig) -> Iterator[Callable[[], None]]:
     """Start the simulated nodes' cluster, beside the imports and the rest that a run needs.
 
-    A failure is told before the cluster is waited for and shut down, which takes seconds.
+    Yields what waits for it. A failure is told before the cluster is waited for and shut down,
+    which takes seconds.
     """
     if runtime.deployment:
-        yield
+        yield lambda: None
         return
-    from fedpriv.federation.ray_cluster import cluster
+    from fedpriv.federation.ray_cluster import cluster, ensure_started
 
     with cluster(runtime):
         try:
-            yield
+            yield lambda: ensure_started(runtime)
         except FedprivError as error:
             _tell(error)
             sys.exit(error.exit_code)
@@ -434,26 +501,26 @@ def _train(directory: RunDirectory, prepared: Experiment) -> None:
     from fedpriv import experiment
     from fedpriv.reporting.progress import ProgressLines
 
-    try:
-        with ProgressLines(_errors) as progress:
-            experiment.train(prepared, directory, progress)
-    except (BudgetError, Interrupted) as stopped:
-        if directory.read_metrics():
-            _conclude([directory.path])
-            _show_profile(prepared, directory)
-        if isinstance(stopped, Interrupted):
-            raise Interrupted(
-                f"{stopped}; continue with: fedpriv resume {directory.path}"
-            ) from None
-        raise
-    _conclude([directory.path])
-    _show_profile(prepared, directory)
+    how_to_go_on = f"continue with: fedpriv resume {in_a_shell(directory.path)}"
+    with _if_no_room(how_to_go_on):
+        try:
+            with ProgressLines(_errors) as progress:
+                experiment.train(prepared, directory, progress)
+        except (BudgetError, Interrupted) as stopped:
+            if directory.read_metrics():
+                _conclude([directory.path])
+                _show_profile(prepared, directory)
+            if isinstance(stopped, Interrupted):
+                raise Interrupted(f"{stopped}; {how_to_go_on}") from None
+            raise
+        _conclude([directory.path])
+        _show_profile(prepared, directory)
 
 
 def _show_profile(prepared: Experiment, directory: RunDirectory) -> None:
-    if prepared.config.runtime.profile:
+    if prepared.config.runtime.profile and not prepared.finished:
         _errors.print(prepared.profile.table())
-        _errors.print(f"trace: {directory.trace}", soft_wrap=True)
+        print_lines(_errors, f"trace: {directory.trace}")
 
 
 def _conclude(directories: list[Path], output: Path | None = None) -> None:
@@ -462,10 +529,10 @@ def _conclude(directories: list[Path], output: Path | None = None) -> None:
     from fedpriv.reporting.summary import summary_table
 
     written = write_report(directories, output)
-    Console().print(summary_table(directories))
+    console().print(summary_table(directories))
     for directory in directories:
-        _errors.print(f"plot: {write_picture(directory)}", soft_wrap=True)
-    _errors.print(f"report: {written}", soft_wrap=True)
+        print_lines(_errors, f"plot: {write_picture(directory)}")
+    print_lines(_errors, f"report: {written}")
 
 
 def _check_format(value: str, *formats: str) -> None:
@@ -474,8 +541,7 @@ def _check_format(value: str, *formats: str) -> None:
 
 
 def _say(notes: Iterable[str]) -> None:
-    for note in notes:
-        _errors.print(f"note: {escape(note)}", soft_wrap=True)
+    print_lines(_errors, *(f"note: {note}" for note in notes))
 
 
 def _factors(option: str, text: str) -> tuple[float, ...]:
@@ -489,26 +555,31 @@ def _factors(option: str, text: str) -> tuple[float, ...]:
 
 
 def _tell(error: FedprivError) -> None:
-    prefix = "" if isinstance(error, Interrupted) else "[bold red]error:[/bold red] "
-    _errors.print(f"{prefix}{escape(str(error))}", soft_wrap=True)
+    if isinstance(error, Interrupted):
+        print_lines(_errors, str(error))
+    else:
+        _complain(str(error))
+
+
+def _complain(reason: str) -> None:
+    print_lines(_errors, Text.assemble(("error:", "bold red"), f" {one_line(reason)}"))
 
 
 def main() -> None:
     """Run the command line; every expected failure is one line and an exit code."""
+    let_print_anything()
+    # A notebook's backend, say: it need not be installed here, where files alone are drawn.
+    os.environ.pop("MPLBACKEND", None)
     try:
         app()
     except FedprivError as error:
         _tell(error)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not has_no_room(error):
             raise
-        _errors.print(
-            "[bold red]error:[/bold red] the disk is full; nothing that is finished is lost: make "
-            "room, then continue with fedpriv resume (fedpriv pretrain goes on by itself)",
-            soft_wrap=True,
-        )
+        _complain(_no_room(error))
         sys.exit(FedprivError.exit_code)
     except KeyboardInterrupt:
-        _errors.print("abandoned")
+        print_lines(_errors, "abandoned")
         sys.exit(Interrupted.exit_code)

@@ -54,7 +54,7 @@ def _folder(loop: Callable[..., None]) -> Path | None:
     machine = [llvmlite.binding.get_host_cpu_name(), str(llvmlite.binding.get_host_cpu_features())]
     versions = [numba.__version__, llvmlite.__version__, platform.python_version()]
     try:
-        sources = [Path(__file__).read_text(), Path(inspect.getfile(loop)).read_text()]
+        sources = [Path(f).read_text(encoding="utf-8") for f in (__file__, inspect.getfile(loop))]
         digest = hashlib.sha256("\0".join(machine + versions + sources).encode()).hexdigest()
         folder = cache_folder() / "loops" / digest[:16]
         folder.mkdir(parents=True, exist_ok=True)

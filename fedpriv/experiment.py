@@ -34,6 +34,7 @@ from fedpriv.reporting.completeness import read_evidence
 from fedpriv.reporting.profile import Profile
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.reporting.wording import KNOWN_SEED
+from fedpriv.sections import user_path
 from fedpriv.seed_model import origin_of, with_seed_model
 from fedpriv.training.checkpoint import (
     Checkpoint,
@@ -125,6 +126,11 @@ class Experiment:
     def config(self) -> ExperimentConfig:
         """The config."""
         return self.plan.config
+
+    @property
+    def finished(self) -> bool:
+        """Whether no round is left."""
+        return self.finished_rounds >= self.config.rounds
 
     @property
     def memory(self) -> MemoryFormat | None:
@@ -263,9 +269,9 @@ def _under_flower(grid: Grid, context: Context) -> None:
     """Train the config, or continue the run, that `flwr run --run-config` names."""
     settings = {name: str(context.run_config.get(name) or "") for name in _RUN_CONFIG}
     if settings["resume"]:
-        directory, experiment = reopen(Path(settings["resume"]))
+        directory, experiment = reopen(user_path(Path(settings["resume"])))
     elif settings["config"]:
-        config = load_config(Path(settings["config"]), settings["set"].split())
+        config = load_config(user_path(Path(settings["config"])), settings["set"].split())
         with stop_signal(_LOG.warning) as stop:
             config = with_seed_model(config, PretrainingLog(), stop)
         experiment = prepare(config)
@@ -314,6 +320,8 @@ def train(
             say=observer.say,
         )
         observer.begin(experiment)
+        if experiment.finished:
+            return
         try:
             if drive is None:
                 _simulate(strategy, experiment.config.runtime)

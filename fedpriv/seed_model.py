@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fedpriv.config import ExperimentConfig, PretrainConfig
 from fedpriv.data.speech import FederatedSpeech
+from fedpriv.disk import has_no_room
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.parts import build_spec_augment, build_trainer
 from fedpriv.optimizers.server import Server
@@ -155,6 +156,8 @@ def _write(
     try:
         write_tensors(path, tensors, metadata)
     except (SafetensorError, OSError) as error:
+        if has_no_room(error):
+            raise
         raise InputError(f"seed_model.path: cannot write {path} ({error})") from None
 
 

@@ -1,18 +1,25 @@
 """The command line: what it prints, and one clear line with exit code 2 for wrong input."""
 
+import ast
 import errno
 import gzip
 import json
+import re
 import struct
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 from in_process import SMALL, Silent, drive_on, train_small
+from pydantic import BaseModel
+from typer.main import get_command
 
 from fedpriv import cli, experiment
+from fedpriv.config import ExperimentConfig
+from fedpriv.errors import ClientFault, InputError
 from fedpriv.federation import ray_cluster
 from fedpriv.privacy import Ledger
 
@@ -48,6 +55,7 @@ def events(monkeypatch) -> list[str]:
         seen.append("error")
 
     monkeypatch.setattr(ray_cluster, "cluster", cluster)
+    monkeypatch.setattr(ray_cluster, "ensure_started", lambda runtime: seen.append("Ray is up"))
     monkeypatch.setattr(cli, "_tell", told)
     return seen
 
@@ -251,20 +259,177 @@ def test_usage_errors_exit_with_2(fedpriv):
     assert fedpriv("fly")[0] == 2
 
 
-def test_a_full_disk_is_one_line(fedpriv, config, monkeypatch):
-    def full(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device", "ledger.jsonl")
+def test_ray_is_up_before_there_is_a_run_directory(fedpriv, config, tmp_path, monkeypatch, events):
+    def down(runtime):
+        raise InputError("Ray does not start")
 
-    monkeypatch.setattr(experiment, "create", full)
+    monkeypatch.setattr(ray_cluster, "ensure_started", down)
+    assert_one_line(fedpriv("run", config), "Ray does not start")
+    assert not (tmp_path / "run").exists()
+    assert events == ["Ray starts", "error", "Ray ends"]
+
+
+FULL = {
+    "no space": OSError(errno.ENOSPC, "No space left on device", "ledger.jsonl"),
+    "no quota": OSError(errno.EDQUOT, "Disk quota exceeded"),
+    "mounted anew": OSError(errno.EROFS, "Read-only file system"),
+    "of a worker": ClientFault("<class 'OSError'>:<'[Errno 28] No space left on device'>"),
+}
+
+
+def raising(error: Exception):
+    def call(*arguments, **options):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize("case", FULL)
+@pytest.mark.parametrize("stage", ["training", "the report"])
+def test_a_full_disk_is_a_line_and_an_interruption(
+    case, stage, fedpriv, config, tmp_path, monkeypatch
+):
+    if stage == "training":
+        monkeypatch.setattr(experiment, "train", raising(FULL[case]))
+    else:
+        monkeypatch.setattr(experiment, "train", lambda *arguments: None)
+        monkeypatch.setattr(cli, "_conclude", raising(FULL[case]))
+    code, out, err = fedpriv("run", config)
+    assert (code, out) == (130, "")
+    assert "a disk is full" in err
+    assert f"continue with: fedpriv resume {tmp_path / 'run'}" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_full_disk_where_nothing_can_be_resumed_is_a_line(fedpriv, config, monkeypatch):
+    monkeypatch.setattr(experiment, "create", raising(FULL["no space"]))
     code, out, err = fedpriv("run", config)
     assert (code, out) == (1, "")
-    assert "the disk is full" in err
-    assert "resume" in err
-    assert "Traceback" not in err
+    assert "error: a disk is full (ledger.jsonl: No space left on device)" in err
+    assert "resume" not in err
+    assert len(err.strip().splitlines()) == 1
 
-    def other(*arguments):
-        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(experiment, "create", other)
+def test_another_failure_of_a_disk_is_no_full_disk(fedpriv, config, monkeypatch):
+    monkeypatch.setattr(experiment, "create", raising(OSError(errno.EIO, "Input/output error")))
     with pytest.raises(OSError, match="Input/output error"):
         fedpriv("run", config)
+
+
+def test_a_finished_run_that_is_resumed_says_so_and_starts_nothing(fedpriv, tmp_path, monkeypatch):
+    directory, _ = train_small(tmp_path / "run", runtime__profile=True)
+    before = {p: p.read_bytes() for p in directory.path.rglob("*.json*")}
+    monkeypatch.setattr(experiment, "_simulate", raising(AssertionError("started")))
+    code, _, err = fedpriv("resume", directory.path)
+    assert code == 0, err
+    assert "all 4 rounds are finished: nothing is left to train" in err
+    assert "resuming" not in err
+    assert directory.report.exists()
+    assert before == {p: p.read_bytes() for p in directory.path.rglob("*.json*")}
+
+
+def test_the_folder_above_a_run_offers_the_newest(fedpriv, tmp_path):
+    for name in ("b", "a [2]"):
+        train_small(tmp_path / "runs" / "small" / name, rounds=1)
+    (tmp_path / "runs" / "small" / "no run").mkdir()
+    for folder in (tmp_path / "runs", tmp_path / "runs" / "small"):
+        for command in (["report"], ["resume"], ["ledger", "verify"]):
+            newest = f"the newest run in it is '{tmp_path}/runs/small/a [2]'"
+            assert_one_line(fedpriv(*command, folder), newest)
+
+
+@pytest.mark.parametrize("command", ["show", "verify", "merge"])
+def test_another_file_is_no_ledger_and_not_an_edited_one(command, fedpriv, tmp_path):
+    train_small(tmp_path / "run", rounds=1)
+    (tmp_path / "run" / "text").write_text("plain words\n")
+    (tmp_path / "run" / "number").write_text("3\n")
+    for name in ("metrics.jsonl", "environment.json", "config.yaml", "text", "number", ".lock"):
+        result = fedpriv("ledger", command, tmp_path / "run" / name)
+        assert_one_line(result, "not a fedpriv ledger", f"{tmp_path}/run/ledger.jsonl")
+        assert "edited" not in result[2]
+    ledger = tmp_path / "run" / "ledger.jsonl"
+    ledger.write_text(ledger.read_text().replace('"header"', '"heeder"', 1))
+    assert_one_line(fedpriv("ledger", command, ledger), "line 1", "edited")
+
+
+def commands(group, *names: str):
+    """Yield every command with its name."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *names, name)
+        else:
+            yield [*names, name], command
+
+
+COMMANDS = {" ".join(names): command for names, command in commands(get_command(cli.app))}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_says_what_its_arguments_are(name, fedpriv):
+    code, out, _ = fedpriv(*name.split(), "--help")
+    assert code == 0
+    for parameter in COMMANDS[name].params:
+        if parameter.param_type_name == "argument":
+            assert f"{parameter.metavar}: " in out
+        else:
+            assert parameter.help.split()[0] in out
+
+
+def strings() -> str:
+    """All text in fedpriv's source, with `{}` for what is filled in."""
+    found = []
+    for path in Path(cli.__file__).parent.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inner = {
+            id(part)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.JoinedStr)
+            for part in node.values
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                found.append(
+                    "".join(
+                        getattr(part, "value", "{}") if isinstance(part, ast.Constant) else "{}"
+                        for part in node.values
+                    )
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found += [] if id(node) in inner else [node.value]
+    return "\n".join(found)
+
+
+def test_every_command_and_option_that_a_message_names_exists():
+    # After a backquote, `with:` and the like nothing but a command follows.
+    told = re.findall(r"(?:`|with:? |shown by )fedpriv ([a-z]+)(?: ([a-z]+))?", strings())
+    assert ("resume", "") in told
+    groups = {name.split()[0] for name in COMMANDS if " " in name}
+    for first, second in told:
+        assert (f"{first} {second}" if first in groups else first) in COMMANDS
+    options = {o for c in COMMANDS.values() for p in c.params for o in p.opts}
+    mentioned = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", strings()))
+    flwr = {"--run-config"}
+    git = {"--porcelain", "--"}
+    assert mentioned <= options | flwr | git | {"--help"}, mentioned - options
+
+
+def test_every_key_that_a_message_names_exists():
+    def exists(path: str) -> bool:
+        section: Any = ExperimentConfig
+        for part in path.split("."):
+            if not (isinstance(section, type) and issubclass(section, BaseModel)):
+                return True  # below it the optimizer's own options
+            if part not in section.model_fields:
+                return False
+            annotation = section.model_fields[part].annotation
+            inner = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type)]
+            section = next((t for t in inner if issubclass(t, BaseModel)), None)
+        return True
+
+    roots = "|".join(name for name, field in ExperimentConfig.model_fields.items())
+    named = set(re.findall(rf"(?<![\w./])((?:{roots})(?:\.[a-z_0-9]+)+)(?![\w(])", strings()))
+    modules = {
+        name for name in named if name.split(".")[-1] in ("py", "yaml", "json", "safetensors")
+    }
+    unknown = sorted(name for name in named - modules if not exists(name))
+    assert not unknown

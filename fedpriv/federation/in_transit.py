@@ -7,7 +7,8 @@ takes a free one. A file is in one process's hands at a time: taking and freeing
 
 from __future__ import annotations
 
-import fcntl
+import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,8 @@ from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fedpriv.disk import NoLocksError, lock
 
 _PREFIX = "fedpriv-in-transit-"
 _FREE = "free-"
@@ -33,16 +36,17 @@ def folder_in_transit() -> Iterator[Path]:
     """
     for left in Path(gettempdir()).glob(f"{_PREFIX}*"):
         # Another's folder, one in use, or one that is just being made.
-        with suppress(OSError), (left / "lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError), (left / "lock").open("r+") as file:
+            lock(file)
             shutil.rmtree(left)
     with TemporaryDirectory(prefix=_PREFIX) as name:
         folder = Path(name) / "arrays"
         folder.mkdir()
         made = Path(name) / "lock-in-the-making"
-        with made.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            made.rename(Path(name) / "lock")  # nobody ever finds it unlocked
+        with made.open("w") as file:
+            with suppress(NoLocksError):  # without one nobody removes it but we
+                lock(file)
+                made.rename(Path(name) / "lock")  # nobody ever finds it unlocked
             yield folder
 
 
@@ -59,7 +63,13 @@ def put(array: NDArray[Any], folder: Path) -> Path:
             free_one.rename(path)
             np.load(path, mmap_mode="r+")[:] = array
             return path
-    np.save(path, array)
+    try:
+        np.save(path, array)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        # NumPy says how much it could not write, but not why.
+        number = error.errno or errno.ENOSPC
+        raise OSError(number, os.strerror(number), str(path)) from None
     return path
 
 

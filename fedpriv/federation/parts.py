@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import nn
 
 from fedpriv.config import (
@@ -21,6 +22,7 @@ from fedpriv.data.federated import FederatedDataset
 from fedpriv.data.registry import build_dataset
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError
+from fedpriv.models.fitness import require_memory
 from fedpriv.models.products import route_products
 from fedpriv.models.registry import build_model
 from fedpriv.models.speech import HOP_SECONDS
@@ -57,11 +59,8 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     set_tf32(config.local.precision == "tf32", device)
     if device.type == "cpu" and config.runtime.fast_products:
         route_products()
+    _require_memory(config, dataset, device)
     model = build_model(config.model, dataset.input_shape, dataset.classes, config.seed).to(device)
-    # A running mean (BatchNorm) would carry one user's data into the next user's contribution.
-    # A constant, such as a window function, is no part of the model's state.
-    if len(model.state_dict()) > len(list(model.parameters())):
-        raise InputError(f"model.name: {config.model.name} has buffers that users would share")
     layout = Layout.of(model)
     return CohortTrainer(
         dataset=dataset,
@@ -81,6 +80,16 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
         # How long a user takes says something of its data.
         timed=config.runtime.profile and not config.runtime.deployment,
     )
+
+
+def _require_memory(
+    config: ExperimentConfig, dataset: FederatedDataset, device: torch.device
+) -> None:
+    with torch.device("meta"):  # shapes without numbers: a model of any size takes no time
+        model = build_model(config.model, dataset.input_shape, dataset.classes, config.seed)
+    runtime = config.runtime
+    elsewhere = runtime.deployment or runtime.ray_address is not None
+    require_memory(Layout.of(model).total, 1 if elsewhere else 1 + runtime.workers, device)
 
 
 def _stack(config: ExperimentConfig, model: nn.Module, dataset: FederatedDataset) -> int:

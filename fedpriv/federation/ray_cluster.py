@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -16,12 +17,15 @@ import ray
 from ray._private import node, services
 
 from fedpriv.config import RuntimeConfig
+from fedpriv.disk import has_no_room
+from fedpriv.errors import InputError
 from fedpriv.federation.replacing import replaced
 
 _IMPORTED_BY_WORKERS = (
     "flwr.simulation.ray_transport.ray_actor",
     "fedpriv.federation.client_app",
 )
+_TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 # One thread, as there is one cluster a process. It lives as long as the process does: the kernel
 # ends Ray's processes with the thread that started them.
 _thread = ThreadPoolExecutor(1, "ray-start")
@@ -41,12 +45,46 @@ def cluster(runtime: RuntimeConfig) -> Iterator[None]:
 def ensure_started(runtime: RuntimeConfig) -> None:
     """Return when the cluster is up, which is started where it is not.
 
-    Raises what `ray.init` raises.
+    Raises:
+        InputError: it cannot be, with the reason and the cure.
     """
-    _thread.submit(_start, runtime).result()
+    try:
+        _thread.submit(_start, runtime).result()
+    except Exception as error:  # Ray raises many kinds: of Python, its own, and of gRPC
+        raise InputError(_why_not(runtime, error)) from error
     # Ray has put a handler of its own, which ends the process, in the place of Python's.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def _why_not(runtime: RuntimeConfig, error: Exception) -> str:
+    """Say in a line why Ray does not start, and what to do about it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(name, "/tmp")
+    if runtime.ray_address is not None:
+        cure = (
+            "write the address of a cluster that is up and has this Ray "
+            f"({ray.__version__}), such as 10.0.0.1:6379, or null to start one here"
+        )
+        return f"runtime.ray_address: {runtime.ray_address} cannot be joined ({lines[0]}); {cure}"
+    if "AF_UNIX" in str(error):
+        why = "the path of its temporary folder is too long for a socket"
+        cure = "name a short one, such as RAY_TMPDIR=/tmp"
+    elif isinstance(error, OSError) and error.errno in _TOO_MANY_FILES:
+        why, cure = str(error.strerror), "allow more: ulimit -n 65536"
+    elif has_no_room(error):
+        why, cure = f"{folder}: {lines[0]}", "make room, or name another: RAY_TMPDIR=/tmp"
+    elif isinstance(error, OSError) and error.filename is not None:
+        why = f"{error.filename}: {error.strerror}"
+        cure = f"it writes below {name}={folder}; name another: RAY_TMPDIR=/tmp"
+    else:
+        why = lines[0]
+        cure = (
+            f"its logs, in {folder}/ray/session_latest/logs, may say more; memory, /dev/shm, "
+            "processes (ulimit -u) and open files (ulimit -n) are what it is often short of"
+        )
+    return f"Ray, which runs the simulated nodes, does not start: {why}; {cure}"
 
 
 def _start(runtime: RuntimeConfig) -> None:

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 from torch import nn
 
 from fedpriv.errors import InputError
+from fedpriv.models.fitness import require_separate_users
 from fedpriv.models.initialise import initialise
 from fedpriv.models.positions import PositionKind
 from fedpriv.models.speech import SpeechTransformer
@@ -121,7 +122,8 @@ def build_model(
 
     Equal arguments give equal parameters, bit for bit (see `initialise`), and the global random
     state of the CPU is left as it was. Under `with torch.device("meta")` no memory is taken.
-    Raises InputError, naming the key, for an unknown name and for a shape that cannot be built.
+    Raises InputError, naming the key, for an unknown name, for a shape that cannot be built, and
+    for a model whose users would share more than its parameters.
 
     >>> model = build_model(ModelConfig(dim=16, depth=2), (1, 8, 8), classes=10, seed=17)
     >>> model(torch.zeros(3, 1, 8, 8)).shape
@@ -141,5 +143,6 @@ def build_model(
     # The layers' own constructors draw from the global generator; what they draw is overwritten.
     with torch.random.fork_rng(devices=[]):
         model = MODELS[config.name](config, input_shape, classes)
+    require_separate_users(model, config.name)
     initialise(model, seed)
     return model

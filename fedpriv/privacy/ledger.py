@@ -457,14 +457,15 @@ def read_ledger(path: Path) -> LedgerFile:
     except OSError as error:
         raise InputError(f"{path}: cannot read the ledger ({error.strerror})") from None
     whole = data.rfind(b"\n") + 1
+    _require_a_ledger(path, data[:whole])
     hashes = [""]
     bodies = []
     for number, line in enumerate(data[:whole].splitlines(), start=1):
         body = _unseal(path, number, line, hashes[-1])
         hashes.append(body.pop("hash"))
         bodies.append(body)
-    if not bodies or bodies[0].pop("kind", None) != "header":
-        raise InputError(f"{path}: not a fedpriv ledger (no header in its first line)")
+    if bodies[0].pop("kind", None) != "header":
+        raise InputError(f"{path}, line 1: edited, dropped or reordered (it is no header)")
     try:
         header = Header.of_fields(bodies[0])
         kinds = [body.pop("kind") for body in bodies[1:]]
@@ -505,6 +506,20 @@ def _require_known(path: Path, header: Header, releases: Sequence[Release]) -> N
                     f"{path}: {name} is {found!r}, of which this version of fedpriv knows nothing; "
                     "read it with the version that wrote it"
                 )
+
+
+def _require_a_ledger(path: Path, lines: bytes) -> None:
+    """Refuse a file that never was a ledger: it must not be called an edited one.
+
+    Raises:
+        InputError: it has a line, but the first has none of the marks of a ledger's.
+    """
+    first = lines.split(b"\n", 1)[0]
+    if b'"kind"' in first and b'"hash"' in first:
+        return
+    beside = path.with_name("ledger.jsonl")
+    hint = f"; the ledger beside it is {beside}" if beside != path and beside.is_file() else ""
+    raise InputError(f"{path}: not a fedpriv ledger (no header in its first line){hint}")
 
 
 def _unseal(path: Path, number: int, line: bytes, previous: str) -> dict[str, Any]:

@@ -8,9 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
 from fedpriv.errors import InputError
 from fedpriv.privacy.auditing import (
     Membership,
@@ -21,6 +18,7 @@ from fedpriv.privacy.auditing import (
 from fedpriv.reporting.run_directory import write_whole
 from fedpriv.reporting.statement import Section
 from fedpriv.reporting.strict_json import to_json
+from fedpriv.reporting.terminal import Column, FittedTable
 from fedpriv.reporting.wording import KNOWN_SEED, rounded_up
 
 FILE = "audit.json"
@@ -146,29 +144,25 @@ def _membership(fields: dict[str, Any]) -> Membership:
 # ---------------------------------------------------------------- words
 
 
-def audit_table(audit: Audit) -> Table:
+def audit_table(audit: Audit) -> FittedTable:
     """Return the audit as a table: what is claimed above what was measured."""
     title = (
         f"{audit.name}: {audit.rounds} of {audit.planned_rounds} rounds, δ = {audit.delta:g}, "
         f"{KNOWN_SEED}"
     )
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title)
-    table.add_column("what")
-    table.add_column("ε", justify="right")
-    table.add_column("from")
+    columns = (Column("what", text=True, kept=True), Column("ε", kept=True))
+    table = FittedTable(*columns, Column("from", text=True), title=title)
     for name, epsilon in audit.epsilons.items():
-        table.add_row(f"claimed, by {name}", rounded_up(epsilon), "the audited run's ledger")
+        table.row(f"claimed, by {name}", rounded_up(epsilon), "the audited run's ledger")
     sure = f"{audit.confidence:.4g}"
-    table.add_row(
-        f"lower bound, confidence {sure}", _down(audit.bound.epsilon), _guesses(audit.bound)
-    )
+    table.row(f"lower bound, confidence {sure}", _down(audit.bound.epsilon), _guesses(audit.bound))
     if audit.users is not None:
         bound = audit.users.bound
         label = f"the same, real users (simulation only; AUC {audit.users.auc:.3f})"
-        table.add_row(label, _down(bound.epsilon), _guesses(bound))
+        table.row(label, _down(bound.epsilon), _guesses(bound))
     for each in audit.estimates:
         spread = f"{each.low:.3f} to {each.high:.3f} by bootstrap"
-        table.add_row(f"estimate, {each.statistic}", f"{each.epsilon:.3f}", spread)
+        table.row(f"estimate, {each.statistic}", f"{each.epsilon:.3f}", spread)
     return table
 
 

@@ -18,14 +18,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.text import Text
 
+from fedpriv.disk import write_whole
 from fedpriv.errors import InputError
 from fedpriv.privacy.composition import Cost
 from fedpriv.privacy.planning import BudgetAnswer, Cell, Curve, Extrapolation, Grid
 from fedpriv.reporting.strict_json import strict
+from fedpriv.reporting.terminal import Column, FittedTable
 from fedpriv.reporting.wording import rounded_up
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
@@ -78,21 +79,23 @@ def _to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def plan_table(answer: BudgetAnswer) -> RenderableType:
     """Return the recipe, with what was solved for marked, and ε as the rounds go on."""
-    spent = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("rounds", "δ", "ε by RDP", "order", "ε by PLD"):
-        spent.add_column(name, justify="right")
+    spent = FittedTable(
+        *(Column(name, kept=True) for name in ("rounds", "δ", "ε by RDP", "ε by PLD")),
+        Column("order"),
+        title="ε after so many rounds",
+    )
     for rounds, bill in answer.after:
         for cost in bill.costs:
-            spent.add_row(f"{rounds:,}", f"{cost.delta:.4g}", *_cost_texts(cost))
-    return Group(_recipe_table(answer), "", "ε after so many rounds", spent)
+            spent.row(f"{rounds:,}", f"{cost.delta:.4g}", *_cost_texts(cost))
+    return Group(_recipe_table(answer), Text(), spent)
 
 
 def _cost_texts(cost: Cost) -> tuple[str, str, str]:
     order = "–" if cost.best_order is None else f"{cost.best_order:g}"
-    return epsilon_text(cost.epsilon), order, epsilon_text(cost.epsilon_pld)
+    return epsilon_text(cost.epsilon), epsilon_text(cost.epsilon_pld), order
 
 
-def _recipe_table(answer: BudgetAnswer) -> Table:
+def _recipe_table(answer: BudgetAnswer) -> FittedTable:
     recipe, sampling, total = answer.recipe, answer.recipe.sampling, answer.total.first
     cohort = sampling.expected_cohort
     delta = f"{total.delta:.4g}"
@@ -109,10 +112,9 @@ def _recipe_table(answer: BudgetAnswer) -> Table:
         "delta": ("δ", delta),
         "epsilon": ("ε", _epsilon_line(answer)),
     }
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = FittedTable(Column("", kept=True), Column("", kept=True), heads=False)
     for key, (name, value) in rows.items():
-        style = "bold" if key == answer.question.solve else None
-        table.add_row(name, value, style=style)
+        table.row(name, value, style="bold" if key == answer.question.solve else "")
     return table
 
 
@@ -213,19 +215,20 @@ def _title(answer: BudgetAnswer) -> str:
 def grid_table(recipe: Extrapolation, grid: Grid) -> RenderableType:
     """Return ε with populations as rows and cohorts as columns; a dot is left out."""
     cells = {(cell.population, cell.cohort): cell for cell in grid.cells}
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("population ↓\ncohort →", justify="right")
     cohorts = _cohorts(grid)
-    for cohort, cell in cohorts.items():
-        table.add_column(f"{cohort:,.15g}\nz {cell.noise_multiplier:.4g}", justify="right")
+    accountant = "PLD" if recipe.tight else "RDP"
+    table = FittedTable(
+        Column("population ↓\ncohort →", kept=True),
+        *(
+            Column(f"{cohort:,.15g}\nz {cell.noise_multiplier:.4g}")
+            for cohort, cell in cohorts.items()
+        ),
+        title=f"ε by {accountant} after {recipe.rounds:,} rounds at δ = {recipe.delta:g}",
+    )
     for population in _populations(grid):
         row = [cells.get((population, cohort)) for cohort in cohorts]
-        table.add_row(
-            f"{population:,}", *("·" if c is None else _cell_text(c, recipe) for c in row)
-        )
-    accountant = "PLD" if recipe.tight else "RDP"
-    heading = f"ε by {accountant} after {recipe.rounds:,} rounds at δ = {recipe.delta:g}"
-    return Group(heading, table)
+        table.row(f"{population:,}", *("·" if c is None else _cell_text(c, recipe) for c in row))
+    return table
 
 
 def _cell_text(cell: Cell, recipe: Extrapolation) -> str:
@@ -340,7 +343,9 @@ def _figure(width: float, height: float, path: Path) -> Iterator[tuple[Figure, A
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.add_subplot()
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=150, format=path.suffix[1:].lower())
         try:
-            figure.savefig(path, dpi=150)
+            write_whole(path, drawn.getvalue())
         except OSError as error:
             raise InputError(f"--plot: cannot write {path} ({error.strerror})") from None

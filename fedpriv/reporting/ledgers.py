@@ -7,10 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from fedpriv.errors import InputError
 from fedpriv.privacy.composition import Account, Bill, Merged, grouped
@@ -19,8 +17,9 @@ from fedpriv.privacy.ledger import Header, read_ledger
 from fedpriv.reporting.budget import epsilon_text
 from fedpriv.reporting.completeness import NO_EVIDENCE, Evidence, read_evidence
 from fedpriv.reporting.reader import read_run
-from fedpriv.reporting.run_directory import RunDirectory
+from fedpriv.reporting.run_directory import RunDirectory, newest_below
 from fedpriv.reporting.spent import spent
+from fedpriv.reporting.terminal import Column, FittedTable, one_line
 from fedpriv.reporting.wording import KNOWN_SEED, beside_epsilon, round_ranges
 
 
@@ -70,7 +69,9 @@ def open_ledger(path: Path) -> Opened:
         raise InputError(f"{path}: no such file or folder; name a run directory or a ledger.jsonl")
     file = path / "ledger.jsonl" if path.is_dir() else path
     if not file.is_file():
-        raise InputError(f"{path}: there is no ledger.jsonl in it; name a run directory")
+        raise InputError(
+            f"{path}: there is no ledger.jsonl in it; name a run directory{newest_below(path)}"
+        )
     # Before the ledger, which may grow meanwhile. Beside a copy of another name lies another's.
     evidence = read_evidence(file.parent) if file.name == "ledger.jsonl" else NO_EVIDENCE
     read = read_ledger(file)
@@ -199,18 +200,23 @@ def ledger_table(opened: Opened, bill: Bill) -> RenderableType:
     """Return a ledger's groups of releases and what they cost."""
     header = opened.account.header
     heading = (
-        f"{escape(str(opened.path))}: {header.population:,} {_members(header)}, "
+        f"{one_line(str(opened.path))}: {header.population:,} {_members(header)}, "
         f"unit {header.unit}, {header.adjacency} adjacency{_noise_by(header)}"
     )
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("rounds", overflow="fold")
-    for name in ("releases", "repeated", "cohort", "clip C", "noise z"):
-        table.add_column(name, justify="right")
-    table.add_column("sampling")
+    table = FittedTable(
+        Column("rounds", kept=True),
+        Column("releases", kept=True),
+        Column("repeated"),
+        Column("cohort"),
+        Column("clip C"),
+        Column("noise z", kept=True),
+        Column("sampling"),
+    )
     for group in grouped(opened.account.releases):
-        table.add_row(*_group_row(group))
-    missing = [f"[bold red]{escape(each)}[/bold red]" for each in opened.missing]
-    return Group(heading, table, *_whose(header), *missing, cost_line(bill, _known(opened)))
+        table.row(*_group_row(group))
+    missing = [Text(each, style="bold red") for each in opened.missing]
+    whose = map(Text, _whose(header))
+    return Group(Text(heading), table, *whose, *missing, cost_line(bill, _known(opened)))
 
 
 def _members(header: Header) -> str:
@@ -257,20 +263,23 @@ def _bounds(group: Releases) -> str:
 
 
 def _known(opened: Opened) -> str:
-    """Return what stands beside ε: a ledger alone does not say how its run was seeded."""
-    if opened.run is None:
-        return ""
+    """Return what stands beside ε: a ledger of before modes were recorded may not say."""
+    mode = opened.account.header.mode
+    if mode or opened.run is None:
+        return beside_epsilon(mode == "simulation")
     return beside_epsilon(not RunDirectory(opened.run).config().runtime.deployment)
 
 
-def cost_line(bill: Bill, known: str = "") -> str:
+def cost_line(bill: Bill, known: str = "") -> Text:
     """Return ε by each accountant in one line, with what stands beside it."""
     cost = bill.first
     if cost.delta is None:
-        return "[bold red]no privacy[/bold red]: nothing is bounded and noisy"
+        red = ("no privacy", "bold red")
+        return Text.assemble(red, ": nothing is bounded and noisy")
     tight = f", {epsilon_text(cost.epsilon_pld)} by PLD" if cost.epsilon_pld is not None else ""
     reason = f" ({bill.without_pld})" if bill.without_pld else ""
-    return f"ε = {epsilon_text(cost.epsilon)} by RDP{tight}, at δ = {cost.delta:g}{reason}{known}"
+    epsilon = f"ε = {epsilon_text(cost.epsilon)} by RDP{tight}"
+    return Text(f"{epsilon}, at δ = {cost.delta:g}{reason}{known}")
 
 
 def verified_lines(verified: Verified) -> RenderableType:
@@ -279,11 +288,11 @@ def verified_lines(verified: Verified) -> RenderableType:
     rounds = round_ranges([release.round for release in opened.account.releases]) or "none"
     metrics = "metrics.jsonl agrees with it" if verified.compared else "no metrics to compare with"
     return Group(
-        f"{escape(str(opened.path))}: intact",
-        f"{len(opened.account.releases):,} releases, rounds {rounds}",
-        metrics,
-        verified.opened.evidence.sentence(),
-        *_whose(opened.account.header),
+        Text(f"{one_line(str(opened.path))}: intact"),
+        Text(f"{len(opened.account.releases):,} releases, rounds {rounds}"),
+        Text(metrics),
+        Text(verified.opened.evidence.sentence()),
+        *map(Text, _whose(opened.account.header)),
         cost_line(verified.bill, _known(opened)),
     )
 
@@ -291,16 +300,17 @@ def verified_lines(verified: Verified) -> RenderableType:
 def merged_table(merged: Merged) -> RenderableType:
     """Return what each run costs and what all cost together."""
     header = merged.accounts[0].header
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_footer=True)
     total = merged.total.first
     count = sum(len(account.releases) for account in merged.accounts)
-    table.add_column("run", "all together", overflow="fold")
-    table.add_column("releases", f"{count:,}", justify="right")
-    table.add_column("ε by RDP", epsilon_text(total.epsilon), justify="right")
-    table.add_column("ε by PLD", epsilon_text(total.epsilon_pld), justify="right")
+    table = FittedTable(
+        Column("run", text=True, kept=True, footer="all together"),
+        Column("ε by RDP", kept=True, footer=epsilon_text(total.epsilon)),
+        Column("ε by PLD", kept=True, footer=epsilon_text(total.epsilon_pld)),
+        Column("releases", footer=f"{count:,}"),
+    )
     for account, bill in zip(merged.accounts, merged.bills, strict=True):
         costs = (epsilon_text(bill.first.epsilon), epsilon_text(bill.first.epsilon_pld))
-        table.add_row(escape(account.name), f"{len(account.releases):,}", *costs)
+        table.row(one_line(account.name), *costs, f"{len(account.releases):,}")
     same = "the same people in every run"
     if _pay_apart(header):
         same = "the same in every run, and so is the one that has spent most"
@@ -308,7 +318,7 @@ def merged_table(merged: Merged) -> RenderableType:
         f"{header.population:,} {_members(header)}, taken to be {same}; "
         f"unit {header.unit}, {header.adjacency} adjacency{_noise_by(header)}, δ = {total.delta:g}"
     )
-    return Group(heading, table)
+    return Group(Text(heading), table)
 
 
 def merge_notes(opened: Sequence[Opened], merged: Merged) -> tuple[str, ...]:

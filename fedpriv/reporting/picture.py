@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fedpriv.reporting.reader import Run, read_run
+from fedpriv.reporting.run_directory import write_whole
 from fedpriv.reporting.spent import rdp_by_round
 from fedpriv.reporting.wording import beside_epsilon
 
@@ -22,7 +24,7 @@ def write_picture(directory: Path) -> Path:
     """Draw quality and ε by round into `plot.png` of a run directory and return its path.
 
     Raises:
-        InputError: there is no run, or it has no finished round.
+        InputError: there is no run, or it has no finished round, or it cannot be written.
     """
     run = read_run(directory)
     with mpl.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
@@ -37,8 +39,9 @@ def write_picture(directory: Path) -> Path:
             axes.grid(axis="y", alpha=0.3)
         known = beside_epsilon(run.seeded) if run.private else ""
         figure.suptitle(run.config.name + known, x=0.01, ha="left", fontweight="bold")
-        path = directory / "plot.png"
-        figure.savefig(path, dpi=150)
+        path, drawn = directory / "plot.png", io.BytesIO()
+        figure.savefig(drawn, dpi=150)
+    write_whole(path, drawn.getvalue(), "plot")
     return path
 
 

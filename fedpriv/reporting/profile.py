@@ -6,9 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
+from fedpriv.disk import write_whole
+from fedpriv.reporting.terminal import Column, FittedTable
 from fedpriv.training.spans import Span
 
 _SERVER = "server"
@@ -28,26 +27,28 @@ class Profile:
         for number, spans in enumerate(workers):
             self._spans.setdefault(f"worker {number}", []).extend(spans)
 
-    def table(self) -> Table:
+    def table(self) -> FittedTable:
         """Return a table of the seconds of a mean round, a row for each part.
 
         What passed between asking and the last reply beside the busiest worker's work went into
         messages: packing, sending, and waking up. Meanwhile the server did some of its own.
         """
-        table = Table(box=SIMPLE_HEAD, title=self._title())
-        table.add_column("who")
-        table.add_column("part")
-        table.add_column("ms a round", justify="right")
-        table.add_column("share", justify="right")
+        table = FittedTable(
+            Column("who", text=True, kept=True),
+            Column("part", text=True, kept=True),
+            Column("ms a round", kept=True),
+            Column("share"),
+            title=self._title(),
+        )
         seconds = {who: _by_name(spans) for who, spans in self._spans.items()}
         whole = sum(seconds[_SERVER].values()) or 1.0
         for who, parts in seconds.items():
             for name, taken in parts.items():
-                table.add_row(who, name, *self._shown(taken, whole))
+                table.row(who, name, *self._shown(taken, whole))
         busiest = max((sum(p.values()) for who, p in seconds.items() if who != _SERVER), default=0)
         waited = _ends(self._spans[_SERVER], "wait for workers")
         waited -= _ends(self._spans[_SERVER], "draw and ask")
-        table.add_row("between", "messages", *self._shown(max(0.0, waited - busiest), whole))
+        table.row("between", "messages", *self._shown(max(0.0, waited - busiest), whole))
         return table
 
     def _title(self) -> str:
@@ -80,7 +81,7 @@ class Profile:
             {"name": "thread_name", "ph": "M", "pid": 0, "tid": number, "args": {"name": who}}
             for number, who in enumerate(self._spans)
         ]
-        path.write_text(json.dumps({"traceEvents": names + events}), encoding="utf-8")
+        write_whole(path, json.dumps({"traceEvents": names + events}))
 
 
 def _ends(spans: Sequence[Span], name: str) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -15,9 +14,11 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from fedpriv.experiment import Experiment
 from fedpriv.reporting.noise_statement import TRUST_MODELS
+from fedpriv.reporting.terminal import one_line, print_lines
 from fedpriv.reporting.wording import beside_epsilon
 
 
@@ -54,14 +55,13 @@ class ProgressLines:
         self._budget = plan.budget
         self._who = f"{payer}s"
         self._progress.update(self._task, total=config.rounds, completed=experiment.finished_rounds)
-        say = partial(self._console.print, soft_wrap=True)
         deployed, dataset = config.runtime.deployment, experiment.trainer.dataset
         self._known = beside_epsilon(not deployed)
         about = "users at the nodes" if deployed else dataset.description
-        say(f"[bold]{config.name}[/bold]: {about}")
+        self._print(Text.assemble((config.name, "bold"), f": {about}"))
         if dataset.sizes and not deployed:
-            say(f"simulation only: {dataset.sizes}")
-        say(
+            self._print(f"simulation only: {dataset.sizes}")
+        self._print(
             f"model {config.model.name} with {plan.layout.total:,} parameters in "
             f"{len(plan.layout.names)} blocks; server {config.server.optimizer}; "
             f"{config.rounds} rounds of {plan.sampling.expected_cohort:g} "
@@ -69,61 +69,66 @@ class ProgressLines:
         )
         planned = plan.planned_epsilon()
         if planned is None or math.isinf(planned):
-            say("[bold red]WITHOUT PRIVACY: nothing bounds what this run reveals[/bold red]")
+            warning = "WITHOUT PRIVACY: nothing bounds what this run reveals"
+            self._print(Text(warning, style="bold red"))
         else:
-            say(
+            self._print(
                 f"noise multiplier {plan.mechanism.noise_multiplier:.4f}, clip bound "
                 f"{plan.mechanism.clipping.bound:g}, {plan.adjacency.value}: all rounds "
                 f"will cost ε = {planned:.3f} at δ = {plan.delta:g}{self._known}"
                 + (f", a {payer} that takes part in each" if plan.level else "")
             )
         if config.privacy and config.privacy.noise_by != "server":
-            say(TRUST_MODELS[config.privacy.noise_by])
+            self._print(TRUST_MODELS[config.privacy.noise_by])
         if (sizes := experiment.memory_sizes()) is not None:
-            say(sizes.sentence())
+            self._print(sizes.sentence())
         affordable = plan.affordable_rounds()
         if affordable < config.rounds:
             when = "can stop the run as early as" if plan.level else "will stop the run"
-            say(
-                f"[yellow]the budget of ε = {plan.budget:g} {when} after round "
-                f"{affordable} of {config.rounds}[/yellow]"
+            self.say(
+                f"the budget of ε = {plan.budget:g} {when} after round "
+                f"{affordable} of {config.rounds}"
             )
-        if experiment.finished_rounds:
-            say(f"resuming after round {experiment.finished_rounds}")
+        if experiment.finished:
+            self._print(f"all {config.rounds} rounds are finished: nothing is left to train")
+        elif experiment.finished_rounds:
+            self._print(f"resuming after round {experiment.finished_rounds}")
+
+    def _print(self, line: str | Text) -> None:
+        print_lines(self._console, line)
 
     def finished(self, row: dict[str, Any]) -> None:
         """Print the line of a finished round."""
         self._held_out = row.get("held_out", self._held_out)
         seen = row.get("simulation_only")
-        parts = [f"round {row['round']:>{len(str(self._rounds))}}/{self._rounds}"]
+        parts = [Text(f"round {row['round']:>{len(str(self._rounds))}}/{self._rounds}")]
         if "held_out" in row:
-            parts.append(f"[bold]{quality_text(row['held_out'])}[/bold]")
+            parts.append(Text(quality_text(row["held_out"]), style="bold"))
         private = row["epsilon"]["rdp"] is not None
-        parts.append(epsilon_text(row) + (self._known if private else ""))
+        parts.append(Text(epsilon_text(row) + (self._known if private else "")))
         self._warn_of_budget(row["epsilon"]["rdp"])
         if row["nodes_lost"]:
-            parts.append(f"[yellow]{row['nodes_lost']} nodes lost[/yellow]")
+            parts.append(Text(f"{row['nodes_lost']} nodes lost", style="yellow"))
         if seen:
-            parts.append(f"simulation only: {self._seen_text(seen)}")
-        self._console.print("  ".join(parts), highlight=False, soft_wrap=True)
+            parts.append(self._seen_text(seen))
+        self._print(Text("  ").join(parts))
         quality = f"{quality_text(self._held_out)}  " if self._held_out else ""
         self._progress.update(
             self._task, completed=row["round"], status=quality + epsilon_text(row)
         )
 
-    def _seen_text(self, seen: dict[str, Any]) -> str:
+    def _seen_text(self, seen: dict[str, Any]) -> Text:
         """Return what users' own values say of a round, which no mechanism released."""
-        parts = [
-            f"cohort {seen['cohort']}, loss {seen['loss']:.3f}, "
-            f"{seen['users_per_second']:.0f} {self._who}/s"
-        ]
-        if seen["non_finite"]:
-            parts.append(f"[yellow]{seen['non_finite']} {self._who} contributed nothing[/yellow]")
-        if seen["skipped"]:
-            parts.append(f"[yellow]{seen['skipped']} examples skipped[/yellow]")
-        if seen.get("memory_reset"):
-            parts.append(f"[yellow]{seen['memory_reset']} memories reset[/yellow]")
-        return ", ".join(parts)
+        loss = f"loss {seen['loss']:.3f}"
+        parts = [Text(f"cohort {seen['cohort']}, {loss}")]
+        parts.append(Text(f"{seen['users_per_second']:.0f} {self._who}/s"))
+        counted = {
+            f"{self._who} contributed nothing": seen["non_finite"],
+            "examples skipped": seen["skipped"],
+            "memories reset": seen.get("memory_reset"),
+        }
+        parts += [Text(f"{n} {what}", style="yellow") for what, n in counted.items() if n]
+        return Text("simulation only: ") + Text(", ").join(parts)
 
     def _warn_of_budget(self, epsilon: float | None) -> None:
         """Say once when each threshold of the budget is passed."""
@@ -137,7 +142,7 @@ class ProgressLines:
 
     def say(self, sentence: str) -> None:
         """Print a sentence."""
-        self._console.print(f"[yellow]{sentence}[/yellow]")
+        self._print(Text(one_line(sentence), style="yellow"))
 
 
 class AuditLines:
@@ -190,15 +195,12 @@ class PretrainingLines:
 
     def measured(self, step: int, measures: dict[str, float]) -> None:
         """Print how far it is."""
-        self._console.print(
-            f"step {step}: {quality_text(measures)} on public held-out recordings",
-            highlight=False,
-            soft_wrap=True,
-        )
+        measured = quality_text(measures)
+        print_lines(self._console, f"step {step}: {measured} on public held-out recordings")
 
     def say(self, sentence: str) -> None:
         """Print a sentence."""
-        self._console.print(f"[yellow]{sentence}[/yellow]", soft_wrap=True)
+        print_lines(self._console, Text(one_line(sentence), style="yellow"))
 
 
 def _bar(console: Console, what: str) -> Progress:
@@ -207,7 +209,7 @@ def _bar(console: Console, what: str) -> Progress:
         TextColumn(what),
         MofNCompleteColumn(),
         BarColumn(),
-        TextColumn("{task.fields[status]}"),
+        TextColumn("{task.fields[status]}", markup=False),
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
@@ -221,11 +223,16 @@ def quality_text(measures: dict[str, float]) -> str:
     return f"accuracy {measures['accuracy']:.3f}"
 
 
+def _epsilon_text(row: dict[str, Any]) -> Text:
+    """Return `epsilon_text`, in red where there is no privacy."""
+    return Text(epsilon_text(row), style="red" if row["epsilon"]["rdp"] is None else "")
+
+
 def epsilon_text(row: dict[str, Any]) -> str:
     """Return ε and δ of a metrics row in a few words."""
     epsilon = row["epsilon"]["rdp"]
     if epsilon is None:
-        return "[red]no privacy[/red]"
+        return "no privacy"
     for payer in ("silo", "user"):
         if f"{payer}s" in row:
             return (

@@ -13,12 +13,12 @@ trace.json         where the time went, with runtime.profile
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -27,24 +27,27 @@ from typing import IO, Any
 
 import torch
 
+from fedpriv import disk
 from fedpriv.config import ExperimentConfig, load_config
 from fedpriv.errors import InputError
 from fedpriv.privacy.ledger import Header, Ledger
+from fedpriv.reporting.terminal import in_a_shell
 
 _LIBRARIES = ("fedpriv", "torch", "flwr", "ray", "dp-accounting", "numpy", "pytorch_optimizer")
 
 
-def write_whole(path: Path, text: str, what: str) -> None:
+def write_whole(path: Path, contents: str | bytes, what: str) -> None:
     """Write a file whole or not at all; `what` it is stands in the error.
 
     Raises:
         InputError: it cannot be written; what was there before still is.
+        OSError: there is no room for it.
     """
-    scratch = path.with_name(path.name + ".partial")
     try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
+        disk.write_whole(path, contents)
     except OSError as error:
+        if disk.has_no_room(error):
+            raise
         raise InputError(f"{path}: cannot write the {what} ({error.strerror})") from None
 
 
@@ -97,17 +100,36 @@ class RunDirectory:
         """
         now = datetime.now().strftime("%Y%m%d-%H%M%S-%f")
         path = config.run_dir or Path("runs") / config.name / now
+        environment = {**_environment(config, device), **(about or {})}
+        files = {
+            "config.yaml": config.to_yaml(),
+            "environment.json": json.dumps(environment, indent=2) + "\n",
+        }
+        run, new = cls(path), not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             require_empty(path)
-            run = cls(path)
-            run.checkpoints.mkdir()
-            (path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-            environment = json.dumps({**_environment(config, device), **(about or {})}, indent=2)
-            (path / "environment.json").write_text(environment + "\n", encoding="utf-8")
+            run.checkpoints.mkdir()  # one of two processes fails here
         except OSError as error:
             raise InputError(f"run_dir: cannot write {path} ({error.strerror})") from None
+        try:
+            run._locked().close()
+            for name, text in files.items():
+                disk.write_whole(path / name, text)
+        except (OSError, InputError) as error:
+            run._abandon(new)
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"run_dir: cannot write {path} ({error.strerror})") from None
         return run
+
+    def _abandon(self, new: bool) -> None:
+        """Remove what `create` has made, with the folder where it is `new`, for another try."""
+        for name in ("config.yaml", "environment.json", ".lock"):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.path) if new else (self.checkpoints,):
+            with suppress(OSError):
+                folder.rmdir()
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -116,9 +138,9 @@ class RunDirectory:
         Raises:
             InputError: there is no run at `path`.
         """
-        if not (path / "config.yaml").is_file():
-            raise InputError(f"{path}: not a run directory (it has no config.yaml)")
-        return cls(path)
+        if (path / "config.yaml").is_file():
+            return cls(path)
+        raise InputError(f"{path}: not a run directory (it has no config.yaml){newest_below(path)}")
 
     def config(self) -> ExperimentConfig:
         """Return the run's resolved config."""
@@ -134,16 +156,31 @@ class RunDirectory:
     def lock(self) -> IO[bytes]:
         """Take the run for this process; the lock is held until the file is closed.
 
+        What an earlier process has not finished writing is removed.
+
         Raises:
-            InputError: another process is running it.
+            InputError: another process is running it, or nobody can tell.
         """
         self.checkpoints.mkdir(exist_ok=True)
+        file = self._locked()
+        for folder in (self.path, self.checkpoints):
+            for torn in folder.glob("*.partial"):
+                torn.unlink(missing_ok=True)
+        return file
+
+    def _locked(self) -> IO[bytes]:
         file = (self.path / ".lock").open("wb")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            disk.lock(file)
+        except BlockingIOError:
             file.close()
             raise InputError(f"{self.path}: another process is running this run") from None
+        except OSError as error:
+            file.close()
+            raise InputError(
+                f"run_dir: {self.path} lies on a file system without locks ({error.strerror}): two "
+                "processes could run it at once; write a run_dir on another disk"
+            ) from None
         return file
 
     def open_ledger(self, header: Header) -> Ledger:
@@ -189,7 +226,20 @@ class RunDirectory:
     def keep_metrics(self, up_to_round: int) -> None:
         """Drop the lines of rounds after `up_to_round`, which will be run again."""
         rows = [row for row in self.read_metrics() if row["round"] <= up_to_round]
-        _replace(self.metrics, (json.dumps(row) + "\n" for row in rows))
+        disk.write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def newest_below(path: Path) -> str:
+    """Return the end of a sentence that names the newest run in `runs` or `runs/<name>`.
+
+    It is empty where there is no run in the folder, or one below.
+    """
+    configs = [*path.glob("*/config.yaml"), *path.glob("*/*/config.yaml")]
+    runs = [config for config in configs if (config.parent / "checkpoints").is_dir()]
+    if not runs:
+        return ""
+    newest = max(runs, key=lambda config: (config.stat().st_mtime, config.parent.name))
+    return f"; the newest run in it is {in_a_shell(newest.parent)}"
 
 
 def require_empty(path: Path) -> None:
@@ -204,15 +254,9 @@ def require_empty(path: Path) -> None:
         raise InputError(f"run_dir: cannot read {path} ({error.strerror})") from None
     if used:
         raise InputError(
-            f"run_dir: {path} is not empty; choose another, or continue it with "
-            f"'fedpriv resume {path}'"
+            f"run_dir: {path} is not empty; choose another, or continue it with: "
+            f"fedpriv resume {in_a_shell(path)}"
         )
-
-
-def _replace(path: Path, lines: Iterable[str]) -> None:
-    scratch = path.with_suffix(".partial")
-    scratch.write_text("".join(lines), encoding="utf-8")
-    scratch.replace(path)
 
 
 def _environment(config: ExperimentConfig, device: str) -> dict[str, Any]:

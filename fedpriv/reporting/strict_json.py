@@ -9,8 +9,11 @@ from typing import Any
 
 
 def to_json(document: Mapping[str, Any] | Sequence[Any]) -> str:
-    """Return one strict JSON document: what is not a finite number is null."""
-    return json.dumps(strict(document), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    """Return one strict JSON document: what is not a finite number is null.
+
+    It is ASCII, which terminals and files of any encoding take as they are.
+    """
+    return json.dumps(strict(document), indent=2, allow_nan=False) + "\n"
 
 
 def strict(value: Any) -> Any:

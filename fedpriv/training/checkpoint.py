@@ -67,6 +67,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     scratch = path.with_suffix(".partial")
     try:
         save_file(dict(tensors), scratch, dict(metadata))
+        fsync(scratch)
+        scratch.replace(path)
     except SafetensorError as error:
         scratch.unlink(missing_ok=True)
         # The library names the system's error by number, in words.
@@ -74,8 +76,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
-    fsync(scratch)
-    scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
     fsync(path.parent)
 
 

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpriv.disk import fsync
+from fedpriv.disk import fsync, write_whole
 from fedpriv.errors import DamagedFile, InputError
 
 # Slots are counted from 1, so that an entry of zeros, as in a sparse file, means no memory. A power
@@ -223,15 +223,19 @@ class Memories:
         If anything is raised there is no journal, and nobody's memory changes.
         """
         scratch = self.folder / f"{journal.file}.partial"
-        with (
-            (self.folder / "index.bin").open("rb", buffering=0) as index,
-            (self.folder / "vectors.bin").open("rb", buffering=0) as vectors,
-            scratch.open("wb") as file,
-        ):
-            yield RoundMemories(journal, self.format, self._cache, (index, vectors, file))
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.rename(self.folder / journal.file)
+        try:
+            with (
+                (self.folder / "index.bin").open("rb", buffering=0) as index,
+                (self.folder / "vectors.bin").open("rb", buffering=0) as vectors,
+                scratch.open("wb") as file,
+            ):
+                yield RoundMemories(journal, self.format, self._cache, (index, vectors, file))
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.rename(self.folder / journal.file)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
         fsync(self.folder)
 
 
@@ -415,12 +419,8 @@ class MemoryStore:
             path.unlink(missing_ok=True)
 
     def _write_state(self) -> None:
-        path = self.folder / "state.json"
-        scratch = path.with_suffix(".partial")
-        scratch.write_text(json.dumps({"round": self.round, **asdict(self.format)}))
-        fsync(scratch)
-        scratch.rename(path)
-        fsync(self.folder)
+        state = {"round": self.round, **asdict(self.format)}
+        write_whole(self.folder / "state.json", json.dumps(state))
 
 
 def _read_state(folder: Path) -> tuple[MemoryFormat, int]:
@@ -430,7 +430,7 @@ def _read_state(folder: Path) -> tuple[MemoryFormat, int]:
         DamagedFile: its state is not what was written.
     """
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         return MemoryFormat(**{k: v for k, v in state.items() if k != "round"}), state["round"]
     except (ValueError, TypeError, KeyError):
         raise DamagedFile(f"{folder}/state.json: not what was written") from None

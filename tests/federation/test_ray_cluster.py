@@ -1,5 +1,6 @@
 """The private Ray cluster is up when it is needed, and gone when the run is."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -70,8 +71,50 @@ def test_the_reason_for_no_cluster_is_told(runtime, monkeypatch):
         raise RuntimeError("no ports left")
 
     monkeypatch.setattr(ray, "init", fail)
-    with cluster(runtime), pytest.raises(RuntimeError, match="no ports left"):
+    with cluster(runtime), pytest.raises(InputError, match="no ports left; its logs"):
         ensure_started(runtime)
+
+
+def failing(monkeypatch, error: Exception) -> None:
+    def fail(**_):
+        raise error
+
+    monkeypatch.setattr(ray, "init", fail)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/x/ray"), ["/x/ray", "RAY_TMPDIR="]),
+        (OSError(errno.ENOSPC, "No space left on device"), ["No space left", "make room"]),
+        (OSError(errno.EMFILE, "Too many open files"), ["Too many open files", "ulimit -n"]),
+        (ValueError("one\ntwo"), ["not start: one; its logs", "session_latest"]),
+        (RuntimeError(), ["RuntimeError", "session_latest"]),
+    ],
+)
+def test_whatever_keeps_ray_from_starting_is_a_line_with_the_cure(
+    error, words, runtime, monkeypatch
+):
+    failing(monkeypatch, error)
+    with pytest.raises(InputError, match="Ray, which runs the simulated nodes") as caught:
+        ensure_started(runtime)
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_temporary_folder_too_long_for_a_socket_is_told(runtime, monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("x" * 100)))
+    with pytest.raises(InputError, match="too long for a socket; name a short one") as caught:
+        ensure_started(runtime)
+    assert "\n" not in str(caught.value)
+    assert not ray.is_initialized()
+
+
+def test_a_cluster_that_cannot_be_joined_names_its_key(monkeypatch):
+    failing(monkeypatch, ConnectionError("could not connect"))
+    with pytest.raises(InputError, match=r"^runtime\.ray_address: 10\.0\.0\.9:1 cannot be joined"):
+        ensure_started(RuntimeConfig(ray_address="10.0.0.9:1"))
 
 
 def test_workers_may_preload_jemalloc_unless_somebody_preloads_another_library(
@@ -115,7 +158,7 @@ def test_ray_starts_without_helpers_and_has_them_back_afterwards(runtime, monkey
         raise RuntimeError("that is enough")
 
     monkeypatch.setattr(ray, "init", init)
-    with cluster(runtime), pytest.raises(RuntimeError, match="that is enough"):
+    with cluster(runtime), pytest.raises(InputError, match="that is enough"):
         ensure_started(runtime)
     # `cluster` starts it too, before anybody waits.
     assert found[:3] == [("", None), None, None]

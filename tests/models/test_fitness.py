@@ -1,0 +1,71 @@
+"""What cannot be trained here is refused at once, with the layer that is the cause."""
+
+import pytest
+import torch
+from in_process import small_config
+from torch import nn
+
+from fedpriv.errors import InputError
+from fedpriv.federation.parts import build_trainer
+from fedpriv.models import fitness
+from fedpriv.models.fitness import require_memory, require_separate_users
+
+
+class Net(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.first = layers[0]
+        self.block = nn.Sequential(*layers[1:])
+
+
+@pytest.mark.parametrize(
+    ("norm", "kind"),
+    [(nn.BatchNorm1d(4), "BatchNorm1d"), (nn.SyncBatchNorm(4), "SyncBatchNorm")],
+)
+def test_batch_norm_is_named_with_what_to_write_instead(norm, kind):
+    with pytest.raises(InputError, match=rf"layer block\.1 \({kind}\).*write GroupNorm") as caught:
+        require_separate_users(Net(nn.Linear(4, 4), nn.ReLU(), norm), "mine")
+    assert "buffer" not in str(caught.value)
+
+
+def test_another_persistent_buffer_is_named():
+    module = nn.Linear(4, 4)
+    module.register_buffer("seen", torch.zeros(1))
+    with pytest.raises(InputError, match=r"layer first \(Linear\), whose seen would carry"):
+        require_separate_users(Net(module), "mine")
+    with pytest.raises(InputError, match=r"layer itself \(Linear\)"):
+        require_separate_users(module, "mine")
+
+
+def test_tied_weights_are_called_tied():
+    one, two = nn.Linear(4, 4), nn.Linear(4, 4)
+    two.weight = one.weight
+    with pytest.raises(InputError, match=r"ties first\.weight and block\.0\.weight") as caught:
+        require_separate_users(Net(one, two), "mine")
+    assert "buffer" not in str(caught.value)
+
+
+def test_constants_and_norms_without_statistics_pass():
+    module = nn.Linear(4, 4)
+    module.register_buffer("window", torch.ones(3), persistent=False)
+    norms = (nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.InstanceNorm1d(4))
+    require_separate_users(Net(module, *norms), "mine")
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_built():
+    with pytest.raises(InputError, match=r"^model: its [\d,]+ parameters take at least .* GiB"):
+        build_trainer(small_config(model__dim=65536, model__depth=64, model__mlp_ratio=4.0))
+
+
+def test_what_is_counted_is_never_more_than_a_process_takes(monkeypatch):
+    monkeypatch.setattr(fitness, "_memory", lambda device: ("this machine", 12 * 100 * 3))
+    require_memory(100, 3, torch.device("cpu"))
+    with pytest.raises(InputError, match=r"in 4 processes, .*or fewer runtime\.workers"):
+        require_memory(100, 4, torch.device("cpu"))
+    monkeypatch.setattr(fitness, "_memory", lambda device: ("this machine", None))
+    require_memory(10**15, 4, torch.device("cpu"))
+
+
+def test_the_memory_of_this_machine_is_known():
+    _, there = fitness._memory(torch.device("cpu"))
+    assert there is None or 2**28 < there < 2**50
