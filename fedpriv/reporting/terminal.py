@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -37,6 +37,8 @@ _SPELLED = {
     "↓": "v",
     "…": "...",
 }
+# What the handler of such characters is called.
+_ERRORS = "fedpriv-spelled"
 # Lines in a file or a pipe are as long as they need to be, up to this.
 _WIDTH_OF_A_FILE = 400
 # A column of text, such as a path, is folded, to no fewer characters than this.
@@ -57,10 +59,9 @@ def let_print_anything() -> None:
     Else an ε would end a run on a terminal that is not UTF-8, and so would, on all, the name of a
     file that is not.
     """
-    codecs.register_error("fedpriv-spelled", _spelled)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # whoever calls from Python may have put another there
-            stream.reconfigure(errors="fedpriv-spelled")
+            stream.reconfigure(errors=_ERRORS)
 
 
 def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -71,6 +72,9 @@ def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:
         _SPELLED.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in text
     )
     return spelled, error.end
+
+
+codecs.register_error(_ERRORS, _spelled)
 
 
 def one_line(text: str) -> str:
@@ -138,6 +142,27 @@ class FittedTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table, or its lines, for `options.max_width` columns."""
+        spelled = self._spelled(options.encoding)
+        yield from spelled._fitted(options)
+
+    def _spelled(self, encoding: str) -> FittedTable:
+        """Return the table as `encoding` shows it, which may take more room."""
+
+        def text(plain: str) -> str:
+            return plain.encode(encoding, _ERRORS).decode(encoding)
+
+        def cell(one: Text) -> Text:
+            return one if text(one.plain) == one.plain else Text(text(one.plain), one.style)
+
+        columns = (
+            replace(each, name=text(each.name), footer=text(each.footer)) for each in self.columns
+        )
+        spelled = FittedTable(*columns, title=self.title, heads=self.heads)
+        for cells, style in self._rows:
+            spelled.row(*map(cell, cells), style=style)
+        return spelled
+
+    def _fitted(self, options: ConsoleOptions) -> RenderResult:
         shown, gap = self._shown(options.max_width)
         if shown is None:
             yield from self._as_lines()

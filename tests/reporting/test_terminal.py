@@ -164,6 +164,17 @@ def test_any_text_goes_to_any_encoding(encoding, printed) -> None:
     assert done.stderr.splitlines() == [printed]
 
 
+def test_columns_are_as_wide_as_what_is_spelled() -> None:
+    table = FittedTable(Column("ε"), Column("b"))
+    table.row("1", "2")
+    console = Console(width=80, file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    console.print(table)
+    console.file.flush()
+    head, _, row = console.file.buffer.getvalue().decode().splitlines()
+    assert head.split() == ["epsilon", "b"]
+    assert row.index("2") == head.index("b")
+
+
 def test_files_get_whole_lines_and_terminals_their_width(monkeypatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     assert terminal.console().width == 400
