@@ -48,8 +48,9 @@ _NARROWEST_TEXT = 12
 def console(stderr: bool = False) -> Console:
     """Return a console for standard output or error, which reads no markup in what it prints."""
     stream = sys.stderr if stderr else sys.stdout
-    free = not stream.isatty() and not os.environ.get("COLUMNS", "").isdigit()
-    width = _WIDTH_OF_A_FILE if free else None
+    columns = os.environ.get("COLUMNS", "")
+    asked = int(columns) if columns.isdecimal() else 0
+    width = asked or (None if stream.isatty() else _WIDTH_OF_A_FILE)
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=width)
 
 

@@ -171,7 +171,7 @@ def test_columns_are_as_wide_as_what_is_spelled() -> None:
     console.print(table)
     console.file.flush()
     head, _, row = console.file.buffer.getvalue().decode().splitlines()
-    assert head.split() == ["epsilon", "b"]
+    assert head.replace("|", " ").split() == ["epsilon", "b"]
     assert row.index("2") == head.index("b")
 
 
@@ -180,3 +180,44 @@ def test_files_get_whole_lines_and_terminals_their_width(monkeypatch) -> None:
     assert terminal.console().width == 400
     monkeypatch.setenv("COLUMNS", "33")
     assert terminal.console().width == 33
+    for useless in ("0", "", "wide"):
+        monkeypatch.setenv("COLUMNS", useless)
+        assert terminal.console().width == 400
+
+
+PLAN = "budget plan --population 1000 --cohort 10 --rounds 9 --noise-multiplier 9 --delta 1e-5"
+
+
+def command(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "fedpriv", *arguments],
+        capture_output=True,
+        env={**os.environ, **environment},
+    )
+
+
+def test_what_is_inherited_ends_no_command() -> None:
+    """A notebook's backend, warnings as errors, no home, a dumb terminal, and no UTF-8."""
+    inherited = {
+        "MPLBACKEND": "module://not.installed",
+        "PYTHONWARNINGS": "error",
+        "HOME": "/nonexistent",
+        "TERM": "dumb",
+        "NO_COLOR": "1",
+        "LC_ALL": "C",
+        "COLUMNS": "0",
+        "PYTHONIOENCODING": "ascii",
+        "OMP_NUM_THREADS": "many",
+    }
+    done = command(inherited, *PLAN.split())
+    assert done.returncode == 0, done.stderr
+    assert b"epsilon by RDP" in done.stdout
+
+
+def test_a_working_directory_that_is_gone_is_a_line(tmp_path) -> None:
+    (tmp_path / "gone").mkdir()
+    script = f'cd gone; rmdir ../gone; "{sys.executable}" -m fedpriv {PLAN}'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: the working directory is gone")
+    assert len(done.stderr.splitlines()) == 1
