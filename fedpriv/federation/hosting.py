@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedpriv.errors import InputError
-from fedpriv.privacy.ledger import Ledger
+
+if TYPE_CHECKING:  # nodes, which import this too, need no accountant
+    from fedpriv.privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)
