@@ -19,6 +19,16 @@ class DamagedFile(FedprivError):  # noqa: N818 - says what is wrong, as the othe
     exit_code = 2
 
 
+class EnvironmentFault(FedprivError):  # noqa: N818 - says whose fault it is, as the others do
+    """Files cannot be reached, for a reason that lies in the machine and in nobody's data.
+
+    No InputError, which a run might count as a bad recording and go on: a missing disk would cost
+    ε in every round, for noise alone.
+    """
+
+    exit_code = 2
+
+
 class Interrupted(FedprivError):  # noqa: N818 - a request of the user, not an error
     """The user asked the run to stop; every finished round is kept and it can be resumed."""
 

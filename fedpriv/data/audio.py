@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpriv.data.files import failure
+from fedpriv.data.sound_bytes import SoundBytes
 from fedpriv.errors import FedprivError, InputError
 
 RATES = range(1_000, 384_001)
@@ -19,8 +23,14 @@ RATES = range(1_000, 384_001)
 COMPLETE = 0.95
 """Least share of the samples that a header promises: an mp3's promise is a little inexact."""
 
-PIPED = 0x7FFF0000
-"""From this size on a wav header means "unknown": it was written into a pipe."""
+UNKNOWN = 2**62
+"""From this number of samples on libsndfile means "unknown"."""
+
+LOUDEST = 2.0
+"""Largest sample that lossy coding, or mixing, can have made of full scale, which is 1."""
+
+BLOCK = 2**18
+"""Samples of all channels that are decoded at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,33 +103,24 @@ def read_audio(path: Path, sample_rate: int, max_seconds: float) -> NDArray[np.f
     low-pass filter without delay that is exact for every ratio of rates and needs no compiled
     part beyond scipy's. What lossy coding or the filter puts beyond [-1, 1] is clipped.
 
+    How long the sound is follows from decoding it, in blocks and at most until it is longer than
+    `max_seconds`: what a header says of its length may be missing or wrong.
+
     Raises:
         InputError: no sound file, an empty, damaged or truncated one, samples that are not
-            finite, or more than `max_seconds` by its header, in which case nothing is decoded.
+            finite or far beyond full scale, or more than `max_seconds`.
+        EnvironmentFault: the machine does not let the file be read.
         FedprivError: soundfile is not installed.
     """
-    soundfile = load_soundfile()
-    _require_whole(path)
+    load_soundfile()
     try:
-        file = soundfile.SoundFile(path)
-    except soundfile.SoundFileError:
-        # libsndfile's own reasons mislead here: for a damaged mp3 it says "does not exist".
-        raise InputError(
-            f"{path}: not a wav, flac, ogg or mp3 file, or its header is damaged; replace it"
-        ) from None
-    with file:
-        if file.samplerate not in RATES:
-            raise InputError(f"{path}: wrong header: a sample rate of {file.samplerate} Hz")
-        require_length(str(path), file.frames / file.samplerate, max_seconds)
-        try:
-            samples = file.read(dtype="float32", always_2d=True)
-        except soundfile.SoundFileError:
-            raise InputError(f"{path}: damaged or truncated; replace it") from None
-        if len(samples) < COMPLETE * file.frames:
-            raise InputError(
-                f"{path}: truncated: {len(samples)} of {file.frames} samples; replace it"
-            )
-        return _resample(_mono(path, samples), file.samplerate, sample_rate)
+        with SoundBytes(path) as source:
+            wave, rate = _decoded(path, source, max_seconds)
+    except OSError as error:
+        raise failure(path, error) from None
+    except ValueError:
+        raise InputError(f"{str(path)!r}: no file can have this name") from None
+    return _resample(wave, rate, sample_rate)
 
 
 def load_soundfile() -> ModuleType:
@@ -146,29 +147,71 @@ def require_length(name: str, seconds: float, max_seconds: float) -> None:
         )
 
 
-def _require_whole(path: Path) -> None:
-    """Raise InputError for no file, an empty one, or a wav file that was cut off.
-
-    libsndfile reads what is left of a cut wav file, and the transcript would no longer fit.
-    """
+def _decoded(path: Path, source: SoundBytes, max_seconds: float) -> tuple[NDArray[np.float32], int]:
+    """Return the sound as one channel, and its sample rate."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(8)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if size == 0:
-        raise InputError(f"{path}: empty, 0 bytes; replace it")
-    if len(head) == 8 and head.startswith(b"RIFF"):
-        (promised,) = struct.unpack("<I", head[4:])
-        if size < promised < PIPED:
-            raise InputError(f"{path}: truncated: {size} of {promised} bytes; replace it")
+        file = _forward_reader()(source)
+    except Exception:
+        # Whatever it raises is about this file, and libsndfile's own reasons mislead: for a
+        # damaged mp3 it says "does not exist".
+        raise InputError(
+            f"{path}: not a wav, flac, ogg or mp3 file, or its header is damaged; replace it"
+        ) from None
+    with file:
+        if file.samplerate not in RATES:
+            raise InputError(f"{path}: wrong header: a sample rate of {file.samplerate} Hz")
+        promised, most = source.promised or file.frames, max_seconds * file.samplerate
+        waves, frames = [np.zeros(0, dtype=np.float32)], 0
+        for block in _blocks(path, file):
+            waves.append(_mono(path, block))
+            frames += len(block)
+            if frames > most:
+                raise InputError(f"{path}: longer than data.speech.max_seconds ({max_seconds:g})")
+        if promised < UNKNOWN and frames < COMPLETE * promised:
+            raise InputError(f"{path}: truncated: {frames} of {promised} samples; replace it")
+        return np.concatenate(waves), file.samplerate
+
+
+def _blocks(path: Path, file: Any) -> Iterator[NDArray[np.float32]]:
+    """Yield what there is, float32 `[frames, channels]`, some at a time."""
+    frames = max(1, BLOCK // file.channels)
+    while True:
+        try:
+            block = file.read(frames, dtype="float32", always_2d=True)
+        except MemoryError:
+            raise
+        except Exception:
+            raise InputError(f"{path}: damaged or truncated; replace it") from None
+        if len(block) == 0:
+            return
+        yield block
+
+
+@cache
+def _forward_reader() -> type[Any]:
+    """Return soundfile's reader as one that never seeks.
+
+    Between two reads soundfile seeks to where it is. That fails where libsndfile does not know
+    the length (FLAC) or cannot seek at all (GSM 6.10), and in mp3 it is not exact.
+    """
+
+    class ForwardReader(load_soundfile().SoundFile):  # type: ignore[misc]
+        def seekable(self) -> bool:
+            return False
+
+    return ForwardReader
 
 
 def _mono(path: Path, samples: NDArray[np.float32]) -> NDArray[np.float32]:
     """Average the channels of `[samples, channels]`, clipped to [-1, 1]."""
     if not np.isfinite(samples).all():
         raise InputError(f"{path}: has samples that are not finite; replace it")
+    loudest = float(np.abs(samples).max(initial=0))
+    if loudest > LOUDEST:
+        raise InputError(
+            f"{path}: its samples go up to {loudest:.4g} where 1 is full scale, as those of a "
+            "float file do that were never divided by 32768; scale them to [-1, 1]"
+        )
     return np.clip(samples, -1, 1).mean(axis=1)
 
 

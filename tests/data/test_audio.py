@@ -1,3 +1,5 @@
+import errno
+import itertools
 import os
 import pickle
 import re
@@ -11,7 +13,7 @@ import soundfile
 from sounds import loudest_frequency, tone, write_tone
 
 from fedpriv.data.audio import AudioFile, JoinedFiles, read_audio
-from fedpriv.errors import FedprivError, InputError
+from fedpriv.errors import EnvironmentFault, FedprivError, InputError
 
 RATE = 16_000
 
@@ -54,9 +56,18 @@ def test_eight_channels_are_averaged(tmp_path):
     np.testing.assert_allclose(wave, tone(0.1, RATE) * loudness.mean(), atol=1e-4)
 
 
-def test_what_is_too_loud_is_clipped(tmp_path):
-    soundfile.write(tmp_path / "loud.wav", 1e30 * tone(0.1, 8_000), 8_000, subtype="FLOAT")
+def test_an_overshoot_is_clipped(tmp_path):
+    soundfile.write(tmp_path / "loud.wav", 3 * tone(0.1, 8_000), 8_000, subtype="FLOAT")
     assert np.abs(read_audio(tmp_path / "loud.wav", RATE, max_seconds=1)).max() == 1
+
+
+@pytest.mark.parametrize("scale", [2**7, 2**15, 2**23, 2**31, 1e30])
+@pytest.mark.parametrize(("extension", "subtype"), [("wav", "FLOAT"), ("wav", "DOUBLE")])
+def test_floats_in_the_scale_of_integers_are_refused(tmp_path, scale, extension, subtype):
+    path = tmp_path / f"scaled.{extension}"
+    soundfile.write(path, scale * tone(0.1, 8_000), 8_000, subtype=subtype)
+    with pytest.raises(InputError, match=r"scaled.*: its samples go up to .* 1 is full scale"):
+        read_audio(path, RATE, max_seconds=1)
 
 
 def test_a_file_without_samples_is_an_empty_sound(tmp_path):
@@ -71,17 +82,96 @@ def test_a_wav_file_from_a_pipe_does_not_know_its_size(tmp_path):
     assert len(read_audio(path, RATE, max_seconds=1)) == 1_600
 
 
-def test_two_hours_are_refused_before_anything_is_decoded(tmp_path, monkeypatch):
+def test_of_two_hours_no_more_is_decoded_than_may_be_used(tmp_path, monkeypatch):
     path = tmp_path / "long.wav"
     soundfile.write(path, tone(0.1, 8_000), 8_000, subtype="PCM_U8")
     samples = 7_200 * 8_000
     patch(path, 4, "<I", samples + 36)
     patch(path, 40, "<I", samples)
     os.truncate(path, samples + 44)  # a sparse file: it takes no space on the disk
-    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: pytest.fail("decoded"))
-    expected = r"long\.wav: 7200\.0 s is longer than data\.speech\.max_seconds \(36\)"
+    read, decoded = soundfile.SoundFile.read, []
+
+    def counting(self, frames, **options):
+        block = read(self, frames, **options)
+        decoded.append(len(block))
+        return block
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counting)
+    expected = r"long\.wav: longer than data\.speech\.max_seconds \(36\)"
     with pytest.raises(InputError, match=expected):
         read_audio(path, RATE, max_seconds=36)
+    assert sum(decoded) < 2 * 36 * 8_000
+
+
+def flac_of(path, samples, total):
+    """Write a FLAC file whose header says that it has `total` samples."""
+    soundfile.write(path, samples, 8_000)
+    content = bytearray(path.read_bytes())
+    content[21] = content[21] & 0xF0 | total >> 32
+    content[22:26] = (total & 0xFFFFFFFF).to_bytes(4, "big")
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("total", [0, 1, 7_000])
+@pytest.mark.parametrize("tag", [b"", b"ID3\x04\0\0\0\0\x01\x05" + bytes(133)])
+def test_a_flac_file_is_as_long_as_its_sound(tmp_path, total, tag):
+    sound = tone(5, 8_000, frequency=300)
+    path = flac_of(tmp_path / "stream.flac", sound, total)
+    path.write_bytes(tag + path.read_bytes())
+    wave = read_audio(path, 8_000, max_seconds=6)
+    np.testing.assert_allclose(wave, sound, atol=1e-4)
+    with pytest.raises(InputError, match=r"stream\.flac: longer than data\.speech\.max_seconds"):
+        read_audio(path, 8_000, max_seconds=4.9)
+
+
+def test_a_flac_file_without_what_its_header_says_is_truncated(tmp_path):
+    path = flac_of(tmp_path / "long.flac", tone(1, 8_000), 2**35)
+    with pytest.raises(InputError, match=r"long\.flac: truncated: 8000 of 34359738368 samples"):
+        read_audio(path, RATE, max_seconds=36)
+
+
+@pytest.mark.parametrize("subtype", ["GSM610", "MS_ADPCM", "IMA_ADPCM", "ULAW", "ALAW", "DOUBLE"])
+def test_every_coding_of_a_wav_file(tmp_path, subtype):
+    soundfile.write(tmp_path / "coded.wav", tone(4, 8_000), 8_000, subtype=subtype)
+    wave = read_audio(tmp_path / "coded.wav", 8_000, max_seconds=5)
+    assert len(wave) == pytest.approx(32_000, abs=1_000)
+    assert loudest_frequency(wave, 8_000) == pytest.approx(440, abs=2)
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac", "ogg", "mp3"])
+def test_blocks_give_the_sound_that_one_piece_gives(tmp_path, extension, monkeypatch):
+    path = write_tone(tmp_path / f"long.{extension}", seconds=3)
+    whole = read_audio(path, 8_000, max_seconds=4)
+    monkeypatch.setattr("fedpriv.data.audio.BLOCK", 1_000)
+    np.testing.assert_array_equal(read_audio(path, 8_000, max_seconds=4), whole)
+    assert loudest_frequency(whole, 8_000) == pytest.approx(440, abs=1)
+
+
+def test_a_wav_file_that_was_not_closed(tmp_path):
+    path = patch(write_tone(tmp_path / "open.wav"), 40, "<I", 0)
+    assert len(read_audio(path, RATE, max_seconds=1)) == 1_600
+
+
+@pytest.mark.parametrize("after", [b"LIST\x04\0\0\0INFO", b"TAG" + bytes(125), b"\xff" * 20])
+def test_what_a_wav_file_has_after_its_sound(tmp_path, after):
+    path = write_tone(tmp_path / "tagged.wav")
+    path.write_bytes(path.read_bytes() + after)
+    assert len(read_audio(path, RATE, max_seconds=1)) == 1_600
+
+
+def wav_with_more_sound(folder):
+    return patch(write_tone(folder / "short.wav"), 40, "<I", 100)
+
+
+def named_pipe(folder):
+    os.mkfifo(folder / "pipe.wav")
+    return folder / "pipe.wav"
+
+
+def raw(folder):
+    (folder / "sound.raw").write_bytes(bytes(range(256)) * 8)
+    return folder / "sound.raw"
 
 
 def empty(folder):
@@ -129,7 +219,10 @@ def cut_mp3(folder):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda folder: folder / "none.wav", "cannot be read (No such file or directory)"),
+        (
+            lambda folder: write_tone(folder / "one.wav").with_name("none.wav"),
+            "cannot be read (No such file or directory)",
+        ),
         (lambda folder: folder, "cannot be read (Is a directory)"),
         (empty, "empty, 0 bytes; replace it"),
         (text, "not a wav, flac, ogg or mp3 file, or its header is damaged; replace it"),
@@ -137,7 +230,10 @@ def cut_mp3(folder):
         (cut_in_the_header, "not a wav, flac, ogg or mp3 file, or its header is damaged"),
         (wrong_rate, "wrong header: a sample rate of 2147483647 Hz"),
         (not_finite, "has samples that are not finite; replace it"),
-        (cut_wav, "truncated: 822 of 1636 bytes; replace it"),
+        (cut_wav, "truncated: 778 of 1600 bytes; replace it"),
+        (wav_with_more_sound, "wrong header: 100 bytes of sound, and what follows them"),
+        (named_pipe, "not a file; replace it"),
+        (raw, "not a wav, flac, ogg or mp3 file, or its header is damaged; replace it"),
         (cut_flac, "damaged or truncated; replace it"),
         (cut_mp3, "truncated: "),
     ],
@@ -147,6 +243,66 @@ def test_a_bad_file_is_refused_in_one_line_by_name(tmp_path, make, reason):
     with pytest.raises(InputError, match=re.escape(f"{path}: {reason}")) as refused:
         read_audio(path, RATE, max_seconds=36)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["nul\0.wav", "half\ud800.wav"])
+def test_a_name_that_no_file_can_have(tmp_path, name):
+    with pytest.raises(InputError, match="no file can have this name") as refused:
+        read_audio(tmp_path / name, RATE, max_seconds=1)
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, ValueError, ZeroDivisionError])
+def test_whatever_the_decoder_raises_is_about_the_recording(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error("a surprise")
+
+    path = write_tone(tmp_path / "odd.wav")
+    monkeypatch.setattr(soundfile.SoundFile, "read", fail)
+    with pytest.raises(InputError, match=r"odd\.wav: damaged or truncated"):
+        read_audio(path, RATE, max_seconds=1)
+    monkeypatch.setattr(soundfile.SoundFile, "__init__", fail)
+    with pytest.raises(InputError, match=r"odd\.wav: not a wav, flac, ogg or mp3 file"):
+        read_audio(path, RATE, max_seconds=1)
+
+
+@pytest.mark.parametrize(
+    "code", [errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE]
+)
+@pytest.mark.parametrize("call", ["open", "pread"])
+def test_a_fault_of_the_machine_is_no_bad_recording(tmp_path, monkeypatch, code, call):
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    path = write_tone(tmp_path / "fine.wav")
+    monkeypatch.setattr(os, call, fail)
+    expected = re.escape(f"{path}: cannot be read ({os.strerror(code)}): a fault of the disk")
+    with pytest.raises(EnvironmentFault, match=expected) as refused:
+        read_audio(path, RATE, max_seconds=1)
+    assert not isinstance(refused.value, InputError)
+
+
+@pytest.mark.parametrize("extension", ["wav", "flac", "ogg", "mp3"])
+def test_a_disk_that_breaks_while_a_file_is_decoded(tmp_path, monkeypatch, extension):
+    path = write_tone(tmp_path / f"fine.{extension}", seconds=30)
+    pread, reads = os.pread, itertools.count()
+
+    def fail_later(*arguments):
+        if next(reads) > 6:
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(*arguments)
+
+    monkeypatch.setattr(os, "pread", fail_later)
+    with pytest.raises(EnvironmentFault, match="Input/output error"):
+        read_audio(path, RATE, max_seconds=36)
+
+
+def test_a_folder_that_is_gone_or_empty_is_no_bad_recording(tmp_path):
+    (tmp_path / "clips").mkdir()
+    for folder in ("clips", "gone"):
+        expected = rf"{folder}: this folder is missing or empty, and 'a\.wav' should be in it"
+        with pytest.raises(EnvironmentFault, match=expected):
+            read_audio(tmp_path / folder / "a.wav", RATE, max_seconds=1)
 
 
 @pytest.mark.parametrize("error", [ImportError("no soundfile"), OSError("no libsndfile")])
