@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -47,7 +48,7 @@ class AudioFile:
         return self.path
 
     @property
-    def files(self) -> tuple[str]:
+    def files(self) -> tuple[str, ...]:
         """The file."""
         return (self.path,)
 
@@ -59,6 +60,30 @@ class AudioFile:
     def read(self, sample_rate: int, max_seconds: float) -> NDArray[np.float32]:
         """Read the sound: see `read_audio`."""
         return read_audio(Path(self.path), sample_rate, max_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow(AudioFile):
+    """A row of a table, or a line of a list, that names no recording: it counts as a bad one.
+
+    `path` says where it stands and what is wrong with it.
+    """
+
+    text: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
+    def trait(self) -> str:
+        """Where it stands, without the folder, and what is wrong with it."""
+        return os.path.basename(self.path)
+
+    def read(self, sample_rate: int, max_seconds: float) -> NDArray[np.float32]:
+        """Raise InputError, which says what is wrong."""
+        raise InputError(self.path)
 
 
 @dataclass(frozen=True, slots=True)

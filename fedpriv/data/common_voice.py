@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
-from fedpriv.data.audio import AudioFile
+from fedpriv.data.audio import AudioFile, BadRow
 from fedpriv.data.config import DataConfig
+from fedpriv.data.files import is_clean, is_hidden, text_lines, unreachable
 from fedpriv.data.idx_images import require_path
-from fedpriv.data.speakers import BySpeaker, Corpus, federate_speakers, read_parts
+from fedpriv.data.speakers import NOBODY, BySpeaker, Corpus, federate_speakers, read_parts
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError
 
@@ -47,32 +47,69 @@ def build_common_voice(config: DataConfig, seed: int) -> FederatedSpeech:
 def read_table(path: Path, clips: Path) -> BySpeaker:
     """List the recordings of a table by speaker, in the order of their names; no sound is read.
 
-    Raises InputError, naming the file, for no such table, missing columns, a row without
-    speaker or clip, and no rows.
+    A row is what stands between line feeds, and its fields what stands between tabs; nothing is
+    quoted. A row that cannot be used is a bad recording of its speaker, where it says who that
+    is; of nobody (`NOBODY`), where its fields are too many or too few, or strange, and the speaker
+    that they seem to name is in no other row.
+    Raises InputError, naming the file, for no such table, missing columns, and no rows.
     """
     speakers: dict[str, list[AudioFile]] = {}
+    doubtful: list[tuple[str, AudioFile]] = []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            _require_columns(path, rows)
-            for row in rows:
-                if not row[SPEAKER] or not row[CLIP]:
-                    raise InputError(f"{path}: line {rows.line_num} has no {SPEAKER} or no {CLIP}")
-                clip = AudioFile(str(clips / row[CLIP]), row[SENTENCE])
-                speakers.setdefault(row[SPEAKER], []).append(clip)
+        lines = text_lines(path)
+        header = [name.strip() for name in next(lines, (1, ""))[1].split("\t")]
+        _require_columns(path, header)
+        for number, line in lines:
+            if line.strip("\r "):
+                speaker, recording, sure = _parsed(line.split("\t"), header, clips)
+                if isinstance(recording, BadRow):
+                    recording = BadRow(f"{path}: line {number} {recording}")
+                if sure:
+                    speakers.setdefault(speaker, []).append(recording)
+                else:
+                    doubtful.append((speaker, recording))
     except FileNotFoundError:
         raise InputError(
             f"data.path: {path} is missing; publicly distributed as {COMMON_VOICE_HOME}"
         ) from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read ({error}); replace it") from None
+    except OSError as error:
+        raise unreachable(path, error) from None
     if not speakers:
-        raise InputError(f"{path}: lists no recordings; replace it or name another part")
+        reason = f" that can be used; {doubtful[0][1]}" if doubtful else ""
+        raise InputError(f"{path}: lists no recordings{reason}; replace it or name another part")
+    for speaker, row in doubtful:
+        speakers.setdefault(speaker if speaker in speakers else NOBODY, []).append(row)
     return {name: sorted(found, key=lambda one: one.path) for name, found in speakers.items()}
 
 
-def _require_columns(path: Path, rows: csv.DictReader[str]) -> None:
-    missing = {SPEAKER, CLIP, SENTENCE} - set(rows.fieldnames or ())
+def _parsed(fields: list[str], header: list[str], clips: Path) -> tuple[str, AudioFile, bool]:
+    """Return speaker and recording of a row, or what is wrong with it, and if the speaker is sure.
+
+    Old releases list clips without `.mp3`.
+    """
+    row = dict(zip(header, fields, strict=False))
+    speaker, clip = row.get(SPEAKER, "").strip(), row.get(CLIP, "").strip()
+    sure = len(fields) == len(header) and fields != header and bool(speaker)
+    if len(fields) != len(header):
+        problem = f"has {len(fields)} fields and line 1 has {len(header)}"
+    elif fields == header:
+        problem = "names the columns again"
+    elif not speaker or not clip:
+        problem = f"has no {SPEAKER} or no {CLIP}"
+    elif not speaker.isprintable():
+        problem, sure = f"has a {SPEAKER} with characters that no name has", False
+    elif not clip.isprintable() or "/" in clip or is_hidden(clip):
+        problem = f"has a {CLIP} that names no clip"
+    elif not is_clean(row[SENTENCE]):
+        problem = "is not UTF-8"
+    else:
+        name = clip if Path(clip).suffix else f"{clip}.mp3"
+        return speaker, AudioFile(str(clips / name), row[SENTENCE]), True
+    return speaker, BadRow(problem), sure
+
+
+def _require_columns(path: Path, header: list[str]) -> None:
+    missing = {SPEAKER, CLIP, SENTENCE} - set(header)
     if missing:
         raise InputError(
             f"{path}: no column {', '.join(sorted(missing))} (tab-separated, named in line 1)"

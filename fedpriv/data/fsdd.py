@@ -12,6 +12,7 @@ import numpy as np
 from fedpriv.data.audio import JoinedFiles, load_soundfile
 from fedpriv.data.config import DataConfig
 from fedpriv.data.facts import DataFacts
+from fedpriv.data.files import visible
 from fedpriv.data.idx_images import require_path
 from fedpriv.data.sources import PARTITION_STREAM
 from fedpriv.data.speakers import choose_speakers
@@ -109,9 +110,9 @@ def read_digits(folder: Path) -> list[Digit]:
     """
     inner = folder / "recordings"
     matches = [
-        (path, match)
-        for path in sorted((inner if inner.is_dir() else folder).glob("*.wav"))
-        if (match := FILE_NAME.fullmatch(path.name))
+        (Path(entry.path), match)
+        for entry in visible(inner if inner.is_dir() else folder)
+        if (match := FILE_NAME.fullmatch(entry.name))
     ]
     if not matches:
         state = "holds no" if folder.is_dir() else "is not a folder; it should hold"

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpriv.data.files import unreachable
 from fedpriv.errors import InputError
 
 IDX_TYPES: dict[int, np.dtype[np.integer]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4")}
@@ -57,7 +58,7 @@ def _read_bytes(path: Path) -> bytes:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{path}: corrupt gzip file: {error}") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreachable(path, error) from None
 
 
 def _parse_header(path: Path, content: bytes) -> tuple[np.dtype[np.integer], tuple[int, ...]]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fedpriv.data.config import DataConfig
 from fedpriv.data.federated import LabelledImages, PartitionedImages, PixelScale
+from fedpriv.data.files import visible
 from fedpriv.data.idx import find_idx, read_idx
 from fedpriv.data.sources import ImageSource, federate
 from fedpriv.errors import InputError
@@ -139,5 +140,5 @@ def _locate(path: Path) -> tuple[Path, str]:
 
 def _prefixes(folder: Path) -> list[str]:
     """List what stands before `train-images-idx3-ubyte` in the names of the folder's files."""
-    names = {file.name.removesuffix(".gz") for file in folder.glob(f"*{TRAINING_IMAGES}*")}
+    names = {entry.name.removesuffix(".gz") for entry in visible(folder)}
     return sorted(n.removesuffix(TRAINING_IMAGES) for n in names if n.endswith(TRAINING_IMAGES))

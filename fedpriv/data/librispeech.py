@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedpriv.data.audio import AudioFile
+from fedpriv.data.audio import AudioFile, BadRow
 from fedpriv.data.config import DataConfig
+from fedpriv.data.files import is_clean, text_lines, unreachable, visible
 from fedpriv.data.idx_images import require_path
 from fedpriv.data.speakers import BySpeaker, Corpus, federate_speakers, read_parts
 from fedpriv.data.speech import FederatedSpeech
@@ -46,19 +48,17 @@ def read_subset(folder: Path) -> BySpeaker:
     """List a subset's recordings by speaker, in the order of their names; no sound is read.
 
     The folder holds `{speaker}/{chapter}/{speaker}-{chapter}-{utterance}.flac` and, beside
-    them, `{speaker}-{chapter}.trans.txt`. A sound without a transcript, and a transcript without
-    a sound, is listed too: it is a bad recording. Raises InputError for no recordings and for a
-    transcript file that cannot be read.
+    them, `{speaker}-{chapter}.trans.txt`; hidden files, and those of other names, are left alone.
+    A sound without a transcript, a transcript without a sound, and a line that names no
+    utterance of its chapter, are listed too: they are bad recordings. Raises InputError for no
+    recordings, and EnvironmentFault for what cannot be read.
     """
     speakers: dict[str, list[AudioFile]] = {}
-    for chapter in sorted(folder.glob("*/*/")):
-        speaker = chapter.parent.name
-        texts = _read_transcripts(chapter / f"{speaker}-{chapter.name}.trans.txt")
-        names = {path.stem for path in chapter.glob("*.flac")} | texts.keys()
-        speakers.setdefault(speaker, []).extend(
-            AudioFile(f"{chapter / name}.flac", texts.get(name)) for name in sorted(names)
-        )
-    if not any(speakers.values()):
+    for speaker in filter(os.DirEntry.is_dir, visible(folder)):
+        for chapter in filter(os.DirEntry.is_dir, visible(Path(speaker.path))):
+            if found := _read_chapter(Path(chapter.path), f"{speaker.name}-{chapter.name}"):
+                speakers.setdefault(speaker.name, []).extend(found)
+    if not speakers:
         state = "holds no" if folder.is_dir() else "is not a folder; it should hold"
         raise InputError(
             f"data.path: {folder} {state} recordings named "
@@ -68,8 +68,21 @@ def read_subset(folder: Path) -> BySpeaker:
     return speakers
 
 
+def _read_chapter(folder: Path, name: str) -> list[AudioFile]:
+    """List the recordings of a chapter, and after them what its transcripts have of bad lines."""
+    texts, bad = _read_transcripts(folder / f"{name}.trans.txt", f"{name}-")
+    files = {Path(entry.name) for entry in visible(folder)}
+    sounds = {file.stem for file in files if file.suffix == ".flac"}
+    names = {sound for sound in sounds if sound.startswith(f"{name}-")} | texts.keys()
+    return [AudioFile(f"{folder / one}.flac", texts.get(one)) for one in sorted(names)] + bad
+
+
 def _training_subsets(folder: Path) -> Sequence[str]:
-    subsets = sorted(path.name for path in folder.glob("train-*/"))
+    subsets = [
+        entry.name
+        for entry in visible(folder)
+        if entry.name.startswith("train-") and entry.is_dir()
+    ]
     if not subsets:
         raise InputError(
             f"data.path: {folder} holds no training subset such as train-clean-100; publicly "
@@ -78,13 +91,24 @@ def _training_subsets(folder: Path) -> Sequence[str]:
     return subsets
 
 
-def _read_transcripts(path: Path) -> dict[str, str]:
-    """Return the transcripts by utterance: lines of a name, a space and the words."""
+def _read_transcripts(path: Path, prefix: str) -> tuple[dict[str, str | None], list[AudioFile]]:
+    """Return the transcripts by utterance, and the bad lines.
+
+    A line is a name, which begins with `prefix`, a space and the words. An utterance with two
+    different transcripts has none.
+    """
+    texts: dict[str, str | None] = {}
+    bad: list[AudioFile] = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        for number, line in text_lines(path):
+            name, _, text = line.strip().partition(" ")
+            if not name.startswith(prefix) or not name.isprintable() or "/" in name:
+                if line.strip():
+                    bad.append(BadRow(f"{path}: line {number} names no recording of its chapter"))
+            else:
+                texts[name] = text if texts.get(name, text) == text and is_clean(text) else None
     except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); replace it") from None
-    pairs = (line.strip().partition(" ") for line in lines if line.strip())
-    return {name: text for name, _, text in pairs}
+        return {}, []
+    except OSError as error:
+        raise unreachable(path, error) from None
+    return texts, bad

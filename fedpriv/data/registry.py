@@ -7,6 +7,7 @@ from fedpriv.data.common_voice import build_common_voice
 from fedpriv.data.config import DataConfig, PartitionConfig
 from fedpriv.data.digits import build_digits
 from fedpriv.data.federated import FederatedDataset
+from fedpriv.data.files import unreachable
 from fedpriv.data.fsdd import build_fsdd
 from fedpriv.data.idx_images import build_idx_images
 from fedpriv.data.librispeech import build_librispeech
@@ -39,7 +40,7 @@ def build_dataset(config: DataConfig, seed: int) -> FederatedDataset:
 
     `seed` is the run's seed, 0 or more; it moves the partition only, never the held-out
     examples. Raises InputError, naming the key, for an unknown data set and for settings or
-    files that it cannot use.
+    files that it cannot use, and EnvironmentFault where the machine does not let it read them.
 
     >>> dataset = build_dataset(DataConfig(name="digits", users=200), seed=17)
     >>> dataset.population, dataset.classes, dataset.input_shape
@@ -56,4 +57,7 @@ def build_dataset(config: DataConfig, seed: int) -> FederatedDataset:
         )
     if seed < 0:
         raise InputError(f"seed must be 0 or more, got {seed}")
-    return DATASETS[config.name](config, seed)
+    try:
+        return DATASETS[config.name](config, seed)
+    except OSError as error:
+        raise unreachable(error.filename or f"data.path: {config.path}", error) from None

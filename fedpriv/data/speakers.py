@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -9,13 +10,16 @@ from itertools import chain
 import numpy as np
 
 from fedpriv.data import partition
-from fedpriv.data.audio import AudioFile, load_soundfile
+from fedpriv.data.audio import AudioFile, BadRow, load_soundfile
 from fedpriv.data.config import DataConfig
 from fedpriv.data.facts import DataFacts
 from fedpriv.data.speech import FederatedSpeech, choose_alphabet
 from fedpriv.errors import InputError
 
 BySpeaker = Mapping[str, Sequence[AudioFile]]
+
+NOBODY = ""
+"""The speaker of rows that do not say whose they are."""
 
 PUBLIC_HELD_OUT = slice(1, None, 8)
 """These public speakers measure the seed model instead of training it: of two already one."""
@@ -41,9 +45,12 @@ def federate_speakers(corpus: Corpus, config: DataConfig, seed: int) -> Federate
     with the recordings of that one part. `data.users` takes fewer users, drawn at random;
     `data.examples_per_user` keeps so many recordings of each, drawn at random. The held-out
     and the public recordings do not depend on `seed`.
-    Raises InputError for a partition that is not natural, and for too few speakers.
+    Raises InputError for a partition that is not natural, for too few speakers, and for a recording
+    of two of them.
     """
     load_soundfile()
+    corpus, strays = _without_strays(corpus)
+    _require_one_owner(corpus)
     if config.partition.kind != "natural":
         raise InputError(
             f"data.partition.kind must be natural for {config.name}, whose speakers are the "
@@ -67,14 +74,26 @@ def federate_speakers(corpus: Corpus, config: DataConfig, seed: int) -> Federate
         alphabet=choose_alphabet(config.speech, public),
         speech=config.speech,
         description=_describe(corpus, config, config.users or len(users), volunteers),
-        sizes=_sizes(users),
+        sizes=_sizes(users) + (f"; {len(strays)} rows of nobody, left out" if strays else ""),
         facts=DataFacts(
             users="person",
             example="recording",
             held_out="others",
             public="others" if volunteers else "none",
         ),
+        strays=strays,
     )
+
+
+def _without_strays(corpus: Corpus) -> tuple[Corpus, tuple[BadRow, ...]]:
+    """Return the corpus of those who have a name, and the rows of nobody."""
+    parts = [corpus.training, corpus.held_out, corpus.public]
+    training, held_out, public = (
+        {name: found for name, found in part.items() if name != NOBODY} for part in parts
+    )
+    rows = chain.from_iterable(part.get(NOBODY, ()) for part in parts)
+    named = Corpus(corpus.title, training, held_out, public)
+    return named, tuple(row for row in rows if isinstance(row, BadRow))
 
 
 def choose_speakers(speakers: Iterable[str], config: DataConfig, seed: int) -> list[str]:
@@ -92,12 +111,41 @@ def choose_speakers(speakers: Iterable[str], config: DataConfig, seed: int) -> l
 
 
 def read_parts(names: Iterable[str], read: Callable[[str], BySpeaker]) -> BySpeaker:
-    """Read parts of a corpus; a recording that is in several parts counts once."""
-    speakers: dict[str, dict[AudioFile, None]] = {}
-    for name in names:
-        for speaker, recordings in read(name).items():
-            speakers.setdefault(speaker, {}).update(dict.fromkeys(recordings))
-    return {speaker: tuple(recordings) for speaker, recordings in speakers.items()}
+    """Read parts of a corpus; a recording that is in several parts counts once.
+
+    One that has different transcripts there cannot be used.
+    """
+    speakers: dict[str, dict[str, AudioFile]] = {}
+    for part in map(read, names):
+        for speaker, recordings in part.items():
+            known = speakers.setdefault(speaker, {})
+            for one in recordings:
+                if known.setdefault(name := _file_name(one), one).text != one.text:
+                    known[name] = BadRow(f"{one}: has different transcripts")
+    return {speaker: tuple(known.values()) for speaker, known in speakers.items()}
+
+
+def _file_name(recording: AudioFile) -> str:
+    """Return what a recording is called in all parts of its corpus, whose folders may differ."""
+    return recording.path if isinstance(recording, BadRow) else os.path.basename(recording.path)
+
+
+def _require_one_owner(corpus: Corpus) -> None:
+    """Raise InputError for a recording of two people, in one part or in two.
+
+    Whoever is protected would still be in the other's contribution, or in what is measured.
+    """
+    owners: dict[str, tuple[str, str]] = {}
+    parts = {"training": corpus.training, "held out": corpus.held_out, "public": corpus.public}
+    for part, speakers in parts.items():
+        for speaker, recordings in speakers.items():
+            for one in recordings:
+                owner, where = owners.setdefault(_file_name(one), (speaker, part))
+                if owner != speaker and not isinstance(one, BadRow):
+                    raise InputError(
+                        f"data.path: {one} is listed for two speakers, {owner} ({where}) and "
+                        f"{speaker} ({part}); a recording is of one: leave it to that one"
+                    )
 
 
 def _recordings(part: BySpeaker, speakers: Iterable[str]) -> tuple[AudioFile, ...]:

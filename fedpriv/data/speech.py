@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedpriv.data.audio import BadRow
 from fedpriv.data.config import SpeechConfig
 from fedpriv.data.content import Content, Files
 from fedpriv.data.facts import UNCHECKED, DataFacts
@@ -42,7 +44,7 @@ class Recording(Protocol):
         """Return the waveform in [-1, 1], mono, at `sample_rate` (Hz): `[samples]`.
 
         Raises InputError, naming the file, for a sound that cannot be used or is longer than
-        `max_seconds`: a file's header is asked before anything is decoded.
+        `max_seconds`, of which no more is decoded; EnvironmentFault where the machine is at fault.
         """
 
 
@@ -61,6 +63,7 @@ class FederatedSpeech:
         description: one line for reports; public.
         sizes: how many recordings users have, in words; private.
         facts: what is true of it, as far as that was checked.
+        strays: rows of tables of which nobody knows whose they are.
     """
 
     users: Sequence[Sequence[Recording]]
@@ -73,6 +76,7 @@ class FederatedSpeech:
     description: str
     sizes: str = ""
     facts: DataFacts = UNCHECKED
+    strays: Sequence[BadRow] = ()
 
     @property
     def population(self) -> int:
@@ -150,7 +154,27 @@ class FederatedSpeech:
             targets.append(target)
         return Utterances.pack(waves, targets, skipped)
 
+    def require_usable(self) -> None:
+        """Raise InputError, with the reason, where no recording of any user can be used.
+
+        Every round would cost ε for noise alone. It looks at private data, so a deployment must
+        not let it decide anything.
+        """
+        reason = None
+        for recording in chain(self.strays, chain.from_iterable(self.users)):
+            try:
+                self._one(recording)
+            except InputError as error:
+                if self.speech.on_bad == "stop":
+                    raise
+                reason = reason or error
+            else:
+                return
+        raise InputError(f"data: none of the users' recordings can be used; the first: {reason}")
+
     def _one(self, recording: Recording) -> tuple[Tensor, Tensor]:
+        if isinstance(recording, BadRow):
+            raise InputError(str(recording))
         if recording.text is None:
             raise InputError(f"{recording}: no transcript")
         text = normalise(recording.text)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from fedpriv.data.audio import AudioFile
 from fedpriv.data.config import DataConfig
+from fedpriv.data.files import text_lines, unreachable, visible
 from fedpriv.data.idx_images import require_path
 from fedpriv.data.speakers import BySpeaker, Corpus, federate_speakers
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError
 
 SPEECH_COMMANDS_HOME = "Speech Commands data set v0.02, TensorFlow"
-FILE_NAME = re.compile(r"([^/_][^/]*)/([^/]+)_nohash_\d+\.wav")
+FILE_NAME = re.compile(r"([^/_.@][^/]*)/([^/.@][^/]*)_nohash_\d+\.wav")
 LISTS = {"test": "testing_list.txt", "development": "validation_list.txt"}
 
 
@@ -30,11 +32,12 @@ def build_speech_commands(config: DataConfig, seed: int) -> FederatedSpeech:
     folder = require_path(config, SPEECH_COMMANDS_HOME)
     listed = {name: _by_speaker(folder, _read_list(folder / name)) for name in LISTS.values()}
     nobody = set().union(*listed.values())
-    recordings = _by_speaker(folder, _find(folder))
+    found = _find(folder)
+    recordings = _by_speaker(folder, found)
     corpus = Corpus(
         title="speech_commands (Google Speech Commands)",
         training={name: found for name, found in recordings.items() if name not in nobody},
-        held_out=listed[LISTS[config.evaluation]],
+        held_out=_of_words(listed[LISTS[config.evaluation]], {match[1] for match in found}),
         public={},
     )
     return federate_speakers(corpus, config, seed)
@@ -42,7 +45,11 @@ def build_speech_commands(config: DataConfig, seed: int) -> FederatedSpeech:
 
 def _find(folder: Path) -> list[re.Match[str]]:
     """List the recordings, by word and name; raise InputError when there is none."""
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.wav"))
+    paths = (
+        f"{word.name}/{file.name}"
+        for word in filter(os.DirEntry.is_dir, visible(folder))
+        for file in visible(Path(word.path))
+    )
     found = [match for path in paths if (match := FILE_NAME.fullmatch(path))]
     if not found:
         raise InputError(
@@ -53,23 +60,27 @@ def _find(folder: Path) -> list[re.Match[str]]:
 
 
 def _read_list(path: Path) -> list[re.Match[str]]:
-    """Read the recordings that a list names, one a line; raise InputError when it is no list."""
+    """Read the recordings that a list names, one a line, each once.
+
+    Raises InputError when a line names none: whom it keeps out of the population is not known.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [(number, line.strip()) for number, line in text_lines(path) if line.strip()]
+    except FileNotFoundError as error:
         raise InputError(
-            f"data.path: cannot read {path} ({error}); publicly distributed as "
+            f"data.path: cannot read {path} ({error.strerror}); publicly distributed as "
             f"{SPEECH_COMMANDS_HOME}"
         ) from None
-    matches = [FILE_NAME.fullmatch(line) for line in lines]
-    found = [match for match in matches if match]
-    if not found or len(found) < len(lines):
-        wrong = next((line for line, match in zip(lines, matches, strict=True) if not match), "")
-        raise InputError(
-            f"{path}: expected a recording such as yes/0a7c2a8d_nohash_0.wav on each line, "
-            f"found {wrong!r}"
-        )
-    return found
+    except OSError as error:
+        raise unreachable(path, error) from None
+    found = {line: FILE_NAME.fullmatch(line) for _, line in lines}
+    for number, line in lines or [(1, "")]:
+        if found.get(line) is None or not line.isprintable():
+            raise InputError(
+                f"{path}: line {number}: expected a recording such as "
+                f"yes/0a7c2a8d_nohash_0.wav, found {line!r}"
+            )
+    return [match for match in found.values() if match]
 
 
 def _by_speaker(folder: Path, found: Iterable[re.Match[str]]) -> BySpeaker:
@@ -78,3 +89,8 @@ def _by_speaker(folder: Path, found: Iterable[re.Match[str]]) -> BySpeaker:
         recording = AudioFile(str(folder / match[0]), text=match[1])
         speakers.setdefault(match[2], []).append(recording)
     return speakers
+
+
+def _of_words(speakers: BySpeaker, words: Container[str]) -> BySpeaker:
+    """Leave out words that have no folder here: who removed one has no use for its recordings."""
+    return {name: [one for one in found if one.text in words] for name, found in speakers.items()}

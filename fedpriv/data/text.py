@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedpriv.data.files import is_clean, text_lines
 from fedpriv.errors import InputError
 
 BLANK = 0
@@ -64,10 +65,11 @@ class Alphabet:
             InputError: no such file, or a line that is not one new character.
         """
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
+            characters = [line for _, line in text_lines(path) if line]
+        except OSError as error:
             raise InputError(f"data.speech.alphabet: cannot read {path} ({error})") from None
-        characters = [line.rstrip("\r") for line in lines if line.rstrip("\r")]
+        if not all(map(is_clean, characters)):
+            raise InputError(f"data.speech.alphabet: cannot read {path} (it is not UTF-8)")
         for number, character in enumerate(characters, 1):
             if len(character) != 1 or character in characters[: number - 1]:
                 raise InputError(

@@ -43,6 +43,16 @@ def indices(strings):
     return {int(name.removesuffix(".wav").split("_")[2]) for name in files(strings)}
 
 
+def test_hidden_files_are_no_data(tmp_path):
+    for index in range(12):
+        write_tone(tmp_path / "recordings" / f"0_anna_{index}.wav")
+        (tmp_path / "recordings" / f"._0_anna_{index}.wav").write_bytes(b"\0\x05\x16\x07")
+        (tmp_path / "recordings" / f".0_ben_{index}.wav").write_bytes(b"\0")
+    dataset = build_fsdd(config(tmp_path, users=None, partition=NATURAL), seed=1)
+    assert dataset.user_ids == ("speaker-anna",)
+    assert dataset.user(0).skipped == 0
+
+
 def test_every_speaker_is_a_user(folder):
     dataset = build_fsdd(config(folder, users=None, partition=NATURAL), seed=1)
     assert list(dataset.user_ids) == ["speaker-anna", "speaker-ben", "speaker-cleo"]

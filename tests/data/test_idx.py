@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fedpriv.data.idx import find_idx, read_idx
-from fedpriv.errors import InputError
+from fedpriv.errors import EnvironmentFault, InputError
 
 UINT8 = bytes([0, 0, 8, 2]) + struct.pack(">II", 2, 3) + bytes([0, 1, 2, 3, 4, 255])
 INT32 = bytes([0, 0, 12, 1]) + struct.pack(">I", 3) + struct.pack(">iii", 1, -2, 2**31 - 1)
@@ -87,5 +87,5 @@ def test_unreadable_file(file, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
-    with pytest.raises(InputError, match="some-idx: cannot be read: Permission denied"):
+    with pytest.raises(EnvironmentFault, match=r"some-idx: cannot be read \(Permission denied\)"):
         read_idx(file)

@@ -3,7 +3,7 @@ import pytest
 from held_out import held_out
 
 from fedpriv.data import DataConfig, PartitionConfig, build_dataset
-from fedpriv.errors import InputError
+from fedpriv.errors import EnvironmentFault, InputError
 
 
 def config(path, **changes):
@@ -114,3 +114,23 @@ def test_development_holds_out_every_eighth_training_image(mnist_folder, labels)
     }
     assert len(used) == 52
     assert not held & used
+
+
+@pytest.mark.parametrize("prefix", ["", "emnist-letters-"])
+def test_hidden_files_are_no_other_set_of_images(split_writer, prefix):
+    labels = np.arange(26) % 9 + 1
+    split_writer(f"{prefix}train", labels)
+    folder = split_writer(f"{prefix}test" if prefix else "t10k", labels)
+    for path in list(folder.iterdir()):
+        (folder / f"._{path.name}").write_bytes(b"\0\x05\x16\x07")
+    assert build_dataset(config(folder), seed=1).population == 6
+
+
+@pytest.mark.parametrize("call", ["pathlib.Path.is_file", "pathlib.Path.read_bytes", "os.scandir"])
+def test_files_out_of_reach_are_a_fault_of_the_machine(mnist_folder, monkeypatch, call):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(call, refuse)
+    with pytest.raises(EnvironmentFault, match=r"cannot be read \(Permission denied\)"):
+        build_dataset(config(mnist_folder), seed=1)

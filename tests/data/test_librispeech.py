@@ -1,3 +1,7 @@
+import errno
+import os
+import shutil
+
 import pytest
 import soundfile
 from sounds import write_tone
@@ -5,7 +9,7 @@ from sounds import write_tone
 from fedpriv.data.config import DataConfig, PartitionConfig, SpeechConfig
 from fedpriv.data.librispeech import build_librispeech, read_subset
 from fedpriv.data.text import ENGLISH
-from fedpriv.errors import InputError
+from fedpriv.errors import EnvironmentFault, InputError
 
 NATURAL = PartitionConfig(kind="natural")
 
@@ -129,11 +133,81 @@ def test_what_lacks_its_transcript_or_its_sound_is_a_bad_recording(folder):
         dataset.user(dataset.user_ids.index("speaker-700"))
 
 
-def test_a_transcript_file_that_is_no_text(folder):
-    path = folder / "test-clean" / "61" / "70968" / "61-70968.trans.txt"
-    path.write_bytes(b"61-70968-0000 \xff\n")
-    with pytest.raises(InputError, match=r"61-70968\.trans\.txt: cannot be read .*; replace it"):
+def user_of(folder, table, content):
+    """Return what is read of a reader whose transcripts are `content`."""
+    place = write_chapter(folder / table, "700", "1", 3)
+    (place / "700-1.trans.txt").write_bytes(content)
+    dataset = build(folder)
+    user = dataset.user(dataset.user_ids.index("speaker-700"))
+    decode = dataset.alphabet.decode
+    return [decode(target.tolist()) for target in user.targets], user.skipped, dataset
+
+
+@pytest.mark.parametrize(
+    ("content", "texts", "skipped"),
+    [
+        (b"700-1-0000 A\n700-1-0001 \xff\n700-1-0002 C\n", ["a", "c"], 1),
+        (b"\xef\xbb\xbf700-1-0000 A\r\n700-1-0001 B\r\n700-1-0002 C\r\n", ["a", "b", "c"], 0),
+        (b"700-1-0000 A\r700-1-0009 B\n700-1-0001 B\xc2\x85C\n700-1-0002 C\n", ["b c", "c"], 1),
+        (b"700-1-0000 A\n700-1-0001 B\nAND MORE\n700-1-0002 C\n", ["a", "b", "c"], 1),
+        (b"700-1-0000 A\n700-1-0001 B\n700-1-0001 D\n700-1-0002 C\n", ["a", "c"], 1),
+        (b"700-1-0000 A\n700-1-0\x0001 B\n700-1-0002 C\n", ["a", "c"], 2),
+        (b"700-1-0000 A\n26-495-0000 B\n700-1-0001 B\n700-1-0002 C\n", ["a", "b", "c"], 1),
+    ],
+)
+def test_a_bad_line_costs_its_recording_alone(folder, content, texts, skipped):
+    heard, left_out, dataset = user_of(folder, "train-other-500", content)
+    assert [text.strip() for text in heard] == texts
+    assert left_out == skipped
+    assert dataset.user_ids == ("speaker-103", "speaker-20", "speaker-26", "speaker-700")
+    assert [dataset.user(i).skipped for i in range(3)] == [0, 0, 0]
+
+
+def test_hidden_files_and_folders_are_no_data(folder):
+    before = [names(user) for user in build(folder).users]
+    subset = folder / "train-clean-100"
+    for place in (subset / "103" / "1240", subset / "26" / "495"):
+        for path in list(place.iterdir()):
+            (place / f"._{path.name}").write_bytes(b"\0\x05\x16\x07")
+    for hidden in (subset / ".Trash", subset / "103" / "._1240", folder / ".train-clean-100"):
+        write_chapter(hidden, "1", "2", 1)
+    write_chapter(subset / "@eaDir", "103", "1240", 1)
+    write_chapter(folder / "._train-clean-360", "14", "208", 1)
+    (subset / "__MACOSX" / "103").mkdir(parents=True)
+    for path in (subset / ".DS_Store", subset / "26" / ".DS_Store", subset / "26" / "README"):
+        path.write_bytes(b"\0")
+    assert [names(user) for user in build(folder).users] == before
+
+
+def test_a_recording_that_is_in_two_subsets_counts_once(folder):
+    write_chapter(folder / "train-clean-360", "26", "495", 3)
+    dataset = build(folder)
+    user = dataset.users[dataset.user_ids.index("speaker-26")]
+    assert names(user) == ["26-495-0000", "26-495-0001", "26-495-0002", "26-496-0000"]
+
+
+@pytest.mark.parametrize(
+    "place", ["train-clean-100", "train-clean-100/26", "train-clean-100/26/495"]
+)
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(folder, monkeypatch, place, code):
+    scandir = os.scandir
+
+    def fail(path):
+        if str(path) == str(folder / place):
+            raise OSError(code, os.strerror(code))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(EnvironmentFault, match=rf"{place}: cannot be read .*{os.strerror(code)}"):
         build(folder)
+
+
+def test_a_disk_that_is_gone_is_no_bad_recording(folder):
+    dataset = build(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(EnvironmentFault, match="this folder is missing or empty"):
+        dataset.user(0)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,34 @@ def test_a_listed_recording_that_is_missing_is_a_bad_one(folder):
     assert held_out(build(folder)).skipped == 1
 
 
+def test_a_word_whose_folder_was_removed_is_not_measured(folder):
+    write_tone(folder / "up" / "2aa787cf_nohash_0.wav")
+    with (folder / "testing_list.txt").open("a") as lines:
+        lines.write("up/2aa787cf_nohash_0.wav\n")
+    assert len(held_out(build(folder))) == 3
+    (folder / "up" / "2aa787cf_nohash_0.wav").unlink()
+    (folder / "up").rmdir()
+    assert (len(held_out(build(folder))), held_out(build(folder)).skipped) == (2, 0)
+
+
+def test_hidden_files_and_folders_are_no_data(folder):
+    for name in ("yes/._0a7c2a8d_nohash_0.wav", ".yes/9f9f9f9f_nohash_0.wav", "yes/.DS_Store"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"\0\x05\x16\x07")
+    (folder / "._testing_list.txt").write_bytes(b"\0")
+    dataset = build(folder)
+    assert dataset.user_ids == ("speaker-0a7c2a8d", "speaker-1ecfb537")
+    assert [len(user) for user in dataset.users] == [3, 1]
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("ending", [b"\n", b"\r\n", b"\n\n"])
+def test_a_list_is_read_with_its_marks_and_each_name_once(folder, mark, ending):
+    lines = [*FILES[4:6], FILES[4], ""]
+    (folder / "testing_list.txt").write_bytes(mark + ending.join(map(str.encode, lines)))
+    assert names(build(folder).held_out) == FILES[4:6]
+
+
 @pytest.mark.parametrize("name", ["testing_list.txt", "validation_list.txt"])
 def test_both_lists_are_needed(folder, name):
     (folder / name).unlink()
@@ -82,7 +110,9 @@ def test_both_lists_are_needed(folder, name):
 def test_a_list_of_something_else(folder, content):
     (folder / "testing_list.txt").write_text(content)
     found = "'yes.wav'" if content else "''"
-    with pytest.raises(InputError, match=rf"testing_list\.txt: expected .* found {found}"):
+    with pytest.raises(
+        InputError, match=rf"testing_list\.txt: line \d: expected .* found {found}$"
+    ):
         build(folder)
 
 
