@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import nn
 
 from fedpriv.config import ExperimentConfig, RuntimeConfig, load_config
 from fedpriv.data.federated import Batch
+from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.plan import Plan
 from fedpriv.federation.ray_cluster import cluster
@@ -115,6 +116,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         trainer = self.trainer
+        if isinstance(trainer.dataset, FederatedSpeech) and not self.config.runtime.deployment:
+            trainer.dataset.require_usable()
         self.held_out = tuple(
             trainer.task.prepare(trainer.model, part.to(trainer.device))
             for part in trainer.dataset.evaluation()
@@ -494,24 +497,29 @@ def _finite(epsilon: float | None) -> float | None:
 
 
 def _seen(record: RoundRecord, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return what the users' values say of the round; no mechanism released it."""
+    """Return what the users' values say of the round; no mechanism released it.
+
+    Where nobody was trained there are no means: None, for a loss of 0 would be the best of all.
+    """
     sums = record.sums
     users = sum(s.users for s in sums)
-    finite = max(1, users - sum(s.non_finite for s in sums))
+    trained = users - sum(s.non_finite for s in sums)
+
+    def mean(values: Iterable[float]) -> float | None:
+        return sum(values) / trained if trained else None
+
     return {
         "cohort": users,
         "examples": sum(s.examples for s in sums),
         "skipped": sum(s.skipped for s in sums),
         "users_per_second": users / record.seconds,
         "non_finite": sum(s.non_finite for s in sums),
-        "loss": sum(s.loss for s in sums) / finite,
-        "norm": sum(s.norm for s in sums) / finite,
-        "clipped": sum(s.clipped for s in sums) / finite,
-        "block_norms": {
-            name: sum(s.block_norms[i] for s in sums) / finite for i, name in enumerate(names)
-        },
+        "loss": mean(s.loss for s in sums),
+        "norm": mean(s.norm for s in sums),
+        "clipped": mean(s.clipped for s in sums),
+        "block_norms": {name: mean(s.block_norms[i] for s in sums) for i, name in enumerate(names)},
         "block_clipped": {
-            name: sum(s.block_clipped[i] for s in sums) / finite for i, name in enumerate(names)
+            name: mean(s.block_clipped[i] for s in sums) for i, name in enumerate(names)
         },
     }
 

@@ -53,12 +53,13 @@ class Batch(Protocol):
 class Examples:
     """Examples ready for a model.
 
-    `inputs` is float32 `[n, ...]`, `targets` is int64 `[n]`. Raises ValueError when their
-    lengths differ.
+    `inputs` is float32 `[n, ...]`, `targets` is int64 `[n]`; `skipped` more could not be used.
+    Raises ValueError when their lengths differ.
     """
 
     inputs: Tensor
     targets: Tensor
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.targets):
@@ -66,11 +67,6 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.targets)
-
-    @property
-    def skipped(self) -> int:
-        """Number of examples that could not be used: none."""
-        return 0
 
     @property
     def sizes(self) -> Tensor:
@@ -83,13 +79,16 @@ class Examples:
 
     def to(self, device: torch.device) -> "Examples":
         """Return them on another device."""
-        return Examples(moved_to(device, self.inputs), moved_to(device, self.targets))
+        inputs, targets = moved_to(device, self.inputs), moved_to(device, self.targets)
+        return Examples(inputs, targets, self.skipped)
 
     @classmethod
     def join(cls, parts: "Sequence[Examples]") -> "Examples":
         """Lay the examples of several users end to end."""
         return cls(
-            torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts])
+            torch.cat([part.inputs for part in parts]),
+            torch.cat([part.targets for part in parts]),
+            sum(part.skipped for part in parts),
         )
 
 
@@ -190,7 +189,8 @@ class PixelScale:
 class PartitionedImages:
     """Users as index arrays into one pool of raw images, scaled to float user by user.
 
-    `parts[i]` holds the pool positions of user i. Only raw pixels stay in memory.
+    `parts[i]` holds the pool positions of user i. Only raw pixels stay in memory. An example whose
+    label is none of 0 to `classes` - 1 is left out and counted, when its user is built.
     """
 
     pool: LabelledImages
@@ -239,7 +239,9 @@ class PartitionedImages:
         return content.hexdigest()
 
     def _scaled(self, raw: LabelledImages) -> Examples:
-        return Examples(self.scale.apply(raw.images), raw.labels.clone())
+        known = (raw.labels >= 0) & (raw.labels < self.classes)
+        images, labels = raw.images[known], raw.labels[known]
+        return Examples(self.scale.apply(images), labels, len(raw) - len(labels))
 
 
 @dataclass(frozen=True)

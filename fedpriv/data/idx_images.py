@@ -24,6 +24,9 @@ IDX_HOMES = (
 )
 TRAINING_IMAGES = "train-images-idx3-ubyte"
 
+MOST_WRONG = 0.5
+"""From more than this share of wrong training labels on they are another data set's."""
+
 
 @dataclass(frozen=True)
 class LabelRange:
@@ -60,7 +63,7 @@ def build_idx_images(config: DataConfig, seed: int) -> PartitionedImages:
     source = ImageSource(
         title=f"{prefix.rstrip('-') or folder.resolve().name} (images in idx files)",
         training=read_images(folder, splits[0], labels),
-        test=read_images(folder, splits[1], labels),
+        test=read_images(folder, splits[1], labels, most_wrong=0),
         classes=labels.classes,
         scale=MNIST_SCALE,
     )
@@ -90,11 +93,15 @@ def image_files(split: str) -> list[str]:
     return [f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"]
 
 
-def read_images(folder: Path, split: str, labels: LabelRange) -> LabelledImages:
+def read_images(
+    folder: Path, split: str, labels: LabelRange, most_wrong: float = MOST_WRONG
+) -> LabelledImages:
     """Read one split as uint8 images `[n, 1, height, width]` and int64 labels from 0.
 
-    Raises InputError, naming the file, for malformed files, wrong labels, no images, or
-    unequally many images and labels.
+    Labels outside the range are left to whoever builds a user: they belong to one person's
+    examples. More than the share `most_wrong` of them belong to another data set.
+    Raises InputError, naming the file, for malformed files, no images, unequally many images and
+    labels, and too many wrong labels.
     """
     image_path, label_path = (folder / name for name in image_files(split))
     images, targets = read_idx(image_path), read_idx(label_path)
@@ -108,17 +115,19 @@ def read_images(folder: Path, split: str, labels: LabelRange) -> LabelledImages:
             f"{label_path}: expected {len(images)} labels as in {image_path.name}, "
             f"found shape {list(targets.shape)}"
         )
-    checked = _targets(label_path, targets.astype(np.int64), labels)
+    checked = _targets(label_path, targets.astype(np.int64), labels, most_wrong)
     return LabelledImages(torch.from_numpy(images).unsqueeze(1), torch.from_numpy(checked))
 
 
-def _targets(path: Path, on_file: NDArray[np.int64], labels: LabelRange) -> NDArray[np.int64]:
+def _targets(
+    path: Path, on_file: NDArray[np.int64], labels: LabelRange, most_wrong: float
+) -> NDArray[np.int64]:
     targets = on_file - labels.first
     wrong = np.flatnonzero((targets < 0) | (targets >= labels.classes))
-    if len(wrong):
+    if len(wrong) > most_wrong * len(targets):
         raise InputError(
             f"{path}: wrong label {on_file[wrong[0]]} at example {wrong[0]}: labels are "
-            f"{labels.first} to {labels.first + labels.classes - 1}"
+            f"{labels.first} to {labels.first + labels.classes - 1} (wrong ones: {len(wrong)})"
         )
     return targets
 

@@ -63,7 +63,7 @@ def federate(source: ImageSource, config: DataConfig, seed: int) -> PartitionedI
         scale=source.scale,
         classes=source.classes,
         description=_describe(source, config, config.users or len(parts)),
-        sizes=_sizes(parts),
+        sizes=_sizes(parts) + _wrong_labels(source),
         facts=_facts(source, config),
     )
 
@@ -166,3 +166,9 @@ def _describe(source: ImageSource, config: DataConfig, users: int) -> str:
     return (
         f"{source.title}: {users} users ({dealt}); {len(source.test)} {config.evaluation} examples"
     )
+
+
+def _wrong_labels(source: ImageSource) -> str:
+    labels = source.training.labels
+    wrong = int(((labels < 0) | (labels >= source.classes)).sum())
+    return f"; {wrong} training examples with wrong labels, left out" if wrong else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -104,8 +104,16 @@ class FederatedSpeech:
         return self._read(self.users[index], self.speech.max_seconds_per_user)
 
     def evaluation(self) -> Iterator[Utterances]:
-        """Read the held-out recordings, some at a time: waveforms take much memory."""
-        yield from self._parts(self.held_out)
+        """Read the held-out recordings, some at a time: waveforms take much memory.
+
+        Raises InputError, with the reason, where none can be used.
+        """
+        usable = 0
+        for part in self._parts(self.held_out):
+            usable += len(part)
+            yield part
+        if not usable:
+            self._require_usable(self.held_out, "held-out")
 
     def digest(self) -> str:
         """Return the SHA-256 of the users' ids, transcripts and sound files.
@@ -157,11 +165,15 @@ class FederatedSpeech:
     def require_usable(self) -> None:
         """Raise InputError, with the reason, where no recording of any user can be used.
 
-        Every round would cost ε for noise alone. It looks at private data, so a deployment must
-        not let it decide anything.
+        Every round would cost ε for noise alone. It looks at private data, so in a deployment
+        nothing may depend on it.
         """
+        everybody = chain(self.strays, chain.from_iterable(self.users))
+        self._require_usable(everybody, "users'")
+
+    def _require_usable(self, recordings: Iterable[Recording], whose: str) -> None:
         reason = None
-        for recording in chain(self.strays, chain.from_iterable(self.users)):
+        for recording in recordings:
             try:
                 self._one(recording)
             except InputError as error:
@@ -170,7 +182,10 @@ class FederatedSpeech:
                 reason = reason or error
             else:
                 return
-        raise InputError(f"data: none of the users' recordings can be used; the first: {reason}")
+        raise InputError(
+            f"data: none of the {whose} recordings can be used; unpack the data set, mount its "
+            f"disk, or choose other parts; the first: {reason}"
+        )
 
     def _one(self, recording: Recording) -> tuple[Tensor, Tensor]:
         if isinstance(recording, BadRow):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpriv.data.audio import require_length
+from fedpriv.data.files import unreachable
 from fedpriv.errors import DamagedFile
 
 FULL_SCALE = 32768
@@ -76,6 +77,7 @@ class ChunkRecording:
             InputError: it is longer than `max_seconds`.
             DamagedFile: the file is not what was written. No InputError, for it is no
                 recording's fault and must not be skipped.
+            EnvironmentFault: the machine does not let the file be read.
             ValueError: another sample rate (Hz) than the chunk's.
         """
         chunk = self.chunk
@@ -124,8 +126,10 @@ def read_chunk(path: Path, sample_rate: int, recordings: int) -> Chunk:
         texts, lengths, checksums = index["texts"], index["samples"], index["crc32"]
         starts = (0, *np.cumsum(lengths, dtype=np.int64).tolist())
         whole = len(texts) == len(lengths) == len(checksums) == recordings
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         whole = False
+    except OSError as error:
+        raise unreachable(_index(path), error) from None
     if not whole:
         raise _damaged(_index(path))
     _map(path, starts[-1])
@@ -140,8 +144,10 @@ def _map(path: Path, samples: int) -> NDArray[np.int16]:
     # Mapped anew each time: a mapping that is kept keeps a file open, and there are many.
     try:
         sound = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+    except (FileNotFoundError, ValueError, EOFError):
         raise _damaged(path) from None
+    except OSError as error:
+        raise unreachable(path, error) from None
     if sound.dtype != np.int16 or sound.shape != (samples,):
         raise _damaged(path)
     return sound

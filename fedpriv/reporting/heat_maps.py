@@ -124,7 +124,8 @@ def _seen(run: Run, field: str) -> Cells:
 
 
 def _cell(row: Mapping[str, Any], field: str, name: str) -> float:
-    return float(row.get("simulation_only", {}).get(field, {}).get(name, math.nan))
+    value = row.get("simulation_only", {}).get(field, {}).get(name)
+    return math.nan if value is None else float(value)
 
 
 def _downsampled(names: list[str], table: np.ndarray) -> Cells:
@@ -142,10 +143,19 @@ def _downsampled(names: list[str], table: np.ndarray) -> Cells:
 
 
 def _pooled(table: np.ndarray, columns: int) -> np.ndarray:
-    """Return `table` with at most `columns` columns, each the mean of neighbouring ones."""
+    """Return `table` with at most `columns` columns, each the mean of neighbouring ones.
+
+    Nan, of rounds in which nobody was trained, counts for nothing.
+    """
     if table.shape[1] <= columns:
         return table
-    return np.stack([part.mean(axis=1) for part in np.array_split(table, columns, axis=1)], axis=1)
+    return np.stack([_mean(part) for part in np.array_split(table, columns, axis=1)], axis=1)
+
+
+def _mean(part: np.ndarray) -> np.ndarray:
+    known = (~np.isnan(part)).sum(axis=1)
+    unknown = np.full(len(part), math.nan)
+    return np.divide(np.nansum(part, axis=1), known, out=unknown, where=known > 0)
 
 
 def _three_decades(values: np.ndarray) -> LogNorm:

@@ -119,7 +119,7 @@ class ProgressLines:
 
     def _seen_text(self, seen: dict[str, Any]) -> Text:
         """Return what users' own values say of a round, which no mechanism released."""
-        loss = f"loss {seen['loss']:.3f}"
+        loss = "nobody trained" if seen["loss"] is None else f"loss {seen['loss']:.3f}"
         parts = [Text(f"cohort {seen['cohort']}, {loss}")]
         parts.append(Text(f"{seen['users_per_second']:.0f} {self._who}/s"))
         counted = {

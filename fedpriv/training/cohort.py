@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch, FederatedDataset
+from fedpriv.errors import DamagedFile, EnvironmentFault
 from fedpriv.privacy.clipping import ClippedUsers, ClippingRule, clip_and_add
 from fedpriv.privacy.error_feedback import ErrorFeedback, feed_back
 from fedpriv.privacy.moves import Moves
@@ -172,7 +173,10 @@ def _work(trainer: CohortTrainer, user: int, round_: int, seen: _Seen) -> Stacke
     """Return what a user trains on in this round; None, and counted, where that is nothing."""
     try:
         examples = trainer.prepared(user)
-    except Exception:  # whatever is in one person's data must not stop the others
+    except (EnvironmentFault, DamagedFile, OSError, MemoryError, torch.OutOfMemoryError):
+        raise  # of the machine: to go on would cost every user ε for noise alone
+    except Exception:
+        # Whatever one user's data lead to, it must not decide whether the others count.
         if not trainer.tolerant:
             raise
         seen.skip(0)

@@ -65,18 +65,56 @@ def test_path_is_required():
         build_dataset(config(None), seed=1)
 
 
-def test_wrong_label(split_writer, mnist_folder, labels):
-    labels[17] = 10
+@pytest.mark.parametrize("evaluation", ["test", "development"])
+def test_a_wrong_label_costs_its_own_example_alone(split_writer, mnist_folder, labels, evaluation):
+    settings = config(mnist_folder, evaluation=evaluation)
+    before = build_dataset(settings, seed=1)
+    labels[17], labels[24] = 10, 255  # the one is dealt to a user, the other held out
     split_writer("train", labels)
-    expected = "train-labels-idx1-ubyte: wrong label 10 at example 17: labels are 0 to 9"
+    dataset = build_dataset(settings, seed=1)
+    assert "; 2 training examples with wrong labels, left out" in dataset.description or (
+        evaluation == "development"
+        and "; 1 training examples with wrong labels, left out" in dataset.description
+    )
+    users = [(before.user(index), dataset.user(index)) for index in range(6)]
+    hit = {index for index, (_, now) in enumerate(users) if now.skipped}
+    assert sum(now.skipped for _, now in users) == (1 if evaluation == "development" else 2)
+    for index, (was, now) in enumerate(users):
+        assert len(now) + now.skipped == len(was)
+        assert index in hit or now.inputs.equal(was.inputs)
+    assert int(max(now.targets.max() for _, now in users)) <= 9
+    assert held_out(dataset).skipped == (1 if evaluation == "development" else 0)
+
+
+def test_a_user_with_wrong_labels_alone_has_no_examples(split_writer, mnist_folder, labels):
+    first = build_dataset(config(mnist_folder), seed=1).parts[0]
+    labels[first] = 99
+    split_writer("train", labels)
+    dataset = build_dataset(config(mnist_folder), seed=1)
+    assert (len(dataset.user(0)), dataset.user(0).skipped) == (0, 10)
+    assert sum(dataset.user(index).skipped for index in range(1, 6)) == 0
+
+
+def test_a_wrong_test_label_is_refused(split_writer, mnist_folder, labels):
+    labels[17] = 10
+    split_writer("t10k", labels[:20])
+    expected = "t10k-labels-idx1-ubyte: wrong label 10 at example 17: labels are 0 to 9"
     with pytest.raises(InputError, match=expected):
         build_dataset(config(mnist_folder), seed=1)
 
 
 def test_letter_zero_is_a_wrong_label(split_writer):
-    split_writer("emnist-letters-train", np.array([1, 0]))
+    split_writer("emnist-letters-train", np.array([1, 0, 2]))
     folder = split_writer("emnist-letters-test", np.array([1]))
-    with pytest.raises(InputError, match="wrong label 0 at example 1: labels are 1 to 26"):
+    dataset = build_dataset(config(folder, users=1), seed=1)
+    assert (dataset.user(0).targets.tolist(), dataset.user(0).skipped) == ([0, 1], 1)
+
+
+def test_labels_of_another_data_set_are_refused(split_writer):
+    split_writer("train", np.arange(26) + 1)
+    folder = split_writer("t10k", np.arange(9) + 1)
+    expected = r"wrong label 10 at example 9: labels are 0 to 9 \(wrong ones: 17\)"
+    with pytest.raises(InputError, match=expected):
         build_dataset(config(folder), seed=1)
 
 

@@ -86,12 +86,25 @@ def test_examples_per_user_caps_the_writers(mnist_folder):
     assert sorted(len(dataset.user(i)) for i in range(10)) == [4, 4, 4, 5, 5, 5, 5, 5, 5, 5]
 
 
-def test_labels_that_do_not_match_mnist_are_refused(split_writer, mnist_folder, labels):
-    labels[30] = 9
+@pytest.mark.parametrize("label", [9, 11])
+def test_a_label_that_does_not_match_costs_its_writer_one_image(
+    split_writer, mnist_folder, labels, writers, label
+):
+    labels[30] = label
     split_writer("train", labels)
+    dataset = build_dataset(config(mnist_folder), seed=1)
+    assert list(dataset.user_ids) == [f"writer-{writer}" for writer in sorted(set(writers))]
+    for index, writer in enumerate(sorted(set(writers))):
+        images = np.flatnonzero(writers == writer)
+        assert pixels(dataset.user(index)) == [image for image in images if image != 30]
+        assert dataset.user(index).skipped == int(30 in images)
+
+
+def test_labels_in_another_order_are_refused(split_writer, mnist_folder, labels):
+    split_writer("train", np.roll(labels, 1))
     expected = (
         "qmnist-train-labels-idx2-int: QMNIST does not match MNIST: "
-        r"class 0 at row 30 where train-labels has 9 \(rows that differ: 1\)"
+        r"class 0 at row 0 where train-labels has 9 \(rows that differ: 60\)"
     )
     with pytest.raises(InputError, match=expected):
         build_dataset(config(mnist_folder), seed=1)

@@ -1,17 +1,20 @@
 """Whole runs on speech, in this process: bad recordings, seed models, both engines."""
 
+import errno
 import json
+import os
 import threading
 
 import pytest
 import soundfile
 import torch
-from in_process import Silent, drive_on, resume_small, small_config
+from in_process import Silent, drive_on, resume_small, small_config, train_small
 from sounds import tone, write_tone
 
 from fedpriv import experiment
 from fedpriv.config import ExperimentConfig
 from fedpriv.errors import InputError
+from fedpriv.privacy.ledger import Ledger
 from fedpriv.seed_model import read_seed_model, seed_path, with_seed_model
 
 LETTERS = "abcd"
@@ -195,6 +198,77 @@ def test_a_speaker_of_whom_nothing_can_be_used_contributes_nothing(corpus):
     seen = rows[0]["simulation_only"]
     assert (seen["cohort"], seen["non_finite"], seen["skipped"]) == (8, 1, 3)
     assert seen["examples"] == 21
+
+
+def test_the_machines_fault_ends_a_run_before_it_costs_anything(corpus):
+    prepared = experiment.prepare(speech_config(corpus, runtime__cache_mib=0))
+    directory = experiment.create(prepared)
+    (corpus / "train-clean-360").rename(corpus / "unmounted")
+    for subset in ("train-clean-360/1/1", "train-clean-100/11/1"):
+        (corpus / subset).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(InputError, match=r"train-clean-360 holds no recordings"):
+        experiment.train(prepared, directory, Silent(), drive_on(None))
+    assert len(Ledger.open(directory.ledger)) == 0
+    assert directory.read_metrics() == []
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_a_disk_that_fails_between_rounds_costs_no_round_of_noise(corpus, monkeypatch, code):
+    prepared = experiment.prepare(speech_config(corpus, runtime__cache_mib=0))
+    directory = experiment.create(prepared)
+
+    class Breaking(Silent):
+        def finished(self, row):
+            super().finished(row)
+            monkeypatch.setattr(os, "pread", self.fail)
+
+        def fail(self, *_):
+            raise OSError(code, os.strerror(code))
+
+    expected = rf"cannot be read \({os.strerror(code)}\): a fault of the disk or of permissions"
+    with pytest.raises(InputError, match=expected) as stopped:
+        experiment.train(prepared, directory, watching := Breaking(), drive_on(None))
+    assert "\n" not in str(stopped.value)
+    charged = {release.round for release in Ledger.open(directory.ledger)}
+    assert charged == {row["round"] for row in watching.rows}
+
+
+def test_a_population_of_whom_nothing_can_be_read_is_refused(corpus):
+    for path in (corpus / "train-clean-360").rglob("*.flac"):
+        path.unlink()
+    config = speech_config(corpus)
+    expected = (
+        r"none of the users' recordings can be used; .*the first: .*1-1-0000\.flac: cannot be"
+    )
+    with pytest.raises(InputError, match=expected):
+        experiment.prepare(config)
+    deployed = config.runtime.model_copy(update={"deployment": True, "engine": "sequential"})
+    data = config.data.model_copy(update={"users": 8})
+    experiment.prepare(config.model_copy(update={"runtime": deployed, "data": data}))
+
+
+def test_held_out_recordings_of_which_none_can_be_used_are_refused_with_the_reason(corpus):
+    (corpus / "test-clean" / "21" / "1" / "21-1-0000.flac").write_bytes(b"")
+    for number in (1, 2):
+        (corpus / "test-clean" / "21" / "1" / f"21-1-000{number}.flac").unlink()
+    expected = "none of the held-out recordings can be used; .*the first: .*21-1-0000.flac: empty"
+    with pytest.raises(InputError, match=expected):
+        experiment.prepare(speech_config(corpus))
+
+
+def test_a_round_in_which_nobody_was_trained_has_no_loss(tmp_path):
+    directory, _ = train_small(
+        tmp_path / "run", rounds=12, privacy__sampling={"kind": "poisson", "expected_cohort": 0.7}
+    )
+    means = ("loss", "norm", "clipped")
+    empty = 0
+    for row in directory.read_metrics():
+        seen = row["simulation_only"]
+        nobody = seen["cohort"] == 0
+        empty += nobody
+        blocks = [*seen["block_norms"].values(), *seen["block_clipped"].values()]
+        assert all((value is None) == nobody for value in [*map(seen.get, means), *blocks])
+    assert 0 < empty < 12
 
 
 PRETRAIN = {"steps": 4, "batch_size": 4, "every": 2}

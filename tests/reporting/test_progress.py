@@ -55,6 +55,12 @@ def test_losses_are_said() -> None:
     assert "5 examples skipped" in text
 
 
+def test_a_round_in_which_nobody_was_trained_has_no_loss() -> None:
+    nobody = row(1, 0.5)
+    nobody["simulation_only"] |= {"loss": None, "norm": None, "clipped": None}
+    assert "simulation only: cohort 7, nobody trained" in shown(nobody)
+
+
 def test_silos_are_called_silos() -> None:
     broken = row(1, 0.5, silos={"median": 0.25})
     broken["simulation_only"] |= {"non_finite": 2}

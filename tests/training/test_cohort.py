@@ -5,7 +5,7 @@ import torch
 from in_process import small_config
 
 from fedpriv.data.federated import Examples
-from fedpriv.errors import InputError
+from fedpriv.errors import DamagedFile, EnvironmentFault, InputError
 from fedpriv.federation.parts import build_trainer
 from fedpriv.privacy import GlobalClipping, Unclipped, clip
 from fedpriv.training.cohort import train_cohort
@@ -57,6 +57,51 @@ def test_a_user_with_nan_contributes_zero_and_is_counted(trainer):
     assert with_nan.users == 3
     torch.testing.assert_close(with_nan.total, without.total, rtol=0, atol=1e-6)
     assert with_nan.loss == pytest.approx(without.loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class Failing(Poisoned):
+    """A data set in which user 7's data raise something."""
+
+    error: Exception
+
+    def user(self, index):
+        if index == 7:
+            raise self.error
+        return self.whole.user(index)
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("label 11"), KeyError("label"), ValueError("NUL"), RuntimeError("?")]
+)
+def test_whatever_a_user_of_a_deployment_raises_loses_that_user_alone(trainer, error):
+    start = flat_start(trainer)
+    failing = dataclasses.replace(trainer, dataset=Failing(trainer.dataset, error))
+    deployed = dataclasses.replace(failing, tolerant=True)
+    summed = train_cohort(deployed, start, [3, 7, 9], round_=1)
+    without = train_cohort(trainer, start, [3, 9], round_=1)
+    assert (summed.users, summed.non_finite) == (3, 1)
+    torch.testing.assert_close(summed.total, without.total, rtol=0, atol=1e-6)
+    with pytest.raises(type(error)):
+        train_cohort(failing, start, [3, 7, 9], round_=1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        EnvironmentFault("the disk is gone"),
+        DamagedFile("a cache"),
+        OSError("too many open files"),
+        MemoryError(),
+        torch.OutOfMemoryError("GPU"),
+    ],
+)
+@pytest.mark.parametrize("tolerant", [True, False])
+def test_a_fault_of_the_machine_is_no_users(trainer, error, tolerant):
+    dataset = Failing(trainer.dataset, error)
+    failing = dataclasses.replace(trainer, dataset=dataset, tolerant=tolerant)
+    with pytest.raises(type(error)):
+        train_cohort(failing, flat_start(trainer), [3, 7, 9], round_=1)
 
 
 def test_every_contribution_is_within_the_bound(trainer):
