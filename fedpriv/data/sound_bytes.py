@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
 
+from fedpriv.data.mpeg import find_mp3
 from fedpriv.errors import InputError
 
 PIPED = 0x7FFF0000
@@ -20,7 +21,8 @@ class SoundBytes:
     """The bytes of a sound file, as a context manager and as a file object for soundfile.
 
     A FLAC header's number of samples is hidden, for libsndfile would stop there even if more
-    follow; `promised` is that number, 0 for unknown. Where the disk fails, the decoder, which
+    follow; `promised` is that number, 0 for unknown. An mp3 file's number of frames is corrected
+    where there are more, and added where it is missing. Where the disk fails, the decoder, which
     cannot be told, meets the end of the file, and the error is raised when the file is closed.
     """
 
@@ -35,6 +37,7 @@ class SoundBytes:
         self._error: OSError | None = None
         self.promised = self._position = self._size = 0
         self._hidden: dict[int, int] = {}
+        self._prefix, self._skipped = b"", 0
         try:
             status = os.fstat(self._descriptor)
             if stat.S_ISDIR(status.st_mode):
@@ -45,7 +48,9 @@ class SoundBytes:
             if self._size == 0:
                 raise InputError(f"{path}: empty, 0 bytes; replace it")
             self._require_whole_wav(path)
-            self._hide_flac_length()
+            start = self._after_tag()
+            self._hide_flac_length(start)
+            self._count_mp3_frames(start)
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -77,9 +82,9 @@ class SoundBytes:
 
     def read(self, count: int) -> bytes:
         """Return the next `count` bytes, or as many as there are."""
-        first = self._position
+        first, prefix = self._position, self._prefix[self._position :][:count]
         try:
-            content = os.pread(self._descriptor, count, first)
+            content = prefix or self._at(first - len(self._prefix) + self._skipped, count)
         except OSError as error:
             self._error = error
             return b""
@@ -92,13 +97,26 @@ class SoundBytes:
     def _at(self, position: int, count: int) -> bytes:
         return os.pread(self._descriptor, count, position)
 
-    def _hide_flac_length(self) -> None:
+    def _after_tag(self) -> int:
+        """Return where the sound's own format begins: after an ID3 tag, if there is one."""
+        tag = self._at(0, 10)
+        if not tag.startswith(b"ID3") or len(tag) < 10:
+            return 0
+        return 10 + sum(byte << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True))
+
+    def _count_mp3_frames(self, start: int) -> None:
+        mp3 = find_mp3(self._at, start)
+        if mp3 is None:
+            return
+        if mp3.promised is None:
+            self._prefix, self._skipped = mp3.counted_frame(), mp3.first
+            self._size += len(self._prefix) - self._skipped
+        elif mp3.promised < mp3.frames:
+            places = range(mp3.promised_at, mp3.promised_at + 4)
+            self._hidden = dict(zip(places, mp3.frames.to_bytes(4, "big"), strict=True))
+
+    def _hide_flac_length(self, start: int) -> None:
         """Note the number of samples that STREAMINFO has, and let the decoder see 0 for it."""
-        start, tag = 0, self._at(0, 10)
-        if tag.startswith(b"ID3") and len(tag) == 10:
-            start = 10 + sum(
-                byte << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=True)
-            )
         header = self._at(start, 26)
         if len(header) < 26 or not header.startswith(b"fLaC"):
             return

@@ -131,6 +131,53 @@ def test_a_flac_file_without_what_its_header_says_is_truncated(tmp_path):
         read_audio(path, RATE, max_seconds=36)
 
 
+def varying_mp3(path, rate, channels, order):
+    """Write an mp3 file of 6 s whose bit rate varies; return the sound's samples and its header.
+
+    The first frame is the header, which has the number of those that follow.
+    """
+    noise = 0.3 * np.random.default_rng(0).standard_normal(3 * rate).clip(-3, 3)
+    sound = np.concatenate([np.zeros(3 * rate), noise][::order])
+    with soundfile.SoundFile(
+        path, "w", rate, channels, bitrate_mode="VARIABLE", compression_level=0.2
+    ) as file:
+        file.write(np.repeat(sound[:, None], channels, axis=1))
+    content = path.read_bytes()
+    second = next(at for at in range(61, 3_000) if content[at : at + 2] == content[:2])
+    return sound, content[:second], content[second:]
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("tag", [b"", b"ID3\x04\0\0\0\0\x01\x05" + bytes(133)])
+def test_an_mp3_file_without_a_number_of_frames_is_heard_to_its_end(
+    tmp_path, rate, channels, order, tag
+):
+    path = tmp_path / "varying.mp3"
+    sound, header, frames = varying_mp3(path, rate, channels, order)
+    assert b"Xing" in header
+    path.write_bytes(tag + frames)
+    wave = read_audio(path, rate, max_seconds=7)
+    assert len(wave) == pytest.approx(len(sound), abs=4_000)
+    loud = np.flatnonzero(np.abs(wave) > 0.05)
+    first, last = np.flatnonzero(np.abs(sound) > 0.05)[[0, -1]]
+    assert loud[[0, -1]] == pytest.approx([first, last], abs=4_000)
+
+
+@pytest.mark.parametrize("frames", [1, 20])
+def test_an_mp3_file_with_too_small_a_number_of_frames_is_heard_to_its_end(tmp_path, frames):
+    path = tmp_path / "varying.mp3"
+    sound, _, _ = varying_mp3(path, 16_000, 1, 1)
+    whole = read_audio(path, 16_000, max_seconds=7)
+    assert len(whole) == len(sound)
+    patch(path, path.read_bytes().index(b"Xing") + 8, ">I", frames)
+    np.testing.assert_array_equal(read_audio(path, 16_000, max_seconds=7), whole)
+    patch(path, path.read_bytes().index(b"Xing") + 8, ">I", 1_000_000)
+    with pytest.raises(InputError, match=r"varying\.mp3: truncated: "):
+        read_audio(path, 16_000, max_seconds=7)
+
+
 @pytest.mark.parametrize("subtype", ["GSM610", "MS_ADPCM", "IMA_ADPCM", "ULAW", "ALAW", "DOUBLE"])
 def test_every_coding_of_a_wav_file(tmp_path, subtype):
     soundfile.write(tmp_path / "coded.wav", tone(4, 8_000), 8_000, subtype=subtype)
