@@ -16,6 +16,11 @@ from fedpriv.errors import InputError
 PIPED = 0x7FFF0000
 """From this size on a wav header means "unknown": it was written into a pipe."""
 
+_PAGE_HEADER = 27
+_LARGEST_PAGE = _PAGE_HEADER + 255 + 255 * 255
+_LAST_PAGE = 4
+"""Of ogg: what a page begins with, ending in the number of sizes that follow, and its flag."""
+
 
 class SoundBytes:
     """The bytes of a sound file, as a context manager and as a file object for soundfile.
@@ -48,6 +53,7 @@ class SoundBytes:
             if self._size == 0:
                 raise InputError(f"{path}: empty, 0 bytes; replace it")
             self._require_whole_wav(path)
+            self._require_whole_ogg(path)
             start = self._after_tag()
             self._hide_flac_length(start)
             self._count_mp3_frames(start)
@@ -147,6 +153,17 @@ class SoundBytes:
                 f"{path}: wrong header: {promised} bytes of sound, and what follows them is none "
                 "of a wav file's parts; replace it"
             )
+
+    def _require_whole_ogg(self, path: Path) -> None:
+        """Raise InputError for an ogg file whose last page is cut off, or is not the last one."""
+        if self._at(0, 4) != b"OggS":
+            return
+        end = self._at(max(0, self._size - _LARGEST_PAGE), _LARGEST_PAGE)
+        page = end[end.rfind(b"OggS") :]
+        sizes = page[_PAGE_HEADER:][: page[_PAGE_HEADER - 1]] if len(page) >= _PAGE_HEADER else b""
+        whole = _PAGE_HEADER + len(sizes) + sum(sizes)
+        if len(page) < max(whole, _PAGE_HEADER) or not page[5] & _LAST_PAGE:
+            raise InputError(f"{path}: truncated: its last part is missing; replace it")
 
     def _wav_chunks(self) -> Iterator[tuple[bytes, tuple[int, int]]]:
         """Yield name, first byte and size of each part of a wav file, as its header gives them.

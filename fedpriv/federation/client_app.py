@@ -21,7 +21,7 @@ from flwr.clientapp import ClientApp
 from fedpriv.config import ExperimentConfig
 from fedpriv.data.content import Content
 from fedpriv.data.federated import FederatedDataset, Share
-from fedpriv.errors import EnvironmentFault, InputError
+from fedpriv.errors import DamagedFile, EnvironmentFault, InputError
 from fedpriv.federation.messages import (
     Work,
     data_of,
@@ -149,8 +149,9 @@ def _trained_silos(config: ExperimentConfig, work: Work, trainer: CohortTrainer)
 def _guarded(message: Message, answer: Callable[[ExperimentConfig], Message]) -> Message:
     """Return the answer to the message's experiment, or that there is none.
 
-    In a simulation wrong input, or a fault of the machine, goes back as its sentence, and anything else is a crash of this
-    node. From a node of a deployment no text leaves that could be about its data.
+    In a simulation wrong input, or a fault of the machine, goes back as its sentence, and anything
+    else is a crash of this node. From a node of a deployment no text leaves that could be about
+    its data.
     """
     try:
         config = experiment_of(message)
@@ -158,7 +159,7 @@ def _guarded(message: Message, answer: Callable[[ExperimentConfig], Message]) ->
         return failure_reply(message, str(error))
     try:
         return answer(config)
-    except (InputError, EnvironmentFault) as error:
+    except (InputError, EnvironmentFault, DamagedFile) as error:
         if config.runtime.deployment:
             return _withheld(message)
         return failure_reply(message, str(error))

@@ -165,10 +165,10 @@ def _steps(training: Pretraining, done: int) -> Iterator[tuple[int, Tensor]]:
 
 
 def _train_step(training: Pretraining, indices: Tensor, step: int) -> float:
-    """Take one step on the mean loss of the recordings and return it."""
+    """Take one step on the mean loss of the recordings and return it; nan where there are none."""
     batch = training.batch(indices)
     if batch is None:
-        return 0.0
+        return math.nan
     randomness = Randomness.simulation(training.seed)
     torch.manual_seed(randomness.torch_seed(Purpose.PRETRAINING, step, 1))
     augmentation = randomness.torch(Purpose.PRETRAINING, step, 2)

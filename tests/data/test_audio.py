@@ -62,7 +62,10 @@ def test_an_overshoot_is_clipped(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [2**7, 2**15, 2**23, 2**31, 1e30])
-@pytest.mark.parametrize(("extension", "subtype"), [("wav", "FLOAT"), ("wav", "DOUBLE")])
+@pytest.mark.parametrize(
+    ("extension", "subtype"),
+    [("wav", "FLOAT"), ("wav", "DOUBLE"), ("aiff", "FLOAT"), ("au", "DOUBLE"), ("caf", "FLOAT")],
+)
 def test_floats_in_the_scale_of_integers_are_refused(tmp_path, scale, extension, subtype):
     path = tmp_path / f"scaled.{extension}"
     soundfile.write(path, scale * tone(0.1, 8_000), 8_000, subtype=subtype)
@@ -259,6 +262,22 @@ def cut_flac(folder):
     return cut(write_tone(folder / "cut.flac", seconds=2), 0.5)
 
 
+def cut_ogg(folder):
+    return cut(write_tone(folder / "cut.ogg", seconds=20), 0.5)
+
+
+def cut_ogg_at_a_page(folder):
+    path = write_tone(folder / "page.ogg", seconds=20)
+    os.truncate(path, path.read_bytes().rindex(b"OggS"))
+    return path
+
+
+def ogg_without_its_last_byte(folder):
+    path = write_tone(folder / "last.ogg", seconds=20)
+    os.truncate(path, path.stat().st_size - 1)
+    return path
+
+
 def cut_mp3(folder):
     return cut(write_tone(folder / "cut.mp3", seconds=2), 0.5)
 
@@ -283,6 +302,9 @@ def cut_mp3(folder):
         (raw, "not a wav, flac, ogg or mp3 file, or its header is damaged; replace it"),
         (cut_flac, "damaged or truncated; replace it"),
         (cut_mp3, "truncated: "),
+        (cut_ogg, "truncated: its last part is missing; replace it"),
+        (cut_ogg_at_a_page, "truncated: its last part is missing; replace it"),
+        (ogg_without_its_last_byte, "truncated: its last part is missing; replace it"),
     ],
 )
 def test_a_bad_file_is_refused_in_one_line_by_name(tmp_path, make, reason):
