@@ -113,6 +113,7 @@ def choose_speakers(speakers: Iterable[str], config: DataConfig, seed: int) -> l
 def read_parts(names: Iterable[str], read: Callable[[str], BySpeaker]) -> BySpeaker:
     """Read parts of a corpus; a recording that is in several parts counts once.
 
+    The files' names tell a speaker's recordings apart, for parts may lie in folders of their own.
     One that has different transcripts there cannot be used.
     """
     speakers: dict[str, dict[str, AudioFile]] = {}
@@ -140,7 +141,7 @@ def _require_one_owner(corpus: Corpus) -> None:
     for part, speakers in parts.items():
         for speaker, recordings in speakers.items():
             for one in recordings:
-                owner, where = owners.setdefault(_file_name(one), (speaker, part))
+                owner, where = owners.setdefault(one.path, (speaker, part))
                 if owner != speaker and not isinstance(one, BadRow):
                     raise InputError(
                         f"data.path: {one} is listed for two speakers, {owner} ({where}) and "
