@@ -12,7 +12,7 @@ from fedpriv.data.config import SpeechConfig
 from fedpriv.data.espeak import ACCENTS, Espeak
 from fedpriv.data.synthetic_speakers import DIGITS, Split
 from fedpriv.data.synthetic_speech import HELD_OUT, PUBLIC, PUBLIC_HELD_OUT
-from fedpriv.errors import FedprivError, InputError
+from fedpriv.errors import EnvironmentFault, FedprivError, InputError
 
 pytest.importorskip(
     "espeakng_loader", reason="espeak-ng is not installed: pip install 'fedpriv[synthetic-speech]'"
@@ -255,6 +255,15 @@ def test_a_truncated_chunk_is_named(cache, damage):
     chunk.unlink()
     build_dataset(config(cache), seed=1)
     assert chunk.read_bytes() == whole
+
+
+def test_a_cache_out_of_reach_is_not_called_damaged(cache, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(np, "load", refuse)
+    with pytest.raises(EnvironmentFault, match=r"\.npy: cannot be read \(Permission denied\)"):
+        build_dataset(config(cache), seed=1)
 
 
 @pytest.mark.parametrize(
