@@ -7,8 +7,9 @@ Rényi curve of each distinct event is computed once, and composition adds curve
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Protocol
 
@@ -21,6 +22,11 @@ from dp_accounting.rdp.rdp_privacy_accountant import (
     compute_epsilon,
 )
 
+from fedpriv.privacy.rounding import (
+    CONVERSION,
+    of_poisson_sampling,
+    of_sampling_without_replacement,
+)
 from fedpriv.privacy.sampling import Adjacency
 
 # dp-accounting warns for each order at which its series does not converge. It leaves those orders
@@ -30,8 +36,8 @@ logging.getLogger("absl").addFilter(lambda record: "Excluding this order" not in
 #: The Rényi orders, dp-accounting's own, so that our ε is the one that its users get.
 ORDERS: tuple[float, ...] = tuple(float(order) for order in DEFAULT_RDP_ORDERS)
 
-
-_ROUNDING = 1e-12
+#: A δ below this is indistinguishable from zero in floating point, and zero has no ε by RDP.
+SMALLEST_DELTA = 1e-300
 
 #: Above this ε a privacy-loss distribution takes seconds and gigabytes, and says nothing of use.
 PLD_UP_TO = 100.0
@@ -64,16 +70,41 @@ class Accountant(Protocol):
 def _rdp_curve(
     event: dp_accounting.DpEvent, adjacency: Adjacency, orders: tuple[float, ...]
 ) -> np.ndarray:
-    """Return the Rényi divergence of one `event` at `orders`: float64 `[len(orders)]`."""
+    """Return a bound on the Rényi divergence of one `event` at `orders`: float64 `[len(orders)]`.
+
+    It is what dp-accounting computes and the most that rounding can have taken from it: with much
+    noise the divergence itself is lost in rounding, and could come out as zero or below.
+    """
+    if isinstance(event, dp_accounting.SelfComposedDpEvent):
+        return _frozen(event.count * _rdp_curve(event.event, adjacency, orders))
+    if isinstance(event, dp_accounting.ComposedDpEvent):
+        return _frozen(sum(_rdp_curve(each, adjacency, orders) for each in event.events))
     accountant = rdp.RdpAccountant(orders, adjacency.relation)
     accountant.compose(event)
-    # A divergence below this is lost in the rounding of the series, which can come out as zero or
-    # below: ε = 0 would follow. A floor keeps the answer above the truth.
     # Where the noise is so small that the series overflows there is no bound at all.
     known = np.nan_to_num(accountant.rdp, nan=np.inf, posinf=np.inf)
-    curve = np.maximum(known, _ROUNDING)
+    rounding = [_rounding(event, *point) for point in zip(orders, known, strict=True)]
+    return _frozen(np.maximum(known, 0) + rounding)
+
+
+def _frozen(curve: np.ndarray) -> np.ndarray:
+    # A unit in the last place for the operations that made it.
+    curve = curve * (1 + CONVERSION)
     curve.setflags(write=False)
     return curve
+
+
+def _rounding(event: dp_accounting.DpEvent, order: float, found: float) -> float:
+    """Return how far `found`, the divergence of `event` at `order`, may be below the truth."""
+    if not math.isfinite(found):
+        return 0.0
+    if isinstance(event, dp_accounting.PoissonSampledDpEvent):
+        rate, noise = event.sampling_probability, event.event.noise_multiplier
+        return of_poisson_sampling(rate, noise, order, found) if 0 < rate < 1 else 0.0
+    if isinstance(event, dp_accounting.SampledWithoutReplacementDpEvent):
+        rate = event.sample_size / event.source_dataset_size
+        return of_sampling_without_replacement(rate, order, found)
+    return 0.0
 
 
 class RdpAccountant:
@@ -89,28 +120,54 @@ class RdpAccountant:
     def __init__(self, adjacency: Adjacency, orders: tuple[float, ...] = ORDERS) -> None:
         self._adjacency = adjacency
         self._orders = orders
-        self._curve = np.zeros(len(orders))
+        self._counts: Counter[dp_accounting.DpEvent] = Counter()
 
     def compose(self, event: dp_accounting.DpEvent, count: int = 1) -> None:
         """Add the curve of `event`, `count` times."""
-        self._curve = self._curve + count * _rdp_curve(event, self._adjacency, self._orders)
+        _rdp_curve(event, self._adjacency, self._orders)
+        self._counts[event] += count
 
     def epsilon(self, delta: float) -> float:
         """Return ε at `delta`."""
-        return float(compute_epsilon(self._orders, self._curve, delta)[0])
+        return self._converted(self._counts, delta)[0]
 
     def best_order(self, delta: float) -> float:
         """Return the Rényi order that gives `epsilon(delta)`."""
-        return float(compute_epsilon(self._orders, self._curve, delta)[1])
+        return self._converted(self._counts, delta)[1]
 
     def delta(self, epsilon: float) -> float:
         """Return δ at `epsilon`."""
-        return float(compute_delta(self._orders, self._curve, epsilon)[0])
+        curve = self._curve(self._counts)
+        found, order = compute_delta(self._orders, curve, epsilon)
+        # Its logarithm is (order - 1)·(divergence - ε ...), rounded like any other number.
+        size = order * (float(curve[self._orders.index(order)]) + epsilon + 1)
+        return min(1.0, float(found) * math.exp(CONVERSION * size))
 
     def epsilon_after(self, event: dp_accounting.DpEvent, delta: float, count: int = 1) -> float:
         """Return ε at `delta` as it would be after `count` more of `event`, composing nothing."""
-        curve = self._curve + count * _rdp_curve(event, self._adjacency, self._orders)
-        return float(compute_epsilon(self._orders, curve, delta)[0])
+        return self._converted(self._counts + Counter({event: count}), delta)[0]
+
+    def _curve(self, counts: Mapping[dp_accounting.DpEvent, int]) -> np.ndarray:
+        """Return the composed curve; by counts, so that no rounding adds up over the rounds."""
+        total = np.zeros(len(self._orders))
+        for event, count in counts.items():
+            total += count * _rdp_curve(event, self._adjacency, self._orders)
+        return total * (1 + len(counts) * CONVERSION)
+
+    def _converted(
+        self, counts: Mapping[dp_accounting.DpEvent, int], delta: float
+    ) -> tuple[float, float]:
+        """Return ε at `delta`, rounded up, and its order."""
+        if not counts:
+            return 0.0, 0.0
+        if delta < SMALLEST_DELTA:
+            return math.inf, 0.0
+        curve = self._curve(counts)
+        found, order = (float(value) for value in compute_epsilon(self._orders, curve, delta))
+        if not math.isfinite(found):
+            return math.inf, order
+        size = found + 1 + abs(math.log(delta * order)) / (order - 1)
+        return found + CONVERSION * size, order
 
 
 class PldAccountant:
