@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,6 @@ from fedpriv.federation.audit_grid import AuditGrid, Hosted
 from fedpriv.federation.plan import Plan
 from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
 from fedpriv.optimizers.server import Server
-from fedpriv.privacy.accounting import ACCOUNTANTS, PLD_UP_TO
 from fedpriv.privacy.auditing import (
     Coins,
     Floats,
@@ -41,6 +41,7 @@ from fedpriv.privacy.auditing import (
     one_run_bound,
     one_shot_estimate,
 )
+from fedpriv.privacy.charging import charge
 from fedpriv.privacy.clipping import with_bounds
 from fedpriv.privacy.ledger import Ledger
 from fedpriv.privacy.randomness import Purpose, Randomness
@@ -108,7 +109,8 @@ def audit(
     """
     check(config, settings)
     experiment = prepare(config)
-    if math.isinf(experiment.plan.planned_epsilon() or 0.0):
+    planned = experiment.plan.planned_cost()
+    if planned is not None and math.isinf(planned.epsilon):
         raise InputError("privacy.noise_multiplier: so little noise makes ε infinite; write more")
     return _AuditedRun(experiment, settings).judged(observer, stop)
 
@@ -355,14 +357,11 @@ class _AuditedRun:
         """Return ε by each of the config's accountants, of what the audited run was charged."""
         config = self.plan.config
         assert config.privacy is not None
-        epsilons: dict[str, float] = {}
-        for name in sorted(config.privacy.accountants, reverse=True):  # rdp before pld
-            if name == "pld" and epsilons["rdp"] > PLD_UP_TO:
-                continue
-            accountant = ACCOUNTANTS[name](ledger.adjacency)
-            ledger.compose_into(accountant)
-            epsilons[name] = accountant.epsilon(config.privacy.delta)
-        return epsilons
+        charged = Counter(release.event() for release in ledger)
+        accountants, delta = config.privacy.accountants, config.privacy.delta
+        cost = charge(charged, ledger.adjacency, [delta], accountants).first
+        known = {"rdp": cost.epsilon_rdp, "pld": cost.epsilon_pld}
+        return {name: epsilon for name, epsilon in known.items() if epsilon is not None}
 
     def _audit(self, epsilons: dict[str, float], users: Membership | None) -> Audit:
         plan, settings, canaries = self.plan, self.settings, self.canaries

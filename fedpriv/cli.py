@@ -232,14 +232,16 @@ def show(config: ConfigPath, overrides: Overrides = None) -> None:
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG, its data and its model, without running anything."""
     from fedpriv import experiment
+    from fedpriv.privacy.figures import epsilon_text
     from fedpriv.reporting.noise_statement import TRUST_MODELS
     from fedpriv.reporting.wording import beside_epsilon
 
     prepared = experiment.prepare(load_config(config, overrides or []), seeded=False)
-    planned = prepared.plan.planned_epsilon()
-    cost = (
-        "without privacy" if planned is None else f"ε = {planned:.4g} at δ={prepared.plan.delta:g}"
-    )
+    planned = prepared.plan.planned_cost()
+    cost = "without privacy"
+    if planned is not None:
+        shown, name = epsilon_text(planned.epsilon), planned.accountant.upper()
+        cost = f"ε = {shown} by {name} at δ={planned.delta:g}"
     privacy = prepared.config.privacy
     if planned is not None and privacy is not None and prepared.plan.level:
         silos = privacy.unit == "example"
@@ -247,6 +249,7 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
         cost += ", for one of its examples" if silos else ""
     if planned is not None:
         cost += beside_epsilon(not prepared.config.runtime.deployment)
+    _say(prepared.plan.advice())
     print(f"{one_line(str(config))}: valid; {prepared.config.rounds} rounds cost {cost}")
     if privacy is not None and privacy.noise_by != "server":
         print(TRUST_MODELS[privacy.noise_by])
@@ -293,7 +296,8 @@ def plan(
 ) -> None:
     """Say what a recipe costs, or what a budget allows.
 
-    Budgets are held against ε by RDP, as in a run; ε by PLD stands beside it where it has a proof.
+    Budgets are held against the smallest ε that has a proof, as in a run: by PLD, or by RDP where
+    PLD has none.
     """
     from fedpriv.privacy import planning
     from fedpriv.reporting import budget
@@ -336,7 +340,9 @@ def extrapolate(
     delta: Annotated[float, typer.Option(help="δ")],
     scale_population: Annotated[str, typer.Option(help="factors, such as 1,10,100")] = "1",
     scale_cohort: Annotated[str, typer.Option(help="factors, such as 1,10,100")] = "1",
-    accountant: Annotated[str, typer.Option(help="rdp, or pld to have ε by both")] = "rdp",
+    accountant: Annotated[
+        str, typer.Option(help="pld, which is tighter, where it has a proof; or rdp alone")
+    ] = "pld",
     format: BudgetFormat = "table",
     plot: PlotPath = None,
 ) -> None:
@@ -361,7 +367,7 @@ def extrapolate(
         delta=delta,
         population_factors=_factors("--scale-population", scale_population),
         cohort_factors=_factors("--scale-cohort", scale_cohort),
-        tight=accountant == "pld",
+        accountants=("rdp", "pld") if accountant == "pld" else ("rdp",),
     )
     grid = planning.extrapolate(recipe)
     if plot is not None:
@@ -384,7 +390,7 @@ def show_ledger(path: LedgerPath, format: LedgerFormat = "table") -> None:
     _check_format(format, "table", "json")
     opened = ledgers.open_ledger(path)
     bill = opened.account.bill(opened.account.header.delta)
-    _say(opened.notes)
+    _say([*opened.notes, *ledgers.bill_notes(opened, bill)])
     if format == "json":
         sys.stdout.write(to_json(ledgers.ledger_document(opened, bill)))
     else:
@@ -399,7 +405,7 @@ def verify(path: LedgerPath, format: LedgerFormat = "table") -> None:
 
     _check_format(format, "table", "json")
     verified = ledgers.verify(path)
-    _say(verified.opened.notes)
+    _say([*verified.opened.notes, *ledgers.bill_notes(verified.opened, verified.bill)])
     if format == "json":
         sys.stdout.write(to_json(ledgers.verified_document(verified)))
     else:

@@ -287,7 +287,7 @@ class PrivacyConfig(Section):
     example: ExampleConfig | None = Field(
         default=None, description="What unit: example needs; null with unit: user."
     )
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+    delta: Annotated[float, Field(ge=1e-300, lt=1)] = Field(
         description="δ at which ε is reported; must be below 1/population, with unit: example "
         "below 1/N of a silo's examples."
     )
@@ -327,9 +327,11 @@ class PrivacyConfig(Section):
         "have the full noise. Where more fail, noise alone is released.",
     )
     accountants: tuple[Literal["rdp", "pld"], ...] = Field(
-        default=("rdp",),
+        default=("rdp", "pld"),
         min_length=1,
-        description="rdp: every round; pld: tighter, at evaluations.",
+        description="rdp: every round; pld: tighter, at evaluations. target_epsilon and budget are "
+        "held against the smallest ε that one of them proves. pld has a proof for Poisson sampling "
+        "and for everybody in every round, not for fixed_size.",
     )
     budget: BudgetConfig = BudgetConfig()
 
@@ -351,13 +353,7 @@ class PrivacyConfig(Section):
                 "clipping.kind: per_layer without normalize, or adaptive with adapts: per_layer"
             )
         if "rdp" not in self.accountants:
-            raise ValueError("accountants must include rdp, which budgets and calibration use")
-        amplified = self.unit == "user" and self.noise_by != "users"
-        without_replacement = amplified and self.sampling.kind == "fixed_size"
-        if "pld" in self.accountants and without_replacement:
-            raise ValueError(
-                "accountants: pld has no proof for sampling without replacement; write [rdp]"
-            )
+            raise ValueError("accountants must include rdp, which has a proof for every event")
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,13 +29,13 @@ from fedpriv.federation.ray_cluster import cluster
 from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
 from fedpriv.optimizers.server import Server
 from fedpriv.preparation import plan_and_trainer
-from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant
+from fedpriv.privacy.charging import pld_epsilon
 from fedpriv.privacy.ledger import Header, Ledger, check_same_run, read_ledger
 from fedpriv.privacy.silos import SiloCosts, most_charged
 from fedpriv.reporting.completeness import read_evidence
 from fedpriv.reporting.profile import Profile
 from fedpriv.reporting.run_directory import RunDirectory
-from fedpriv.reporting.wording import KNOWN_SEED
+from fedpriv.reporting.wording import KNOWN_SEED, spent_text
 from fedpriv.sections import user_path
 from fedpriv.seed_model import origin_of, with_seed_model
 from fedpriv.training.checkpoint import (
@@ -74,12 +75,13 @@ class LogLines:
     def begin(self, experiment: Experiment) -> None:
         """Say what is trained."""
         _LOG.info("fedpriv: %s, %d rounds", experiment.config.name, experiment.config.rounds)
+        for sentence in experiment.plan.advice():
+            self.say(sentence)
 
     def finished(self, row: dict[str, Any]) -> None:
         """Say what a round cost."""
         known = f" ({KNOWN_SEED})" if "simulation_only" in row else ""
-        said = (row["round"], row["epsilon"], row["delta"], known)
-        _LOG.info("round %d: epsilon %s, delta %s%s", *said)
+        _LOG.info("round %d: %s%s", row["round"], spent_text(row), known)
 
     def say(self, sentence: str) -> None:
         """Pass a sentence on."""
@@ -455,7 +457,7 @@ class _Recorder:
         if record.noise_only:
             row["noise_only"] = True
         if record.round % config.evaluation.every == 0 or record.round == config.rounds:
-            row["epsilon"] |= self._slow_epsilons(record.epsilon)
+            row |= self._with_pld(record.epsilon)
             row["held_out"] = self._evaluate()
         if not config.runtime.deployment:
             row["simulation_only"] = _seen(record, names)
@@ -478,17 +480,15 @@ class _Recorder:
         size = self._experiment.config.evaluation.batch_size
         return trainer.task.measure(trainer.model, self._experiment.held_out, size)
 
-    def _slow_epsilons(self, by_rdp: float | None) -> dict[str, float | None]:
-        """Return ε by PLD, which takes too long for every round, where it is of use."""
+    def _with_pld(self, by_rdp: float | None) -> dict[str, Any]:
+        """Return ε with that by PLD, which takes too long for every round, or why there is none."""
         privacy = self._experiment.config.privacy
-        if privacy is None or "pld" not in privacy.accountants:
+        if privacy is None or by_rdp is None or "pld" not in privacy.accountants:
             return {}
-        if by_rdp is None or by_rdp > PLD_UP_TO:
-            return {"pld": None} if by_rdp == math.inf else {}
-        accountant = PldAccountant(self._ledger.adjacency)
-        for release in most_charged(list(self._ledger)):
-            accountant.compose(release.event())
-        return {"pld": accountant.epsilon(privacy.delta)}
+        charged = Counter(release.event() for release in most_charged(list(self._ledger)))
+        epsilon, reason = pld_epsilon(charged, self._ledger.adjacency, privacy.delta, by_rdp)
+        said = {"epsilon": {"rdp": _finite(by_rdp), "pld": epsilon}}
+        return said if reason is None else said | {"without_pld": reason}
 
 
 def _finite(epsilon: float | None) -> float | None:

@@ -51,6 +51,7 @@ def run(clipping: str, bound: float, lr: float, seed: int) -> Result:
             f"local.lr={lr}",
             f"seed={seed}",
             "privacy.accountants=[rdp]",
+            "privacy.delta=1e-3",
             f"run_dir={folder}/run",
         ]
         options = [part for override in overrides for part in ("--set", override)]

@@ -110,6 +110,7 @@ def run(job: tuple[Cell, Path]) -> Result:
             f"privacy.clipping.bound={bound}",
             f"privacy.error_feedback={MEMORY[cell.memory]}",
             "privacy.accountants=[rdp]",
+            "privacy.delta=1e-3",
             f"seed={cell.seed}",
         ],
     )

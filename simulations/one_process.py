@@ -118,4 +118,10 @@ def train(
         server.model, experiment.held_out[::every], config.evaluation.batch_size
     )
     kept = summed.memory_norm / max(1, summed.users)
-    return Outcome(measures, plan.planned_epsilon(), norms / users, plan.layout.total, kept)
+    return Outcome(
+        measures,
+        cost.epsilon if (cost := plan.planned_cost()) else None,
+        norms / users,
+        plan.layout.total,
+        kept,
+    )

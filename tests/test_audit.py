@@ -75,7 +75,7 @@ def test_the_sampling_rate_is_the_configs_and_the_ledger_says_so(monkeypatch):
         assert release.noise_multiplier == 1.5
         accountant.compose(release.event())
     assert found.epsilons["rdp"] == pytest.approx(accountant.epsilon(1e-4))
-    assert found.epsilons["rdp"] == pytest.approx(plan.planned_epsilon())
+    assert found.epsilons["rdp"] == pytest.approx(plan.planned_cost().epsilon)
 
 
 def test_only_those_the_coin_let_in_are_trained(monkeypatch):

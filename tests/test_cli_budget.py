@@ -94,7 +94,8 @@ def test_a_plan_in_every_format(fedpriv):
     document = strict(ok(fedpriv(*options, "--format", "json")))
     rows = table_of(ok(fedpriv(*options, "--format", "csv")))
     assert document["solved_for"] == "epsilon"
-    assert document["epsilon"] > document["epsilon_pld"] > 0
+    assert document["epsilon_rdp"] > document["epsilon_pld"] > 0
+    assert (document["epsilon"], document["accountant"]) == (document["epsilon_pld"], "pld")
     assert [cost["delta"] for cost in document["deltas"]] == [1e-5, 1e-8]
     assert float(rows[-2]["epsilon"]) == document["epsilon"]
     assert len(rows) == 5 * 2
@@ -118,16 +119,20 @@ def test_what_pld_cannot_prove_is_null_and_said(fedpriv):
     assert "no PLD" in err
 
 
+RDP = ("--accountant", "rdp")
+
+
 def test_extrapolation_rows(fedpriv):
     scales = ["--scale-population", "1,1000", "--scale-cohort", "1,300"]
-    code, out, err = fedpriv("budget", "extrapolate", *SPEECH, *scales, "--format", "json")
+    code, out, err = fedpriv("budget", "extrapolate", *SPEECH, *scales, *RDP, "--format", "json")
     assert code == 0
     rows = strict(out)
     keys = ["population", "cohort", "noise_multiplier", "rounds", "delta", "epsilon"]
+    keys += ["accountant", "epsilon_rdp"]
     assert [list(row) for row in rows] == [keys] * 3
     assert rows[-1]["epsilon"] == pytest.approx(4.65, abs=0.005)
     assert "307,200 of 34,753" in err
-    table = ok(fedpriv("budget", "extrapolate", *SPEECH, *scales))
+    table = ok(fedpriv("budget", "extrapolate", *SPEECH, *scales, *RDP))
     assert "4.652" in table
     assert "34,753,000" in table
     text = ok(fedpriv("budget", "extrapolate", *SPEECH, "--format", "csv", "--accountant", "pld"))
@@ -198,14 +203,14 @@ def test_a_ledger_is_shown_in_groups(fedpriv, tmp_path):
     assert [group["releases"] for group in document["groups"]] == [3]
     accountant = RdpAccountant(build_sampling("poisson", 1000, 50).adjacency)
     Ledger.open(folder / "ledger.jsonl").compose_into(accountant)
-    assert document["epsilon"] == accountant.epsilon(1e-5)
+    assert document["epsilon_rdp"] == accountant.epsilon(1e-5)
 
 
 def test_a_run_is_verified_against_its_metrics(fedpriv, run):
     document = strict(ok(fedpriv("ledger", "verify", run, "--format", "json")))
     assert (document["intact"], document["metrics_agree"], document["releases"]) == (True, True, 2)
     said = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["epsilon"]["rdp"]
-    assert document["epsilon"] == pytest.approx(said, rel=1e-9)
+    assert document["epsilon_rdp"] == pytest.approx(said, rel=1e-9)
     assert "agrees" in ok(fedpriv("ledger", "verify", run / "ledger.jsonl"))
 
 
@@ -222,7 +227,7 @@ def test_runs_are_merged(fedpriv, tmp_path):
     assert document["releases"] == 6
     assert [run["releases"] for run in document["runs"]] == [3, 3]
     assert document["epsilon"] > document["runs"][0]["epsilon"]
-    assert document["epsilon_pld"] < document["epsilon"]
+    assert document["epsilon_pld"] < document["epsilon_rdp"]
     table = ok(fedpriv("ledger", "merge", *folders, "--delta", "1e-6"))
     assert "all together" in table
     assert "same people" in table

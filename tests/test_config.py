@@ -64,13 +64,6 @@ def test_overrides_change_nested_keys_with_yaml_values(tmp_path):
         ({"privacy__sampling__kind": "all"}, "expected_cohort does not go with kind: all"),
         ({"privacy__sampling": {"kind": "poisson"}}, "expected_cohort is needed"),
         ({"privacy__sampling": {"kind": "fixed_size", "expected_cohort": 2.5}}, "whole number"),
-        (
-            {
-                "privacy__sampling": {"kind": "fixed_size", "expected_cohort": 5},
-                "privacy__accountants": ["rdp", "pld"],
-            },
-            r"pld has no proof .* write \[rdp\]",
-        ),
         ({"privacy__accountants": ["pld"]}, "accountants must include rdp"),
         ({"privacy__adjacency": "replace_one"}, "replace_one has no proof with poisson sampling"),
         ({"privacy__noise": "per_block", "privacy__clipping__kind": "global"}, "per_block has no"),

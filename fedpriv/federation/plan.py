@@ -18,8 +18,9 @@ from fedpriv.federation.parts import (
     build_randomness,
     build_shares,
 )
-from fedpriv.privacy.accounting import RdpAccountant
-from fedpriv.privacy.calibration import affordable_rounds, noise_multiplier_for
+from fedpriv.privacy.advice import delta_advice, epsilon_advice
+from fedpriv.privacy.calibration import noise_multiplier_for
+from fedpriv.privacy.charging import Budget, Cost, affordable, charge
 from fedpriv.privacy.clipping import AdaptiveBounds, GlobalClipping, Unclipped
 from fedpriv.privacy.example_level import ExampleLevel, steps_event
 from fedpriv.privacy.mechanisms import GaussianMechanism
@@ -85,24 +86,50 @@ class Plan:
         """The δ at which ε is reported; None without privacy."""
         return self.config.privacy.delta if self.config.privacy else None
 
-    def planned_epsilon(self) -> float | None:
-        """Return the RDP ε of all planned rounds; None without privacy.
+    @property
+    def limit(self) -> Budget | None:
+        """The budget with all that it is held against; None for no budget."""
+        privacy = self.config.privacy
+        if privacy is None or privacy.budget.epsilon is None:
+            return None
+        return Budget(
+            privacy.budget.epsilon,
+            privacy.delta,
+            self.adjacency,
+            privacy.accountants,
+            self.config.rounds,
+        )
+
+    def planned_cost(self) -> Cost | None:
+        """Return what all planned rounds cost; None without privacy.
 
         With a `level` it is that of a silo, or user, that takes part in every round.
         """
-        if self.delta is None:
+        privacy = self.config.privacy
+        if privacy is None:
             return None
-        accountant = RdpAccountant(self.adjacency)
-        accountant.compose(self.event(), self.config.rounds)
-        return accountant.epsilon(self.delta)
+        events = {self.event(): self.config.rounds}
+        return charge(events, self.adjacency, [privacy.delta], privacy.accountants).first
 
     def affordable_rounds(self) -> int:
         """Return how many of the planned rounds the budget allows; of a level, one in them all."""
-        if self.budget is None or self.delta is None:
+        if self.limit is None:
             return self.config.rounds
-        return affordable_rounds(
-            self.event(), self.adjacency, self.budget, self.delta, self.config.rounds
-        )
+        return affordable(self.event(), self.limit, self.config.rounds)
+
+    def advice(self) -> tuple[str, ...]:
+        """Return what to know of a δ, an ε or an accountant that promises less than it could."""
+        cost = self.planned_cost()
+        if cost is None or cost.delta is None:
+            return ()
+        of_delta = None
+        if not isinstance(self.level, ExampleLevel):
+            of_delta = delta_advice(cost.delta, self.sampling.population)
+        elif self.level.silo_size is not None:
+            of_delta = delta_advice(cost.delta, self.level.silo_size, "silo_size")
+        unlisted = self.config.privacy and "pld" not in self.config.privacy.accountants
+        missing = None if unlisted else cost.without_pld
+        return tuple(filter(None, (of_delta, epsilon_advice(cost.epsilon), missing)))
 
 
 def build_plan(config: ExperimentConfig, population: int, layout: Layout, data: str) -> Plan:
@@ -200,7 +227,12 @@ def _noise_multiplier(
     assert privacy.target_epsilon is not None
     try:
         return noise_multiplier_for(
-            privacy.target_epsilon, privacy.delta, rounds, adjacency, event_at
+            privacy.target_epsilon,
+            privacy.delta,
+            rounds,
+            adjacency,
+            event_at,
+            privacy.accountants,
         )
     except ValueError as error:
         raise InputError(f"privacy.target_epsilon: {error}") from None

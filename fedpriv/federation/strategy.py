@@ -10,6 +10,7 @@ import math
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dp_accounting import DpEvent
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -39,8 +41,10 @@ from fedpriv.federation.messages import (
 from fedpriv.federation.plan import Plan
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.accounting import RdpAccountant
+from fedpriv.privacy.charging import Cost
 from fedpriv.privacy.clipping import bounds_of, moved
 from fedpriv.privacy.example_level import ExampleLevel
+from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import Ledger, Release
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.randomness import Purpose
@@ -159,10 +163,12 @@ class PrivateFedAvg(Strategy):
         self._drawn = 0
         self._cohort: tuple[int, ...] = ()
         self._accountant = RdpAccountant(plan.adjacency)
+        self._charged: Counter[DpEvent] = Counter()
         #: What each silo or user of a level has spent; else all users spend what releases cost.
         self._silos = SiloAccounts(plan.adjacency, plan.sampling.population)
         if plan.level is None:
-            ledger.compose_into(self._accountant)
+            for release in ledger:
+                self._charge(release.event())
         else:
             self._silos.charge_all(ledger)
 
@@ -285,20 +291,27 @@ class PrivateFedAvg(Strategy):
 
     def _pay(self, round_: int, attempt: int, digest: str) -> None:
         """Charge the ledger, durably, and the accountant for a release."""
+        release = self._release(round_, attempt, digest)
+        self.ledger.append(release)
+        if self.plan.level is None:
+            self._charge(release.event())
+        else:
+            self._silos.charge_all([release])
+
+    def _charge(self, event: DpEvent) -> None:
+        self._accountant.compose(event)
+        self._charged[event] += 1
+
+    def _release(self, round_: int, attempt: int, digest: str) -> Release:
+        """Return what the ledger records of a release of this round."""
         sampling, level, cohort = self.plan.sampling, self.plan.level, self._cohort
         if level is None:
             shares = self.plan.shares
-            release = Release.of(round_, attempt, sampling, self._mechanism, digest, shares)
-        elif isinstance(level, ExampleLevel):
+            return Release.of(round_, attempt, sampling, self._mechanism, digest, shares)
+        if isinstance(level, ExampleLevel):
             level = level.at(self.bounds)
-            release = Release.of_silos(round_, attempt, sampling, level, cohort, digest)
-        else:
-            release = Release.of_users(round_, attempt, sampling, level, cohort, digest)
-        self.ledger.append(release)
-        if level is None:
-            self._accountant.compose(release.event())
-        else:
-            self._silos.charge_all([release])
+            return Release.of_silos(round_, attempt, sampling, level, cohort, digest)
+        return Release.of_users(round_, attempt, sampling, level, cohort, digest)
 
     def _attempt(self, round_: int) -> int:
         """Return which draw of cohort and noise the round uses.
@@ -373,18 +386,22 @@ class PrivateFedAvg(Strategy):
         return moved(self.bounds, (beside / max(silos, 1)).tolist())
 
     def _check_budget(self, round_: int) -> None:
-        if self.plan.budget is None or self.plan.delta is None:
-            return
-        event = self.plan.event()
-        if self.plan.level is not None:
-            after = self._silos.worst_after(self._cohort, event, self.plan.delta)
-        else:
-            after = self._accountant.epsilon_after(event, self.plan.delta)
-        if after > self.plan.budget:
+        if (after := self._above_budget(round_)) is not None:
             raise BudgetError(
-                f"round {round_} is not run: it would raise ε to {after:.4g}, above the budget of "
-                f"{self.plan.budget:g}; the model of round {round_ - 1} is kept"
+                f"round {round_} is not run: it would raise ε to {epsilon_text(after.epsilon)} by "
+                f"{after.accountant.upper()}, above the budget of {self.plan.budget:g}; the model "
+                f"of round {round_ - 1} is kept"
             )
+
+    def _above_budget(self, round_: int) -> Cost | None:
+        """Return what the round would raise ε to; None where that is within the budget."""
+        if self.plan.limit is None:
+            return None
+        # As the ledger will have it, so that its events are of one kind and can be counted.
+        event = self._release(round_, self._drawn, "").event()
+        if self.plan.level is not None:
+            return self._silos.above(self.plan.limit, self._cohort, event)
+        return self.plan.limit.refuses(self._charged, event)
 
     def epsilon(self) -> float | None:
         """Return the RDP ε spent so far at the run's δ, by the worst silo; None for no privacy."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedpriv.privacy.accounting import ACCOUNTANTS, Accountant, PldAccountant, RdpAccountant
-    from fedpriv.privacy.calibration import affordable_rounds, noise_multiplier_for
+    from fedpriv.privacy.calibration import noise_multiplier_for
+    from fedpriv.privacy.charging import Bill, Budget, Cost, affordable, charge
     from fedpriv.privacy.clipping import (
         SPLITS,
         AdaptiveBounds,
@@ -44,8 +45,11 @@ __all__ = [
     "Accountant",
     "AdaptiveBounds",
     "Adjacency",
+    "Bill",
+    "Budget",
     "ClippedUpdate",
     "ClippingRule",
+    "Cost",
     "CountNoise",
     "Dice",
     "ErrorFeedback",
@@ -71,8 +75,9 @@ __all__ = [
     "SiloCosts",
     "Unclipped",
     "UserNoise",
-    "affordable_rounds",
+    "affordable",
     "build_sampling",
+    "charge",
     "clip",
     "feed_back",
     "most_charged",
@@ -94,6 +99,7 @@ _MODULES = (
     "user_noise",
     "accounting",
     "calibration",
+    "charging",
     "ledger",
     "silos",
 )

@@ -9,13 +9,17 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, reduce
 from typing import Protocol
 
 import dp_accounting
 import numpy as np
-from dp_accounting import pld, rdp
+from dp_accounting import rdp
+from dp_accounting.pld.privacy_loss_distribution import (
+    PrivacyLossDistribution,
+    from_gaussian_mechanism,
+)
 from dp_accounting.rdp.rdp_privacy_accountant import (
     DEFAULT_RDP_ORDERS,
     compute_delta,
@@ -41,6 +45,9 @@ SMALLEST_DELTA = 1e-300
 
 #: Above this ε a privacy-loss distribution takes seconds and gigabytes, and says nothing of use.
 PLD_UP_TO = 100.0
+
+# The grid of privacy losses, dp-accounting's own.
+_INTERVAL = 1e-4
 
 
 class Accountant(Protocol):
@@ -78,7 +85,8 @@ def _rdp_curve(
     if isinstance(event, dp_accounting.SelfComposedDpEvent):
         return _frozen(event.count * _rdp_curve(event.event, adjacency, orders))
     if isinstance(event, dp_accounting.ComposedDpEvent):
-        return _frozen(sum(_rdp_curve(each, adjacency, orders) for each in event.events))
+        parts = [_rdp_curve(each, adjacency, orders) for each in event.events]
+        return _frozen(np.sum(parts, axis=0))
     accountant = rdp.RdpAccountant(orders, adjacency.relation)
     accountant.compose(event)
     # Where the noise is so small that the series overflows there is no bound at all.
@@ -166,6 +174,9 @@ class RdpAccountant:
         found, order = (float(value) for value in compute_epsilon(self._orders, curve, delta))
         if not math.isfinite(found):
             return math.inf, order
+        # Where δ ≥ √(1 - e^-divergence), which bounds the total variation, ε = 0 holds.
+        if found == 0 and np.any(delta**2 * (1 - CONVERSION) + np.expm1(-curve) > 0):
+            return 0.0, order
         size = found + 1 + abs(math.log(delta * order)) / (order - 1)
         return found + CONVERSION * size, order
 
@@ -174,7 +185,8 @@ class PldAccountant:
     """Privacy loss distributions: tight, and a few tenths of a second for an answer.
 
     Events are only counted until an answer is asked for; equal questions are answered from
-    memory.
+    memory. Everything is rounded to the safe side but the Fourier transforms that compose: these
+    may take from δ what `_rounding` says, so ε is asked for at a δ that is smaller by as much.
     """
 
     name = "pld"
@@ -182,40 +194,102 @@ class PldAccountant:
     def __init__(self, adjacency: Adjacency) -> None:
         self._adjacency = adjacency
         self._counts: Counter[dp_accounting.DpEvent] = Counter()
-        self._composed: pld.PLDAccountant | None = None
+        self._composed: PrivacyLossDistribution | None = None
 
     def compose(self, event: dp_accounting.DpEvent, count: int = 1) -> None:
         """Count `event`, `count` times."""
-        plain = isinstance(event, dp_accounting.GaussianDpEvent | dp_accounting.NonPrivateDpEvent)
-        replaced = self._adjacency is Adjacency.REPLACE_ONE
-        if (replaced and not plain) or not self._empty().supports(event):
-            raise dp_accounting.UnsupportedEventError(
-                f"PLD accounting has no proof for {event} under {self._adjacency.value}"
+        for part, times in _parts(event, count):
+            plain = isinstance(
+                part, dp_accounting.GaussianDpEvent | dp_accounting.NonPrivateDpEvent
             )
-        self._counts[event] += count
+            sampled = isinstance(part, dp_accounting.PoissonSampledDpEvent)
+            replaced = self._adjacency is Adjacency.REPLACE_ONE
+            if not (plain or (sampled and not replaced)):
+                raise dp_accounting.UnsupportedEventError(
+                    f"PLD accounting has no proof for {event} under {self._adjacency.value}"
+                )
+            self._counts[part] += times
         self._composed = None
 
     def epsilon(self, delta: float) -> float:
-        """Return ε at `delta`."""
-        return float(self._accountant().get_epsilon(delta))
+        """Return ε at `delta`; inf where rounding may come to `delta`, which proves nothing."""
+        if not self._counts:
+            return 0.0
+        left = delta - self._rounding
+        if left <= 0 or self._without_noise:
+            return math.inf
+        return float(self._distribution().get_epsilon_for_delta(left)) * (1 + CONVERSION)
 
     def delta(self, epsilon: float) -> float:
         """Return δ at `epsilon`."""
-        return float(self._accountant().get_delta(epsilon))
+        if not self._counts:
+            return 0.0
+        if self._without_noise:
+            return 1.0
+        found = self._distribution().get_delta_for_epsilon(epsilon)
+        return min(1.0, float(found) + self._rounding)
 
-    def _accountant(self) -> pld.PLDAccountant:
+    @property
+    def _without_noise(self) -> bool:
+        return any(isinstance(event, dp_accounting.NonPrivateDpEvent) for event in self._counts)
+
+    @property
+    def _rounding(self) -> float:
+        """What transforms may take from δ: twenty times the worst that tests could find.
+
+        It grows with the number of sampled releases, which are composed as a power of one
+        transform.
+        """
+        releases = sum(
+            1 if isinstance(event, dp_accounting.GaussianDpEvent) else count
+            for event, count in self._counts.items()
+        )
+        return 1e-13 + 1e-15 * releases
+
+    def _distribution(self) -> PrivacyLossDistribution:
         if self._composed is None:
-            self._composed = self._empty()
-            for event, count in self._counts.items():
-                self._composed.compose(event, count)
+            each = [
+                _composed_pld(event, self._adjacency, count)
+                for event, count in self._counts.items()
+            ]
+            self._composed = reduce(lambda one, other: one.compose(other), each)
         return self._composed
 
-    def _empty(self) -> pld.PLDAccountant:
-        # Our events carry the sensitivity 2C of replace-one in their multiplier, as dp-accounting's
-        # RDP expects. Its PLD doubles the sensitivity itself, and would count it twice.
-        if self._adjacency is Adjacency.REPLACE_ONE:
-            return pld.PLDAccountant(Adjacency.ADD_OR_REMOVE_ONE.relation)
-        return pld.PLDAccountant(self._adjacency.relation)
+
+def _parts(event: dp_accounting.DpEvent, count: int) -> Iterator[tuple[dp_accounting.DpEvent, int]]:
+    """Yield what `count` of `event` are composed of."""
+    if isinstance(event, dp_accounting.SelfComposedDpEvent):
+        yield from _parts(event.event, event.count * count)
+    elif isinstance(event, dp_accounting.ComposedDpEvent):
+        for each in event.events:
+            yield from _parts(each, count)
+    else:
+        yield event, count
+
+
+def _composed_pld(
+    event: dp_accounting.DpEvent, adjacency: Adjacency, count: int
+) -> PrivacyLossDistribution:
+    if isinstance(event, dp_accounting.GaussianDpEvent):
+        # So many Gaussians are one.
+        return _pld_of(event.noise_multiplier / math.sqrt(count), 1.0, adjacency)
+    noise = event.event.noise_multiplier
+    return _pld_of(noise, event.sampling_probability, adjacency).self_compose(count)
+
+
+@lru_cache(maxsize=8)
+def _pld_of(noise_multiplier: float, rate: float, adjacency: Adjacency) -> PrivacyLossDistribution:
+    """Return the distribution of one release, which takes longer to make than to compose."""
+    # Our events carry the sensitivity 2C of replace-one in their multiplier, as dp-accounting's
+    # RDP expects. Its PLD doubles the sensitivity itself, and would count it twice.
+    replaced = adjacency is Adjacency.REPLACE_ONE
+    relation = (Adjacency.ADD_OR_REMOVE_ONE if replaced else adjacency).relation
+    return from_gaussian_mechanism(
+        noise_multiplier,
+        value_discretization_interval=_INTERVAL,
+        sampling_prob=rate,
+        neighboring_relation=relation,
+    )
 
 
 #: The accountants by their name in a config.

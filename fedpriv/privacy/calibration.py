@@ -1,18 +1,28 @@
-"""Calibration: from a budget to a noise multiplier, or to a number of rounds."""
+"""Calibration: from a budget to a noise multiplier."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from decimal import ROUND_CEILING, Context, Decimal
 
 import dp_accounting
 from scipy.optimize import brentq
 
-from fedpriv.privacy.accounting import RdpAccountant
+from fedpriv.privacy.charging import ALL_ACCOUNTANTS, charge
 from fedpriv.privacy.sampling import Adjacency
 
 _TOLERANCE = 1e-6
+# Below this ε is zero to every reader; a logarithm of zero there is not.
+_LEAST = 1e-12
+# As near as RDP need come where PLD is asked after it.
+_NEAR = 1e-2
 # With more noise than this nothing is learnt, and rounding decides what is proved.
 _MOST_NOISE = 2.0**30
+# A ledger rounds the multiplier that it charges down, by less than this.
+_RECORDED = 1 - 1e-11
+# PLD is asked for z of so many digits: it has no more, on every machine.
+_DIGITS = Context(prec=7, rounding=ROUND_CEILING)
 
 
 def noise_multiplier_for(
@@ -21,25 +31,40 @@ def noise_multiplier_for(
     rounds: int,
     adjacency: Adjacency,
     event_at: Callable[[float], dp_accounting.DpEvent],
+    accountants: Sequence[str] = ALL_ACCOUNTANTS,
 ) -> float:
     """Return the smallest noise multiplier (within 1e-6) with which `rounds` cost at most ε.
 
     Args:
-        epsilon: the target ε, above 0.
+        epsilon: the target ε, above 0, held against the smallest that has a proof.
         delta: δ, in (0, 1).
         rounds: the number of releases.
         adjacency: the adjacency of the events.
         event_at: the event of one release at a given noise multiplier.
+        accountants: which may be asked, by name.
 
     Raises:
         ValueError: no noise multiplier reaches the target.
     """
 
-    def spent(noise_multiplier: float) -> float:
-        accountant = RdpAccountant(adjacency)
-        accountant.compose(event_at(noise_multiplier), rounds)
-        return accountant.epsilon(delta)
+    def spent(noise_multiplier: float, asked: Sequence[str] = accountants) -> float:
+        event = event_at(noise_multiplier * _RECORDED)
+        return charge({event: rounds}, adjacency, [delta], asked).first.epsilon
 
+    def by_rdp(tolerance: float) -> float:
+        return _smallest(lambda z: spent(z, ("rdp",)), epsilon, delta, tolerance)
+
+    if "pld" in accountants:
+        start = by_rdp(_NEAR)
+        event = event_at(start * _RECORDED)
+        if charge({event: rounds}, adjacency, [delta], accountants).first.accountant == "pld":
+            return _tightened(spent, start, epsilon)
+    return by_rdp(_TOLERANCE)
+
+
+def _smallest(
+    spent: Callable[[float], float], epsilon: float, delta: float, tolerance: float
+) -> float:
     high = 1.0
     while spent(high) > epsilon:
         high *= 2
@@ -52,27 +77,33 @@ def noise_multiplier_for(
         low /= 2
     if spent(low) <= epsilon:
         return low
-    found = float(brentq(lambda z: spent(z) - epsilon, low, high, xtol=_TOLERANCE))
+    tolerance = min(tolerance, low / 50)
+    found = float(brentq(lambda z: spent(z) - epsilon, low, high, xtol=tolerance))
     # The search ends within its tolerance on either side of the target: step onto the safe one.
     while spent(found) > epsilon:
-        found += _TOLERANCE
+        found += tolerance
     return found
 
 
-def affordable_rounds(
-    event: dp_accounting.DpEvent,
-    adjacency: Adjacency,
-    epsilon: float,
-    delta: float,
-    at_most: int,
-) -> int:
-    """Return how many of `at_most` releases of `event` fit into (ε, δ), by bisection."""
-    accountant = RdpAccountant(adjacency)
-    low, high = 0, at_most
-    while low < high:
-        middle = (low + high + 1) // 2
-        if accountant.epsilon_after(event, delta, middle) <= epsilon:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def _tightened(spent: Callable[[float], float], by_rdp: float, epsilon: float) -> float:
+    """Return a smaller noise multiplier where a tighter accountant proves that it is enough."""
+
+    def excess(log: float) -> float:
+        # ε is near a power of z, so that few steps find it.
+        return math.log(max(spent(math.exp(log)), _LEAST) / epsilon)
+
+    high, low = math.log(by_rdp), math.log(by_rdp)
+    if excess(high) >= -_TOLERANCE:
+        return by_rdp
+    while excess(low) <= 0 and low > math.log(_TOLERANCE):
+        high, low = low, low - 0.15
+    if excess(low) <= 0:
+        return math.exp(low)
+    found = _up(math.exp(brentq(excess, low, high, xtol=_TOLERANCE / 10)))
+    while spent(found) > epsilon:
+        found = float(_DIGITS.next_plus(Decimal(repr(found))))
+    return min(found, by_rdp)
+
+
+def _up(value: float) -> float:
+    return float(_DIGITS.create_decimal(repr(value)))

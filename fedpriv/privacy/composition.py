@@ -8,105 +8,18 @@ that has spent most is likewise taken to be the same in all of them.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import dp_accounting
 
 from fedpriv.errors import InputError
-from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant, RdpAccountant
+from fedpriv.privacy.charging import NO_PRIVACY, Bill, charge
 from fedpriv.privacy.ledger import Header, Release
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.privacy.silos import most_charged
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What releases cost at one δ.
-
-    Attributes:
-        delta: δ; None where none was ever set, as in a run without privacy.
-        epsilon: ε by RDP, the one that budgets are held against; inf without privacy.
-        best_order: the Rényi order that gives `epsilon`; None without privacy.
-        epsilon_pld: ε by PLD, tighter; None where it is not known.
-    """
-
-    delta: float | None
-    epsilon: float
-    best_order: float | None = None
-    epsilon_pld: float | None = None
-
-
-@dataclass(frozen=True)
-class Bill:
-    """What releases cost.
-
-    Attributes:
-        costs: one for each δ that was asked for, in that order; never empty.
-        without_pld: why `epsilon_pld` is not known; None where it is, or was not asked for.
-    """
-
-    costs: tuple[Cost, ...]
-    without_pld: str | None = None
-
-    @property
-    def first(self) -> Cost:
-        """The cost at the first δ."""
-        return self.costs[0]
-
-
-def charge(
-    events: Mapping[dp_accounting.DpEvent, int],
-    adjacency: Adjacency,
-    deltas: Sequence[float],
-    tight: bool = True,
-) -> Bill:
-    """Return what `events`, each with its number of releases, cost together.
-
-    Args:
-        events: how many releases there are of each event.
-        adjacency: the adjacency of all of them.
-        deltas: at least one δ, each in (0, 1).
-        tight: whether to compute ε by PLD too, where that has a proof and is affordable.
-
-    Raises:
-        UnsupportedEventError: RDP has no proof for an event under `adjacency`.
-    """
-    rdp = RdpAccountant(adjacency)
-    for event, count in events.items():
-        rdp.compose(event, count)
-    epsilons = [rdp.epsilon(delta) for delta in deltas]
-    pld = _tight(events, adjacency, max(epsilons)) if tight else None
-    costs = tuple(
-        Cost(
-            delta=delta,
-            epsilon=epsilon,
-            best_order=rdp.best_order(delta) if math.isfinite(epsilon) else None,
-            epsilon_pld=pld.epsilon(delta) if isinstance(pld, PldAccountant) else None,
-        )
-        for delta, epsilon in zip(deltas, epsilons, strict=True)
-    )
-    return Bill(costs, pld if isinstance(pld, str) else None)
-
-
-def _tight(
-    events: Mapping[dp_accounting.DpEvent, int], adjacency: Adjacency, rdp_epsilon: float
-) -> PldAccountant | str:
-    """Return a PLD accountant charged with `events`, or why there is none."""
-    if math.isinf(rdp_epsilon):
-        return "no PLD: there is no privacy to account for"
-    if rdp_epsilon > PLD_UP_TO:
-        return f"no PLD: it is left out where RDP gives an ε above {PLD_UP_TO:g}"
-    accountant = PldAccountant(adjacency)
-    try:
-        for event, count in events.items():
-            accountant.compose(event, count)
-    except dp_accounting.UnsupportedEventError:
-        return f"no PLD: it has no proof for this sampling under {adjacency.value}"
-    return accountant
 
 
 @dataclass(frozen=True)
@@ -138,7 +51,7 @@ class Account:
     def bill(self, delta: float | None) -> Bill:
         """Return what the ledger alone costs at `delta`; without a δ there is no privacy."""
         if delta is None:
-            return Bill((Cost(None, math.inf),), "no PLD: there is no privacy to account for")
+            return Bill((NO_PRIVACY,))
         return charge(self.events(), self.adjacency, [delta])
 
 

@@ -21,6 +21,7 @@ from scipy.stats import binom
 from fedpriv.privacy.accounting import ACCOUNTANTS, RdpAccountant
 from fedpriv.privacy.calibration import noise_multiplier_for
 from fedpriv.privacy.dice import DiceMechanism
+from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.mechanisms import GaussianMechanism
 
 Accounting = Literal["provable", "published"]
@@ -77,8 +78,8 @@ class DiceEpsilon:
 
     def __str__(self) -> str:
         return (
-            f"ε = {self.epsilon:.3f} at δ = {self.delta:g} ({self.accountant}, {self.accounting} "
-            f"accounting of DiceSGD: {self.status})"
+            f"ε = {epsilon_text(self.epsilon)} at δ = {self.delta:g} ({self.accountant}, "
+            f"{self.accounting} accounting of DiceSGD: {self.status})"
         )
 
 
@@ -175,6 +176,7 @@ def dice_noise_multiplier(
         steps,
         mechanism.sampling.adjacency,
         lambda z: mechanism.sampling.event(GaussianMechanism(z, mechanism.examples)),
+        accountants=("rdp",),
     )
     if accounting == "published":
         return plain * inflation(mechanism)

@@ -1,8 +1,8 @@
 """Planning: what a budget buys, and what a recipe costs, before anything is trained.
 
 The answers rest on the same sampling, calibration and accountants as a run, so that a run of the
-planned recipe spends what was planned. Budgets are held against ε by RDP, as in a run; ε by PLD
-stands beside it where it has a proof.
+planned recipe spends what was planned. Budgets are held against the smallest ε that has a proof,
+as in a run.
 """
 
 from __future__ import annotations
@@ -14,10 +14,20 @@ from dataclasses import dataclass, replace
 import dp_accounting
 
 from fedpriv.errors import InputError
-from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant, RdpAccountant
-from fedpriv.privacy.calibration import affordable_rounds, noise_multiplier_for
+from fedpriv.privacy.accounting import SMALLEST_DELTA, PldAccountant, RdpAccountant
+from fedpriv.privacy.advice import delta_advice, epsilon_advice
+from fedpriv.privacy.calibration import noise_multiplier_for
+from fedpriv.privacy.charging import (
+    ALL_ACCOUNTANTS,
+    Bill,
+    Budget,
+    affordable,
+    charge,
+    fits,
+    most_that_fits,
+)
 from fedpriv.privacy.clipping import GlobalClipping
-from fedpriv.privacy.composition import Bill, charge
+from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.sampling import PROVEN, Adjacency, Sampling, build_sampling
 
@@ -30,8 +40,6 @@ _MILESTONES = (0.1, 0.25, 0.5, 1.0)
 _CURVE_POINTS = 200
 # PLD costs up to seconds a point, and its curve is smooth.
 _PLD_SHARES = (0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
-# A δ below this is indistinguishable from zero in floating point, and zero has no ε by RDP.
-_SMALLEST_DELTA = 1e-300
 
 
 @dataclass(frozen=True)
@@ -81,9 +89,11 @@ class Recipe:
         """Return the privacy event of one release."""
         return _event(self.sampling, self.noise_multiplier)
 
-    def bill(self, deltas: Sequence[float], rounds: int, tight: bool = True) -> Bill:
+    def bill(
+        self, deltas: Sequence[float], rounds: int, accountants: Sequence[str] = ALL_ACCOUNTANTS
+    ) -> Bill:
         """Return what the first `rounds` cost."""
-        return charge({self.event(): rounds}, self.sampling.adjacency, deltas, tight)
+        return charge({self.event(): rounds}, self.sampling.adjacency, deltas, accountants)
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,8 @@ class BudgetAnswer:
         deltas: every δ, the one that was solved for included.
         after: number of rounds and what they cost, for the first and 10, 25, 50, 100%.
         notes: what the reader should know, a sentence each.
-        delta_pld: δ by PLD at the question's ε, where δ was asked for and PLD knows it.
+        delta_rdp: δ by RDP at the question's ε, where δ was asked for.
+        delta_pld: δ by PLD there, where PLD knows it.
     """
 
     question: BudgetQuestion
@@ -104,6 +115,7 @@ class BudgetAnswer:
     deltas: tuple[float, ...]
     after: tuple[tuple[int, Bill], ...]
     notes: tuple[str, ...] = ()
+    delta_rdp: float | None = None
     delta_pld: float | None = None
 
     @property
@@ -130,7 +142,7 @@ def answer(question: BudgetQuestion) -> BudgetAnswer:
         deltas=deltas,
         after=after,
         notes=_notes(question, recipe, after[-1][1]),
-        delta_pld=_delta_pld(question, recipe, after[-1][1]),
+        **_deltas_of(question, recipe),
     )
 
 
@@ -227,6 +239,8 @@ def check_delta(delta: float) -> None:
     """Raise InputError unless `delta` lies in (0, 1)."""
     if not 0 < delta < 1:
         raise InputError(f"--delta: write a number above 0 and below 1, got {delta:g}")
+    if delta < SMALLEST_DELTA:
+        raise InputError(f"--delta: write at least {SMALLEST_DELTA:g}, got {delta:g}")
 
 
 def _check_cohort(cohort: float, population: int) -> None:
@@ -247,9 +261,8 @@ def _solve_epsilon(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]
 def _solve_delta(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
     assert question.epsilon is not None
     recipe = _given(question)
-    accountant = RdpAccountant(recipe.sampling.adjacency)
-    accountant.compose(recipe.event(), recipe.rounds)
-    delta = max(accountant.delta(question.epsilon), _SMALLEST_DELTA)
+    found = [delta for delta in _deltas_of(question, recipe).values() if delta is not None]
+    delta = min(found)
     if not delta < 1:
         raise InputError(f"--epsilon: no δ below 1 is proved at ε = {question.epsilon:g}; raise it")
     return recipe, (delta,)
@@ -277,11 +290,12 @@ def _solve_rounds(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
     most = question.rounds or MOST_ROUNDS
     recipe = _given(replace(question, rounds=most))
     adjacency, delta = recipe.sampling.adjacency, question.deltas[0]
-    rounds = affordable_rounds(recipe.event(), adjacency, question.epsilon, delta, most)
+    budget = Budget(question.epsilon, delta, adjacency)
+    rounds = affordable(recipe.event(), budget, most)
     if rounds == 0:
-        one = recipe.bill([delta], 1, tight=False).first.epsilon
+        one = epsilon_text(recipe.bill([delta], 1).first.epsilon)
         raise InputError(
-            f"--epsilon: not one round fits, it costs ε = {one:.4g}; raise --epsilon or "
+            f"--epsilon: not one round fits, it costs ε = {one}; raise --epsilon or "
             "--noise-multiplier"
         )
     return replace(recipe, rounds=rounds), question.deltas
@@ -290,26 +304,24 @@ def _solve_rounds(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
 def _solve_cohort(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
     """Find the largest whole cohort within the budget: at a given z, ε grows with the cohort."""
     assert question.epsilon is not None
-    delta = question.deltas[0]
+    budget, delta = question.epsilon, question.deltas[0]
 
     def at(cohort: int) -> Recipe:
         return _given(replace(question, cohort=cohort))
 
-    def spent(cohort: int) -> float:
+    def fit(cohort: int, accountants: Sequence[str] = ALL_ACCOUNTANTS) -> bool:
         recipe = at(cohort)
-        return recipe.bill([delta], recipe.rounds, tight=False).first.epsilon
+        events = {recipe.event(): recipe.rounds}
+        return fits(events, recipe.sampling.adjacency, delta, budget, accountants)
 
-    low, high = 0, math.floor(question.cohort or question.population)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if spent(middle) <= question.epsilon:
-            low = middle
-        else:
-            high = middle - 1
+    most = math.floor(question.cohort or question.population)
+    low = most_that_fits(lambda cohort: fit(cohort, ("rdp",)), 0, most)
+    low = most_that_fits(fit, low, most, near=True)
     if low == 0:
+        one = epsilon_text(at(1).bill([delta], at(1).rounds).first.epsilon)
         raise InputError(
-            f"--epsilon: not even a cohort of one user fits, it costs ε = {spent(1):.4g}; raise "
-            "--epsilon or --noise-multiplier"
+            f"--epsilon: not even a cohort of one user fits, it costs ε = {one}; raise --epsilon "
+            "or --noise-multiplier"
         )
     return at(low), question.deltas
 
@@ -353,13 +365,8 @@ def _milestones(rounds: int) -> list[int]:
 
 
 def _notes(question: BudgetQuestion, recipe: Recipe, total: Bill) -> tuple[str, ...]:
-    notes = []
-    unwise = [cost.delta for cost in total.costs if (cost.delta or 0) >= 1 / question.population]
-    if unwise:
-        notes.append(
-            f"δ = {max(d for d in unwise if d):g} is not below 1/population = "
-            f"{1 / question.population:g}: a run refuses it"
-        )
+    said = (delta_advice(cost.delta, question.population) for cost in total.costs if cost.delta)
+    notes = [*filter(None, (*said, epsilon_advice(total.first.epsilon)))]
     if question.solve == "rounds" and recipe.rounds == (question.rounds or MOST_ROUNDS):
         notes.append(f"all {recipe.rounds:,} rounds that were considered fit into the budget")
     most = question.cohort or question.population
@@ -368,12 +375,20 @@ def _notes(question: BudgetQuestion, recipe: Recipe, total: Bill) -> tuple[str, 
     return (*notes, total.without_pld) if total.without_pld else tuple(notes)
 
 
-def _delta_pld(question: BudgetQuestion, recipe: Recipe, total: Bill) -> float | None:
-    if question.solve != "delta" or question.epsilon is None or total.without_pld:
-        return None
-    accountant = PldAccountant(recipe.sampling.adjacency)
-    accountant.compose(recipe.event(), recipe.rounds)
-    return accountant.delta(question.epsilon)
+def _deltas_of(question: BudgetQuestion, recipe: Recipe) -> dict[str, float | None]:
+    """Return δ at the question's ε by each accountant, where it is asked for."""
+    if question.solve != "delta" or question.epsilon is None:
+        return {}
+    rdp = RdpAccountant(recipe.sampling.adjacency)
+    rdp.compose(recipe.event(), recipe.rounds)
+    by_rdp = max(rdp.delta(question.epsilon), SMALLEST_DELTA)
+    found: dict[str, float | None] = {"delta_rdp": by_rdp, "delta_pld": None}
+    # At a δ of no use there is an ε, and so a PLD, that is affordable.
+    if by_rdp < 1 and not recipe.bill([by_rdp], recipe.rounds).first.without_pld:
+        pld = PldAccountant(recipe.sampling.adjacency)
+        pld.compose(recipe.event(), recipe.rounds)
+        found["delta_pld"] = pld.delta(question.epsilon)
+    return found
 
 
 # -------------------------------------------------------------------- curves
@@ -427,7 +442,7 @@ class Extrapolation:
         delta: δ, unscaled.
         population_factors: by what N is multiplied, one row each.
         cohort_factors: by what S is multiplied, one column each.
-        tight: whether to compute ε by PLD too.
+        accountants: which may be asked, by name.
     """
 
     population: int
@@ -437,7 +452,7 @@ class Extrapolation:
     delta: float
     population_factors: tuple[float, ...]
     cohort_factors: tuple[float, ...]
-    tight: bool = False
+    accountants: tuple[str, ...] = ALL_ACCOUNTANTS
 
 
 @dataclass(frozen=True)
@@ -450,7 +465,10 @@ class Cell:
     rounds: int
     delta: float
     epsilon: float
+    accountant: str
+    epsilon_rdp: float
     epsilon_pld: float | None
+    without_pld: str | None
 
 
 @dataclass(frozen=True)
@@ -504,7 +522,7 @@ def _check_extrapolation(recipe: Extrapolation) -> None:
 def _cell(recipe: Extrapolation, population: int, cohort: float, noise_multiplier: float) -> Cell:
     sampling = build_sampling("poisson", population, cohort)
     scaled = Recipe(sampling, noise_multiplier, recipe.rounds)
-    cost = scaled.bill([recipe.delta], recipe.rounds, recipe.tight).first
+    cost = scaled.bill([recipe.delta], recipe.rounds, recipe.accountants).first
     return Cell(
         population=population,
         cohort=cohort,
@@ -512,7 +530,10 @@ def _cell(recipe: Extrapolation, population: int, cohort: float, noise_multiplie
         rounds=recipe.rounds,
         delta=recipe.delta,
         epsilon=cost.epsilon,
+        accountant=cost.accountant,
+        epsilon_rdp=cost.epsilon_rdp,
         epsilon_pld=cost.epsilon_pld,
+        without_pld=cost.without_pld,
     )
 
 
@@ -523,6 +544,10 @@ def _grid_notes(
     if left_out:
         pairs = ", ".join(f"{cohort:,.15g} of {population:,}" for population, cohort in left_out)
         notes.append(f"left out, the cohort exceeds the population: {pairs}")
-    if recipe.tight and any(cell.epsilon_pld is None for cell in cells):
-        notes.append(f"no PLD where RDP gives an ε above {PLD_UP_TO:g}")
-    return tuple(notes)
+    if "pld" in recipe.accountants:
+        reasons = sorted({cell.without_pld for cell in cells if cell.without_pld})
+        notes += [f"{reason} (cells by RDP)" for reason in reasons]
+    populations = sorted({cell.population for cell in cells})
+    notes += filter(None, (delta_advice(recipe.delta, each) for each in populations))
+    weakest = epsilon_advice(max(cell.epsilon for cell in cells))
+    return (*notes, weakest) if weakest else tuple(notes)

@@ -15,6 +15,7 @@ import dp_accounting
 import numpy as np
 
 from fedpriv.privacy.accounting import RdpAccountant
+from fedpriv.privacy.charging import Budget, Cost
 from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.sampling import Adjacency
 
@@ -70,13 +71,19 @@ class SiloAccounts:
         worst = int(np.argmax(epsilons))
         return SiloCosts(float(epsilons[worst]), worst, float(np.median(epsilons)))
 
-    def worst_after(
-        self, silos: Iterable[int], event: dp_accounting.DpEvent, delta: float
-    ) -> float:
-        """Return the largest ε among `silos` if each were charged `event`; 0 for no silo."""
-        found: dict[frozenset[tuple[dp_accounting.DpEvent, int]], float] = {}
-        after = (self._charged.get(silo, Counter()) + Counter([event]) for silo in silos)
-        return max((self._epsilon(charged, delta, found) for charged in after), default=0.0)
+    def above(
+        self, budget: Budget, silos: Iterable[int], event: dp_accounting.DpEvent
+    ) -> Cost | None:
+        """Return the worst cost above `budget` among `silos` if each were charged `event`.
+
+        None where all stay within it; those that have paid the same are asked about once.
+        """
+        charged = {
+            frozenset(paid.items()): paid
+            for paid in (self._charged.get(silo, Counter()) for silo in silos)
+        }
+        refused = (budget.refuses(paid, event) for paid in charged.values())
+        return max(filter(None, refused), key=lambda cost: cost.epsilon, default=None)
 
     def _epsilon(
         self,

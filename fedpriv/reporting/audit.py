@@ -15,11 +15,12 @@ from fedpriv.privacy.auditing import (
     OneShotEstimate,
     TruePositives,
 )
+from fedpriv.privacy.figures import epsilon_text
 from fedpriv.reporting.run_directory import write_whole
 from fedpriv.reporting.statement import Section
 from fedpriv.reporting.strict_json import to_json
 from fedpriv.reporting.terminal import Column, FittedTable
-from fedpriv.reporting.wording import KNOWN_SEED, rounded_up
+from fedpriv.reporting.wording import KNOWN_SEED
 
 FILE = "audit.json"
 
@@ -153,7 +154,7 @@ def audit_table(audit: Audit) -> FittedTable:
     columns = (Column("what", text=True, kept=True), Column("ε", kept=True))
     table = FittedTable(*columns, Column("from", text=True), title=title)
     for name, epsilon in audit.epsilons.items():
-        table.row(f"claimed, by {name}", rounded_up(epsilon), "the audited run's ledger")
+        table.row(f"claimed, by {name}", epsilon_text(epsilon), "the audited run's ledger")
     sure = f"{audit.confidence:.4g}"
     table.row(f"lower bound, confidence {sure}", _down(audit.bound.epsilon), _guesses(audit.bound))
     if audit.users is not None:
@@ -168,7 +169,7 @@ def audit_table(audit: Audit) -> FittedTable:
 
 def audit_verdict(audit: Audit) -> str:
     """Return in a sentence whether the claim survived."""
-    claimed, sure = rounded_up(audit.epsilon), f"{audit.confidence:.4g}"
+    claimed, sure = epsilon_text(audit.epsilon), f"{audit.confidence:.4g}"
     users = audit.users is not None and audit.largest_bound > audit.bound.epsilon
     whose = " by scores of real users, simulation only," if users else ""
     if not audit.holds:
@@ -195,7 +196,7 @@ def audit_section(audit: Audit, fingerprint: str) -> Section:
     """Return what a report says of an audit beside a run whose ledger has `fingerprint`."""
     bound, sure = audit.bound, f"{audit.confidence:.4g}"
     claimed = " and ".join(
-        f"{rounded_up(value)} by {name.upper()}" for name, value in audit.epsilons.items()
+        f"{epsilon_text(value)} by {name.upper()}" for name, value in audit.epsilons.items()
     )
     sentences = [
         f"A run of {audit.rounds} of the {audit.planned_rounds} rounds with {audit.canaries} "

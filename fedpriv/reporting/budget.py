@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from decimal import ROUND_CEILING, Context
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from rich.text import Text
 
 from fedpriv.disk import write_whole
 from fedpriv.errors import InputError
-from fedpriv.privacy.composition import Cost
+from fedpriv.privacy.charging import Cost
+from fedpriv.privacy.figures import epsilon_text, rounded_up, significant_up
 from fedpriv.privacy.planning import BudgetAnswer, Cell, Curve, Extrapolation, Grid
 from fedpriv.reporting.strict_json import strict
 from fedpriv.reporting.terminal import Column, FittedTable
-from fedpriv.reporting.wording import rounded_up
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _BLUE, _VERMILLION, _BLACK = "#0072B2", "#D55E00", "#000000"
@@ -41,29 +40,13 @@ _STYLE = {
     "grid.linewidth": 0.7,
     "svg.hashsalt": "fedpriv",
 }
-# From here on ε is a power of ten to the reader.
+# From here on ε is a power of ten in a cell.
 _SCIENTIFIC_FROM = 1e4
 # A line through fewer points than this shows them.
 _FEW = 20
 
 
 # -------------------------------------------------------------------- words and numbers
-
-
-def epsilon_text(epsilon: float | None) -> str:
-    """Return ε rounded up; `none` where there is no privacy, a dash where it is not known."""
-    if epsilon is None:
-        return "–"
-    if math.isinf(epsilon):
-        return "none"
-    return rounded_up(epsilon) if epsilon < _SCIENTIFIC_FROM else significant_up(epsilon, 4)
-
-
-def significant_up(value: float, digits: int) -> str:
-    """Return `value` in scientific notation with `digits` digits, rounded towards infinity."""
-    # Twelve digits first, so that 0.1 is not rounded up for what binary fractions add to it.
-    exact = Context(prec=digits, rounding=ROUND_CEILING).create_decimal(f"{value:.12g}")
-    return f"{exact:.{digits - 1}e}"
 
 
 def _to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -79,8 +62,9 @@ def _to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def plan_table(answer: BudgetAnswer) -> RenderableType:
     """Return the recipe, with what was solved for marked, and ε as the rounds go on."""
+    names = ("rounds", "δ", "ε", "ε by RDP", "ε by PLD")
     spent = FittedTable(
-        *(Column(name, kept=True) for name in ("rounds", "δ", "ε by RDP", "ε by PLD")),
+        *(Column(name, kept=True) for name in names),
         Column("order"),
         title="ε after so many rounds",
     )
@@ -90,9 +74,10 @@ def plan_table(answer: BudgetAnswer) -> RenderableType:
     return Group(_recipe_table(answer), Text(), spent)
 
 
-def _cost_texts(cost: Cost) -> tuple[str, str, str]:
+def _cost_texts(cost: Cost) -> tuple[str, str, str, str]:
     order = "–" if cost.best_order is None else f"{cost.best_order:g}"
-    return epsilon_text(cost.epsilon), epsilon_text(cost.epsilon_pld), order
+    by_rdp, by_pld = epsilon_text(cost.epsilon_rdp), epsilon_text(cost.epsilon_pld)
+    return epsilon_text(cost.epsilon), by_rdp, by_pld, order
 
 
 def _recipe_table(answer: BudgetAnswer) -> FittedTable:
@@ -100,7 +85,7 @@ def _recipe_table(answer: BudgetAnswer) -> FittedTable:
     cohort = sampling.expected_cohort
     delta = f"{total.delta:.4g}"
     if answer.question.solve == "delta" and total.delta is not None:
-        delta = f"{significant_up(total.delta, 3)} by RDP"
+        delta = f"{significant_up(answer.delta_rdp or total.delta, 3)} by RDP"
         if answer.delta_pld is not None:
             delta += f", {significant_up(answer.delta_pld, 3)} by PLD"
     rows = {
@@ -126,15 +111,22 @@ def _noise_text(answer: BudgetAnswer) -> str:
 
 def _epsilon_line(answer: BudgetAnswer) -> str:
     total, target = answer.total.first, answer.question.epsilon
-    pld = "" if total.epsilon_pld is None else f", {epsilon_text(total.epsilon_pld)} by PLD"
     budget = "" if target is None else f", of a budget of {target:g}"
-    return f"{epsilon_text(total.epsilon)} by RDP{pld}{budget}"
+    return f"{cost_text(total)}{budget}"
+
+
+def cost_text(cost: Cost) -> str:
+    """Return ε, by which accountant, and what RDP says where it is another."""
+    if cost.accountant == "rdp":
+        return f"{epsilon_text(cost.epsilon)} by RDP"
+    by_rdp = epsilon_text(cost.epsilon_rdp)
+    return f"{epsilon_text(cost.epsilon)} by {cost.accountant.upper()} ({by_rdp} by RDP)"
 
 
 def plan_document(answer: BudgetAnswer) -> dict[str, Any]:
     """Return a plan as a document for `to_json`.
 
-    `epsilon`, `best_order` and `epsilon_pld` are those after all rounds at the first δ;
+    `epsilon`, by `accountant`, and its kin are those after all rounds at the first δ;
     `deltas` has all δ after all rounds, `after` has all δ after the first rounds and on.
     """
     recipe, question = answer.recipe, answer.question
@@ -148,6 +140,7 @@ def plan_document(answer: BudgetAnswer) -> dict[str, Any]:
         "rounds": recipe.rounds,
         "budget": question.epsilon,
         **asdict(answer.total.first),
+        "delta_rdp": answer.delta_rdp,
         "delta_pld": answer.delta_pld,
         "deltas": [asdict(cost) for cost in answer.total.costs],
         "after": _rows_after(answer),
@@ -216,23 +209,25 @@ def grid_table(recipe: Extrapolation, grid: Grid) -> RenderableType:
     """Return ε with populations as rows and cohorts as columns; a dot is left out."""
     cells = {(cell.population, cell.cohort): cell for cell in grid.cells}
     cohorts = _cohorts(grid)
-    accountant = "PLD" if recipe.tight else "RDP"
     table = FittedTable(
         Column("population ↓\ncohort →", kept=True),
         *(
             Column(f"{cohort:,.15g}\nz {cell.noise_multiplier:.4g}")
             for cohort, cell in cohorts.items()
         ),
-        title=f"ε by {accountant} after {recipe.rounds:,} rounds at δ = {recipe.delta:g}",
+        title=f"ε by {_accountants(grid)} after {recipe.rounds:,} rounds at δ = {recipe.delta:g}",
     )
     for population in _populations(grid):
         row = [cells.get((population, cohort)) for cohort in cohorts]
-        table.row(f"{population:,}", *("·" if c is None else _cell_text(c, recipe) for c in row))
+        cost = ("·" if c is None else epsilon_text(c.epsilon) for c in row)
+        table.row(f"{population:,}", *cost)
     return table
 
 
-def _cell_text(cell: Cell, recipe: Extrapolation) -> str:
-    return epsilon_text(cell.epsilon_pld if recipe.tight else cell.epsilon)
+def _accountants(grid: Grid) -> str:
+    """Return which accountants proved the ε of the cells."""
+    used = {cell.accountant for cell in grid.cells}
+    return " or ".join(name.upper() for name in ("pld", "rdp") if name in used)
 
 
 def _cohorts(grid: Grid) -> dict[float, Cell]:
@@ -245,11 +240,11 @@ def _populations(grid: Grid) -> list[int]:
 
 
 def grid_rows(recipe: Extrapolation, grid: Grid) -> list[dict[str, Any]]:
-    """Return one row a cell; `epsilon` is by RDP, and `epsilon_pld` is there if asked for."""
+    """Return one row a cell; `epsilon` is by `accountant`, those of PLD are there if asked for."""
     rows = [asdict(cell) for cell in grid.cells]
-    if not recipe.tight:
+    if "pld" not in recipe.accountants:
         for row in rows:
-            del row["epsilon_pld"]
+            del row["epsilon_pld"], row["without_pld"]
     return rows
 
 
@@ -265,7 +260,7 @@ def grid_plot(recipe: Extrapolation, grid: Grid, path: Path) -> None:
         InputError: `path` cannot be written.
     """
     cohorts, populations = _cohorts(grid), _populations(grid)
-    values = _grid_values(recipe, grid)
+    values = _grid_values(grid)
     width, height = max(5.6, 2.4 + 0.95 * len(cohorts)), 2.1 + 0.55 * len(populations)
     with _figure(width, height, path) as (figure, axes):
         axes.grid(visible=False)
@@ -286,20 +281,19 @@ def grid_plot(recipe: Extrapolation, grid: Grid, path: Path) -> None:
         axes.set_title(_grid_title(recipe, grid), fontsize=9, loc="left")
 
 
-def _grid_values(recipe: Extrapolation, grid: Grid) -> np.ndarray:
-    """Return ε as `[populations, cohorts]`: nan where left out, inf where PLD does not know it."""
+def _grid_values(grid: Grid) -> np.ndarray:
+    """Return ε as `[populations, cohorts]`: nan where left out."""
     cohorts, populations = list(_cohorts(grid)), _populations(grid)
     values = np.full((len(populations), len(cohorts)), np.nan)
     for cell in grid.cells:
-        epsilon = cell.epsilon_pld if recipe.tight else cell.epsilon
-        place = populations.index(cell.population), cohorts.index(cell.cohort)
-        values[place] = math.inf if epsilon is None else epsilon
+        values[populations.index(cell.population), cohorts.index(cell.cohort)] = cell.epsilon
     return values
 
 
 def _grid_title(recipe: Extrapolation, grid: Grid) -> str:
-    accountant = "PLD" if recipe.tight else "RDP"
-    title = f"ε by {accountant} after {recipe.rounds:,} rounds\nnoise on the mean held fixed"
+    title = (
+        f"ε by {_accountants(grid)} after {recipe.rounds:,} rounds\nnoise on the mean held fixed"
+    )
     return title + ("; –: the cohort exceeds the population" if grid.left_out else "")
 
 
@@ -320,7 +314,7 @@ def _write_cells(axes: Axes, values: np.ndarray, norm: LogNorm) -> None:
 
 def _short(value: float) -> str:
     if not math.isfinite(value):
-        return "–" if math.isnan(value) else "not\ncomputed"
+        return "–"
     if value >= _SCIENTIFIC_FROM:
         return significant_up(value, 2).replace("e+", "e")
     return rounded_up(value, 2 if value < 100 else 0)

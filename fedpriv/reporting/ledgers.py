@@ -11,10 +11,13 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fedpriv.errors import InputError
-from fedpriv.privacy.composition import Account, Bill, Merged, grouped
+from fedpriv.privacy.advice import delta_advice, epsilon_advice
+from fedpriv.privacy.charging import Bill
+from fedpriv.privacy.composition import Account, Merged, grouped
 from fedpriv.privacy.composition import Group as Releases
+from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import Header, read_ledger
-from fedpriv.reporting.budget import epsilon_text
+from fedpriv.reporting.budget import cost_text
 from fedpriv.reporting.completeness import NO_EVIDENCE, Evidence, read_evidence
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.run_directory import RunDirectory, newest_below
@@ -136,7 +139,7 @@ def ledger_document(opened: Opened, bill: Bill) -> dict[str, Any]:
 
 
 def _cost(bill: Bill) -> dict[str, Any]:
-    return {**asdict(bill.first), "without_pld": bill.without_pld}
+    return asdict(bill.first)
 
 
 def _group_document(group: Releases) -> dict[str, Any]:
@@ -276,10 +279,8 @@ def cost_line(bill: Bill, known: str = "") -> Text:
     if cost.delta is None:
         red = ("no privacy", "bold red")
         return Text.assemble(red, ": nothing is bounded and noisy")
-    tight = f", {epsilon_text(cost.epsilon_pld)} by PLD" if cost.epsilon_pld is not None else ""
     reason = f" ({bill.without_pld})" if bill.without_pld else ""
-    epsilon = f"ε = {epsilon_text(cost.epsilon)} by RDP{tight}"
-    return Text(f"{epsilon}, at δ = {cost.delta:g}{reason}{known}")
+    return Text(f"ε = {cost_text(cost)}, at δ = {cost.delta:g}{reason}{known}")
 
 
 def verified_lines(verified: Verified) -> RenderableType:
@@ -304,13 +305,16 @@ def merged_table(merged: Merged) -> RenderableType:
     count = sum(len(account.releases) for account in merged.accounts)
     table = FittedTable(
         Column("run", text=True, kept=True, footer="all together"),
-        Column("ε by RDP", kept=True, footer=epsilon_text(total.epsilon)),
+        Column("ε", kept=True, footer=epsilon_text(total.epsilon)),
+        Column("ε by RDP", kept=True, footer=epsilon_text(total.epsilon_rdp)),
         Column("ε by PLD", kept=True, footer=epsilon_text(total.epsilon_pld)),
         Column("releases", footer=f"{count:,}"),
     )
     for account, bill in zip(merged.accounts, merged.bills, strict=True):
-        costs = (epsilon_text(bill.first.epsilon), epsilon_text(bill.first.epsilon_pld))
-        table.row(one_line(account.name), *costs, f"{len(account.releases):,}")
+        cost = bill.first
+        costs = (cost.epsilon, cost.epsilon_rdp, cost.epsilon_pld)
+        releases = f"{len(account.releases):,}"
+        table.row(one_line(account.name), *map(epsilon_text, costs), releases)
     same = "the same people in every run"
     if _pay_apart(header):
         same = "the same in every run, and so is the one that has spent most"
@@ -324,6 +328,16 @@ def merged_table(merged: Merged) -> RenderableType:
 def merge_notes(opened: Sequence[Opened], merged: Merged) -> tuple[str, ...]:
     """Return what the reader of a merge should know, a sentence each."""
     notes = [note for each in opened for note in each.notes]
-    seeded = [f"{each.path}: {KNOWN_SEED}" for each in opened if _known(each)]
-    notes += seeded
+    notes += [f"{each.path}: {KNOWN_SEED}" for each in opened if _known(each)]
+    notes += bill_notes(opened[0], merged.total)
     return (*notes, merged.total.without_pld) if merged.total.without_pld else tuple(notes)
+
+
+def bill_notes(opened: Opened, bill: Bill) -> tuple[str, ...]:
+    """Return what to know of a δ or an ε that promises little."""
+    header, cost = opened.account.header, bill.first
+    of_delta = None
+    # Of silos the population is not that of the examples, which a ledger does not know.
+    if cost.delta is not None and header.unit == "user":
+        of_delta = delta_advice(cost.delta, header.population)
+    return tuple(filter(None, (of_delta, epsilon_advice(cost.epsilon))))

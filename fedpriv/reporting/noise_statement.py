@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.silos import SiloCosts
 from fedpriv.reporting.data_statement import who_users_are
 from fedpriv.reporting.reader import Run
-from fedpriv.reporting.wording import drawn_anew, rounded_up, worst_and_median
+from fedpriv.reporting.wording import drawn_anew, worst_and_median
 
 #: Who must be trusted with what, in one sentence, by `privacy.noise_by` where it is not the server.
 TRUST_MODELS = {
@@ -41,7 +42,7 @@ def shares_sentences(run: Run, viewers: Mapping[str, float]) -> Mapping[str, tup
 def _trust_in_shares(run: Run, viewers: Mapping[str, float]) -> tuple[str, ...]:
     needed = run.releases[-1].shares
     node = (
-        f"Against a node that takes its own share off, at most ε = {rounded_up(viewers['node'])} "
+        f"Against a node that takes its own share off, at most ε = {epsilon_text(viewers['node'])} "
         "by RDP for a user of another node; against several nodes together it is more."
         if "node" in viewers
         else "Against a node nothing is promised: all the noise may be in its own share."
@@ -56,7 +57,7 @@ def _trust_in_shares(run: Run, viewers: Mapping[str, float]) -> tuple[str, ...]:
         "ε above is for those who see the released models and do not know who was drawn.",
         node,
         "The server draws the cohorts, so sampling hides nobody from it: where it sees sums alone, "
-        f"at most ε = {rounded_up(viewers['server'])} by RDP for a user that was drawn in every "
+        f"at most ε = {epsilon_text(viewers['server'])} by RDP for a user that was drawn in every "
         "round.",
     )
 

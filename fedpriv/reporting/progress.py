@@ -17,9 +17,10 @@ from rich.progress import (
 from rich.text import Text
 
 from fedpriv.experiment import Experiment
+from fedpriv.privacy.figures import epsilon_text
 from fedpriv.reporting.noise_statement import TRUST_MODELS
 from fedpriv.reporting.terminal import one_line, print_lines
-from fedpriv.reporting.wording import beside_epsilon
+from fedpriv.reporting.wording import beside_epsilon, smallest, spent_text
 
 
 class ProgressLines:
@@ -33,6 +34,7 @@ class ProgressLines:
         self._rounds = 0
         self._held_out: dict[str, float] | None = None
         self._budget: float | None = None
+        self._tight = False
         self._who = "users"
         #: What stands beside ε.
         self._known = ""
@@ -53,6 +55,7 @@ class ProgressLines:
         payer = "silo" if config.privacy and config.privacy.unit == "example" else "user"
         self._rounds = config.rounds
         self._budget = plan.budget
+        self._tight = bool(config.privacy and "pld" in config.privacy.accountants)
         self._who = f"{payer}s"
         self._progress.update(self._task, total=config.rounds, completed=experiment.finished_rounds)
         deployed, dataset = config.runtime.deployment, experiment.trainer.dataset
@@ -67,17 +70,20 @@ class ProgressLines:
             f"{config.rounds} rounds of {plan.sampling.expected_cohort:g} "
             f"{self._who} expected"
         )
-        planned = plan.planned_epsilon()
-        if planned is None or math.isinf(planned):
+        planned = plan.planned_cost()
+        if planned is None or math.isinf(planned.epsilon):
             warning = "WITHOUT PRIVACY: nothing bounds what this run reveals"
             self._print(Text(warning, style="bold red"))
         else:
             self._print(
                 f"noise multiplier {plan.mechanism.noise_multiplier:.4f}, clip bound "
                 f"{plan.mechanism.clipping.bound:g}, {plan.adjacency.value}: all rounds "
-                f"will cost ε = {planned:.3f} at δ = {plan.delta:g}{self._known}"
+                f"will cost ε = {epsilon_text(planned.epsilon)} by "
+                f"{planned.accountant.upper()} at δ = {plan.delta:g}{self._known}"
                 + (f", a {payer} that takes part in each" if plan.level else "")
             )
+        for sentence in plan.advice():
+            self.say(sentence)
         if config.privacy and config.privacy.noise_by != "server":
             self._print(TRUST_MODELS[config.privacy.noise_by])
         if (sizes := experiment.memory_sizes()) is not None:
@@ -104,18 +110,19 @@ class ProgressLines:
         parts = [Text(f"round {row['round']:>{len(str(self._rounds))}}/{self._rounds}")]
         if "held_out" in row:
             parts.append(Text(quality_text(row["held_out"]), style="bold"))
-        private = row["epsilon"]["rdp"] is not None
-        parts.append(Text(epsilon_text(row) + (self._known if private else "")))
-        self._warn_of_budget(row["epsilon"]["rdp"])
+        private = smallest(row)[0] is not None
+        shown = spent_text(row) + (self._known if private else "")
+        parts.append(Text(shown, style="" if private else "red"))
+        # By PLD, which is tighter, where a run has it: at evaluations.
+        if "pld" in row["epsilon"] or not self._tight:
+            self._warn_of_budget(smallest(row)[0])
         if row["nodes_lost"]:
             parts.append(Text(f"{row['nodes_lost']} nodes lost", style="yellow"))
         if seen:
             parts.append(self._seen_text(seen))
         self._print(Text("  ").join(parts))
         quality = f"{quality_text(self._held_out)}  " if self._held_out else ""
-        self._progress.update(
-            self._task, completed=row["round"], status=quality + epsilon_text(row)
-        )
+        self._progress.update(self._task, completed=row["round"], status=quality + spent_text(row))
 
     def _seen_text(self, seen: dict[str, Any]) -> Text:
         """Return what users' own values say of a round, which no mechanism released."""
@@ -223,21 +230,3 @@ def quality_text(measures: dict[str, float]) -> str:
     return f"accuracy {measures['accuracy']:.3f}"
 
 
-def _epsilon_text(row: dict[str, Any]) -> Text:
-    """Return `epsilon_text`, in red where there is no privacy."""
-    return Text(epsilon_text(row), style="red" if row["epsilon"]["rdp"] is None else "")
-
-
-def epsilon_text(row: dict[str, Any]) -> str:
-    """Return ε and δ of a metrics row in a few words."""
-    epsilon = row["epsilon"]["rdp"]
-    if epsilon is None:
-        return "no privacy"
-    for payer in ("silo", "user"):
-        if f"{payer}s" in row:
-            return (
-                f"ε of the worst {payer} {epsilon:.3f}, of the median one "
-                f"{row[f'{payer}s']['median']:.3f} δ {row['delta']:g}"
-            )
-    tight = f" (pld {row['epsilon']['pld']:.3f})" if "pld" in row["epsilon"] else ""
-    return f"ε {epsilon:.3f}{tight} δ {row['delta']:g}"

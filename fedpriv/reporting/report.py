@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fedpriv.errors import InputError
+from fedpriv.privacy.figures import epsilon_text
 from fedpriv.reporting.audit import Audit, audit_section, audit_verdict, read_audit
 from fedpriv.reporting.heat_maps import block_figures
 from fedpriv.reporting.plots import figures
@@ -26,7 +27,7 @@ from fedpriv.reporting.spent import Spent, rdp_by_round, spent
 from fedpriv.reporting.statement import NO_PRIVACY, Statement, privacy_statement, to_markdown
 from fedpriv.reporting.strict_json import strict, to_json
 from fedpriv.reporting.svg import Marked, Plot
-from fedpriv.reporting.wording import KNOWN_SEED, duration, rounded_up
+from fedpriv.reporting.wording import KNOWN_SEED, duration
 
 # A page shows no more measured rounds than this; the CSV has every round.
 _MEASURED_ROWS = 40
@@ -210,7 +211,7 @@ def _epsilon_cards(each: Reported) -> list[Card]:
         payer = "silo" if each.run.header.unit == "example" else "user"
         whose = f"worst {payer}, "
         note = f"median {payer}{seed}"
-        median = [Card("ε by RDP", rounded_up(silos.median), note, "epsilon-median")]
+        median = [Card("ε by RDP", epsilon_text(silos.median), note, "epsilon-median")]
     return median + [
         Card(
             f"ε by {guarantee.accountant.upper()}",
@@ -232,7 +233,7 @@ def _measured(each: Reported) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             f"{row['round']:,}",
-            *(_epsilon_text(row, name, rdp) for name in names),
+            *(epsilon_text(_epsilon(row, name, rdp)) for name in names),
             *(_text(row["held_out"].get(key)) for key in keys),
             _text(row.get("lr")),
             _text(row.get("aggregate_norm")),
@@ -244,9 +245,8 @@ def _measured(each: Reported) -> tuple[list[str], list[list[str]]]:
     return heads, rows[::-1][::step][::-1]
 
 
-def _epsilon_text(row: dict[str, Any], accountant: str, rdp: float) -> str:
-    epsilon = rdp if accountant == "rdp" else row["epsilon"].get(accountant)
-    return "–" if epsilon is None or not math.isfinite(epsilon) else rounded_up(epsilon)
+def _epsilon(row: dict[str, Any], accountant: str, rdp: float) -> float | None:
+    return rdp if accountant == "rdp" else row["epsilon"].get(accountant)
 
 
 def _text(value: float | None) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedpriv.privacy.accounting import ACCOUNTANTS, PLD_UP_TO, Accountant
+from fedpriv.privacy.accounting import ACCOUNTANTS, Accountant
+from fedpriv.privacy.charging import pld_epsilon
+from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.silos import SiloAccounts, SiloCosts, most_charged
 from fedpriv.privacy.viewers import epsilon_against_a_node, epsilon_against_the_server
@@ -25,6 +28,7 @@ class Spent:
         accountants: by name, each charged with the whole ledger, or with what its worst silo pays
             for; empty for a run without privacy.
         epsilons: by accountant, the finite ε at the run's δ; empty for a run without privacy.
+        without_pld: why there is none by PLD; None where there is, or nobody asked for it.
         silos: what silos, or users with noise of their own, have spent; None where all users pay.
         disagreements: where metrics, config and ledger contradict each other, a sentence each.
         viewers: the RDP ε against those who see more than released models, where it is another:
@@ -37,6 +41,7 @@ class Spent:
     disagreements: tuple[str, ...]
     silos: SiloCosts | None = None
     viewers: Mapping[str, float] = field(default_factory=dict)
+    without_pld: str | None = None
 
 
 def spent(run: Run) -> Spent:
@@ -44,15 +49,19 @@ def spent(run: Run) -> Spent:
     if not run.private or run.delta is None:
         return Spent({}, {}, _disagreements(run, {}))
     accountants = {"rdp": _charged(run, "rdp", run.releases)}
-    wanted = run.config.privacy.accountants if run.config.privacy else ()
-    if "pld" in wanted and accountants["rdp"].epsilon(run.delta) <= PLD_UP_TO:
-        accountants["pld"] = _charged(run, "pld", run.releases)
-    epsilons = {name: each.epsilon(run.delta) for name, each in accountants.items()}
+    epsilons = {"rdp": accountants["rdp"].epsilon(run.delta)}
+    reason = None
+    if run.config.privacy and "pld" in run.config.privacy.accountants:
+        charged = Counter(release.event() for release in most_charged(run.releases))
+        by_pld, reason = pld_epsilon(charged, run.adjacency, run.delta, epsilons["rdp"])
+        if by_pld is not None:
+            accountants["pld"] = _charged(run, "pld", run.releases)
+            epsilons["pld"] = by_pld
     silos = None
     if all(release.payers is not None for release in run.releases):
         silos = _silo_accounts(run, run.releases).costs(run.delta)
     viewers = _viewers(run, run.delta)
-    return Spent(accountants, epsilons, _disagreements(run, epsilons), silos, viewers)
+    return Spent(accountants, epsilons, _disagreements(run, epsilons), silos, viewers, reason)
 
 
 def _viewers(run: Run, delta: float) -> dict[str, float]:
@@ -189,7 +198,7 @@ def _at_most(low: float, high: float) -> bool:
 
 def _contradiction(row: Mapping[str, Any], accountant: str, from_ledger: float) -> str:
     said, right = (
-        f"ε = {value:.4f}" if math.isfinite(value) else "no privacy"
+        f"ε = {epsilon_text(value, 6)}" if math.isfinite(value) else "no privacy"
         for value in (_said(row, accountant), from_ledger)
     )
     return (

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import groupby
 
+from fedpriv.privacy.advice import LARGE_DELTA, REASONABLE, STRONG
+from fedpriv.privacy.figures import epsilon_text, percent_up
 from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.reporting.attacker import Attacker, strongest_attacker
@@ -21,20 +23,9 @@ from fedpriv.reporting.noise_statement import shares_sentences, users_sentences
 from fedpriv.reporting.reader import Run
 from fedpriv.reporting.silo_statement import silo_sentences
 from fedpriv.reporting.spent import Spent
-from fedpriv.reporting.wording import (
-    beside_epsilon,
-    percent_up,
-    round_ranges,
-    rounded_up,
-    value_range,
-)
+from fedpriv.reporting.wording import beside_epsilon, round_ranges, value_range
 
 NO_PRIVACY = "This run has no privacy: nothing bounds what its models reveal about its users."
-
-# The tiers of Ponomareva et al. 2023, section 5.2.
-_STRONG, _REASONABLE = 1.0, 10.0
-# In units of 1/N.
-_LARGE_DELTA = 0.1
 
 
 @dataclass(frozen=True)
@@ -234,7 +225,7 @@ def _guarantee(run: Run, account: Spent, name: str, epsilon: float) -> Guarantee
     return Guarantee(
         accountant=name,
         epsilon=epsilon,
-        shown=rounded_up(epsilon),
+        shown=epsilon_text(epsilon),
         delta=run.delta,
         method=_METHODS[name] + f" (dp-accounting {version('dp-accounting')}).",
         attacker=attacker,
@@ -411,7 +402,7 @@ def _against_a_node(run: Run, viewers: Mapping[str, float]) -> str:
             "Nodes are NOT covered by this ε: a node knows how many of its own users were drawn, "
             "and of a fixed number that tells how many others were. Against nodes, for a user of "
             "another, and against users, each of whom knows this of itself, it is at most "
-            f"ε = {rounded_up(viewers.get('node', math.inf))} by RDP, without amplification."
+            f"ε = {epsilon_text(viewers.get('node', math.inf))} by RDP, without amplification."
         )
     others = {
         "poisson": "it knows which of its own users were drawn, and each is drawn by a coin of "
@@ -546,7 +537,7 @@ def _releases(run: Run) -> tuple[str, ...]:
 def _accounting(run: Run, account: Spent) -> tuple[str, ...]:
     ran_with = run.environment.get("versions", {}).get("dp-accounting", "an unknown version")
     figures = "; ".join(
-        f"{name.upper()}: ε = {rounded_up(epsilon)}" for name, epsilon in account.epsilons.items()
+        f"{name.upper()}: ε = {epsilon_text(epsilon)}" for name, epsilon in account.epsilons.items()
     )
     agreement = (
         "THE RUN'S OWN FIGURES CONTRADICT IT, as said above."
@@ -556,16 +547,22 @@ def _accounting(run: Run, account: Spent) -> tuple[str, ...]:
     return (
         f"ε is computed anew from the ledger alone by dp-accounting {version('dp-accounting')}; "
         f"the run used {ran_with}. {agreement}",
-        f"{figures}. Each is a valid upper bound, so the smallest is the one to quote; "
-        f"{_tier(min(account.epsilons.values()))}.",
+        f"{figures}. Each is a valid upper bound, so the smallest is the one to quote, which "
+        f"targets and budgets are held against; {_tier(min(account.epsilons.values()))}.",
+        *_without_pld(account),
         "The releases compose adaptively: each may depend on all before it.",
     )
 
 
+def _without_pld(account: Spent) -> tuple[str, ...]:
+    reason = account.without_pld
+    return () if reason is None else (f"{reason[0].upper()}{reason[1:]}.",)
+
+
 def _tier(epsilon: float) -> str:
-    if epsilon <= _STRONG:
+    if epsilon <= STRONG:
         return "Ponomareva et al. 2023 call an ε of at most 1 strong"
-    if epsilon <= _REASONABLE:
+    if epsilon <= REASONABLE:
         return "Ponomareva et al. 2023 call an ε between 1 and 10 reasonable, not strong"
     return (
         "Ponomareva et al. 2023 call an ε above 10 weak to none as a formal promise: such a run "
@@ -579,7 +576,7 @@ def _delta(delta: float, population: int) -> tuple[str, ...]:
         f"δ = {delta:g} for N = {population:,} users: {share:.3g} times 1/N.",
         "A δ near 1/N would allow a mechanism that now and then publishes somebody's data outright;"
         " it should be far below."
-        if share > _LARGE_DELTA
+        if share > LARGE_DELTA
         else "It is well below 1/N, as it should be.",
     )
 

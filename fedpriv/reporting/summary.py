@@ -8,10 +8,11 @@ from pathlib import Path
 
 from rich.text import Text
 
+from fedpriv.privacy.figures import epsilon_text
 from fedpriv.reporting.reader import Run, read_run, run_labels
 from fedpriv.reporting.spent import Spent, spent
 from fedpriv.reporting.terminal import Column, FittedTable
-from fedpriv.reporting.wording import KNOWN_SEED, rounded_up
+from fedpriv.reporting.wording import KNOWN_SEED
 
 # What a narrow terminal has no room for goes from the end.
 _COLUMNS = (
@@ -94,7 +95,7 @@ def _quality(run: Run) -> str:
 def _privacy(run: Run, account: Spent) -> list[str | Text]:
     if not run.private:
         return [Text("no privacy", style="bold red"), "–", "–", "–", "–"]
-    shown = {name: rounded_up(epsilon) for name, epsilon in account.epsilons.items()}
+    shown = {name: epsilon_text(epsilon) for name, epsilon in account.epsilons.items()}
     last = run.releases[-1]
     clipping = run.config.privacy.clipping.kind if run.config.privacy else ""
     return [

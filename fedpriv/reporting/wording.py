@@ -1,39 +1,25 @@
-"""Numbers as readers see them; privacy figures are rounded up, never to look better than true.
+"""Numbers and sentences as readers see them.
 
 What is said of silos is said of users with noise of their own too; `who` is one of them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.sampling import Sampling
 from fedpriv.privacy.silos import SiloCosts
 
 #: Stands beside each ε of a run whose sampling and noise anyone can draw again who has its config.
 KNOWN_SEED = "simulation with a known seed"
 
-# Far below the last shown digit; keeps 7.000 from becoming 7.001 by the rounding of a product.
-_SLACK = 1e-9
-
-
-def rounded_up(value: float, digits: int = 3) -> str:
-    """Return `value`, which must be finite, with `digits` decimals, rounded towards infinity."""
-    scale = 10**digits
-    if value * scale > 2**52:
-        return f"{value:.4g}"
-    return f"{math.ceil(value * scale - _SLACK) / scale:,.{digits}f}"
-
 
 def beside_epsilon(seeded: bool) -> str:
     """Return what stands beside an ε, with a space before it; nothing for a secret seed."""
     return f" ({KNOWN_SEED})" if seeded else ""
 
-
-def percent_up(share: float) -> str:
-    """Return a share in percent with two decimals, rounded up, and at most 100%."""
-    return rounded_up(min(100.0, 100 * share), 2 if share < 0.1 else 1) + "%"
 
 
 def round_ranges(rounds: Sequence[int]) -> str:
@@ -70,8 +56,28 @@ def worst_and_median(costs: SiloCosts, who: str) -> str:
     """Return the sentence on what those who pay alone have spent."""
     return (
         f"By RDP the worst {who} (number {costs.worst_silo}) has spent ε = "
-        f"{rounded_up(costs.worst)}, the median {who} ε = {rounded_up(costs.median)}."
+        f"{epsilon_text(costs.worst)}, the median {who} ε = {epsilon_text(costs.median)}."
     )
+
+
+def smallest(row: Mapping[str, Any]) -> tuple[float | None, str]:
+    """Return the smallest ε of a metrics row and whose it is; None where there is no privacy."""
+    known = {name: value for name, value in row["epsilon"].items() if value is not None}
+    name = min(known, key=known.__getitem__, default="rdp")
+    return known.get(name), name
+
+
+def spent_text(row: Mapping[str, Any]) -> str:
+    """Return ε and δ of a metrics row in a few words, and which accountant proves it."""
+    epsilon, accountant = smallest(row)
+    if epsilon is None:
+        return "no privacy"
+    shown, delta = f"{epsilon_text(epsilon)} by {accountant.upper()}", f"δ {row['delta']:g}"
+    for payer in ("silo", "user"):
+        if f"{payer}s" in row:
+            median = epsilon_text(row[f"{payer}s"]["median"])
+            return f"ε of the worst {payer} {shown}, of the median one {median} by RDP, {delta}"
+    return f"ε {shown}, {delta}"
 
 
 def drawn_anew(sampling: Sampling, who: str) -> str:

@@ -148,7 +148,7 @@ def test_adaptive_bounds_count_update_and_memory_together(tmp_path, adapts):
     bounds = [row["clip_bound"] for row in directory.read_metrics()]
     assert bounds[-1] > bounds[0]
     expected = experiment.prepare(small_config(**changes))
-    assert run.plan.planned_epsilon() == expected.plan.planned_epsilon()
+    assert run.plan.planned_cost().epsilon == expected.plan.planned_cost().epsilon
     assert memories_of(directory.path).norm(dim=1).max() > 0
 
 

@@ -251,7 +251,7 @@ def test_metrics_ledger_and_report_of_shares_agree_and_name_the_trust_model(tmp_
     run = read_run(directory.path)
     account = spent(run)
     assert account.disagreements == ()
-    assert account.epsilons["rdp"] == pytest.approx(prepared.plan.planned_epsilon())
+    assert account.epsilons["rdp"] == pytest.approx(prepared.plan.planned_cost().epsilon)
     # z·√(1/2) against a node: two shares are surely there.
     left = dp_accounting.GaussianDpEvent(math.sqrt(1 / 2))
     against = RdpAccountant().compose(dp_accounting.PoissonSampledDpEvent(8 / 60, left), 2)
@@ -369,7 +369,7 @@ def test_any_sampling_will_do_since_nothing_is_claimed_for_it():
     sampling = {"kind": "fixed_size", "expected_cohort": 8}
     changes = {"privacy__sampling": sampling, "privacy__accountants": ["rdp", "pld"]}
     plan = experiment.prepare(small_config(**USERS, **changes)).plan
-    assert plan.planned_epsilon() == pytest.approx(by_dp_accounting(3))
+    assert plan.planned_cost().epsilon == pytest.approx(by_dp_accounting(3))
 
 
 # ---------------------------------------------------------------- both

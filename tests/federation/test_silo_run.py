@@ -290,4 +290,4 @@ def test_delta_is_held_against_the_size_of_a_silo(tmp_path, example):
 def test_a_fixed_number_of_silos_may_be_drawn_since_nothing_is_claimed_for_it():
     sampling = {"kind": "fixed_size", "expected_cohort": 3}
     plan = experiment.prepare(small_config(**{**SILOS, "privacy__sampling": sampling})).plan
-    assert plan.planned_epsilon() == pytest.approx(by_dp_accounting(3))
+    assert plan.planned_cost().epsilon == pytest.approx(by_dp_accounting(3))

@@ -193,3 +193,20 @@ def test_so_little_noise_that_the_series_overflows_is_no_privacy(noise):
     event = dp_accounting.PoissonSampledDpEvent(0.1, dp_accounting.GaussianDpEvent(noise))
     accountant.compose(event)
     assert accountant.epsilon(1e-5) > 1e300
+
+
+def test_pld_claims_nothing_that_its_transforms_may_have_lost():
+    """In 10,000 rounds dp-accounting's ε at 1e-12 has a true δ of 1.16e-12, at 1e-13 of 2.4e-13."""
+    accountant, theirs = PldAccountant(ADD_REMOVE), pld.PLDAccountant()
+    # Sampled at 1: a Gaussian that is composed like any other, of which the exact curve is known.
+    event = dp_accounting.PoissonSampledDpEvent(1.0, dp_accounting.GaussianDpEvent(100.0))
+    accountant.compose(event, 10_000)
+    theirs.compose(event, 10_000)
+    for delta in (1e-6, 1e-10, 2e-11):
+        exact = dp_accounting.get_epsilon_gaussian(1.0, delta)
+        assert exact <= accountant.epsilon(delta) < 1.1 * exact
+    assert theirs.get_epsilon(1e-12) < dp_accounting.get_epsilon_gaussian(1.0, 1e-12)
+    for delta in (1e-11, 1e-12, 1e-14, 1e-15):
+        assert accountant.epsilon(delta) == float("inf")
+    for epsilon in (1.0, 5.0, 8.0):
+        assert accountant.delta(epsilon) >= dp_accounting.get_delta_gaussian(1.0, epsilon)

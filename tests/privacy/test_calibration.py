@@ -1,5 +1,8 @@
+from dataclasses import replace
+
 import dp_accounting
 import pytest
+from dp_accounting import pld
 
 from fedpriv.privacy import (
     FixedSizeSampling,
@@ -8,9 +11,11 @@ from fedpriv.privacy import (
     GlobalClipping,
     PoissonSampling,
     RdpAccountant,
-    affordable_rounds,
+    affordable,
+    charge,
     noise_multiplier_for,
 )
+from fedpriv.privacy.charging import Budget
 
 
 @pytest.mark.parametrize(
@@ -26,7 +31,7 @@ def test_calibrated_noise_meets_the_target_and_wastes_nothing(sampling, epsilon)
         accountant.compose(event_at(z), 60)
         return accountant.epsilon(1e-3)
 
-    z = noise_multiplier_for(epsilon, 1e-3, 60, sampling.adjacency, event_at)
+    z = noise_multiplier_for(epsilon, 1e-3, 60, sampling.adjacency, event_at, ("rdp",))
     assert spent(z) <= epsilon
     assert spent(z - 1e-5) > epsilon
 
@@ -39,9 +44,10 @@ def test_affordable_rounds_is_the_last_round_within_the_budget():
     while one_by_one.epsilon_after(event, 1e-5) <= 3.0:
         one_by_one.compose(event)
         count += 1
-    assert affordable_rounds(event, sampling.adjacency, 3.0, 1e-5, 1000) == count
-    assert affordable_rounds(event, sampling.adjacency, 3.0, 1e-5, 2) == 2
-    assert affordable_rounds(event, sampling.adjacency, 1e-3, 1e-5, 1000) == 0
+    budget = Budget(3.0, 1e-5, sampling.adjacency, ("rdp",))
+    assert affordable(event, budget, 1000) == count
+    assert affordable(event, budget, 2) == 2
+    assert affordable(event, replace(budget, epsilon=1e-3), 1000) == 0
 
 
 def test_a_target_that_no_noise_reaches_is_said():
@@ -50,3 +56,65 @@ def test_a_target_that_no_noise_reaches_is_said():
         noise_multiplier_for(
             1.0, 1e-5, 10, sampling.adjacency, lambda z: dp_accounting.NonPrivateDpEvent()
         )
+
+
+def test_the_tightest_accountant_decides_the_noise():
+    sampling = PoissonSampling(750, 370.0)
+
+    def event_at(z: float) -> dp_accounting.DpEvent:
+        return sampling.event(GaussianMechanism(z, GlobalClipping(0.1)))
+
+    found = noise_multiplier_for(8.0, 1e-3, 120, sampling.adjacency, event_at)
+    assert found == pytest.approx(2.6783, abs=1e-4)  # by RDP it is 2.9288
+    theirs = pld.PLDAccountant()
+    theirs.compose(event_at(found), 120)
+    assert 7.999 < theirs.get_epsilon(1e-3) <= 8
+    # What a ledger makes of it, which rounds it down, must stay within the target too.
+    charged = charge({event_at(found * (1 - 6e-12)): 120}, sampling.adjacency, [1e-3]).first
+    assert (charged.accountant, charged.epsilon <= 8) == ("pld", True)
+
+
+@pytest.mark.parametrize(
+    ("population", "cohort", "rounds", "delta", "noise"),
+    [(539, 200.0, 120, 1e-3, 2.0706), (2048, 256.0, 60, 1e-6, 0.9979)],
+)
+def test_the_shipped_recipes_need_less_noise_than_by_rdp(population, cohort, rounds, delta, noise):
+    sampling = PoissonSampling(population, cohort)
+    event = sampling.event(GaussianMechanism(noise, GlobalClipping(0.1)))
+    cost = charge({event: rounds}, sampling.adjacency, [delta]).first
+    assert 7.999 < cost.epsilon <= 8 < 8.8 < cost.epsilon_rdp
+
+
+def test_without_replacement_pld_has_no_proof_and_rdp_decides():
+    sampling = FixedSizeSampling(750, 50)
+
+    def event_at(z: float) -> dp_accounting.DpEvent:
+        return sampling.event(GaussianMechanism(z, GlobalClipping(0.1)))
+
+    arguments = (8.0, 1e-3, 20, sampling.adjacency, event_at)
+    z = noise_multiplier_for(*arguments)
+    assert z == noise_multiplier_for(*arguments, ("rdp",))
+    cost = charge({event_at(z): 20}, sampling.adjacency, [1e-3]).first
+    assert (cost.accountant, cost.epsilon_pld) == ("rdp", None)
+    assert "no proof" in (cost.without_pld or "")
+
+
+def test_a_budget_is_held_against_the_tightest_and_counts_events_of_two_kinds():
+    sampling = PoissonSampling(1000, 100.0)
+    event, other = (
+        sampling.event(GaussianMechanism(z, GlobalClipping(1.0))) for z in (1.0, 1.00001)
+    )
+    by_rdp = Budget(3.0, 1e-5, sampling.adjacency, ("rdp",), at_most=200)
+    tight = replace(by_rdp, accountants=("rdp", "pld"))
+    few, more = affordable(event, by_rdp, 200), affordable(event, tight, 200)
+    assert few < more
+    theirs = [pld.PLDAccountant(), pld.PLDAccountant()]
+    for accountant, count in zip(theirs, (more, more + 1), strict=True):
+        accountant.compose(event, count)
+    assert theirs[0].get_epsilon(1e-5) <= 3 < theirs[1].get_epsilon(1e-5)
+    assert tight.refuses({event: more - 1}, event) is None
+    refused = tight.refuses({event: more}, event)
+    assert refused is not None
+    assert (refused.accountant, refused.epsilon > 3) == ("pld", True)
+    assert tight.refuses({event: more - 1}, other) is None
+    assert tight.refuses({event: more - 1, other: 1}, event) is not None

@@ -45,7 +45,8 @@ def test_a_bill_is_what_dp_accounting_says():
             each.compose(event(1.0), 30)
             each.compose(event(2.0, 20.0), 7)
         epsilon, order = by_rdp.get_epsilon_and_optimal_order(cost.delta)
-        assert (cost.epsilon, cost.best_order) == (pytest.approx(epsilon, rel=1e-12), order)
+        assert (cost.epsilon_rdp, cost.best_order) == (pytest.approx(epsilon, rel=1e-9), order)
+        assert (cost.epsilon, cost.accountant) == (cost.epsilon_pld, "pld")
         assert cost.epsilon_pld == pytest.approx(by_pld.get_epsilon(cost.delta), rel=1e-6)
 
 
@@ -58,7 +59,19 @@ def test_pld_is_left_out_where_it_has_no_proof_or_is_unaffordable():
     huge = charge({event(0.003): 100}, ADD_REMOVE, [DELTA])
     assert huge.first.epsilon_pld is None
     assert "above 100" in str(huge.without_pld)
-    assert charge({event(1.0): 1}, ADD_REMOVE, [DELTA], tight=False).first.epsilon_pld is None
+    assert charge({event(1.0): 1}, ADD_REMOVE, [DELTA], ("rdp",)).first.epsilon_pld is None
+
+
+@pytest.mark.parametrize("delta", [1e-9, 1e-12, 1e-14, 1e-15, 1e-100])
+def test_pld_proves_no_more_than_rdp_or_says_why_not(delta):
+    cost = charge({event(1.0, 10.0): 1000}, ADD_REMOVE, [delta]).first
+    assert cost.epsilon <= cost.epsilon_rdp
+    if cost.epsilon_pld is None:
+        assert (cost.accountant, cost.epsilon) == ("rdp", cost.epsilon_rdp)
+        assert f"no PLD at δ = {delta:g}" in str(cost.without_pld)
+    else:
+        assert (cost.without_pld, cost.epsilon_pld < cost.epsilon_rdp) == (None, True)
+    assert (cost.epsilon_pld is None) == (delta < 1e-9)
 
 
 def test_a_release_without_noise_is_no_privacy():

@@ -29,17 +29,25 @@ def by_rdp(noise: float, rounds: int, cohort: float = 20.0) -> rdp.RdpAccountant
     return accountant
 
 
+def by_pld(noise: float, rounds: int, cohort: float = 20.0) -> pld.PLDAccountant:
+    accountant = pld.PLDAccountant()
+    accountant.compose(PoissonSampledDpEvent(cohort / 1000, GaussianDpEvent(noise)), rounds)
+    return accountant
+
+
 def test_epsilon_of_a_noise_is_dp_accountings():
     found = ask(noise_multiplier=1.0, deltas=(1e-5, 1e-8))
     tight = pld.PLDAccountant()
     tight.compose(PoissonSampledDpEvent(0.02, GaussianDpEvent(1.0)), 50)
     for cost in found.total.costs:
         epsilon, order = by_rdp(1.0, 50).get_epsilon_and_optimal_order(cost.delta)
-        assert (cost.epsilon, cost.best_order) == (pytest.approx(epsilon, rel=1e-12), order)
+        assert (cost.epsilon_rdp, cost.best_order) == (pytest.approx(epsilon, rel=1e-9), order)
+        assert (cost.epsilon, cost.accountant) == (cost.epsilon_pld, "pld")
         assert cost.epsilon_pld == pytest.approx(tight.get_epsilon(cost.delta), rel=1e-6)
     assert [rounds for rounds, _ in found.after] == [1, 5, 13, 25, 50]
     for rounds, bill in found.after:
-        assert bill.first.epsilon == pytest.approx(by_rdp(1.0, rounds).get_epsilon(1e-5), rel=1e-12)
+        expected = by_rdp(1.0, rounds).get_epsilon(1e-5)
+        assert bill.first.epsilon_rdp == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(("noise", "published"), [(0.01024, 1.1e7), (0.003072, 1.2e8)])
@@ -63,7 +71,8 @@ def test_noise_for_a_budget_keeps_it_and_wastes_nothing(sampling):
 def test_rounds_for_a_budget_are_the_most():
     found = ask(epsilon=2.0, noise_multiplier=1.0, solve="rounds", rounds=None)
     rounds = found.recipe.rounds
-    assert by_rdp(1.0, rounds).get_epsilon(1e-5) <= 2.0 < by_rdp(1.0, rounds + 1).get_epsilon(1e-5)
+    assert by_pld(1.0, rounds).get_epsilon(1e-5) <= 2.0 < by_pld(1.0, rounds + 1).get_epsilon(1e-5)
+    assert by_rdp(1.0, rounds).get_epsilon(1e-5) > 2.0
     capped = ask(epsilon=2.0, noise_multiplier=1.0, solve="rounds", rounds=7)
     assert capped.recipe.rounds == 7
     assert "all 7 rounds" in capped.notes[0]
@@ -75,7 +84,7 @@ def test_the_cohort_for_a_budget_is_the_largest():
     found = ask(epsilon=2.0, noise_multiplier=1.0, solve="cohort", cohort=None)
     largest = found.recipe.sampling.expected_cohort
     cohorts = [1.0, 10.0, largest, largest + 1, 200.0, 1000.0]
-    spent = [by_rdp(1.0, 50, cohort).get_epsilon(1e-5) for cohort in cohorts]
+    spent = [by_pld(1.0, 50, cohort).get_epsilon(1e-5) for cohort in cohorts]
     assert spent == sorted(spent)
     assert spent[2] <= 2.0 < spent[3]
     capped = ask(epsilon=2.0, noise_multiplier=1.0, solve="cohort", cohort=5.5)
@@ -87,10 +96,11 @@ def test_the_cohort_for_a_budget_is_the_largest():
 
 def test_delta_for_an_epsilon():
     found = ask(epsilon=2.0, noise_multiplier=1.0, solve="delta", deltas=())
-    assert found.deltas == (pytest.approx(by_rdp(1.0, 50).get_delta(2.0), rel=1e-12),)
+    assert found.delta_rdp == pytest.approx(by_rdp(1.0, 50).get_delta(2.0), rel=1e-9)
+    assert found.delta_pld == pytest.approx(by_pld(1.0, 50).get_delta(2.0), rel=1e-4)
+    assert found.deltas == (found.delta_pld,)
+    assert found.delta_pld < found.delta_rdp
     assert found.total.first.epsilon == pytest.approx(2.0, rel=1e-6)
-    assert found.delta_pld is not None
-    assert 0 < found.delta_pld < found.deltas[0]
     with pytest.raises(InputError, match="no δ below 1"):
         ask(epsilon=1e-3, noise_multiplier=0.1, solve="delta", deltas=())
 
@@ -158,7 +168,7 @@ def test_curves_end_at_the_plan():
     found = ask(noise_multiplier=1.0, rounds=450)
     curves = epsilon_curves(found.recipe, 1e-5)
     total = found.total.first
-    assert (curves["rdp"].rounds[-1], curves["rdp"].epsilons[-1]) == (450, total.epsilon)
+    assert (curves["rdp"].rounds[-1], curves["rdp"].epsilons[-1]) == (450, total.epsilon_rdp)
     assert (curves["pld"].rounds[-1], curves["pld"].epsilons[-1]) == (450, total.epsilon_pld)
     for curve in curves.values():
         assert list(curve.epsilons) == sorted(curve.epsilons)
@@ -178,7 +188,7 @@ SPEECH: dict[str, Any] = {
 
 
 def test_extrapolation_holds_the_noise_on_the_mean():
-    grid = extrapolate(Extrapolation(**SPEECH))
+    grid = extrapolate(Extrapolation(**SPEECH, accountants=("rdp",)))
     assert [(cell.population, cell.cohort) for cell in grid.cells] == [
         (34_753, 1024.0),
         (34_753_000, 1024.0),
@@ -193,10 +203,25 @@ def test_extrapolation_holds_the_noise_on_the_mean():
     assert all(cell.epsilon_pld is None for cell in grid.cells)
 
 
+def test_every_population_is_held_against_delta_and_every_epsilon_against_ten():
+    near = {**SPEECH, "delta": 10 / 34_753, "accountants": ("rdp",)}
+    notes = " ".join(extrapolate(Extrapolation(**near)).notes)
+    assert "is not below 1/population = 2.88e-05" in notes
+    assert "a run refuses it" in notes
+    assert "weak to none" in notes
+    planned = ask(noise_multiplier=0.3, population=750, cohort=370.0, deltas=(1e-3,))
+    assert "is 0.75 times 1/population" in planned.notes[0]
+    assert "weak to none" in planned.notes[1]
+
+
 def test_extrapolation_by_pld_is_tighter_where_it_is_affordable():
-    grid = extrapolate(Extrapolation(**SPEECH | {"tight": True}))
+    grid = extrapolate(Extrapolation(**SPEECH))
     assert grid.cells[0].epsilon_pld is None
-    assert "above 100" in grid.notes[-1]
+    assert any("above 100" in note for note in grid.notes)
+    assert (grid.cells[-1].epsilon, grid.cells[-1].accountant) == (
+        grid.cells[-1].epsilon_pld,
+        "pld",
+    )
     assert grid.cells[-1].epsilon_pld == pytest.approx(4.208, abs=0.01)
 
 

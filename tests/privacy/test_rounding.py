@@ -137,7 +137,7 @@ def test_many_compositions_lose_nothing():
     gaussian = dp_accounting.GaussianDpEvent(1000.1)
     for _ in range(10_000):
         accountant.compose(gaussian)
-    z, delta = Decimal(1000.1), Decimal(1e-9)
+    z, delta = Decimal("1000.1"), Decimal("1e-9")
     true = min(
         10_000 * a / (2 * z * z) + (1 - 1 / a).ln() - (delta * a).ln() / (a - 1)
         for a in map(Decimal, ORDERS)

@@ -23,6 +23,7 @@ from fedpriv.privacy import (
     most_charged,
     read_ledger,
 )
+from fedpriv.privacy.charging import Budget
 
 DELTA, Z, Q, STEPS = 1e-4, 1.1, 0.05, 20
 LEVEL = ExampleLevel(GaussianMechanism(Z, GlobalClipping(0.4)), Q, STEPS, silo_size=100)
@@ -51,9 +52,14 @@ def test_each_silo_pays_for_the_steps_of_the_rounds_in_which_it_took_part():
     costs = accounts.costs(DELTA)
     assert (costs.worst, costs.worst_silo) == (pytest.approx(by_dp_accounting(3)), 2)
     assert costs.median == pytest.approx((by_dp_accounting(1) + by_dp_accounting(2)) / 2)
-    after = accounts.worst_after([0, 3], LEVEL.event(), DELTA)
-    assert after == pytest.approx(by_dp_accounting(3))
-    assert accounts.worst_after([], LEVEL.event(), DELTA) == 0.0
+    within = Budget(by_dp_accounting(3) * 1.001, DELTA, Adjacency.ADD_OR_REMOVE_ONE, ("rdp",), 4)
+    below = replace(within, epsilon=by_dp_accounting(3) * 0.999)
+    assert accounts.above(within, [0, 3], LEVEL.event()) is None
+    refused = accounts.above(below, [0, 3], LEVEL.event())
+    assert refused is not None
+    assert refused.epsilon == pytest.approx(by_dp_accounting(3))
+    assert accounts.above(below, [3], LEVEL.event()) is None
+    assert accounts.above(below, [], LEVEL.event()) is None
 
 
 def test_what_the_worst_silo_pays_for_is_found_among_the_releases():
@@ -103,5 +109,8 @@ def test_parties_that_never_took_part_take_no_memory():
     accounts = SiloAccounts(Adjacency.ADD_OR_REMOVE_ONE, 10**12)
     accounts.charge_all([release(1, [10**12 - 1])])
     event = release(1, [0]).event()
-    once, twice = (accounts.worst_after([silo], event, 1e-5) for silo in (5, 10**12 - 1))
-    assert 0 < once < twice
+    budget = Budget(1e-6, 1e-5, Adjacency.ADD_OR_REMOVE_ONE, ("rdp",))
+    once, twice = (accounts.above(budget, [silo], event) for silo in (5, 10**12 - 1))
+    assert once is not None
+    assert twice is not None
+    assert 0 < once.epsilon < twice.epsilon

@@ -34,8 +34,8 @@ def test_a_round_is_one_line_with_its_price() -> None:
         "(simulation with a known seed)",
         "simulation only: cohort 7, loss 1.500, 90 users/s",
     )
-    assert f"round 1/4  ε 0.500 δ 0.001 {known}  {seen}" in lines
-    assert f"round 2/4  accuracy 0.812  ε 0.750 δ 0.001 {known}  {seen}" in lines
+    assert f"round 1/4  ε 0.500 by RDP, δ 0.001 {known}  {seen}" in lines
+    assert f"round 2/4  accuracy 0.812  ε 0.750 by RDP, δ 0.001 {known}  {seen}" in lines
     assert any("all rounds will cost ε = " in line for line in lines)
 
 
@@ -44,6 +44,23 @@ def test_each_threshold_of_the_budget_is_said_once() -> None:
     text = shown(row(1, 1.9), row(2, 2.1), row(3, 3.7), row(4, 3.9), **budget)
     said = [line for line in text.splitlines() if "of the budget of ε = 4 spent" in line]
     assert [line.split()[0] for line in said] == ["50%", "75%", "90%", "95%"]
+
+
+def test_the_tightest_accountant_is_shown_and_says_how_much_of_the_budget_is_spent() -> None:
+    budget = {"privacy__budget": {"epsilon": 4.0}, "privacy__accountants": ["rdp", "pld"]}
+    tight = row(2, 3.7, epsilon={"rdp": 3.7, "pld": 2.1}, held_out={"accuracy": 0.5, "loss": 1.0})
+    text = shown(row(1, 3.1), tight, **budget)
+    assert "ε 3.100 by RDP, δ" in text
+    assert "ε 2.100 by PLD, δ" in text
+    said = [line for line in text.splitlines() if "of the budget of ε = 4 spent" in line]
+    assert [line.split()[0] for line in said] == ["50%"]
+
+
+def test_what_promises_little_is_said_before_the_first_round() -> None:
+    text = shown(privacy__noise_multiplier=0.5, privacy__delta=1e-2, rounds=40)
+    assert "δ = 0.01 is 0.6 times 1/population" in text
+    assert "is above 10: weak to none" in text
+    assert "is above 10" not in shown(privacy__noise_multiplier=9.0, privacy__delta=1e-4)
 
 
 def test_losses_are_said() -> None:
@@ -66,7 +83,8 @@ def test_silos_are_called_silos() -> None:
     broken["simulation_only"] |= {"non_finite": 2}
     text = shown(broken, **SILOS, privacy__budget={"epsilon": 4.0})
     assert "3 rounds of 3 silos expected" in text
-    assert "ε of the worst silo 0.500, of the median one 0.250 δ 0.001 (simulation" in text
+    spent = "ε of the worst silo 0.500 by RDP, of the median one 0.250 by RDP, δ 0.001 (simulation"
+    assert spent in text
     assert "simulation only: cohort 7, loss 1.500, 90 silos/s" in text
     assert "2 silos contributed nothing" in text
     # Those that are drawn seldom reach the budget later, or never.
