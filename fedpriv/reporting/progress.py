@@ -228,5 +228,3 @@ def quality_text(measures: dict[str, float]) -> str:
     if "wer" in measures:
         return f"WER {measures['wer']:.1%}"
     return f"accuracy {measures['accuracy']:.3f}"
-
-

@@ -21,7 +21,6 @@ def beside_epsilon(seeded: bool) -> str:
     return f" ({KNOWN_SEED})" if seeded else ""
 
 
-
 def round_ranges(rounds: Sequence[int]) -> str:
     """Return `1–5, 8` for rounds 1, 2, 3, 4, 5 and 8."""
     ranges: list[list[int]] = []
