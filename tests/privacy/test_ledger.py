@@ -1,13 +1,17 @@
 import json
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 
 from fedpriv.errors import InputError
 from fedpriv.privacy import (
+    Adjacency,
     FixedSizeSampling,
+    FullParticipation,
     GaussianMechanism,
     GlobalClipping,
     Header,
@@ -143,3 +147,35 @@ def test_a_rebuilt_multiplier_is_never_above_the_recorded_one(multiplier):
     rebuilt = event.event.noise_multiplier
     assert rebuilt <= multiplier
     assert rebuilt == pytest.approx(multiplier, rel=1e-10)
+
+
+@pytest.mark.parametrize("claimed", [1.0000001, 1.4, 10.0])
+def test_a_record_cannot_claim_more_noise_than_it_shows(claimed):
+    """σ/C is what protects; z beside it may be a mistake or a lie."""
+    honest = release(1)
+    event = replace(honest, noise_multiplier=claimed).event()
+    assert event.event.noise_multiplier == pytest.approx(1.0, rel=1e-10)
+    assert event.event.noise_multiplier <= 1.0
+    larger = replace(honest, bound=2 * honest.bound).event()  # as much noise on twice as much
+    assert larger.event.noise_multiplier == pytest.approx(0.5, rel=1e-10)
+
+
+@pytest.mark.parametrize("adjacency", list(Adjacency))
+def test_a_record_is_analysed_under_its_own_adjacency(adjacency):
+    sampling = FullParticipation(1000, adjacency)
+    recorded = Release.of(1, 0, sampling, GaussianMechanism(1.0, GlobalClipping(0.5)), "")
+    twice = 2 if adjacency is Adjacency.REPLACE_ONE else 1
+    assert recorded.sensitivity == pytest.approx(0.5 * twice)
+    assert recorded.event() == GaussianDpEvent(pytest.approx(1.0 / twice, rel=1e-10))
+
+
+def test_a_round_that_was_charged_twice_costs_twice_also_when_it_is_read_again(tmp_path):
+    ledger = filled(tmp_path / "ledger.jsonl", 2)
+    ledger.append(replace(release(2), attempt=1))
+    assert [charge.attempt for charge in ledger.charges(2)] == [0, 1]
+    read = Ledger.open(tmp_path / "ledger.jsonl")
+    assert read.charges(2) == ledger.charges(2)
+    found, expected = (RdpAccountant(Adjacency.ADD_OR_REMOVE_ONE) for _ in range(2))
+    read.compose_into(found)
+    expected.compose(PoissonSampledDpEvent(0.05, GaussianDpEvent(1.0)), 3)
+    assert found.epsilon(1e-5) == pytest.approx(expected.epsilon(1e-5), rel=1e-9)

@@ -94,6 +94,23 @@ def test_the_cohort_for_a_budget_is_the_largest():
         ask(epsilon=0.1, noise_multiplier=0.3, solve="cohort", cohort=None)
 
 
+@pytest.mark.parametrize("solve", ["noise", "rounds", "cohort"])
+def test_what_is_solved_for_holds_at_the_first_delta(solve):
+    """Which is the smaller one here: at the last, a budget would buy more."""
+    # Of samples of a fixed size PLD knows nothing, which saves its time.
+    changes: dict[str, Any] = {"epsilon": 8.0, "sampling": "fixed_size"} | {
+        "noise": {},
+        "rounds": {"noise_multiplier": 2.0, "rounds": None},
+        "cohort": {"noise_multiplier": 2.0, "cohort": None},
+    }[solve]
+    alone = ask(**changes, solve=solve, deltas=(1e-8,))
+    both = ask(**changes, solve=solve, deltas=(1e-8, 1e-4))
+    assert both.recipe == alone.recipe
+    at = [cost.epsilon for cost in both.total.costs]
+    assert at[1] < at[0] <= 8.0
+    assert both.recipe != ask(**changes, solve=solve, deltas=(1e-4,)).recipe
+
+
 def test_delta_for_an_epsilon():
     found = ask(epsilon=2.0, noise_multiplier=1.0, solve="delta", deltas=())
     assert found.delta_rdp == pytest.approx(by_rdp(1.0, 50).get_delta(2.0), rel=1e-9)
@@ -161,7 +178,10 @@ def test_bad_questions_name_the_option(case):
 
 
 def test_notes_say_what_a_run_would_refuse():
-    assert "1/population" in ask(noise_multiplier=1.0, deltas=(0.01,)).notes[0]
+    for refused in (0.01, 1 / 1000):
+        assert "1/population" in ask(noise_multiplier=0.05, deltas=(refused,)).notes[0]
+    fine = ask(noise_multiplier=0.05, deltas=(0.999 / 1000,))
+    assert not any("1/population" in note for note in fine.notes)
 
 
 def test_curves_end_at_the_plan():

@@ -47,6 +47,14 @@ def test_fixed_size_takes_exactly_that_many_distinct_users():
         assert (np.diff(cohort) > 0).all()
 
 
+def test_a_fixed_size_takes_each_user_with_the_same_probability():
+    generator, drawn = np.random.default_rng(4), np.zeros(50)
+    for _ in range(4000):
+        drawn[FixedSizeSampling(50, 7).draw(generator)] += 1
+    # Five standard deviations; users of one draw are nearly independent.
+    assert drawn == pytest.approx(4000 * 7 / 50, abs=5 * np.sqrt(4000 * 0.14 * 0.86))
+
+
 def test_a_draw_from_a_billion_users_costs_no_memory_of_that_size():
     cohort = PoissonSampling(10**9, 100.0).draw(np.random.default_rng(3))
     assert 40 < len(cohort) < 200

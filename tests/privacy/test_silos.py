@@ -67,6 +67,15 @@ def test_what_the_worst_silo_pays_for_is_found_among_the_releases():
     assert most_charged(RELEASES[2:3]) == []
 
 
+def test_where_events_differ_or_all_pay_nothing_is_left_out():
+    other = replace(release(5, (1,)), stddev=2 * RELEASES[0].stddev)
+    assert most_charged([*RELEASES, other]) == [*RELEASES, other]
+    everybodys = Release.of(5, 0, PoissonSampling(4, 2.0), LEVEL.mechanism, "digest")
+    assert most_charged([*RELEASES, everybodys]) == [*RELEASES, everybodys]
+    with pytest.raises(ValueError, match="every user pays for"):
+        SiloAccounts(Adjacency.ADD_OR_REMOVE_ONE, 4).charge_all([everybodys])
+
+
 @pytest.mark.parametrize("multiplier", [0.25, 1.0])
 def test_bounds_that_adapt_leave_one_event_so_that_the_worst_silo_is_found(multiplier):
     """Also where the last bits of σ and C would decide between two roundings."""
