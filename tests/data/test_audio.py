@@ -414,4 +414,5 @@ def test_joined_files_are_capped_as_a_whole(tmp_path):
     expected = r"one\.wav \+ .*two\.wav: 0\.9 s is longer than data\.speech\.max_seconds \(0\.8\)"
     with pytest.raises(InputError, match=expected):
         JoinedFiles(paths, "one two", pause_seconds=0.1).read(RATE, max_seconds=0.8)
-    assert len(JoinedFiles(paths, "one two", pause_seconds=0.0).read(RATE, max_seconds=0.8))
+    joined = JoinedFiles(paths, "one two", pause_seconds=0.0).read(RATE, max_seconds=0.8)
+    assert len(joined) == round(0.8 * RATE)

@@ -141,11 +141,12 @@ def test_bounds_that_adapt_in_silos_go_on_from_their_mean_and_cost_the_same(
 
 
 def test_adapted_bounds_of_silos_survive_a_resume(tmp_path):
-    settings = {**SILOS, "privacy__clipping": ADAPTIVE}
+    settings = {**SILOS, "privacy__clipping": ADAPTIVE, "checkpoint__keep": 3}
     whole, prepared = train_small(tmp_path / "whole", **settings)
     train_small(tmp_path / "run", **settings)
     for round_ in (2, 3):
         (tmp_path / "run" / "checkpoints" / f"round-{round_:06d}.safetensors").unlink()
+    assert experiment.reopen(tmp_path / "run")[1].finished_rounds == 1
     _, resumed = resume_small(tmp_path / "run")
     assert parameters(resumed).equal(parameters(prepared))
     assert list(Ledger.open(tmp_path / "run" / "ledger.jsonl")) == list(Ledger.open(whole.ledger))

@@ -169,6 +169,7 @@ def test_epsilon_by_round_is_that_of_the_ledger(tmp_path):
         tmp_path / "run", privacy__accountants=["rdp", "pld"], evaluation__every=1
     )
     ledger = Ledger.open(directory.ledger)
+    assert len(ledger) == 4
     accountant = RdpAccountant(ledger.adjacency)
     for row, release in zip(directory.read_metrics(), ledger, strict=True):
         accountant.compose(release.event())
@@ -184,6 +185,7 @@ def test_the_cohort_that_trains_is_the_one_that_was_drawn(tmp_path):
         if message.metadata.message_type == "train":
             work = message.content["config"]
             by_round.setdefault(work["round"], []).extend(work["users"])
+    assert sorted(by_round) == [1, 2, 3, 4]
     for round_, users in by_round.items():
         generator = prepared.plan.randomness.numpy(Purpose.SAMPLING, round_, 0)
         assert sorted(users) == prepared.plan.sampling.draw(generator).tolist()
@@ -215,10 +217,14 @@ def test_the_budget_stops_before_the_round_that_would_exceed_it(tmp_path):
 
 
 def test_values_gathered_from_users_are_marked(tmp_path):
-    directory, _ = train_small(tmp_path / "run")
-    for row in directory.read_metrics():
+    directory, prepared = train_small(tmp_path / "run")
+    rows = directory.read_metrics()
+    assert len(rows) == 4
+    for row in rows:
         assert set(row) <= PUBLIC | {"simulation_only"}
-        assert row["simulation_only"]["cohort"] >= 0
+        generator = prepared.plan.randomness.numpy(Purpose.SAMPLING, row["round"], 0)
+        drawn = prepared.plan.sampling.draw(generator)
+        assert row["simulation_only"]["cohort"] == len(drawn)
 
 
 def crash_after(monkeypatch, method):
@@ -334,8 +340,11 @@ def test_adapted_bounds_survive_a_resume(tmp_path):
 
 
 def test_per_block_noise_trains_and_costs_the_same(tmp_path):
-    directory, _ = train_small(tmp_path / "run", privacy__noise="per_block")
-    other, _ = train_small(tmp_path / "other")
+    directory, trained = train_small(tmp_path / "run", privacy__noise="per_block")
+    other, plain = train_small(tmp_path / "other")
+    shapes = [{r.noise_shape for r in Ledger.open(d.ledger)} for d in (directory, other)]
+    assert shapes == [{"per_block"}, {"spherical"}]
+    assert not parameters(trained).equal(parameters(plain))
     assert (
         directory.read_metrics()[-1]["epsilon"]["rdp"] == other.read_metrics()[-1]["epsilon"]["rdp"]
     )
@@ -347,7 +356,9 @@ def test_without_privacy_no_epsilon_is_ever_given(tmp_path):
         "no-noise": {"privacy__noise_multiplier": 0.0, "privacy__accountants": ["rdp", "pld"]},
     }.items():
         directory, _ = train_small(tmp_path / name, **changes)
-        for row in directory.read_metrics():
+        rows = directory.read_metrics()
+        assert len(rows) == len(Ledger.open(directory.ledger)) == 4
+        for row in rows:
             assert set(row["epsilon"].values()) == {None}
         assert all(math.isinf(_epsilon(release)) for release in Ledger.open(directory.ledger))
 
@@ -553,7 +564,9 @@ def test_a_sum_that_cannot_be_one_is_a_lost_node(tmp_path, damage):
 
 def test_a_deployment_writes_nothing_of_its_users_but_releases(tmp_path):
     directory, _ = train_small(tmp_path / "run", runtime__deployment=True)
-    for row in directory.read_metrics():
+    rows = directory.read_metrics()
+    assert len(rows) == 4
+    for row in rows:
         assert set(row) <= PUBLIC
     assert write_report([directory.path]).exists()
 

@@ -40,5 +40,5 @@ def test_a_contradicted_run_is_marked(make_run) -> None:
 
 
 def test_a_missing_run_is_refused(tmp_path) -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="not a run directory"):
         summary_table([tmp_path])

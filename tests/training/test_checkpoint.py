@@ -8,6 +8,7 @@ from fedpriv.errors import InputError
 from fedpriv.training.checkpoint import (
     Checkpoint,
     checkpoint_files,
+    digest_of,
     load_checkpoint,
     save_checkpoint,
     write_tensors,
@@ -57,6 +58,19 @@ def test_flipped_numbers_are_found(tmp_path):
     path.write_bytes(bytes(data))
     with pytest.raises(InputError, match="numbers have changed"):
         load_checkpoint(path, "f" * 64)
+
+
+def test_a_digest_tells_names_and_numbers_apart():
+    tensors = {"a": torch.arange(3.0), "b": torch.arange(2)}
+    others = [
+        {"a": torch.arange(3.0), "c": torch.arange(2)},
+        {"b": torch.arange(3.0), "a": torch.arange(2)},
+        {"a": torch.arange(3.0), "b": torch.tensor([0, 2])},
+        {"a": torch.arange(3.0)},
+    ]
+    digests = {digest_of(each) for each in [tensors, *others]}
+    assert len(digests) == 5
+    assert digest_of(dict(reversed(tensors.items()))) == digest_of(tensors)
 
 
 def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_last_file(tmp_path, monkeypatch):

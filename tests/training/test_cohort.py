@@ -4,7 +4,7 @@ import pytest
 import torch
 from in_process import small_config
 
-from fedpriv.data.federated import Examples
+from fedpriv.data.federated import Examples, Share
 from fedpriv.errors import DamagedFile, EnvironmentFault, InputError
 from fedpriv.federation.parts import build_trainer
 from fedpriv.privacy import GlobalClipping, Unclipped, clip
@@ -130,6 +130,39 @@ def test_dropout_differs_by_user_and_round_and_repeats(trainer):
     first = train_cohort(dropping, start, [4], round_=1).total
     assert train_cohort(dropping, start, [4], round_=1).total.equal(first)
     assert not train_cohort(dropping, start, [4], round_=2).total.equal(first)
+
+
+@dataclasses.dataclass(frozen=True)
+class Alike:
+    """A data set whose users all have the one example of user 0, in which no order can differ."""
+
+    whole: object
+
+    def __getattr__(self, name):
+        return getattr(self.whole, name)
+
+    def user(self, index):
+        return self.whole.user(0).take(torch.tensor([0]))
+
+
+@pytest.mark.parametrize("engine", ["stacked", "sequential"])
+def test_users_with_the_same_data_draw_dropout_of_their_own(engine):
+    for dropout in (0.0, 0.3):
+        trainer = build_trainer(small_config(model__dropout=dropout, runtime__engine=engine))
+        trainer = dataclasses.replace(trainer, dataset=Alike(trainer.dataset))
+        start = flat_start(trainer)
+        one, other = (train_cohort(trainer, start, [user], round_=1).total for user in (4, 5))
+        assert one.equal(other) == (dropout == 0)
+
+
+def test_nodes_of_one_process_keep_their_users_apart(trainer):
+    """Each numbers its own from 0, and all share one cache."""
+    whole = trainer.dataset
+    nodes = [dataclasses.replace(trainer, dataset=Share(whole, part, 2)) for part in (0, 1)]
+    for _ in range(2):
+        for part, node in enumerate(nodes):
+            assert node.prepared(3).inputs.equal(whole.user(2 * 3 + part).inputs)
+    assert len(trainer.cache) == 2
 
 
 def test_a_cuda_device_that_is_not_there_is_refused():

@@ -205,6 +205,21 @@ def test_a_journal_that_was_damaged_is_never_used(tmp_path):
         store.commit(1, [journal])
 
 
+def test_a_journal_of_someone_outside_the_population_is_never_used(tmp_path):
+    """The index would grow, and with it the slots that are taken to be in use."""
+    store = open_store(tmp_path)
+    journal = write(store, [3, 50], 1)
+    with pytest.raises(DamagedFile, match="not what was written"):
+        store.commit(1, [journal])
+    assert (store.folder / "index.bin").stat().st_size == 50 * 32
+
+
+def test_server_processes_ask_for_journals_of_their_own(tmp_path):
+    """A worker may outlive the process that asked it, and write while the next one's do."""
+    sessions = {open_store(tmp_path).session for _ in range(20)}
+    assert len(sessions) == 20
+
+
 def test_the_store_of_another_state_is_refused(tmp_path):
     store = open_store(tmp_path)
     journal = write(store, [1], 1)
