@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_speech import tiny_speech
+from tiny_speech import tiny_speech, tones
 from torch import nn
 from torch.nn import functional as F
 
@@ -380,6 +380,19 @@ def test_dropout_and_masks_differ_by_round_and_repeat(engine, dropout, masks):
         totals.append(train_cohort(trainer, start, [0, 9], round_).total)
     assert totals[0].equal(totals[1])
     assert torch.allclose(totals[0], totals[2], atol=1e-3) is not (masks or dropout > 0)
+
+
+@pytest.mark.parametrize(("dropout", "masks"), [(0.3, False), (0.0, True), (0.0, False)])
+@pytest.mark.parametrize("engine", ["stacked", "sequential"])
+def test_users_who_said_the_same_draw_dropout_and_masks_of_their_own(engine, dropout, masks):
+    kind, shape = "speech", {"dropout": dropout}
+    recipe = LocalTraining(epochs=1, batch_size=3, lr=0.1)
+    alike = dataclasses.replace(tiny_speech(), users=[tones(3)[:1]] * 12)  # "baba"
+    start, totals = flat(model_of(kind, **shape)), []
+    for user in (2, 3):
+        trainer = trainer_of(kind, alike, recipe, engine=engine, shape=shape, masks=masks)
+        totals.append(train_cohort(trainer, start, [user], 1).total)
+    assert totals[0].equal(totals[1]) is not (masks or dropout > 0)
 
 
 def test_a_stack_drops_its_share_and_each_user_another():
