@@ -308,6 +308,10 @@ def test_short_and_long_forms_mean_the_same():
 
 
 def test_everybody_may_take_part_in_every_round(tmp_path):
-    changes = {"rounds": 1, "privacy__error_feedback": "user", "privacy__sampling": {"kind": "all"}}
-    _, run = train_small(tmp_path / "run", **changes)
+    changes = {"rounds": 2, "privacy__error_feedback": "user", "privacy__sampling": {"kind": "all"}}
+    directory, run = train_small(tmp_path / "run", **TIGHT, **changes)
     assert isinstance(run.trainer.feedback, Remainder)
+    assert memories_of(directory.path).any(dim=1).all()
+    rows = [row["simulation_only"] for row in directory.read_metrics()]
+    assert [row["cohort"] for row in rows] == [60, 60]
+    assert rows[1]["memory_norm"] > rows[0]["memory_norm"] > 0

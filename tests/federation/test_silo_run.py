@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import chain
 
 import dp_accounting
 import numpy as np
@@ -14,7 +15,7 @@ from fedpriv import experiment
 from fedpriv.config import ExperimentConfig
 from fedpriv.errors import BudgetError, InputError
 from fedpriv.federation.messages import work_of
-from fedpriv.privacy import CountNoise, Ledger, Randomness
+from fedpriv.privacy import CountNoise, Ledger, Purpose, Randomness
 from fedpriv.privacy.clipping import bounds_of
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.report import render
@@ -88,10 +89,15 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped_and_pays_once(whole, t
 
 
 def test_silos_of_a_node_that_died_are_charged_all_the_same(tmp_path):
-    directory, _ = train_small(tmp_path / "run", InProcessGrid(dead=[1]), **{**SILOS, "rounds": 1})
+    grid = InProcessGrid(dead=[1])
+    directory, prepared = train_small(tmp_path / "run", grid, **{**SILOS, "rounds": 1})
     charged = Ledger.open(directory.ledger).charges(1)[0]
     assert directory.read_metrics()[0]["nodes_lost"] == 1
-    assert any(silo % 2 == 1 for silo in charged.silos)
+    generator = prepared.plan.randomness.numpy(Purpose.SAMPLING, 1, 0)
+    assert list(charged.silos) == prepared.plan.sampling.draw(generator).tolist()
+    asked = [work_of(m).users for m in grid.sent if m.metadata.message_type == "train"]
+    assert all(asked)  # both nodes had silos, the dead one too
+    assert sorted(chain.from_iterable(asked)) == list(charged.silos)
 
 
 ADAPTIVE = {"kind": "adaptive", "bound": 1e-3, "adapt_lr": 1.0, "count_noise": 5.0}
