@@ -98,16 +98,17 @@ def test_the_cohort_for_a_budget_is_the_largest():
 def test_what_is_solved_for_holds_at_the_first_delta(solve):
     """Which is the smaller one here: at the last, a budget would buy more."""
     # Of samples of a fixed size PLD knows nothing, which saves its time.
-    changes: dict[str, Any] = {"epsilon": 8.0, "sampling": "fixed_size"} | {
-        "noise": {},
-        "rounds": {"noise_multiplier": 2.0, "rounds": None},
-        "cohort": {"noise_multiplier": 2.0, "cohort": None},
+    changes: dict[str, Any] = {
+        "noise": {"epsilon": 4.0, "sampling": "all", "cohort": None, "rounds": 1},
+        "rounds": {"epsilon": 4.0, "noise_multiplier": 2.0, "rounds": None},
+        "cohort": {"epsilon": 1.0, "noise_multiplier": 4.0, "cohort": 31.0},
     }[solve]
+    changes = {"sampling": "fixed_size", **changes}
     alone = ask(**changes, solve=solve, deltas=(1e-8,))
     both = ask(**changes, solve=solve, deltas=(1e-8, 1e-4))
     assert both.recipe == alone.recipe
     at = [cost.epsilon for cost in both.total.costs]
-    assert at[1] < at[0] <= 8.0
+    assert at[1] < at[0] <= changes["epsilon"]
     assert both.recipe != ask(**changes, solve=solve, deltas=(1e-4,)).recipe
 
 
