@@ -1,5 +1,6 @@
 """What a run writes of itself, against what was heard on the way and independent accountants."""
 
+import json
 import math
 
 import numpy as np
@@ -90,10 +91,11 @@ def test_the_environment_of_a_deployment_says_nothing_of_its_users(tmp_path):
     for deployment in (False, True):
         where = {"run_dir": str(tmp_path / str(deployment))}
         prepared = experiment.prepare(small_config(runtime__deployment=deployment, **where))
-        directory = experiment.create(prepared)
-        described = directory.environment()["data"]
-        assert described == ("" if deployment else prepared.trainer.dataset.description)
-        assert deployment or "60 users" in described
+        written = (experiment.create(prepared).path / "environment.json").read_text()
+        described = json.dumps(prepared.trainer.dataset.description)[1:-1]
+        assert "60 users" in described
+        assert (described in written) is not deployment
+        assert ("60 users" in written) is not deployment
 
 
 # ---------------------------------------------------------------- nodes of a deployment
