@@ -26,7 +26,7 @@ from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency, build_sampling
-from fedpriv.sections import Section, UserPath
+from fedpriv.sections import KeptPath, Section, UserPath
 from fedpriv.training.local import Precision
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -522,7 +522,7 @@ class PretrainConfig(Section):
 class SeedModelConfig(Section):
     """The model that the private training starts from, trained on public data alone."""
 
-    path: UserPath | None = Field(
+    path: KeptPath | None = Field(
         default=None,
         description="Its safetensors file; null: seed-<digest>.safetensors in runs/<name>, named "
         "after all that it depends on.",

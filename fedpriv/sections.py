@@ -26,6 +26,18 @@ def user_path(path: Path) -> Path:
 UserPath = Annotated[Path, AfterValidator(user_path)]
 
 
+def kept_path(path: Path) -> Path:
+    """Return `path` as any working directory understands it: see `user_path`.
+
+    A run that is resumed elsewhere must not read other files, which are other people's.
+    """
+    return user_path(path).absolute()
+
+
+#: A path that a run's own config keeps, for those who go on with the run.
+KeptPath = Annotated[Path, AfterValidator(kept_path)]
+
+
 class Section(BaseModel):
     """A part of the config: unknown keys are errors, numbers are finite, values never change."""
 

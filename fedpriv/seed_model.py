@@ -60,7 +60,8 @@ def with_seed_model(
             f"seed_model.sha256: {path} holds other numbers ({digest}); take the file that the "
             "config was written for, or leave sha256 out"
         )
-    found = config.seed_model.model_copy(update={"path": path, "sha256": digest})
+    # A run may be continued from another working directory.
+    found = config.seed_model.model_copy(update={"path": path.absolute(), "sha256": digest})
     return config.model_copy(update={"seed_model": found})
 
 

@@ -145,6 +145,23 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
     assert prepared.finished_rounds == 3
 
 
+def test_a_run_that_is_continued_elsewhere_reads_the_same_files(tmp_path, monkeypatch):
+    for place, first in (("one", 100), ("two", 300)):
+        write_writers(tmp_path / place / "data", {first + number: 5 for number in range(12)})
+    monkeypatch.chdir(tmp_path / "one")
+    speech = {"alphabet": "letters", "cache": "cache"}
+    config = small_config(**by_writers("data", speech=speech), seed_model={"path": "seed"})
+    assert config.data.path == tmp_path / "one" / "data"
+    assert config.data.speech.alphabet == tmp_path / "one" / "letters"
+    assert config.data.speech.cache == tmp_path / "one" / "cache"
+    assert config.seed_model.path == tmp_path / "one" / "seed"
+    directory, _ = train_small(tmp_path / "run", **by_writers("data"))
+    (directory.checkpoints / "round-000004.safetensors").unlink()
+    monkeypatch.chdir(tmp_path / "two")
+    _, prepared = experiment.reopen(directory.path)
+    assert prepared.trainer.dataset.user_ids[0] == "writer-100"
+
+
 def test_the_ledger_says_what_it_is_and_marks_what_is_private(tmp_path):
     directory, prepared = train_small(tmp_path / "run", rounds=1)
     first = json.loads(directory.ledger.read_text().splitlines()[0])

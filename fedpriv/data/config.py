@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedpriv.sections import Section, UserPath
+from fedpriv.sections import Section, KeptPath
 
 Evaluation = Literal["test", "development"]
 PartitionKind = Literal["iid", "dirichlet", "shards", "natural"]
@@ -51,7 +51,7 @@ class SpeechConfig(Section):
         gt=0,
         description="a user's recordings are used up to this sum (seconds); null: all",
     )
-    alphabet: UserPath | None = Field(
+    alphabet: KeptPath | None = Field(
         default=None,
         description="file with one character a line; null: the data set's own, which is public",
     )
@@ -85,7 +85,7 @@ class SpeechConfig(Section):
         ge=0,
         description="synthetic_speech: speakers of one accent to pre-train the seed model on",
     )
-    cache: UserPath | None = Field(
+    cache: KeptPath | None = Field(
         default=None,
         description="synthetic_speech: folder of generated recordings; null: fedpriv in the "
         "user's cache folder (XDG_CACHE_HOME)",
@@ -145,7 +145,7 @@ class DataConfig(Section):
     partition: PartitionConfig = Field(
         default=PartitionConfig(), description="how the training examples are dealt to users"
     )
-    path: UserPath | None = Field(
+    path: KeptPath | None = Field(
         default=None,
         description="folder of the data set's files; null for data that the package carries",
     )

@@ -53,7 +53,8 @@ class Profile:
 
     def _title(self) -> str:
         title = f"where the time of {self._rounds} rounds went"
-        return f"{title} (workers': simulation only)" if len(self._spans) > 1 else title
+        timed = any(spans for who, spans in self._spans.items() if who != _SERVER)
+        return f"{title} (workers': simulation only)" if timed else title
 
     def _shown(self, taken: float, whole: float) -> tuple[str, str]:
         return f"{1000 * taken / max(1, self._rounds):.1f}", f"{taken / whole:.1%}"
