@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from fedpriv.sections import Section, KeptPath
+from fedpriv.sections import KeptPath, Section
 
 Evaluation = Literal["test", "development"]
 PartitionKind = Literal["iid", "dirichlet", "shards", "natural"]
