@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from decimal import ROUND_CEILING, Context, Decimal
+from functools import partial
 
 import dp_accounting
 from scipy.optimize import brentq
 
+from fedpriv.privacy.accounting import ORDERS, Accountant, PldAccountant, RdpAccountant
 from fedpriv.privacy.charging import ALL_ACCOUNTANTS, charge
 from fedpriv.privacy.sampling import Adjacency
 
@@ -17,6 +19,7 @@ _TOLERANCE = 1e-6
 _LEAST = 1e-12
 # As near as RDP need come where PLD is asked after it.
 _NEAR = 1e-2
+_WHOLE_ORDERS = tuple(order for order in ORDERS if order == int(order))
 # With more noise than this nothing is learnt, and rounding decides what is proved.
 _MOST_NOISE = 2.0**30
 # A ledger rounds the multiplier that it charges down, by less than this.
@@ -47,18 +50,20 @@ def noise_multiplier_for(
         ValueError: no noise multiplier reaches the target.
     """
 
-    def spent(noise_multiplier: float, asked: Sequence[str] = accountants) -> float:
-        event = event_at(noise_multiplier * _RECORDED)
-        return charge({event: rounds}, adjacency, [delta], asked).first.epsilon
+    def spent(accountant: Accountant, noise_multiplier: float) -> float:
+        accountant.compose(event_at(noise_multiplier * _RECORDED), rounds)
+        return accountant.epsilon(delta)
 
-    def by_rdp(tolerance: float) -> float:
-        return _smallest(lambda z: spent(z, ("rdp",)), epsilon, delta, tolerance)
+    def by_rdp(tolerance: float, orders: tuple[float, ...] = ORDERS) -> float:
+        of = partial(RdpAccountant, adjacency, orders)
+        return _smallest(lambda z: spent(of(), z), epsilon, delta, tolerance)
 
     if "pld" in accountants:
-        start = by_rdp(_NEAR)
+        # Fewer orders prove less, in a tenth of the time.
+        start = by_rdp(_NEAR, _WHOLE_ORDERS)
         event = event_at(start * _RECORDED)
         if charge({event: rounds}, adjacency, [delta], accountants).first.accountant == "pld":
-            return _tightened(spent, start, epsilon)
+            return _tightened(lambda z: spent(PldAccountant(adjacency), z), start, epsilon)
     return by_rdp(_TOLERANCE)
 
 
