@@ -51,7 +51,7 @@ class ListeningGrid(InProcessGrid):
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         messages = list(messages)
         rounds = [m.content["config"].get("round", 0) for m in messages]
-        if self.last is not None and max(rounds) > self.last:
+        if self.last is not None and max(rounds, default=0) > self.last:
             raise WorkerLost("gone")
         return super().push_messages(messages)
 

@@ -75,7 +75,7 @@ def test_the_sampling_rate_is_the_configs_and_the_ledger_says_so(monkeypatch):
         assert release.noise_multiplier == 1.5
         accountant.compose(release.event())
     assert found.epsilons["rdp"] == pytest.approx(accountant.epsilon(1e-4))
-    assert found.epsilons["rdp"] == pytest.approx(plan.planned_cost().epsilon)
+    assert found.epsilons["rdp"] == pytest.approx(plan.planned_cost().epsilon_rdp)
 
 
 def test_only_those_the_coin_let_in_are_trained(monkeypatch):
@@ -163,7 +163,8 @@ def test_a_budget_ends_the_audited_run_where_it_ends_the_configs_own():
     accountant = RdpAccountant(plan.adjacency)
     accountant.compose(plan.event(), 2)
     two = accountant.epsilon(1e-4)
-    found = audited(60, privacy__budget={"epsilon": two * 1.001})
+    by_rdp = {"privacy__budget": {"epsilon": two * 1.001}, "privacy__accountants": ["rdp"]}
+    found = audited(60, **by_rdp)
     assert (found.rounds, found.planned_rounds) == (2, 3)
     assert found.epsilons["rdp"] == pytest.approx(two)
     with pytest.raises(InputError, match=r"privacy\.budget\.epsilon"):

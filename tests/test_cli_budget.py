@@ -356,7 +356,7 @@ def test_what_is_no_ledger_is_one_line(fedpriv, tmp_path):
     for command in ("show", "verify", "merge"):
         assert_one_line(fedpriv("ledger", command, tmp_path / "absent"), "absent", "no such")
         assert_one_line(fedpriv("ledger", command, tmp_path / "empty"), "ledger.jsonl")
-        assert_one_line(fedpriv("ledger", command, tmp_path / "text"), "line 1")
+        assert_one_line(fedpriv("ledger", command, tmp_path / "text"), "not a fedpriv ledger")
         assert_one_line(fedpriv("ledger", command, tmp_path / "nothing"), "not a fedpriv ledger")
     folder = write_ledger(tmp_path / "one")
     assert_one_line(fedpriv("ledger", "show", folder, "--format", "csv"), "--format")

@@ -150,7 +150,7 @@ def test_memories_are_on_the_disk_before_the_store_says_so_and_journals_go_last(
         written = [i for i, d in enumerate(disk.done) if (d.what, d.path.name) == ("write", name)]
         disk.order(
             ("sync", name),
-            ("sync", "state.partial"),
+            ("sync", "state.json.partial"),
             ("name", "state.json"),
             ("sync", "memory"),
             ("remove", journal.file),

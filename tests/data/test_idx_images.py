@@ -72,9 +72,9 @@ def test_a_wrong_label_costs_its_own_example_alone(split_writer, mnist_folder, l
     labels[17], labels[24] = 10, 255  # the one is dealt to a user, the other held out
     split_writer("train", labels)
     dataset = build_dataset(settings, seed=1)
-    assert "; 2 training examples with wrong labels, left out" in dataset.description or (
+    assert "; 2 training examples with wrong labels, left out" in dataset.sizes or (
         evaluation == "development"
-        and "; 1 training examples with wrong labels, left out" in dataset.description
+        and "; 1 training examples with wrong labels, left out" in dataset.sizes
     )
     users = [(before.user(index), dataset.user(index)) for index in range(6)]
     hit = {index for index, (_, now) in enumerate(users) if now.skipped}

@@ -131,7 +131,13 @@ def test_bounds_follow_noisy_counts_over_the_public_denominator(
 def test_a_resumed_run_goes_on_with_the_bounds_as_they_had_adapted(tmp_path, kind):
     if kind == "silos":
         clipping = {"kind": "adaptive", "bound": 1e-3, "adapt_lr": 1.0, "count_noise": 5.0}
-        changes = {**SILOS, "rounds": 4, "privacy__clipping": clipping}
+        silos = {
+            **SILOS,
+            "data__examples_per_user": 100,
+            "privacy__example": {"sampling_rate": 0.5, "silo_size": 100},
+            "privacy__sampling": {"kind": "all"},
+        }
+        changes = {**silos, "rounds": 4, "privacy__clipping": clipping}
     else:
         changes = adaptive(kind)
     whole = begun(tmp_path / "whole", **changes).go()

@@ -369,7 +369,7 @@ def test_any_sampling_will_do_since_nothing_is_claimed_for_it():
     sampling = {"kind": "fixed_size", "expected_cohort": 8}
     changes = {"privacy__sampling": sampling, "privacy__accountants": ["rdp", "pld"]}
     plan = experiment.prepare(small_config(**USERS, **changes)).plan
-    assert plan.planned_cost().epsilon == pytest.approx(by_dp_accounting(3))
+    assert plan.planned_cost().epsilon_rdp == pytest.approx(by_dp_accounting(3))
 
 
 # ---------------------------------------------------------------- both

@@ -73,7 +73,7 @@ def test_the_server_adds_no_noise_and_averages_over_the_expected_silos(tmp_path)
     assert len(silos) > 0
     # In each silo lr·z·C·√steps/(q·N); the sum over the silos is divided by the 3 expected.
     expected = 1e-9 * 0.1 * np.sqrt(2) / (1e-9 * 6) * np.sqrt(len(silos)) / 3
-    assert float((parameters(prepared) - before).std()) == pytest.approx(expected, rel=0.05)
+    assert float((parameters(prepared) - before).std()) == pytest.approx(expected, rel=0.12)
 
 
 def test_a_resumed_run_ends_as_one_that_was_never_stopped_and_pays_once(whole, tmp_path):
@@ -108,8 +108,12 @@ def test_bounds_that_adapt_in_silos_go_on_from_their_mean_and_cost_the_same(
     tmp_path, whole, adapts
 ):
     clipping = {**ADAPTIVE, "adapts": adapts}
-    # Six examples a silo: the noise on counts is large, and this seed's lets bounds grow.
-    grid, settings = InProcessGrid(), {**SILOS, "seed": 8, "privacy__clipping": clipping}
+    # So many examples a silo that the noise on their counts is small beside them.
+    many = {
+        "data__examples_per_user": 100,
+        "privacy__example": {"sampling_rate": 0.5, "silo_size": 100},
+    }
+    grid, settings = InProcessGrid(), {**SILOS, **many, "privacy__clipping": clipping}
     directory, prepared = train_small(tmp_path / "run", grid, **settings)
     releases = list(Ledger.open(directory.ledger))
     assert [row["clip_bound"] for row in directory.read_metrics()] == [r.bound for r in releases]

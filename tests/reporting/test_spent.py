@@ -17,7 +17,9 @@ def test_epsilon_is_that_of_dp_accounting(make_run) -> None:
     account = spent(read_run(make_run()))
     for name, accountant in (("rdp", rdp.RdpAccountant()), ("pld", pld.PLDAccountant())):
         accountant.compose(EVENT, 6)
-        assert account.epsilons[name] == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-9)
+        # And what rounding may have taken from it.
+        assert account.epsilons[name] == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-6)
+        assert account.epsilons[name] >= accountant.get_epsilon(1e-5)
     assert account.disagreements == ()
 
 

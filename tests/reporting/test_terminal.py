@@ -90,7 +90,7 @@ def test_no_number_breaks_in_plans() -> None:
     plan = budget.plan_table(planning.answer(question))
     assert_fits(plan)
     measures = {"held_out": {"wer": 0.123, "cer": 0.045, "words": 12_345}}
-    assert_fits(seed_model_table(measures))
+    assert_fits(seed_model_table(measures, "outside"))
 
 
 def test_columns_go_from_the_end_and_are_named() -> None:
