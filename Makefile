@@ -3,8 +3,10 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
+DEVICE ?= cuda
+export DEVICE
 
-.PHONY: demo demo-speech test lint install clean
+.PHONY: demo demo-speech test gpu lint install clean
 
 install: $(VENV)/.installed
 
@@ -21,6 +23,10 @@ demo-speech: install
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# On a machine with an NVIDIA GPU, or DEVICE=cpu, small, on any: see docs/gpu.md.
+gpu:
+	bash simulations/benchmarks/gpu.sh
 
 lint: install
 	$(BIN)/ruff check .

@@ -483,5 +483,6 @@ def _losses(trainer: CohortTrainer, parameters: Tensor, users: Sequence[int]) ->
             losses.append(math.nan)
             continue
         usable = len(examples) > 0
-        losses.append(float(trainer.task.losses(model, examples).mean()) if usable else math.nan)
+        batch = examples.to(trainer.device)
+        losses.append(float(trainer.task.losses(model, batch).mean()) if usable else math.nan)
     return np.array(losses)

@@ -494,6 +494,18 @@ class RuntimeConfig(Section):
         "operating system instead of `seed`.",
     )
 
+    @model_validator(mode="after")
+    def _gpus_are_rays_to_give(self) -> RuntimeConfig:
+        share = self.gpus_per_worker
+        if share > 1 and share != int(share):
+            raise ValueError(f"gpus_per_worker: above 1 only whole GPUs can be given, got {share}")
+        if share and self.device.startswith("cuda:"):
+            raise ValueError(
+                "device: with gpus_per_worker a worker sees no GPU but its own, got "
+                f"{self.device}; write cuda"
+            )
+        return self
+
 
 class PretrainConfig(Section):
     """A central training on the data set's public part, without privacy, before all rounds."""

@@ -121,7 +121,7 @@ class Experiment:
         if isinstance(trainer.dataset, FederatedSpeech) and not self.config.runtime.deployment:
             trainer.dataset.require_usable()
         self.held_out = tuple(
-            trainer.task.prepare(trainer.model, part.to(trainer.device))
+            trainer.task.prepare(trainer.model, part).to(trainer.device)
             for part in trainer.dataset.evaluation()
         )
         if not any(len(part) for part in self.held_out):
@@ -303,6 +303,8 @@ def train(
         raise InputError(
             "runtime.deployment: true trains over real nodes: use flwr run simulations/flower_app"
         )
+    if drive is None:
+        _check_gpus(experiment.config.runtime)
     with directory.lock(), stop_signal(observer.say) as stop:
         ledger = directory.open_ledger(experiment.header())
         if ledger.dropped_bytes:
@@ -335,6 +337,20 @@ def train(
         finally:
             if experiment.config.runtime.profile:
                 experiment.profile.write_trace(directory.trace)
+
+
+def _check_gpus(runtime: RuntimeConfig) -> None:
+    """Check that a private cluster has the GPUs that its workers take: Ray would wait for them.
+
+    Raises:
+        InputError: there are too few for a single worker.
+    """
+    there = torch.cuda.device_count()
+    if runtime.ray_address is None and runtime.gpus_per_worker > there:
+        raise InputError(
+            f"runtime.gpus_per_worker: a worker takes {runtime.gpus_per_worker:g} and there are "
+            f"{there} CUDA devices here; write 0 to train on CPUs"
+        )
 
 
 def _simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:

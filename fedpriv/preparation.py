@@ -12,7 +12,7 @@ from fedpriv.federation.parts import build_trainer
 from fedpriv.federation.plan import Plan, build_plan, population_of
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.parameters import Layout
-from fedpriv.training.stack_size import measured_stack
+from fedpriv.training.stack_size import Room, fitting_stack, measured_stack
 
 
 def plan_and_trainer(config: ExperimentConfig, seeded: bool = True) -> tuple[Plan, CohortTrainer]:
@@ -26,9 +26,10 @@ def plan_and_trainer(config: ExperimentConfig, seeded: bool = True) -> tuple[Pla
         InputError: data, model or privacy settings are impossible.
     """
     trainer = build_trainer(config)
-    if config.runtime.stack == "measure":
-        memory = config.runtime.stack_mib * 2**20
-        stack = measured_stack(trainer, memory) if trainer.stacked else 1
+    if config.runtime.stack == "measure" or (
+        config.runtime.stack is None and trainer.device.type == "cuda"
+    ):
+        stack = _stack(config, trainer) if trainer.stacked else 1
         runtime = config.runtime.model_copy(update={"stack": stack})
         config = config.model_copy(update={"runtime": runtime})
         trainer = replace(trainer, stack=stack)
@@ -39,3 +40,15 @@ def plan_and_trainer(config: ExperimentConfig, seeded: bool = True) -> tuple[Pla
     population, layout = population_of(config, trainer.dataset), Layout.of(trainer.model)
     data = "" if config.runtime.deployment else trainer.dataset.digest()
     return build_plan(config, population, layout, data), trainer
+
+
+def _stack(config: ExperimentConfig, trainer: CohortTrainer) -> int:
+    """Return how many users to stack, where that depends on the machine."""
+    runtime = config.runtime
+    if trainer.device.type != "cuda":
+        return measured_stack(trainer, runtime.stack_mib * 2**20)
+    room = Room.on_gpu(trainer, runtime.gpus_per_worker or 1 / runtime.workers)
+    most = fitting_stack(trainer, room)
+    if runtime.stack == "measure":
+        return measured_stack(trainer, most * room.each)
+    return most

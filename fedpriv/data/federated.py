@@ -12,17 +12,7 @@ from torch import Tensor
 from fedpriv.data.content import Content
 from fedpriv.data.facts import UNCHECKED, DataFacts
 from fedpriv.errors import InputError
-
-
-def moved_to(device: torch.device, tensor: Tensor) -> Tensor:
-    """Return `tensor` on `device`.
-
-    To a GPU it goes from page-locked memory, so that nobody waits: what the GPU is asked to do with
-    it comes after it. From other memory the copy would wait for all that the GPU has still to do.
-    """
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+from fedpriv.transfer import moved_to
 
 
 class Batch(Protocol):
@@ -42,7 +32,7 @@ class Batch(Protocol):
         """Return the examples at `index`."""
 
     def to(self, device: torch.device) -> Self:
-        """Return them on another device."""
+        """Return them where a model reads them; what the host reads stays where it is."""
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fedpriv.data.federated import moved_to
+from fedpriv.transfer import moved_to
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +73,9 @@ class Utterances:
         return replace(self, inputs=torch.cat([self.inputs, padding], dim=1))
 
     def to(self, device: torch.device) -> Utterances:
-        """Return them on another device."""
-        return Utterances(
-            moved_to(device, self.inputs),
-            moved_to(device, self.lengths),
-            moved_to(device, self.targets),
-            moved_to(device, self.target_lengths),
-            self.skipped,
-        )
+        """Return them with inputs and targets on another device; the host reads the lengths."""
+        inputs, targets = moved_to(device, self.inputs), moved_to(device, self.targets)
+        return replace(self, inputs=inputs, targets=targets)
 
     @classmethod
     def join(cls, parts: Sequence[Utterances]) -> Utterances:

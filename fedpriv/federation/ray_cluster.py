@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
+import torch
 from ray._private import node, services
 
 from fedpriv.config import RuntimeConfig
@@ -103,6 +104,8 @@ def _arguments(runtime: RuntimeConfig) -> dict[str, Any]:
     where: dict[str, Any]
     if runtime.ray_address is None:
         where = {"address": "local", "num_cpus": runtime.workers * runtime.threads_per_worker}
+        if runtime.gpus_per_worker:  # Ray would look for them, and does not always find them
+            where["num_gpus"] = torch.cuda.device_count()
     else:
         # Its processes did not inherit ours.
         paths = {"env_vars": {"PYTHONPATH": _module_paths()}}

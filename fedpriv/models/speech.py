@@ -10,6 +10,7 @@ from fedpriv.errors import FedprivError
 from fedpriv.models.packing import Packing, Ragged, valid_mask
 from fedpriv.models.positions import PositionKind, Positions
 from fedpriv.models.transformer import NormName, NormPlacement, Transformer
+from fedpriv.transfer import moved_to
 
 WINDOW_SECONDS = 0.025
 HOP_SECONDS = 0.010
@@ -40,10 +41,11 @@ class LogMel(nn.Module):
         self.register_buffer("bands", _mel_bands(self.size, mels, sample_rate), persistent=False)
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Map waveforms `[B, samples]` to features `[B, frames, mels]`, with their lengths.
+        """Map waveforms `[B, samples]`, on any device, to features `[B, frames, mels]` and lengths.
 
         An utterance shorter than a window is one frame, filled up with silence.
         """
+        waves = moved_to(self.window.device, waves)
         waves = F.pad(waves, (0, max(0, self.size - waves.shape[1])))
         frames = waves.unfold(1, self.size, self.hop)
         margin = self.size - len(self.window)
@@ -75,6 +77,7 @@ def normalise(features: Tensor, lengths: Tensor) -> Tensor:
 
     `features` are `[B, frames, mels]`; the mean, zero, is also what masked frames are set to.
     """
+    lengths = moved_to(features.device, lengths)
     real = valid_mask(lengths, features.shape[1])[..., None]
     count = lengths[:, None, None]
     # Added up in float64: a band that is constant but for rounding would be scaled up 100 times.
@@ -151,17 +154,20 @@ class SpeechTransformer(Ragged):
         """Map inputs to log-probabilities `[B, tokens, classes]` and the number of real tokens.
 
         `inputs` are waveforms `[B, samples]` or the front end's features `[B, frames, mels]`;
-        `lengths` `[B]` count the real ones, at least 1 each.
+        `lengths` `[B]` count the real ones, at least 1 each. They are best on the host, which reads
+        them.
         """
         if inputs.dim() == 2:
             inputs, lengths = self.front_end(inputs, lengths)
         counts = tokens_of(lengths)
         if self.users and not self._drops:
             return self._packed(self.subsample.windows(inputs), counts), counts
-        x = self.positions(self.subsample(inputs), counts)
+        x = self.subsample(inputs)
         # Without padding there is nothing to hide, and attention without a mask is faster.
         padded = bool((counts < x.shape[1]).any()) if not counts.is_meta else True
-        x = self.transformer(x, valid_mask(counts, x.shape[1]) if padded else None)
+        there = moved_to(x.device, counts)
+        x = self.positions(x, there)
+        x = self.transformer(x, valid_mask(there, x.shape[1]) if padded else None)
         return self.head(x).log_softmax(dim=-1), counts
 
     def _packed(self, windows: Tensor, counts: Tensor) -> Tensor:

@@ -100,7 +100,8 @@ class DotProductAttention(nn.Module):
         if hidden is not None:
             scores = scores.add_(hidden)
         shares = scores.softmax(dim=-1).view(-1, self.heads, *scores.shape[1:])
-        return cast(Tensor, _Mixed.apply(self.drop(shares).flatten(0, 1), v))
+        # On a GPU autocast leaves softmax in float32, and a product would round its factors itself.
+        return cast(Tensor, _Mixed.apply(self.drop(shares).flatten(0, 1).to(v.dtype), v))
 
     def _split(self, x: Tensor) -> Tensor:
         """Reshape `[B, T, dim]` to one slice a head: `[B, heads, T, dim/heads]`."""

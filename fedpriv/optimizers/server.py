@@ -95,7 +95,7 @@ class Server:
         try:
             with torch.serialization.safe_globals(state_types()):
                 buffer = io.BytesIO(tensors[_OPTIMIZER].numpy().tobytes())
-                state = torch.load(buffer, weights_only=True)
+                state = torch.load(buffer, map_location=self._place, weights_only=True)
             self._optimizer.load_state_dict(state)
         except (KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
             raise InputError(f"the checkpoint does not fit the optimizer ({error})") from None
@@ -104,6 +104,14 @@ class Server:
             if value is None or value.shape != parameter.shape:
                 raise InputError(f"the checkpoint does not fit the model (block {name})")
             parameter.copy_(value)
+
+    def _place(self, storage: Any, saved_on: str) -> Any:
+        """Return a storage of a checkpoint where this model is, whichever GPU it was saved on.
+
+        What was saved on the CPU, such as an optimizer's count of steps, stays there.
+        """
+        device = "cpu" if saved_on == "cpu" else str(self._parameters[0].device)
+        return torch.serialization.default_restore_location(storage, device)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -27,8 +28,11 @@ _MARGIN = 2.0**-20
 _LARGEST_SCALE = 2.0**100
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
-# Numbers whose float64 copy is worked on at once, where no loop is compiled.
-_CACHED_NUMBERS = 2**19
+# Numbers whose float64 copy is worked on at once, where no loop is compiled: on a CPU what its
+# caches hold, on a GPU what hides that each operation has to be asked for.
+_CACHED_NUMBERS, _NUMBERS_ON_A_GPU = 2**19, 2**25
+# Users' updates that are written out but once, for their norms and their sum.
+_KEPT_NUMBERS = 2**27
 
 
 class ClippingRule(Protocol):
@@ -73,7 +77,7 @@ class PerLayerClipping:
 
     def scales(self, norms: Tensor) -> Tensor:
         """Return the factor of each block."""
-        bounds = torch.tensor(self.block_bounds, dtype=norms.dtype, device=norms.device)
+        bounds = _on(norms.device, self.block_bounds, norms.dtype)
         if not self.normalize:
             return _shrink(norms, bounds)
         to_bound = torch.where(norms > 0, bounds / norms, torch.ones_like(norms))
@@ -90,6 +94,12 @@ class Unclipped:
     def scales(self, norms: Tensor) -> Tensor:
         """Return one for every block."""
         return torch.ones_like(norms)
+
+
+@lru_cache(maxsize=8)
+def _on(device: torch.device, numbers: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+    """Return numbers as a tensor that is only read; a GPU is waited for but once."""
+    return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def _shrink(norms: Tensor, bounds: Tensor) -> Tensor:
@@ -266,10 +276,14 @@ def clip_and_add(
             f"users of {sum(sizes)} numbers cannot be added to a total of {total.dtype} and "
             f"shape {tuple(total.shape)}"
         )
+    if isinstance(updates, Moves) and not updates.compiled:
+        small = updates.ends.numel() <= _KEPT_NUMBERS
+        updates = list(updates.blocks()) if small else updates
     norms = _norms(updates)
     finite = torch.isfinite(torch.linalg.vector_norm(norms, dim=1))
-    all_finite = bool(finite.all())
-    safe = norms if all_finite else torch.where(finite[:, None], norms, torch.zeros_like(norms))
+    safe = norms
+    if _any_left_out(finite):
+        safe = torch.where(finite[:, None], norms, torch.zeros_like(norms))
     scales = _safe_scales(safe, rule) * finite[:, None]
     if isinstance(updates, Moves) and updates.compiled:
         updates.add_weighted(scales, finite, total)
@@ -314,12 +328,17 @@ def _add_weighted(block: Tensor, weights: Tensor, finite: Tensor, total: Tensor)
     if is_compiled_for(block):
         _moves_from_zero(block).add_weighted(-weights[:, None], finite, total)
         return
-    if not bool(finite.all()):  # zero times NaN is NaN
+    if _any_left_out(finite):  # zero times NaN is NaN
         block = block.masked_fill(~finite[:, None], 0.0)
     parts = _parts(block)
     sums = [total] if len(parts) == 1 else total.split([part.shape[1] for part in parts])
     for part, sum_ in zip(parts, sums, strict=True):
         sum_.addmv_(part.double().T, weights)
+
+
+def _any_left_out(finite: Tensor) -> bool:
+    """Say whether users must be left out; of a GPU, whose answer would be waited for, yes."""
+    return not finite.is_cpu or not bool(finite.all())
 
 
 def _moves_from_zero(block: Tensor) -> Moves:
@@ -331,10 +350,11 @@ def _moves_from_zero(block: Tensor) -> Moves:
 def _parts(block: Tensor) -> Sequence[Tensor]:
     """Return the columns of `[U, d]`, as many at once as should be worked on at once.
 
-    Their float64 copy should stay in the processor's cache: whole blocks' copies would take longer
-    to move than to add up.
+    Their float64 copy should stay in a processor's cache: whole blocks' copies would take longer
+    to move than to add up. A GPU's memory should hold it.
     """
-    columns = max(1, _CACHED_NUMBERS // max(1, len(block)))
+    numbers = _CACHED_NUMBERS if block.is_cpu else _NUMBERS_ON_A_GPU
+    columns = max(1, numbers // max(1, len(block)))
     return [block] if columns >= block.shape[1] else block.split(columns, dim=1)
 
 

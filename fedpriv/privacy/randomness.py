@@ -96,9 +96,14 @@ class Randomness:
         """Return the 64-bit seed for a torch generator of `purpose` at `path`."""
         return int(self._sequence(purpose, path).generate_state(1, np.uint64)[0])
 
-    def torch(self, purpose: Purpose, *path: int) -> torch.Generator:
-        """Return the torch CPU generator of `purpose` at `path`, such as (round, part)."""
-        return torch.Generator().manual_seed(self.torch_seed(purpose, *path))
+    def torch(
+        self, purpose: Purpose, *path: int, device: torch.device | str = "cpu"
+    ) -> torch.Generator:
+        """Return the torch generator of `purpose` at `path`, such as (round, part).
+
+        Generators of different kinds of devices draw different numbers.
+        """
+        return torch.Generator(device).manual_seed(self.torch_seed(purpose, *path))
 
     def _sequence(self, purpose: Purpose, path: tuple[int, ...]) -> np.random.SeedSequence:
         return np.random.SeedSequence(self.root, spawn_key=(int(purpose), *path))

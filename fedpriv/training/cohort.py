@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,9 +24,12 @@ from fedpriv.training.spans import Span, Stopwatch
 from fedpriv.training.stacked import StackedModel, StackedUser, stacked_model, train_stack
 from fedpriv.training.tasks import Task
 from fedpriv.training.user_cache import UserCache
+from fedpriv.transfer import fetched
 
 Engine = Literal["stacked", "sequential"]
 
+# Stacks that a GPU may be ahead of what is counted of them.
+_COMING = 16
 # Users whose data are looked at together, so that like may be stacked with like, per user of a
 # stack. It bounds memory in a large cohort.
 _WINDOW = 8
@@ -79,13 +83,12 @@ class CohortTrainer:
         return None if self.engine == "sequential" else stacked_model(self.model)
 
     def prepared(self, user: int) -> Batch:
-        """Return the user's examples as they are trained on, before augmentation."""
+        """Return the user's examples as they are trained on, before augmentation, on the host."""
         # Nodes of one process share the cache, and each numbers its own users from 0.
         key = (self.dataset, user)
         cached = self.cache.get(key)
         if cached is None:
-            examples = self.dataset.user(user).to(self.device)
-            cached = self.cache.put(key, self.task.prepare(self.model, examples))
+            cached = self.cache.put(key, self.task.prepare(self.model, self.dataset.user(user)))
         return cached
 
 
@@ -144,7 +147,7 @@ def train_cohort(
     `memories` are what users keep; a trainer with error feedback needs them.
     """
     layout = Layout.of(trainer.model)
-    seen, watch = _Seen(layout, trainer, memories), Stopwatch(trainer.timed)
+    seen, watch = _Seen(layout, trainer, memories), Stopwatch(trainer.timed, device=trainer.device)
     start = parameters.to(trainer.device)
     stacked = trainer.stacked
     size = trainer.stack if stacked else 1
@@ -190,8 +193,9 @@ def _work(trainer: CohortTrainer, user: int, round_: int, seen: _Seen) -> Stacke
     return StackedUser(
         number=user,
         examples=examples,
-        steps=list(batches(examples.sizes.cpu(), trainer.recipe, examples_order, steps_order)),
-        dropout=randomness.torch(Purpose.LOCAL_TRAINING, round_, 1, *own),
+        steps=list(batches(examples.sizes, trainer.recipe, examples_order, steps_order)),
+        # On the device, which else would wait for the host to draw and to send.
+        dropout=randomness.torch(Purpose.LOCAL_TRAINING, round_, 1, *own, device=trainer.device),
         augmentation=randomness.torch(Purpose.LOCAL_TRAINING, round_, 2, *own),
     )
 
@@ -234,7 +238,7 @@ def _train_alone(
     # Dropout draws from the global generator.
     torch.manual_seed(one.dropout.initial_seed())
     steps = (
-        trainer.task.augment(one.examples.take(index), round_, one.augmentation)
+        trainer.task.augment(one.examples.take(index), round_, one.augmentation).to(trainer.device)
         for index in one.steps
     )
     try:
@@ -264,8 +268,9 @@ class _Seen:
         self.users = self.examples = self.skipped = self.non_finite = self.clipped = 0
         self.loss = self.norm = self.memory_norm = 0.0
         self.memory_reset = 0
-        self.block_norms = torch.zeros(blocks, dtype=torch.float64, device=device)
-        self.block_clipped = torch.zeros(blocks, dtype=torch.int64, device=device)
+        self.block_norms = torch.zeros(blocks, dtype=torch.float64)
+        self.block_clipped = torch.zeros(blocks, dtype=torch.int64)
+        self._coming: deque[Callable[[], list[Tensor]]] = deque()
 
     def skip(self, examples: int) -> None:
         self.users += 1
@@ -280,14 +285,20 @@ class _Seen:
         self.users += len(users)
         self.examples += sum(len(user.examples) for user in users)
         self.skipped += sum(user.examples.skipped for user in users)
-        finite = clipped.finite
+        # What a GPU has seen comes while it goes on.
+        self._coming.append(fetched([clipped.finite, clipped.norms, clipped.scales, losses]))
+        while len(self._coming) > (_COMING if self.total.is_cuda else 0):
+            self._count(*self._coming.popleft()())
+
+    def _count(self, finite: Tensor, norms: Tensor, scales: Tensor, losses: Tensor) -> None:
+        """Count what clipping has seen of a stack."""
         self.non_finite += int((~finite).sum())
-        norms, shrunk = clipped.norms[finite], clipped.scales[finite] < 1
+        norms, shrunk = norms[finite], scales[finite] < 1
         self.clipped += int(shrunk.any(dim=1).sum())
         self.block_clipped += shrunk.sum(0)
         self.block_norms += norms.sum(0)
         self.norm += float(torch.linalg.vector_norm(norms, dim=1).sum())
-        self.loss += float(losses[finite.to(losses.device)].double().sum())
+        self.loss += float(losses[finite].double().sum())
 
     def _bounded(self, updates: list[Tensor] | Moves, users: Sequence[int]) -> ClippedUsers:
         """Add the users' contributions to `total`; they keep what was not sent."""
@@ -305,6 +316,8 @@ class _Seen:
         return fed.sent
 
     def summed(self, watch: Stopwatch) -> CohortSum:
+        while self._coming:
+            self._count(*self._coming.popleft()())
         return CohortSum(
             total=self.total.cpu(),
             users=self.users,

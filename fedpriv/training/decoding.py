@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedpriv.data.text import BLANK
 from fedpriv.models.packing import valid_mask
+from fedpriv.transfer import moved_to
 
 #: A decoder: log probabilities `[n, frames, classes]` and lengths `[n]` to indices without blanks.
 Decode = Callable[[Tensor, Tensor], list[list[int]]]
@@ -165,7 +166,8 @@ def _best_path(origins: Tensor, emitted: Tensor) -> Tensor:
 
 def _silent(log_probs: Tensor, lengths: Tensor) -> Tensor:
     """Return where nothing can be written, bool `[n, frames]`: in padding and where NaNs are."""
-    return ~valid_mask(lengths, log_probs.shape[1]) | log_probs.isnan().any(dim=-1)
+    real = valid_mask(moved_to(log_probs.device, lengths), log_probs.shape[1])
+    return ~real | log_probs.isnan().any(dim=-1)
 
 
 def _written(path: Tensor) -> list[list[int]]:

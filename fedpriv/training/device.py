@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from typing import Any, cast
 
 import torch
 
@@ -46,7 +47,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def set_tf32(wanted: bool, device: torch.device) -> None:
-    """Let this process multiply float32 matrices in TF32 on its GPU, or not.
+    """Let this process multiply float32 matrices in TF32 on its GPU, or not; convolutions likewise.
+
+    PyTorch takes convolutions in TF32 where nobody says otherwise.
 
     Raises:
         InputError: it is wanted of another device.
@@ -57,4 +60,6 @@ def set_tf32(wanted: bool, device: torch.device) -> None:
             "bfloat16"
         )
     if device.type == "cuda":
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if wanted else "ieee"
+        precision = "tf32" if wanted else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = precision
+        cast(Any, torch.backends.cudnn).conv.fp32_precision = precision

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, TypeVar
 
-import torch
 from opacus import GradSampleModule
 from opacus.grad_sample import register_grad_sampler
 from torch import Tensor, nn
@@ -125,4 +124,4 @@ def example_gradients(model: GradSampleModule, task: Task[B], batch: B) -> Tenso
     for p in model.parameters():
         if p.requires_grad:
             p.grad_sample = p.new_zeros((0, *p.shape))
-    return torch.zeros(0)
+    return next(model.parameters()).new_zeros(0)

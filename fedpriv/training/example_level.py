@@ -156,7 +156,8 @@ def _add_clipped(
     seen: Seen,
 ) -> None:
     """Add the clipped gradients of the examples at `index`, and counts, to `total`, in place."""
-    batch = task.augment(silo.examples.take(index), silo.round, silo.augmentation)
+    rows = task.augment(silo.examples.take(index), silo.round, silo.augmentation)
+    batch = rows.to(total.device)
     losses = example_gradients(model, task, batch)
     blocks = [_block(p.grad_sample) for p in parameters]  # type: ignore[attr-defined]
     gradients, counts = total.split([len(total) - level.counts, level.counts])
@@ -195,7 +196,7 @@ def train_silos(
     Raises:
         InputError: a silo's data cannot be used, or δ is too large for a silo of its size.
     """
-    layout, watch = Layout.of(trainer.model), Stopwatch(trainer.timed)
+    layout, watch = Layout.of(trainer.model), Stopwatch(trainer.timed, device=trainer.device)
     start = parameters.to(trainer.device)
     summed = _Summed(layout, len(level.bounds))
     with _per_example(trainer.model, GRADIENTS[gradients]) as model:

@@ -81,8 +81,8 @@ class Pretraining:
     def _prepared(self, index: int) -> Utterances:
         cached = self.cache.get(index)
         if cached is None:
-            read = self.dataset.pretraining(index).to(self.device)
-            cached = self.cache.put(index, self.task.prepare(self.model, read))
+            read = self.task.prepare(self.model, self.dataset.pretraining(index))
+            cached = self.cache.put(index, read)
         return cached
 
     def held_out(self, parts: Iterable[Utterances]) -> list[Utterances]:
@@ -91,7 +91,7 @@ class Pretraining:
         Raises:
             InputError: none of them can be used.
         """
-        prepared = [self.task.prepare(self.model, part.to(self.device)) for part in parts]
+        prepared = [self.task.prepare(self.model, part).to(self.device) for part in parts]
         if not any(len(part) for part in prepared):
             raise InputError("data: none of the held-out recordings can be used")
         return prepared
@@ -173,9 +173,8 @@ def _train_step(training: Pretraining, indices: Tensor, step: int) -> float:
     torch.manual_seed(randomness.torch_seed(Purpose.PRETRAINING, step, 1))
     augmentation = randomness.torch(Purpose.PRETRAINING, step, 2)
     training.model.train()
-    loss = training.task.losses(
-        training.model, training.task.augment(batch, step, augmentation)
-    ).mean()
+    batch = training.task.augment(batch, step, augmentation).to(training.device)
+    loss = training.task.losses(training.model, batch).mean()
     if not math.isfinite(value := float(loss.detach())):
         raise InputError(
             f"seed_model.pretrain.lr: the loss of step {step} is {value}; write a smaller rate"

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
+
 
 @dataclass(frozen=True)
 class Span:
@@ -19,10 +21,14 @@ class Span:
 
 @dataclass
 class Stopwatch:
-    """Records spans where `on`; otherwise it does nothing."""
+    """Records spans where `on`; otherwise it does nothing.
+
+    A span on a GPU lasts until the GPU has done what it was asked for, not until it was asked.
+    """
 
     on: bool
     spans: list[Span] = field(default_factory=list)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @contextmanager
     def measure(self, name: str) -> Iterator[None]:
@@ -30,4 +36,6 @@ class Stopwatch:
         start = time.time()
         yield
         if self.on:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
             self.spans.append(Span(name, start, time.time()))

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
 
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from fedpriv.models.speech import SpeechTransformer
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.parameters import Layout, parameters_of
 
@@ -21,6 +27,12 @@ _BYTES_A_PARAMETER, _BYTES_WITH_MOMENTUM = 8, 12
 # A larger stack that is so much slower than the best one will not be followed by a faster one.
 _CLEARLY_SLOWER = 0.8
 _SECONDS_A_TRY = 2.0
+# A GPU's memory breaks into pieces, and libraries take some of their own.
+_USED_OF_A_GPU = 0.8
+# The more users, the less a GPU waits to be asked. Its attention takes no more rows at once.
+_MOST_ON_A_GPU, _MOST_ROWS = 512, 2**16 - 1
+# Of speech whose batches have no length in time: an utterance's seconds, in frames.
+_LONGEST_KNOWN, _FRAMES_A_SECOND = 20, 100
 
 
 def planned_stack(
@@ -47,17 +59,90 @@ def measured_stack(trainer: CohortTrainer, memory: int) -> int:
     most = _most_within(memory, layout.total, momentum=bool(trainer.recipe.momentum))
     for size in _sizes(trainer.dataset.population, most):
         tried, users = replace(trainer, stack=size), range(size)
-        train_cohort(tried, start, users, round_=1)  # memory and kernels are made ready
-        rounds, began = 0, time.perf_counter()
-        while rounds < 3 and time.perf_counter() - began < _SECONDS_A_TRY:
-            train_cohort(tried, start, users, round_=1)
-            rounds += 1
+        try:
+            train_cohort(tried, start, users, round_=1)  # memory and kernels are made ready
+            rounds, began = 0, time.perf_counter()
+            while rounds < 3 and time.perf_counter() - began < _SECONDS_A_TRY:
+                train_cohort(tried, start, users, round_=1)
+                rounds += 1
+        except torch.OutOfMemoryError:  # of a GPU, which others may use too
+            torch.cuda.empty_cache()
+            break
         rate = rounds * size / (time.perf_counter() - began)
         if rate > fastest:
             best, fastest = size, rate
         elif rate < _CLEARLY_SLOWER * fastest:
             break
     return best
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory of a GPU, in bytes.
+
+    Attributes:
+        free: what a worker may take.
+        fixed: what it takes whoever is trained: start, sum, and the model itself.
+        each: what a user of a stack takes: parameters, gradients, and what a forward pass keeps.
+    """
+
+    free: int
+    fixed: int
+    each: int
+
+    @classmethod
+    def on_gpu(cls, trainer: CohortTrainer, share: float) -> Room:
+        """Return the room on the trainer's GPU now, of which a worker has a `share`."""
+        free, _ = torch.cuda.mem_get_info(trainer.device)
+        return cls.of(trainer, int(free * min(1.0, share) * _USED_OF_A_GPU))
+
+    @classmethod
+    def of(cls, trainer: CohortTrainer, free: int) -> Room:
+        """Return the room within `free` bytes."""
+        parameters = Layout.of(trainer.model).total
+        numbers = _BYTES_WITH_MOMENTUM if trainer.recipe.momentum else _BYTES_A_PARAMETER
+        return cls(free, 16 * parameters, numbers * parameters + kept_bytes(trainer))
+
+
+def fitting_stack(trainer: CohortTrainer, room: Room) -> int:
+    """Return how many users of a stack there is room for, at least one, and no more than help."""
+    rows = _MOST_ROWS // trainer.recipe.batch_size
+    return max(1, min((room.free - room.fixed) // room.each, rows, _MOST_ON_A_GPU))
+
+
+def kept_bytes(trainer: CohortTrainer) -> int:
+    """Return what a user's forward pass keeps for its backward pass, in float32.
+
+    A step as large as the recipe allows is taken on the meta device, which has shapes and no
+    numbers: no user's data are looked at.
+    """
+    model, recipe, shape = trainer.model, trainer.recipe, trainer.dataset.input_shape
+    inputs: tuple[Tensor, ...]
+    if isinstance(model, SpeechTransformer):
+        frames = recipe.batch_sizes or round(recipe.batch_size * _LONGEST_KNOWN * _FRAMES_A_SECOND)
+        each = max(1, frames // recipe.batch_size)
+        mels = model.front_end.bands.shape[1]
+        inputs = torch.empty(recipe.batch_size, each, mels), torch.full((recipe.batch_size,), each)
+    else:
+        inputs = (torch.empty(recipe.batch_size, *shape),)
+    there = {
+        name: torch.empty_like(one, device="meta").requires_grad_(one.requires_grad)
+        for name, one in chain(model.named_parameters(), model.named_buffers())
+    }
+    kept: dict[int, Tensor] = {}  # by storage, which is there until all are counted
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    before = model.training
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = functional_call(model, there, tuple(one.to("meta") for one in inputs))
+    model.train(before)
+    del outputs
+    own = {one.untyped_storage()._cdata for one in there.values()}
+    return sum(one.untyped_storage().nbytes() for key, one in kept.items() if key not in own)
 
 
 def _most_within(memory: int, parameters: int, momentum: bool) -> int:

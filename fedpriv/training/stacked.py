@@ -36,10 +36,11 @@ from fedpriv.training.stacked_layers import (
     of_users,
 )
 from fedpriv.training.tasks import Task
+from fedpriv.transfer import moved_to
 
 # Numbers of a block that are worked on at once: the step then finds the product that it takes still
-# in the processor's caches.
-_CACHED_NUMBERS = 2**19
+# in the processor's caches. A GPU is asked for more, since each operation has to be asked for.
+_CACHED_NUMBERS, _NUMBERS_ON_A_GPU = 2**19, 2**28
 
 
 def can_stack(model: nn.Module) -> bool:
@@ -202,8 +203,8 @@ class _PerUserDraw:
 
     def __call__(self, shape: Sequence[int], device: torch.device) -> Tensor:
         rows = shape[0] // len(self.generators)
-        parts = [torch.rand(rows, *shape[1:], generator=g) for g in self.generators]
-        return torch.cat(parts).to(device)
+        parts = [torch.rand(rows, *shape[1:], generator=g, device=device) for g in self.generators]
+        return torch.cat(parts)
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ class StackedUser:
         number: the user's number.
         examples: the user's examples.
         steps: the example indices of each local step.
-        dropout: the random stream of layers such as dropout.
+        dropout: the random stream of layers such as dropout, on the model's device.
         augmentation: the random stream of augmentation.
     """
 
@@ -272,13 +273,14 @@ def train_stack(
     for number in range(counts[0]):
         active = [user for user in users if len(user.steps) > number]
         batch, weights = _joined(active, number, task, round_)
+        batch = batch.to(parameters.device)
         going_on = sum(count > number + 1 for count in counts)
         step = _Step(recipe, len(active), going_on, number == 0, moves)
         stacked.set_users([user.dropout for user in active], step.first)
         stacked.begin_pass(step.take if recipe.plain else None)
         with recipe.products(parameters.device):
             per_example = task.losses(stacked.module, batch).view(len(active), -1)
-        weights = weights.to(per_example)
+        weights = moved_to(per_example.device, weights.to(per_example.dtype))
         per_user = (per_example * weights).masked_fill(weights == 0, 0.0).sum(1)
         per_user.sum().backward()
         losses[: len(active)] += per_user.detach()
@@ -287,7 +289,7 @@ def train_stack(
                 _each(step.take, stacked.waiting)
             else:
                 _written_out_step(stacked, momenta, step)
-    return StackedResult(moves, losses / torch.tensor(counts, device=losses.device))
+    return StackedResult(moves, losses / moved_to(losses.device, torch.tensor(counts)))
 
 
 def _joined(
@@ -333,7 +335,8 @@ class _Step:
 
     def take(self, block: _Block) -> None:
         """Take a plain step of a block, in place."""
-        at_once = max(1, _CACHED_NUMBERS // block.origin.numel())
+        numbers = _CACHED_NUMBERS if block.origin.is_cpu else _NUMBERS_ON_A_GPU
+        at_once = max(1, numbers // block.origin.numel())
         for low in range(0, self.users, at_once):
             high = min(low + at_once, self.users)
             values = of_users(block.values, low, high)

@@ -21,6 +21,7 @@ from fedpriv.models.speech import SpeechTransformer, tokens_of
 from fedpriv.training.decoding import Decode
 from fedpriv.training.error_rates import error_rates
 from fedpriv.training.spec_augment import SpecAugment
+from fedpriv.transfer import moved_to
 
 B = TypeVar("B", bound=Batch)
 
@@ -30,7 +31,11 @@ _FRAMES_TO_A_MULTIPLE_OF = 24
 
 
 class Task(Protocol[B]):
-    """How a model learns from a batch, and how well it does."""
+    """How a model learns from a batch, and how well it does.
+
+    Examples are prepared and augmented on the host, and go to the model's device step by step: a
+    GPU's memory is for users' parameters, and whoever chooses rows there has to send indices.
+    """
 
     def prepare(self, model: nn.Module, examples: B) -> B:
         """Do what is the same in every round: features, and leaving out what cannot be learnt."""
@@ -102,7 +107,7 @@ class Recognition:
         parts = []
         for part in _in_order(examples, max(1, _SAMPLES_AT_ONCE // examples.inputs.shape[1])):
             features, frames = front_end(part.inputs, part.lengths)
-            parts.append(replace(part, inputs=features, lengths=frames))
+            parts.append(replace(part, inputs=features.to(part.inputs.device), lengths=frames))
         whole = Utterances.join(parts)
         possible = tokens_of(whole.lengths) >= _shortest_path(whole)
         kept = whole.take(possible.nonzero().flatten())
@@ -138,7 +143,7 @@ class Recognition:
             heard += [self.alphabet.decode(path) for path in self.decode(log_probs, tokens)]
             spoken += [
                 self.alphabet.decode(target[:length].tolist())
-                for target, length in zip(batch.targets, batch.target_lengths, strict=True)
+                for target, length in zip(batch.targets.cpu(), batch.target_lengths, strict=True)
             ]
         rates = error_rates(spoken, heard)
         return {
@@ -167,7 +172,7 @@ def _ctc(log_probs: Tensor, tokens: Tensor, batch: Utterances) -> Tensor:
         reduction="none",
         zero_infinity=True,
     )
-    return losses / batch.target_lengths.clamp(min=1)
+    return losses / moved_to(losses.device, batch.target_lengths.clamp(min=1))
 
 
 def _shortest_path(examples: Utterances) -> Tensor:

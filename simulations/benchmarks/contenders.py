@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,8 @@ class Contender:
 class Running:
     """The process of a contender, from its start to its end; a context manager."""
 
-    def __init__(self, contender: Contender) -> None:
+    def __init__(self, contender: Contender, environment: Mapping[str, str] | None = None) -> None:
+        """`environment` is what a contender has otherwise than all others."""
         self.contender = contender
         self._errors = contender.folder / "stderr"
         path = os.pathsep.join([str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])
@@ -70,7 +71,7 @@ class Running:
         with self._errors.open("w") as errors:
             self._process = subprocess.Popen(
                 contender.command,
-                env=os.environ | ENVIRONMENT | own,
+                env=os.environ | ENVIRONMENT | own | dict(environment or {}),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

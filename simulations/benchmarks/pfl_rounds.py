@@ -76,10 +76,10 @@ def pause_all(trained: int) -> None:
 
 
 def users_of(arrays: task.Arrays) -> FederatedDataset:
-    data = {
-        user: [torch.from_numpy(arrays.inputs[user]), torch.from_numpy(arrays.targets[user])]
-        for user in range(len(arrays.targets))
-    }
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # where pfl trains
+    inputs = torch.from_numpy(arrays.inputs).to(device)
+    targets = torch.from_numpy(arrays.targets).to(device)
+    data = {user: [inputs[user], targets[user]] for user in range(len(arrays.targets))}
     users = {user: Dataset(raw_data=each, user_id=str(user)) for user, each in data.items()}
     # The sampler that pfl recommends: each user in turn, so that no round has a user twice.
     return FederatedDataset(users.__getitem__, get_user_sampler("minimize_reuse", list(users)))

@@ -70,7 +70,7 @@ def read(folder: Path) -> tuple[Task, Arrays]:
 
 def write_end(folder: Path, parameters: Tensor) -> None:
     """Leave the parameters after the last round."""
-    np.save(folder / _END, parameters.detach().numpy())
+    np.save(folder / _END, parameters.detach().cpu().numpy())
 
 
 def read_end(folder: Path) -> np.ndarray:

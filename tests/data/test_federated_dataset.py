@@ -8,9 +8,9 @@ from fedpriv.data.federated import (
     LabelledImages,
     PartitionedImages,
     PixelScale,
-    moved_to,
 )
 from fedpriv.errors import InputError
+from fedpriv.transfer import moved_to
 
 
 @pytest.fixture

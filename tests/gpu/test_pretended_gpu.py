@@ -1,0 +1,124 @@
+"""What only a GPU would show, on a machine without one: see `pretend_gpu.py`."""
+
+import copy
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from in_process import SILOS, small_config
+from tiny_speech import SPEECH_CHANGES, build_tones
+
+from fedpriv.data.registry import DATASETS
+from fedpriv.federation.parts import build_example_level, build_randomness, build_trainer
+from fedpriv.training.cohort import CohortTrainer, train_cohort
+from fedpriv.training.example_level import train_silos
+from fedpriv.training.parameters import Layout, parameters_of
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pretend_gpu import GPU, PretendGpu, pretended_gpu
+
+DROPS = {"model__dropout": 0.2, "model__layer_drop": 0.2}
+BF16 = {"local__precision": "bfloat16"}
+WRITTEN_OUT = {"local__momentum": 0.9, "local__proximal_mu": 0.1, "local__max_grad_norm": 1.0}
+MASKED = {"model__positions": "cape", "local__spec_augment": {"from_round": 1}}
+CASES = {
+    "images": {},
+    "images, dropout": DROPS,
+    "images, bfloat16": BF16,
+    "images, bfloat16, dropout": {**BF16, **DROPS},
+    "images, written out": WRITTEN_OUT,
+    "images, one bound": {"privacy__clipping": {"kind": "global", "bound": 0.1}},
+    "images, rmsnorm": {"model__norm": "rmsnorm", "model__pooling": "class", **BF16},
+    "speech": SPEECH_CHANGES,
+    "speech, all": {**SPEECH_CHANGES, **BF16, **DROPS, **MASKED, "local__max_grad_norm": 1.0},
+}
+
+
+@pytest.fixture(autouse=True)
+def _tones(monkeypatch):
+    monkeypatch.setitem(DATASETS, "tones", build_tones)
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).abs().max() / other.abs().max())
+
+
+def on_gpu(trainer: CohortTrainer) -> CohortTrainer:
+    return replace(trainer, model=copy.deepcopy(trainer.model).to(GPU), device=GPU)
+
+
+def start_of(trainer: CohortTrainer) -> torch.Tensor:
+    return Layout.of(trainer.model).join(parameters_of(trainer.model))
+
+
+def trained(case: str, engine: str, stack: int) -> tuple[float, PretendGpu]:
+    changes = {**CASES[case], "runtime__engine": engine, "runtime__stack": stack}
+    trainer = build_trainer(small_config(**changes, runtime__device="cpu"))
+    start, users = start_of(trainer), range(8)
+    expected = train_cohort(trainer, start, users, 1).total
+    for user in users:  # what users' data take to be read is not what is looked at
+        trainer.prepared(user)
+    with pretended_gpu() as gpu:
+        there = on_gpu(trainer)
+        gpu.waits.clear()
+        gpu.transfers.clear()
+        total = train_cohort(there, start, users, 1).total
+    return apart(total, expected), gpu
+
+
+@pytest.mark.parametrize("engine", ["stacked", "sequential"])
+@pytest.mark.parametrize("case", CASES)
+def test_no_two_devices_meet_and_cudas_autocast_is_borne(case, engine):
+    difference, _ = trained(case, engine, stack=4)
+    assert difference < (0.05 if "local__precision" in CASES[case] else 1e-4)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("images")])
+def test_how_often_a_gpu_is_waited_for_does_not_grow_with_users_or_steps(case):
+    """Once to send the parameters, once for bounds, and once for the sum."""
+    _, gpu = trained(case, "stacked", stack=2)
+    assert not gpu.waits
+    assert sum(gpu.transfers.values()) <= 2, gpu.transfers
+
+
+def test_of_speech_the_loss_alone_is_waited_for():
+    """PyTorch's CTC reads its lengths on the host, in both directions."""
+    _, gpu = trained("speech, all", "stacked", stack=4)
+    lines = {line.split(":")[0] for line in gpu.waits}
+    assert lines <= {"training/tasks.py", "training/stacked.py"}, gpu.waits
+    assert sum(gpu.transfers.values()) <= 2, gpu.transfers
+
+
+@pytest.mark.parametrize("gradients", ["instantiated", "ghost"])
+def test_silos_are_trained_on_one_device(gradients):
+    config = small_config(**SILOS, runtime__device="cpu")
+    trainer = build_trainer(config)
+    layout, start = Layout.of(trainer.model), start_of(trainer)
+    level = build_example_level(config, 1.0, layout)
+
+    def total(of: CohortTrainer) -> torch.Tensor:
+        delta, secret = config.privacy.delta, build_randomness(config)
+        return train_silos(of, level, start, [0, 1], 1, 0, secret, delta, gradients).total
+
+    expected = total(trainer)
+    with pretended_gpu():
+        assert apart(total(on_gpu(trainer)), expected) < 1e-4
+
+
+def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
+    with pretended_gpu() as gpu:
+        there = torch.randn(3, 4, device=GPU)
+        with pytest.raises(RuntimeError, match="on the GPU and on the CPU"):
+            there + torch.ones(3, 4)
+        with pytest.raises(RuntimeError, match="for a tensor on the CPU"):
+            torch.ones(3)[there[:, 0] > 0]
+        assert sum(gpu.waits.values()) == 0
+        bool((there > 0).all())
+        there.cpu()
+        there[there > 0]
+        assert sum(gpu.waits.values()) == 3
+        torch.tensor([1, 2], device=GPU)
+        there[torch.tensor([0, 1])]
+        assert sum(gpu.transfers.values()) == 2
