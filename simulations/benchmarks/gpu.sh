@@ -32,10 +32,12 @@ if [ -z "$found" ]; then
 fi
 
 site=$PWD/runs/gpu-site
-if ls wheels/*.whl wheels/*.tar.xz >/dev/null 2>&1; then
+if compgen -G "wheels/*" >/dev/null; then
   rm -rf "$site" && mkdir -p "$site"
-  "$found" -m pip install --quiet --no-index --no-deps --no-compile --disable-pip-version-check \
-    --no-cache-dir --target "$site" wheels/*.whl || echo "wheels/: not all could be installed" >&2
+  if compgen -G "wheels/*.whl" >/dev/null; then
+    "$found" -m pip install --quiet --no-index --no-deps --no-compile --disable-pip-version-check \
+      --no-cache-dir --target "$site" wheels/*.whl || echo "wheels/: not all were installed" >&2
+  fi
   for archive in wheels/*.tar.xz; do
     [ -e "$archive" ] && tar -xJf "$archive" -C "$site"
   done

@@ -112,7 +112,7 @@ class PretendGpu(TorchDispatchMode):
             target, source = args[0], args[1]
             if isinstance(target, OnGpu) != isinstance(source, OnGpu):
                 blocks = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
-                self._note(target, blocks)
+                self._note(isinstance(target, OnGpu), blocks)
             held = [one.held if isinstance(one, OnGpu) else one for one in (target, source)]
             func(held[0], held[1], *args[2:], **kwargs)
             return target
@@ -120,7 +120,7 @@ class PretendGpu(TorchDispatchMode):
         wanted = kwargs.pop("device", None) or source.device
         to_gpu = torch.device(wanted).type == GPU.type
         if to_gpu != isinstance(source, OnGpu):
-            self._note(to_gpu or source, not kwargs.get("non_blocking", False))
+            self._note(to_gpu, not kwargs.get("non_blocking", False))
         held = source.held if isinstance(source, OnGpu) else source
         rest = [one.held if isinstance(one, OnGpu) else one for one in args[1:]]
         answer = func(held, *rest, **kwargs, device=torch.device("cpu"))
@@ -128,8 +128,7 @@ class PretendGpu(TorchDispatchMode):
             answer = held.clone()
         return OnGpu(answer) if to_gpu else answer
 
-    def _note(self, target: Any, blocks: bool) -> None:
-        to_gpu = target is True or isinstance(target, OnGpu)
+    def _note(self, to_gpu: bool, blocks: bool) -> None:
         if not to_gpu and blocks:
             self.waits[_asked_by()] += 1
         elif blocks and "transfer.py" not in (line := _asked_by()):  # to a GPU it does not wait

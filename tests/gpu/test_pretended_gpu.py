@@ -79,15 +79,16 @@ def test_no_two_devices_meet_and_cudas_autocast_is_borne(case, engine):
 def test_how_often_a_gpu_is_waited_for_does_not_grow_with_users_or_steps(case):
     """Once to send the parameters, once for bounds, and once for the sum."""
     _, gpu = trained(case, "stacked", stack=2)
-    assert not gpu.waits
+    assert sum(gpu.waits.values()) == 1, gpu.waits
     assert sum(gpu.transfers.values()) <= 2, gpu.transfers
 
 
 def test_of_speech_the_loss_alone_is_waited_for():
     """PyTorch's CTC reads its lengths on the host, in both directions."""
     _, gpu = trained("speech, all", "stacked", stack=4)
-    lines = {line.split(":")[0] for line in gpu.waits}
-    assert lines <= {"training/tasks.py", "training/stacked.py"}, gpu.waits
+    found = [line for line in gpu.waits if "ctc_loss" not in line and "backward" not in line]
+    assert len(found) == 1, gpu.waits
+    assert "self.total.cpu()" in found[0]
     assert sum(gpu.transfers.values()) <= 2, gpu.transfers
 
 

@@ -1,0 +1,181 @@
+"""What a config says of GPUs, where there is none: what is refused, and what is asked for."""
+
+import io
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from in_process import Silent, small_config
+
+from fedpriv import experiment
+from fedpriv.config import RuntimeConfig
+from fedpriv.errors import InputError
+from fedpriv.federation import ray_cluster
+from fedpriv.federation.parts import build_trainer
+from fedpriv.models.registry import ModelConfig, build_model
+from fedpriv.optimizers.schedules import ScheduleConfig
+from fedpriv.optimizers.server import Server
+from fedpriv.training import stack_size
+from fedpriv.training.device import set_tf32
+from fedpriv.training.local import LocalTraining
+from fedpriv.training.parameters import Layout
+from fedpriv.training.spans import Stopwatch
+from fedpriv.training.stack_size import Room, fitting_stack, kept_bytes, measured_stack
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"runtime__gpus_per_worker": 1.5}, "only whole GPUs can be given, got 1.5"),
+        (
+            {"runtime__gpus_per_worker": 0.5, "runtime__device": "cuda:1"},
+            "a worker sees no GPU but its own, got cuda:1; write cuda",
+        ),
+    ],
+)
+def test_what_ray_could_not_give_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        small_config(**changes)
+
+
+def test_a_run_that_wants_gpus_where_none_are_says_so_and_charges_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    config = small_config(run_dir=str(tmp_path / "run"), runtime__gpus_per_worker=1.0)
+    prepared = experiment.prepare(config)
+    directory = experiment.create(prepared)
+    with pytest.raises(InputError, match="a worker takes 1 and there are 0 CUDA devices here"):
+        experiment.train(prepared, directory, Silent())
+    assert not directory.ledger.exists()
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.0, None), (0.25, 2)])
+def test_ray_is_told_how_many_gpus_there_are(monkeypatch, share, told):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    arguments = ray_cluster._arguments(RuntimeConfig(gpus_per_worker=share, device="cuda"))
+    assert arguments.get("num_gpus") == told
+
+
+# A worker is shown its GPUs after it has imported these: whoever had asked would see all or none.
+_IMPORTS = """
+import sys, torch
+asked = []
+torch._C._cuda_getDeviceCount = lambda: asked.append("count") or 0
+torch.cuda._lazy_init = lambda: asked.append("init")
+for name in sys.argv[1:]:
+    __import__(name)
+assert not asked, asked
+assert not torch.cuda.is_initialized()
+"""
+
+
+def test_what_a_worker_imports_ahead_asks_for_no_gpu():
+    command = [sys.executable, "-c", _IMPORTS, *ray_cluster._IMPORTED_BY_WORKERS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("wanted", "precision"), [(True, "tf32"), (False, "ieee")])
+def test_convolutions_are_rounded_only_where_products_are(wanted, precision):
+    settings = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
+    before = [one.fp32_precision for one in settings]
+    try:
+        set_tf32(wanted, torch.device("cuda"))
+        assert [one.fp32_precision for one in settings] == [precision, precision]
+    finally:
+        for one, value in zip(settings, before, strict=True):
+            one.fp32_precision = value
+
+
+def test_a_checkpoint_of_a_gpu_is_read_where_the_model_is():
+    model = torch.nn.Linear(2, 2)
+    server = Server(model, "adam", 0.1, {}, ScheduleConfig(), None, 1)
+    written = io.BytesIO()
+    torch.save(torch.ones(3), written)
+    # What a checkpoint says of where a tensor was.
+    on_gpu = io.BytesIO(written.getvalue())
+    storage = torch.load(on_gpu, weights_only=True).untyped_storage()
+    for place in ("cuda:0", "cuda:3", "cpu"):
+        assert server._place(storage, place).device == torch.device("cpu")
+
+
+def test_a_span_on_a_gpu_ends_when_the_gpu_has_done_its_work(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for on, device, times in ((True, "cuda", 1), (True, "cpu", 0), (False, "cuda", 0)):
+        waited.clear()
+        watch = Stopwatch(on, device=torch.device(device))
+        with watch.measure("work"):
+            pass
+        assert len(waited) == times
+        assert len(watch.spans) == on
+
+
+# Memory.
+
+
+def large(rows: int, frames: int) -> SimpleNamespace:
+    """The published model without any numbers, and what is known of its users."""
+    with torch.device("meta"):
+        shape = {"dim": 768, "depth": 36, "heads": 4, "mels": 80, "positions": "cape"}
+        config = ModelConfig(name="speech", dropout=0.3, layer_drop=0.3, **shape)
+        model = build_model(config, (16_000,), 30, seed=1)
+    recipe = LocalTraining(batch_size=rows, batch_sizes=rows * frames, max_grad_norm=1.0)
+    return SimpleNamespace(model=model, recipe=recipe, dataset=SimpleNamespace(input_shape=(1,)))
+
+
+def test_the_published_models_memory_is_known_without_it():
+    trainer, tokens = large(8, 1500), 8 * 500
+    parameters = Layout.of(trainer.model).total
+    assert parameters == 256_049_694
+    # Of each token a block keeps at least what its six linear maps and two norms read, and its MLP
+    # is four times as wide; of each pair of tokens and head the attention keeps some numbers.
+    least = 36 * 4 * (tokens * 768 * (6 + 2 * 4) + 4 * 8 * 500**2 * 2)
+    kept = kept_bytes(trainer)
+    assert least < kept < 3 * least
+    room = Room.of(trainer, 64 * GIB)
+    assert room.each == kept + 8 * parameters
+    assert room.fixed == 16 * parameters
+    users = fitting_stack(trainer, room)
+    assert room.fixed + users * room.each <= room.free < room.fixed + (users + 1) * room.each
+    assert 3 <= users <= 6
+    assert fitting_stack(trainer, Room.of(trainer, GIB)) == 1
+
+
+def test_what_is_kept_is_counted_as_a_real_pass_keeps_it():
+    trainer = build_trainer(small_config(runtime__device="cpu", runtime__fast_products=False))
+    kept: dict[int, int] = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    images = torch.randn(trainer.recipe.batch_size, *trainer.dataset.input_shape)
+    trainer.model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = trainer.model(images)
+    for parameter in trainer.model.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    del outputs
+    # Attention is another kernel there, which keeps other numbers of itself.
+    assert kept_bytes(trainer) == pytest.approx(sum(kept.values()), rel=0.3)
+
+
+def test_a_small_models_stack_ends_where_more_would_not_help():
+    trainer = build_trainer(small_config(runtime__device="cpu"))
+    assert fitting_stack(trainer, Room.of(trainer, 64 * GIB)) == 512
+
+
+def test_a_stack_that_a_gpu_has_no_memory_for_ends_the_trial(monkeypatch):
+    def train_cohort(trainer, start, users, round_):
+        if trainer.stack > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(stack_size, "train_cohort", train_cohort)
+    monkeypatch.setattr(stack_size.time, "perf_counter", iter(range(1000)).__next__)
+    trainer = build_trainer(small_config(runtime__device="cpu"))
+    assert measured_stack(trainer, GIB) == 4
