@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch, FederatedDataset
-from fedpriv.errors import DamagedFile, EnvironmentFault
+from fedpriv.errors import DamagedFile, EnvironmentFault, InputError
 from fedpriv.privacy.clipping import ClippedUsers, ClippingRule, clip_and_add
 from fedpriv.privacy.error_feedback import ErrorFeedback, feed_back
 from fedpriv.privacy.moves import Moves
@@ -88,8 +88,25 @@ class CohortTrainer:
         key = (self.dataset, user)
         cached = self.cache.get(key)
         if cached is None:
-            cached = self.cache.put(key, self.task.prepare(self.model, self.dataset.user(user)))
+            found = self.task.prepare(self.model, self.dataset.user(user))
+            if self.device.type != "cpu":
+                _check_targets(found, self.dataset.classes)
+            cached = self.cache.put(key, found)
         return cached
+
+
+def _check_targets(examples: Any, classes: int) -> None:
+    """Check, on the host, that a model has a class for every target.
+
+    A CPU refuses one that it has not. On a GPU it would end the process's use of the GPU, and so
+    the training of all others, or read memory that is not the loss's.
+
+    Raises:
+        InputError: it has not.
+    """
+    targets = examples.targets
+    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+        raise InputError(f"data: a user has a target that is none of the {classes} classes")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,11 @@ def stage(leader, tmp_path, script):
     return leader.Stage("one", "script.py", {"cuda": 1, "cpu": 1})
 
 
-FINDS = 'import sys; open(sys.argv[2], \'a\').write(\'{"what": "it", "number": 1.5}\\n\'); '
+FINDS = """
+import sys
+with open(sys.argv[2], "a") as file:
+    file.write('{"what": "a card"}\\n{"what": "it", "number": 1.5}\\n')
+"""
 
 
 def test_what_a_stage_found_is_kept_however_it_ends(leader, tmp_path, capsys):
@@ -41,8 +45,8 @@ def test_what_a_stage_found_is_kept_however_it_ends(leader, tmp_path, capsys):
     assert "it | number 1.5" in told
     assert (tmp_path / "tables.txt").read_text().count("it | number 1.5") == 3
     rows = [json.loads(line) for line in (tmp_path / "one.jsonl").read_text().splitlines()]
-    assert rows[0] == {"what": "it", "number": 1.5}
-    assert rows[1]["stage"] == "one"
+    assert rows[1] == {"what": "it", "number": 1.5}
+    assert rows[2]["stage"] == "one"
 
 
 def test_a_stage_that_takes_too_long_is_ended_with_all_that_it_started(leader, tmp_path):

@@ -4,6 +4,7 @@ import copy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from in_process import SILOS, small_config
 from tiny_speech import SPEECH_CHANGES, build_tones
 
 from fedpriv.data.registry import DATASETS
+from fedpriv.errors import InputError
 from fedpriv.federation.parts import build_example_level, build_randomness, build_trainer
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.example_level import train_silos
 from fedpriv.training.parameters import Layout, parameters_of
+from fedpriv.training.user_cache import UserCache
 
 sys.path.insert(0, str(Path(__file__).parent))
 from pretend_gpu import GPU, PretendGpu, pretended_gpu
@@ -92,6 +95,29 @@ def test_of_speech_the_loss_alone_is_waited_for():
     assert sum(gpu.transfers.values()) <= 2, gpu.transfers
 
 
+@pytest.mark.parametrize("tolerant", [True, False])
+def test_a_label_of_no_class_never_reaches_a_gpu_whose_other_users_it_would_end(tolerant):
+    trainer = build_trainer(small_config(runtime__device="cpu"))
+    good, user = trainer.dataset.user(1), type(trainer.dataset).user
+
+    def with_a_bad_one(dataset, index):
+        examples = user(dataset, index)
+        return replace(examples, targets=examples.targets + 10) if index == 1 else examples
+
+    assert len(good) > 0
+    start = start_of(trainer)
+    expected = train_cohort(trainer, start, [0, 2], 1).total
+    with mock.patch.object(type(trainer.dataset), "user", with_a_bad_one), pretended_gpu():
+        there = replace(on_gpu(trainer), tolerant=tolerant, cache=UserCache(0))
+        if not tolerant:
+            with pytest.raises(InputError, match="a target that is none of the 10 classes"):
+                train_cohort(there, start, [0, 1, 2], 1)
+            return
+        summed = train_cohort(there, start, [0, 1, 2], 1)
+    assert summed.non_finite == 1
+    assert apart(summed.total, expected) < 1e-4
+
+
 @pytest.mark.parametrize("gradients", ["instantiated", "ghost"])
 def test_silos_are_trained_on_one_device(gradients):
     config = small_config(**SILOS, runtime__device="cpu")
@@ -100,7 +126,7 @@ def test_silos_are_trained_on_one_device(gradients):
     level = build_example_level(config, 1.0, layout)
 
     def total(of: CohortTrainer) -> torch.Tensor:
-        delta, secret = config.privacy.delta, build_randomness(config)
+        delta, secret = config.privacy.delta, build_randomness(config, "data")
         return train_silos(of, level, start, [0, 1], 1, 0, secret, delta, gradients).total
 
     expected = total(trainer)
