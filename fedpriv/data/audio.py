@@ -30,6 +30,9 @@ UNKNOWN = 2**62
 LOUDEST = 2.0
 """Largest sample that lossy coding, or mixing, can have made of full scale, which is 1."""
 
+FORMATS = {"WAV", "WAVEX", "FLAC", "OGG", "MPEG", "MP3"}
+"""What is read, in libsndfile's words. Of its other formats it takes a cut file for a whole one."""
+
 BLOCK = 2**18
 """Samples of all channels that are decoded at once."""
 
@@ -183,11 +186,16 @@ def _decoded(path: Path, source: SoundBytes, max_seconds: float) -> tuple[NDArra
             f"{path}: not a wav, flac, ogg or mp3 file, or its header is damaged; replace it"
         ) from None
     with file:
+        if file.format not in FORMATS:
+            raise InputError(
+                f"{path}: is a {file.format_info} file, and only wav, flac, ogg and mp3 are read; "
+                "convert it"
+            )
         if file.samplerate not in RATES:
             raise InputError(f"{path}: wrong header: a sample rate of {file.samplerate} Hz")
         promised, most = source.promised or file.frames, max_seconds * file.samplerate
         waves, frames = [np.zeros(0, dtype=np.float32)], 0
-        for block in _blocks(path, file):
+        for block in _blocks(path, file, source.promised):
             waves.append(_mono(path, block))
             frames += len(block)
             if frames > most:
@@ -197,19 +205,28 @@ def _decoded(path: Path, source: SoundBytes, max_seconds: float) -> tuple[NDArra
         return np.concatenate(waves), file.samplerate
 
 
-def _blocks(path: Path, file: Any) -> Iterator[NDArray[np.float32]]:
-    """Yield what there is, float32 `[frames, channels]`, some at a time."""
-    frames = max(1, BLOCK // file.channels)
+def _blocks(path: Path, file: Any, promised: int) -> Iterator[NDArray[np.float32]]:
+    """Yield what there is, float32 `[frames, channels]`, some at a time.
+
+    `promised` is where a block should end, 0 for unknown: a tag that follows the last sample is
+    no sound.
+    """
+    most, heard = max(1, BLOCK // file.channels), 0
     while True:
+        left = promised - heard
         try:
+            frames = min(most, left) if left > 0 else most
             block = file.read(frames, dtype="float32", always_2d=True)
         except MemoryError:
             raise
         except Exception:
+            if heard == promised > 0:
+                return
             raise InputError(f"{path}: damaged or truncated; replace it") from None
         if len(block) == 0:
             return
         yield block
+        heard += len(block)
 
 
 @cache

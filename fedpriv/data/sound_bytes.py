@@ -19,7 +19,9 @@ PIPED = 0x7FFF0000
 _PAGE_HEADER = 27
 _LARGEST_PAGE = _PAGE_HEADER + 255 + 255 * 255
 _LAST_PAGE = 4
-"""Of ogg: what a page begins with, ending in the number of sizes that follow, and its flag."""
+_STREAM = slice(14, 18)
+"""Of ogg: what a page begins with, ending in the number of sizes that follow; the flag in it of
+the last page; and the number of the stream that the page is of."""
 
 
 class SoundBytes:
@@ -52,9 +54,9 @@ class SoundBytes:
             self._size = status.st_size
             if self._size == 0:
                 raise InputError(f"{path}: empty, 0 bytes; replace it")
-            self._require_whole_wav(path)
-            self._require_whole_ogg(path)
             start = self._after_tag()
+            self._require_whole_wav(path, start)
+            self._require_whole_ogg(path, start)
             self._hide_flac_length(start)
             self._count_mp3_frames(start)
         except BaseException:
@@ -131,13 +133,13 @@ class SoundBytes:
             range(start + 22, start + 26), 0
         )
 
-    def _require_whole_wav(self, path: Path) -> None:
+    def _require_whole_wav(self, path: Path, begin: int) -> None:
         """Raise InputError for a wav file whose header does not tell where its sound ends.
 
         libsndfile reads what is left of a cut file, or the part that a wrong header leaves; the
         transcript would no longer fit.
         """
-        chunks = dict(self._wav_chunks())
+        chunks = dict(self._wav_chunks(begin))
         if b"data" not in chunks:
             return
         start, promised = chunks[b"data"]
@@ -154,9 +156,13 @@ class SoundBytes:
                 "of a wav file's parts; replace it"
             )
 
-    def _require_whole_ogg(self, path: Path) -> None:
-        """Raise InputError for an ogg file whose last page is cut off, or is not the last one."""
-        if self._at(0, 4) != b"OggS":
+    def _require_whole_ogg(self, path: Path, begin: int) -> None:
+        """Raise InputError for an ogg file whose last page is cut off, or is not the last one.
+
+        Where it is of another stream than the first page, libsndfile would stop before it.
+        """
+        first = self._at(begin, _PAGE_HEADER)
+        if not first.startswith(b"OggS"):
             return
         end = self._at(max(0, self._size - _LARGEST_PAGE), _LARGEST_PAGE)
         page = end[end.rfind(b"OggS") :]
@@ -164,15 +170,17 @@ class SoundBytes:
         whole = _PAGE_HEADER + len(sizes) + sum(sizes)
         if len(page) < max(whole, _PAGE_HEADER) or not page[5] & _LAST_PAGE:
             raise InputError(f"{path}: truncated: its last part is missing; replace it")
+        if page[_STREAM] != first[_STREAM]:
+            raise InputError(f"{path}: has several sounds, one after the other; split it")
 
-    def _wav_chunks(self) -> Iterator[tuple[bytes, tuple[int, int]]]:
+    def _wav_chunks(self, begin: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
         """Yield name, first byte and size of each part of a wav file, as its header gives them.
 
         What has no name of letters, or would not fit into the file, is no part: it comes last, and
         as b"", unless it is short or a tag that other formats use.
         """
-        order = {b"RIFF": "<", b"RIFX": ">"}.get(self._at(0, 4))
-        position = 12
+        order = {b"RIFF": "<", b"RIFX": ">"}.get(self._at(begin, 4))
+        position = begin + 12
         while order and len(header := self._at(position, 8)) == 8:
             name, size = header[:4], struct.unpack(f"{order}I", header[4:])[0]
             left = self._size - position

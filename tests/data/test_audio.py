@@ -64,13 +64,23 @@ def test_an_overshoot_is_clipped(tmp_path):
 @pytest.mark.parametrize("scale", [2**7, 2**15, 2**23, 2**31, 1e30])
 @pytest.mark.parametrize(
     ("extension", "subtype"),
-    [("wav", "FLOAT"), ("wav", "DOUBLE"), ("aiff", "FLOAT"), ("au", "DOUBLE"), ("caf", "FLOAT")],
+    [("wav", "FLOAT"), ("wav", "DOUBLE")],
 )
 def test_floats_in_the_scale_of_integers_are_refused(tmp_path, scale, extension, subtype):
     path = tmp_path / f"scaled.{extension}"
     soundfile.write(path, scale * tone(0.1, 8_000), 8_000, subtype=subtype)
     with pytest.raises(InputError, match=r"scaled.*: its samples go up to .* 1 is full scale"):
         read_audio(path, RATE, max_seconds=1)
+
+
+@pytest.mark.parametrize("share", [1, 0.5])
+@pytest.mark.parametrize("kind", ["AIFF", "AU", "CAF", "NIST", "RF64", "W64", "VOC", "IRCAM"])
+def test_formats_whose_cut_files_would_pass_for_whole_ones_are_not_read(tmp_path, kind, share):
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, tone(1, 8_000), 8_000, format=kind, subtype="PCM_16")
+    cut(path, share)
+    with pytest.raises(InputError, match=r"clip\.wav: (is a .* and only wav, .* convert it|not a)"):
+        read_audio(path, RATE, max_seconds=2)
 
 
 def test_a_file_without_samples_is_an_empty_sound(tmp_path):
@@ -126,6 +136,37 @@ def test_a_flac_file_is_as_long_as_its_sound(tmp_path, total, tag):
     np.testing.assert_allclose(wave, sound, atol=1e-4)
     with pytest.raises(InputError, match=r"stream\.flac: longer than data\.speech\.max_seconds"):
         read_audio(path, 8_000, max_seconds=4.9)
+
+
+@pytest.mark.parametrize("after", [b"TAG" + bytes(125), bytes(4096), b"\0"])
+def test_what_follows_the_last_sample_of_a_flac_file_is_no_sound(tmp_path, after):
+    sound = tone(5, 8_000, frequency=300)
+    path = flac_of(tmp_path / "tagged.flac", sound, len(sound))
+    path.write_bytes(path.read_bytes() + after)
+    np.testing.assert_allclose(read_audio(path, 8_000, max_seconds=6), sound, atol=1e-4)
+    flac_of(path, sound, 0)
+    path.write_bytes(path.read_bytes() + after)
+    with pytest.raises(InputError, match=r"tagged\.flac: damaged or truncated; replace it"):
+        read_audio(path, 8_000, max_seconds=6)
+
+
+def test_a_tag_does_not_hide_that_a_wav_file_is_cut(tmp_path):
+    path = cut(write_tone(tmp_path / "tagged.wav", seconds=1), 0.5)
+    path.write_bytes(b"ID3\x04\0\0\0\0\0\x0a" + bytes(10) + path.read_bytes())
+    with pytest.raises(InputError, match=r"tagged\.wav: truncated: 7978 of 16000 bytes"):
+        read_audio(path, RATE, max_seconds=2)
+
+
+def test_of_an_ogg_file_with_two_sounds_none_is_taken_for_the_whole(tmp_path):
+    path = tmp_path / "chain.ogg"
+    links = []
+    for _ in range(2):  # each has a random number of its own
+        soundfile.write(path, tone(1, 8_000), 8_000)
+        links.append(path.read_bytes())
+    assert links[0][14:18] != links[1][14:18]
+    path.write_bytes(b"".join(links))
+    with pytest.raises(InputError, match=r"chain\.ogg: has several sounds, .*; split it"):
+        read_audio(path, RATE, max_seconds=4)
 
 
 def test_a_flac_file_without_what_its_header_says_is_truncated(tmp_path):
