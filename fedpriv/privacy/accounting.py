@@ -48,6 +48,8 @@ PLD_UP_TO = 100.0
 
 # The grid of privacy losses, dp-accounting's own.
 _INTERVAL = 1e-4
+# The smallest rate q that is not lost in 1 - q.
+_SMALLEST_RATE = 1e-12
 
 
 class Accountant(Protocol):
@@ -287,7 +289,8 @@ def _pld_of(noise_multiplier: float, rate: float, adjacency: Adjacency) -> Priva
     return from_gaussian_mechanism(
         noise_multiplier,
         value_discretization_interval=_INTERVAL,
-        sampling_prob=rate,
+        # Nearer to zero 1 - q would be rounded to 1. A larger q costs more.
+        sampling_prob=max(rate, _SMALLEST_RATE),
         neighboring_relation=relation,
     )
 

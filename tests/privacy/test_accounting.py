@@ -215,3 +215,15 @@ def test_pld_claims_nothing_that_its_transforms_may_have_lost():
         cdf = stats.norm.cdf
         exact = cdf(0.5 - epsilon) - math.exp(epsilon) * cdf(-0.5 - epsilon)
         assert accountant.delta(epsilon) >= exact
+
+        assert accountant.delta(epsilon) >= dp_accounting.get_delta_gaussian(1.0, epsilon)
+
+
+@pytest.mark.parametrize("rate", [5e-324, 1e-300, 1e-17])
+@pytest.mark.filterwarnings("error")
+def test_rates_that_are_lost_in_one_minus_them_are_accounted_for(rate):
+    accountant = PldAccountant(ADD_REMOVE)
+    event = dp_accounting.GaussianDpEvent(1.0)
+    accountant.compose(dp_accounting.PoissonSampledDpEvent(rate, event), 10)
+    assert accountant.epsilon(1e-5) == 0  # all that 10 releases can tell has less probability
+    assert 0 < accountant.delta(0) < 1e-10
