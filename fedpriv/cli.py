@@ -151,8 +151,11 @@ def report(
 ) -> None:
     """Report on a run, or compare several."""
     from fedpriv.reporting.report import render
+    from fedpriv.reporting.run_directory import require_no_record
 
     _check_format(format, "html", "md", "json", "csv")
+    if output is not None:
+        require_no_record(output, "--output")
     if format == "html":
         _conclude(directories, output)
         return

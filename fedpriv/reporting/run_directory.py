@@ -33,6 +33,7 @@ from fedpriv.errors import InputError
 from fedpriv.privacy.ledger import Header, Ledger
 from fedpriv.reporting.terminal import in_a_shell
 
+_RECORDS = ("config.yaml", "environment.json", "ledger.jsonl", "metrics.jsonl", "audit.json")
 _LIBRARIES = ("fedpriv", "torch", "flwr", "ray", "dp-accounting", "numpy", "pytorch_optimizer")
 
 
@@ -211,7 +212,10 @@ class RunDirectory:
         """
         if not self.metrics.exists():
             return []
-        lines = self.metrics.read_bytes().split(b"\n")
+        try:
+            lines = self.metrics.read_bytes().split(b"\n")
+        except OSError as error:
+            raise InputError(f"{self.metrics}: cannot be read ({error.strerror})") from None
         return [self._row(number, line) for number, line in enumerate(lines[:-1], start=1)]
 
     def _row(self, number: int, line: bytes) -> dict[str, Any]:
@@ -219,7 +223,7 @@ class RunDirectory:
             row = json.loads(line)
             if isinstance(row, dict) and isinstance(row.get("round"), int):
                 return row
-        except ValueError:
+        except (ValueError, RecursionError):
             pass
         raise InputError(f"{self.metrics}, line {number}: not the metrics of a round")
 
@@ -227,6 +231,17 @@ class RunDirectory:
         """Drop the lines of rounds after `up_to_round`, which will be run again."""
         rows = [row for row in self.read_metrics() if row["round"] <= up_to_round]
         disk.write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def require_no_record(path: Path, option: str) -> None:
+    """Raise InputError where a file to be written is no file's name, or a record of a run."""
+    folders = [path.resolve().parent, path.resolve().parent.parent]
+    runs = [each for each in folders if (each / "checkpoints").is_dir()]
+    inner = runs and path.resolve().parent.name in ("checkpoints", "memory")
+    if not path.name or path.is_dir():
+        raise InputError(f"{option}: {path} is a folder; name a file in it")
+    if runs and (inner or path.resolve().name in _RECORDS):
+        raise InputError(f"{option}: {path} is a record of the run {runs[0]}; name another file")
 
 
 def newest_below(path: Path) -> str:

@@ -8,9 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from fedpriv.cli import app
 from fedpriv.errors import InputError
 from fedpriv.reporting.report import render, write_report
+from fedpriv.reporting.run_directory import RunDirectory, require_no_record
 
 FINITE_EPSILON = re.compile(r"ε\s*(=|≤|<)\s*\d|id=\"epsilon-|ε (rdp|pld)", re.IGNORECASE)
 
@@ -142,3 +145,47 @@ def test_nothing_to_report_is_refused(format, tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_written_is_refused(make_run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot write the report"):
         write_report([make_run()], tmp_path / "missing" / "report.html")
+
+
+@pytest.mark.parametrize("format", ["html", "md"])
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("ledger.jsonl", "is a record of the run"),
+        ("metrics.jsonl", "is a record of the run"),
+        ("config.yaml", "is a record of the run"),
+        ("checkpoints/round-1.pt", "is a record of the run"),
+        ("checkpoints", "is a folder; name a file in it"),
+        ("", "is a folder; name a file in it"),
+    ],
+)
+def test_a_report_is_written_over_no_record_of_a_run(tmp_path, name, problem, format):
+    (tmp_path / "checkpoints").mkdir()
+    target = tmp_path / name
+    if not target.is_dir():
+        target.write_text("kept")
+    with pytest.raises(InputError, match=f"--output: .* {problem}"):
+        require_no_record(target, "--output")
+    asked = CliRunner().invoke(
+        app, ["report", str(tmp_path), "--format", format, "--output", str(target)]
+    )
+    assert isinstance(asked.exception, InputError)
+    assert "--output" in str(asked.exception)
+    assert target.is_dir() or target.read_text() == "kept"
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_an_output_without_a_name_is_a_folder(name):
+    with pytest.raises(InputError, match=r"--output: \S+ is a folder; name a file in it"):
+        require_no_record(Path(name), "--output")
+
+
+def test_metrics_that_cannot_be_read_are_named(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.metrics.write_text("[" * 100_000 + "\n")
+    with pytest.raises(InputError, match=r"metrics\.jsonl, line 1: not the metrics of a round"):
+        run.read_metrics()
+    run.metrics.unlink()
+    run.metrics.mkdir()
+    with pytest.raises(InputError, match=r"metrics\.jsonl: cannot be read \(Is a directory\)"):
+        run.read_metrics()
