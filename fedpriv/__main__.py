@@ -20,6 +20,9 @@ def main() -> None:
         for category in _QUIET:
             warnings.simplefilter("ignore", category)
         os.environ.pop("PYTHONWARNINGS", None)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started it: `>&-`
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     # Imported here, as it imports the libraries.
     from fedpriv import cli
 

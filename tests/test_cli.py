@@ -17,7 +17,7 @@ from in_process import SMALL, Silent, drive_on, train_small
 from pydantic import BaseModel
 from typer.main import get_command
 
-from fedpriv import cli, experiment
+from fedpriv import __main__, cli, experiment
 from fedpriv.config import ExperimentConfig
 from fedpriv.errors import ClientFault, InputError
 from fedpriv.federation import ray_cluster
@@ -432,3 +432,12 @@ def test_every_key_that_a_message_names_exists():
     }
     unknown = sorted(name for name in named - modules if not exists(name))
     assert not unknown
+
+
+def test_output_that_was_closed_ends_no_command(monkeypatch, config):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    monkeypatch.setattr(sys, "argv", ["fedpriv", "config", "show", str(config)])
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert ended.value.code == 0
