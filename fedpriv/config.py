@@ -453,8 +453,8 @@ class RuntimeConfig(Section):
     engine: Literal["stacked", "sequential"] = Field(
         default="stacked",
         description="stacked: many users in one forward and backward pass, where the model's "
-        "layers allow it; sequential: one user after another. Equal up to rounding, and to which "
-        "random numbers dropout draws. A deployment is always sequential.",
+        "layers allow it; sequential: one user after another. Equal up to rounding and, on a "
+        "GPU, to which random numbers dropout draws. A deployment is always sequential.",
     )
     stack: Annotated[int, Field(ge=1)] | Literal["measure"] | None = Field(
         default=None,
@@ -742,7 +742,7 @@ class ExperimentConfig(Section):
             },
         )
         runtime = self.runtime
-        # How users are stacked decides what dropout draws, and how all their sums round.
+        # How users are stacked decides how their sums round and, on a GPU, what dropout draws.
         kept["runtime"] = [runtime.engine, runtime.stack, runtime.fast_products, runtime.deployment]
         if self.privacy is not None and self.privacy.noise_by == "nodes":
             # Runs with other numbers of nodes add up other shares, and must not have them from one

@@ -7,6 +7,8 @@ sets `draw`, so that each user's numbers come from a stream of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,52 @@ Draw = Callable[[Sequence[int], torch.device], Tensor]
 def draw_globally(shape: Sequence[int], device: torch.device) -> Tensor:
     """Draw from torch's global generator of the device."""
     return torch.rand(*shape, device=device)
+
+
+@dataclass(frozen=True)
+class PerUserDraw:
+    """Draws each user's rows, equally many a user, from the user's own generator.
+
+    What a user gets depends on its generator and on how often it has drawn. It does not depend on
+    how many rows are added to its own, nor on how long its rows are padded to be, for that is up to
+    the other users who train with it. On a GPU it does: all rows of a user are drawn there at once,
+    by generators whose numbers depend on how many are drawn.
+    """
+
+    generators: Sequence[torch.Generator]
+
+    def __call__(self, shape: Sequence[int], device: torch.device) -> Tensor:
+        """Return uniform numbers of `shape`: `[U·B, ...]`."""
+        rows, row_shape = shape[0] // len(self.generators), tuple(shape[1:])
+        if device.type != "cpu":
+            at_once = (rows, *row_shape)
+            return torch.cat(
+                [torch.rand(at_once, generator=g, device=device) for g in self.generators]
+            )
+        own = torch.Generator()
+        drawn = []
+        for generator in self.generators:
+            first = int(torch.randint(2**62, (), generator=generator))
+            drawn += [_row(row_shape, own.manual_seed(first + row)) for row in range(rows)]
+        return torch.stack(drawn)
+
+
+def _row(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw one row; a longer one, `[T, ...]` or `[heads, T, T]`, begins with the shorter one."""
+    if len(shape) < 3:
+        return torch.rand(shape, generator=generator)
+    heads, tokens, _ = shape
+    numbers = torch.rand(tokens**2, heads, generator=generator)
+    return numbers[_shells(tokens)].permute(2, 0, 1)
+
+
+@lru_cache(maxsize=64)
+def _shells(tokens: int) -> Tensor:
+    """Number the places of a square so that each smaller square comes first: int64 `[T, T]`."""
+    place = torch.arange(tokens)
+    row, column = place[:, None], place[None, :]
+    shell = torch.maximum(row, column)
+    return shell**2 + torch.where(row >= column, column, shell + 1 + row)
 
 
 class Stochastic(nn.Module):

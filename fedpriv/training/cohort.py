@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch, FederatedDataset
 from fedpriv.errors import DamagedFile, EnvironmentFault, InputError
+from fedpriv.models.stochastic import PerUserDraw, Stochastic
 from fedpriv.privacy.clipping import ClippedUsers, ClippingRule, clip_and_add
 from fedpriv.privacy.error_feedback import ErrorFeedback, feed_back
 from fedpriv.privacy.moves import Moves
@@ -252,7 +253,10 @@ def _train_alone(
     seen: _Seen,
     watch: Stopwatch,
 ) -> None:
-    # Dropout draws from the global generator.
+    for layer in trainer.model.modules():
+        if isinstance(layer, Stochastic):
+            layer.draw = PerUserDraw([one.dropout])
+    # Layers of other kinds draw from the global generator.
     torch.manual_seed(one.dropout.initial_seed())
     steps = (
         trainer.task.augment(one.examples.take(index), round_, one.augmentation).to(trainer.device)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch
 from fedpriv.models.packing import Ragged
-from fedpriv.models.stochastic import Stochastic
+from fedpriv.models.stochastic import PerUserDraw, Stochastic
 from fedpriv.privacy.moves import Moves
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout
@@ -176,7 +176,7 @@ class StackedModel:
         # Elsewhere many small operations may cost more than padding.
         if isinstance(self.module, Ragged) and self.blocks[0].origin.device.type == "cpu":
             self.module.users = users
-        draw = _PerUserDraw(generators)
+        draw = PerUserDraw(generators)
         for layer in self._stochastic:
             layer.draw = draw
 
@@ -193,18 +193,6 @@ def stacked_model(model: nn.Module) -> StackedModel | None:
     It is kept here because a trainer is replaced in every round in which clip bounds have moved.
     """
     return StackedModel(model) if can_stack(model) else None
-
-
-@dataclass(frozen=True)
-class _PerUserDraw:
-    """Draws each user's rows from the user's own generator."""
-
-    generators: Sequence[torch.Generator]
-
-    def __call__(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        rows = shape[0] // len(self.generators)
-        parts = [torch.rand(rows, *shape[1:], generator=g, device=device) for g in self.generators]
-        return torch.cat(parts)
 
 
 @dataclass(frozen=True)
