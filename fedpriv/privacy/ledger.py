@@ -100,6 +100,23 @@ class Places:
     users: int
     ids: str
 
+    def fields(self) -> dict[str, Any]:
+        """Return what a line holds; how many users there are, and who, is put aside as private.
+
+        No mechanism covers it: only whoever may know each user's presence may read it.
+        """
+        fields = asdict(self)
+        return {"partition": fields.pop("partition"), "private": fields}
+
+    @classmethod
+    def of_fields(cls, fields: Mapping[str, Any]) -> Places:
+        """Return the places that a line holds.
+
+        Raises:
+            TypeError: the fields are not those of places.
+        """
+        return cls(**{**fields.get("private", {}), **_without(fields, "private")})
+
 
 @dataclass(frozen=True)
 class Release:
@@ -342,7 +359,7 @@ class Ledger:
         if known is None:
             taken = sum(each.users for each in self.places.values())
             known = self.places[partition] = Places(partition, taken, users, ids)
-            self._write({"kind": "places", **asdict(known)})
+            self._write({"kind": "places", **known.fields()})
         if (known.users, known.ids) != (users, ids):
             raise InputError(
                 f"node {partition} hosts other users than when this run began: who was charged "
@@ -470,7 +487,7 @@ def read_ledger(path: Path) -> LedgerFile:
         header = Header.of_fields(bodies[0])
         kinds = [body.pop("kind") for body in bodies[1:]]
         lines = list(zip(kinds, bodies[1:], strict=True))
-        places = tuple(Places(**body) for kind, body in lines if kind == "places")
+        places = tuple(Places.of_fields(body) for kind, body in lines if kind == "places")
         releases = tuple(_release(body) for kind, body in lines if kind != "places")
     except (TypeError, KeyError):
         raise InputError(f"{path}: written by another version of fedpriv") from None

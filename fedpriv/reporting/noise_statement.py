@@ -28,6 +28,13 @@ TRUST_MODELS = {
     ),
 }
 
+#: What a deployment's server knows and writes down of who is there, which nothing covers.
+HOSTED = (
+    "Each node tells the server how many users it hosts and a digest of their ids, by which it is "
+    "recognised. The ledger has both, under private. No ε covers them: whoever reads them knows "
+    "how many users there are, and can test a guess at who all of a node's are."
+)
+
 
 def shares_sentences(run: Run, viewers: Mapping[str, float]) -> Mapping[str, tuple[str, ...]]:
     """Return the sentences that differ where nodes add shares of the noise.
@@ -56,6 +63,7 @@ def _trust_in_shares(run: Run, viewers: Mapping[str, float]) -> tuple[str, ...]:
         "aggregation in between, whoever runs that server must be trusted as with central noise.",
         "ε above is for those who see the released models and do not know who was drawn.",
         node,
+        *((HOSTED,) if run.config.runtime.deployment else ()),
         "The server draws the cohorts, so sampling hides nobody from it: where it sees sums alone, "
         f"at most ε = {epsilon_text(viewers['server'])} by RDP for a user that was drawn in every "
         "round.",

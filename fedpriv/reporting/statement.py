@@ -19,7 +19,7 @@ from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.reporting.attacker import Attacker, strongest_attacker
 from fedpriv.reporting.data_statement import held_out_sentence, start_sentences, who_users_are
-from fedpriv.reporting.noise_statement import shares_sentences, users_sentences
+from fedpriv.reporting.noise_statement import HOSTED, shares_sentences, users_sentences
 from fedpriv.reporting.reader import Run
 from fedpriv.reporting.silo_statement import silo_sentences
 from fedpriv.reporting.spent import Spent
@@ -640,6 +640,12 @@ def _floating_point(run: Run) -> tuple[str, ...]:
 
 def _logged(run: Run) -> tuple[str, ...]:
     seen = ", ".join(sorted(run.rows[-1].get("simulation_only", {})))
+    if run.config.runtime.deployment:
+        return (
+            "Nothing from the users' own values beside the releases. How long rounds took and how "
+            "many nodes were lost is in metrics.jsonl.",
+            HOSTED,
+        )
     if not seen:
         return (
             "Nothing from the users' own values beside the releases. How long rounds took and how "

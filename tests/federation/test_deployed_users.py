@@ -1,5 +1,6 @@
 """In a deployment each person decides for itself alone, and randomness is the node's secret."""
 
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,9 @@ from fedpriv.federation import client_app
 from fedpriv.federation.client_app import app
 from fedpriv.federation.messages import failure_of, hosting_of, sum_of, work_of
 from fedpriv.privacy import Adjacency, Ledger, Purpose, Randomness, RdpAccountant
+from fedpriv.reporting.reader import read_run
+from fedpriv.reporting.spent import spent
+from fedpriv.reporting.statement import privacy_statement
 from fedpriv.training.cohort import train_cohort
 
 COUNTS = {100 + number: 4 for number in range(12)}
@@ -218,6 +222,30 @@ def test_who_is_charged_is_who_sent_whichever_nodes_are_there(tmp_path, seed):
     assert all(charged[user] >= count for user, count in sent.items())
     # Whoever was there in all rounds is charged for what was sent, and no more.
     assert {u: charged[u] for u in range(4, 12)} == {u: sent[u] for u in range(4, 12)}
+
+
+@pytest.mark.parametrize("noise_by", ["server", "nodes"])
+def test_who_is_hosted_is_marked_and_the_statement_says_so(tmp_path, noise_by):
+    folders = three_nodes(tmp_path)
+    config = deployed_config(
+        folders[0],
+        data={"users": 12},
+        rounds=1,
+        privacy__noise_by=noise_by,
+        privacy__sampling={"kind": "poisson", "expected_cohort": 4},
+        runtime={"workers": 3, "deployment": True, "device": "cpu"},
+    ).model_copy(update={"run_dir": tmp_path / "run"})
+    directory = trained(config, Deployed(folders), Silent())
+    lines = map(json.loads, directory.ledger.read_text().splitlines())
+    places = [line for line in lines if line["kind"] == "places"]
+    assert [set(line) for line in places] == [
+        {"kind", "partition", "private", "previous", "hash"}
+    ] * 3
+    assert [line["private"]["users"] for line in places] == [4, 4, 4]
+    run = read_run(directory.path)
+    sections = {each.key: each.sentences for each in privacy_statement(run, spent(run)).sections}
+    assert any("how many users it hosts" in sentence for sentence in sections["logged"])
+    assert any("how many users it hosts" in s for s in sections["trust"]) is (noise_by == "nodes")
 
 
 def test_the_budget_holds_for_the_person_who_sent_most(tmp_path):
