@@ -169,6 +169,8 @@ def _pretraining(
         trainer.task, Recognition
     ):
         raise InputError(f"seed_model.pretrain: {config.data.name} has no public part to train on")
+    if not config.runtime.deployment:
+        trainer.dataset.require_one_owner()
     return Pretraining(
         dataset=trainer.dataset,
         model=trainer.model,

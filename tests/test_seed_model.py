@@ -1,3 +1,4 @@
+import dataclasses
 import shutil
 import threading
 from contextlib import suppress
@@ -95,7 +96,7 @@ def test_it_is_made_where_it_is_missing_and_only_then(made):
     settings = found(config(), listener)
     assert listener.steps == [1, 2, 3, 4, 5, 6]
     path = settings.seed_model.path
-    assert path == seed_path(config()) == Path("runs/small") / path.name
+    assert path == seed_path(config()).absolute() == Path("runs/small").absolute() / path.name
     assert path.exists()
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # nothing else is left
     again = Watching()
@@ -112,6 +113,13 @@ def test_path_and_digest_end_up_in_the_config(made):
     assert found(settings) == settings
     Path("config.yaml").write_text(settings.to_yaml())
     assert load_config(Path("config.yaml")) == settings
+
+
+def test_none_is_trained_on_a_recording_that_is_said_to_be_a_users(monkeypatch):
+    disputed = dataclasses.replace(tiny_speech(), disputed="one.wav is listed for two speakers")
+    monkeypatch.setitem(DATASETS, "tones", lambda data, seed: disputed)
+    refused(config(), "listed for two speakers")
+    assert not seed_path(config()).exists()
 
 
 def test_what_was_measured_is_kept_in_the_file(made):

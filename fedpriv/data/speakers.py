@@ -45,12 +45,11 @@ def federate_speakers(corpus: Corpus, config: DataConfig, seed: int) -> Federate
     with the recordings of that one part. `data.users` takes fewer users, drawn at random;
     `data.examples_per_user` keeps so many recordings of each, drawn at random. The held-out
     and the public recordings do not depend on `seed`.
-    Raises InputError for a partition that is not natural, for too few speakers, and for a recording
-    of two of them.
+    A recording of two of them is `disputed`, which a simulation refuses.
+    Raises InputError for a partition that is not natural and for too few speakers.
     """
     load_soundfile()
     corpus, strays = _without_strays(corpus)
-    _require_one_owner(corpus)
     if config.partition.kind != "natural":
         raise InputError(
             f"data.partition.kind must be natural for {config.name}, whose speakers are the "
@@ -82,6 +81,7 @@ def federate_speakers(corpus: Corpus, config: DataConfig, seed: int) -> Federate
             public="others" if volunteers else "none",
         ),
         strays=strays,
+        disputed=_disputed(corpus),
     )
 
 
@@ -131,8 +131,8 @@ def _file_name(recording: AudioFile) -> str:
     return recording.path if isinstance(recording, BadRow) else os.path.basename(recording.path)
 
 
-def _require_one_owner(corpus: Corpus) -> None:
-    """Raise InputError for a recording of two people, in one part or in two.
+def _disputed(corpus: Corpus) -> str:
+    """Say which recording two people are said to own, in one part or in two; "" for none.
 
     Whoever is protected would still be in the other's contribution, or in what is measured.
     """
@@ -143,10 +143,11 @@ def _require_one_owner(corpus: Corpus) -> None:
             for one in recordings:
                 owner, where = owners.setdefault(one.path, (speaker, part))
                 if owner != speaker and not isinstance(one, BadRow):
-                    raise InputError(
+                    return (
                         f"data.path: {one} is listed for two speakers, {owner} ({where}) and "
                         f"{speaker} ({part}); a recording is of one: leave it to that one"
                     )
+    return ""
 
 
 def _recordings(part: BySpeaker, speakers: Iterable[str]) -> tuple[AudioFile, ...]:

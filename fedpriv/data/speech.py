@@ -64,6 +64,7 @@ class FederatedSpeech:
         sizes: how many recordings users have, in words; private.
         facts: what is true of it, as far as that was checked.
         strays: rows of tables of which nobody knows whose they are.
+        disputed: which recording two people are said to own; "" for none.
     """
 
     users: Sequence[Sequence[Recording]]
@@ -77,6 +78,7 @@ class FederatedSpeech:
     sizes: str = ""
     facts: DataFacts = UNCHECKED
     strays: Sequence[BadRow] = ()
+    disputed: str = ""
 
     @property
     def population(self) -> int:
@@ -162,12 +164,21 @@ class FederatedSpeech:
             targets.append(target)
         return Utterances.pack(waves, targets, skipped)
 
+    def require_one_owner(self) -> None:
+        """Raise InputError for a recording of two people.
+
+        In a deployment nothing may depend on it: one person's rows would decide for all others.
+        """
+        if self.disputed:
+            raise InputError(self.disputed)
+
     def require_usable(self) -> None:
         """Raise InputError, with the reason, where no recording of any user can be used.
 
         Every round would cost ε for noise alone. It looks at private data, so in a deployment
         nothing may depend on it.
         """
+        self.require_one_owner()
         everybody = chain(self.strays, chain.from_iterable(self.users))
         self._require_usable(everybody, "users'")
 

@@ -196,7 +196,16 @@ def test_clips_of_old_releases_are_listed_without_their_ending(folder):
 def test_a_clip_of_two_people_is_refused(folder, name):
     expected = r"cv_1\.mp3 is listed for two speakers, anna \(training\) and ben \(training\)"
     with pytest.raises(InputError, match=expected):
-        read_rows(folder, f"ben\t{name}\t77\tGood\t2".encode())
+        read_rows(folder, f"ben\t{name}\t77\tGood\t2".encode()).require_usable()
+
+
+def test_whoever_lists_the_clip_of_another_decides_for_itself_alone(folder):
+    """A deployment, which checks no such thing: its nodes would lose all others with it."""
+    before = read_rows(folder).user(0)
+    dataset = read_rows(folder, b"ben\tcv_1.mp3\t77\tGood\t2")
+    assert dataset.user_ids == ("speaker-anna", "speaker-ben")
+    assert dataset.user(0).inputs.equal(before.inputs)
+    assert (len(dataset.user(1)), dataset.user(1).skipped) == (1, 0)
 
 
 @pytest.mark.parametrize(("table", "part"), [("test", "held out"), ("other", "public")])
@@ -204,7 +213,7 @@ def test_a_clip_of_a_user_is_not_measured_and_not_public(folder, table, part):
     write_table(folder, table, ("zoe", 3, "It’s late"))
     expected = rf"cv_3\.mp3 is listed for two speakers, ben \(training\) and zoe \({part}\)"
     with pytest.raises(InputError, match=expected):
-        build(folder, speech=SpeechConfig(public_subsets=("other",)))
+        build(folder, speech=SpeechConfig(public_subsets=("other",))).require_usable()
 
 
 def test_a_clip_with_two_sentences_has_none(folder):
