@@ -114,6 +114,18 @@ def test_files_are_told_apart_by_name_size_and_content(tmp_path, number):
         assert len(next(iter(files.digests([missing])))) == 32
 
 
+@pytest.mark.parametrize(("number", "size"), [(1, 3 * 2**20), (1_000, 3 * 2**20), (50_000, 10**5)])
+def test_a_file_that_differs_anywhere_is_another_unless_there_are_too_many(tmp_path, number, size):
+    path, digests = tmp_path / "a.wav", set()
+    for place in range(0, size, size // 7):
+        content = bytearray(size)
+        content[place] = 1
+        path.write_bytes(content)
+        with Files(number) as files:
+            digests |= set(files.digests([path]))
+    assert len(digests) == len(range(0, size, size // 7))
+
+
 def test_parts_of_a_digest_cannot_run_into_one_another():
     one, other = Content("x"), Content("x")
     one.add(b"ab")

@@ -13,10 +13,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-# Of so many files, each of up to so many bytes, all is read: of more or larger ones the pieces of
-# so many bytes at the beginning, in the middle and at the end, and the size.
-_FEW_FILES, _SMALL = 5_000, 2**20
+# So many bytes are read of all files together, an equal part of each. A file that is larger than
+# its part is known by its size, and by pieces of so many bytes at beginning, middle and end.
+_WHOLE = 5 * 2**30
 _PIECE = 4096
+# Read at once.
+_BLOCK = 2**20
 # Files are mostly waited for.
 _THREADS = 8
 
@@ -50,10 +52,10 @@ class Content:
 
 
 class Files:
-    """Reads of files what tells them apart; where there are few small ones, all of them."""
+    """Reads of files what tells them apart: all of them, where that is not too much."""
 
     def __init__(self, number: int) -> None:
-        self._whole = _SMALL if number <= _FEW_FILES else 0
+        self._whole = _WHOLE // max(1, number)
         self._pool = ThreadPoolExecutor(_THREADS)
 
     def __enter__(self) -> Files:
@@ -79,7 +81,8 @@ class Files:
                     pieces = [(place, _PIECE) for place in places]
                 for place, length in pieces:
                     file.seek(place)
-                    told.update(file.read(length))
+                    for read in range(0, length, _BLOCK):
+                        told.update(file.read(min(_BLOCK, length - read)))
         except OSError:
             told.update(b"cannot be read")
         return told.digest()

@@ -120,7 +120,7 @@ class FederatedSpeech:
     def digest(self) -> str:
         """Return the SHA-256 of the users' ids, transcripts and sound files.
 
-        Of many or large files it sees names, sizes and some bytes: see `fedpriv.data.content`.
+        Of files of many gigabytes it sees names, sizes and some bytes: see `fedpriv.data.content`.
         """
         content = Content(f"speech {self.alphabet.characters!r}")
         number = sum(len(recording.files) for user in self.users for recording in user)
