@@ -63,7 +63,7 @@ def _trust_in_shares(run: Run, viewers: Mapping[str, float]) -> tuple[str, ...]:
         "aggregation in between, whoever runs that server must be trusted as with central noise.",
         "ε above is for those who see the released models and do not know who was drawn.",
         node,
-        *((HOSTED,) if run.config.runtime.deployment else ()),
+        *((HOSTED,) if run.deployed else ()),
         "The server draws the cohorts, so sampling hides nobody from it: where it sees sums alone, "
         f"at most ε = {epsilon_text(viewers['server'])} by RDP for a user that was drawn in every "
         "round.",
@@ -71,7 +71,7 @@ def _trust_in_shares(run: Run, viewers: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def _randomness(run: Run, owner: str) -> tuple[str, ...]:
-    if run.config.runtime.deployment:
+    if run.deployed:
         return (
             f"A deployment: each {owner} seeded its noise with 256 bits from its own operating "
             "system, anew for each message, and never stored them; sampling was seeded likewise at "
@@ -121,14 +121,14 @@ def _trust_in_users(run: Run) -> tuple[str, ...]:
     # A deployment pays before it asks; a simulation when the sums are there.
     sent = (
         "a user ever sent"
-        if run.config.runtime.deployment
+        if run.deployed
         else "a user sent in rounds that were finished, here or after a resume"
     )
     where = (
         "A node trains its users and adds their noise, so it must be the user's own device, or "
         "trusted by it. Clip bound, noise multiplier and the ledger come from the server: a user "
         "that does not take its word must check what it is sent, and count its rounds itself."
-        if run.config.runtime.deployment
+        if run.deployed
         else "In this simulation the users of a node run in one process and their noisy messages "
         "are added up there, which is post-processing."
     )

@@ -97,7 +97,14 @@ class Run:
     @property
     def seeded(self) -> bool:
         """Whether whoever knows the seed can draw sampling and noise again: a simulation."""
-        return not self.config.runtime.deployment
+        return not self.deployed
+
+    @property
+    def deployed(self) -> bool:
+        """Whether it was a deployment. The ledger decides where it says."""
+        if self.header.mode:
+            return self.header.mode == "deployment"
+        return self.config.runtime.deployment
 
     @property
     def finished_rounds(self) -> int:

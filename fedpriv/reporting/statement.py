@@ -589,7 +589,7 @@ _TUNING = (
 
 
 def _randomness(run: Run) -> tuple[str, ...]:
-    if run.config.runtime.deployment:
+    if run.deployed:
         return (
             "A deployment: sampling and noise were seeded with 256 bits from the operating system, "
             "and that seed was never stored.",
@@ -617,7 +617,7 @@ def _stacked(run: Run) -> tuple[str, ...]:
                 else "."
             ),
         )
-    if runtime.deployment or runtime.engine == "sequential" or runtime.stack == 1:
+    if run.deployed or runtime.engine == "sequential" or runtime.stack == 1:
         return ()
     return (
         "Users were simulated several at a time. Who shares a stack changes how a user's numbers "
@@ -640,16 +640,11 @@ def _floating_point(run: Run) -> tuple[str, ...]:
 
 def _logged(run: Run) -> tuple[str, ...]:
     seen = ", ".join(sorted(run.rows[-1].get("simulation_only", {})))
-    if run.config.runtime.deployment:
-        return (
-            "Nothing from the users' own values beside the releases. How long rounds took and how "
-            "many nodes were lost is in metrics.jsonl.",
-            HOSTED,
-        )
     if not seen:
         return (
             "Nothing from the users' own values beside the releases. How long rounds took and how "
             "many nodes were lost is in metrics.jsonl.",
+            *((HOSTED,) if run.deployed else ()),
         )
     sizes = run.environment.get("simulation_only", {}).get("data")
     also = " In environment.json: how many examples users have." if sizes else ""

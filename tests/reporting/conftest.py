@@ -97,7 +97,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         sampling, mechanism = sampling_and_mechanism(config)
         directory = RunDirectory.create(config, "cpu")
         delta = config.privacy.delta if config.privacy else None
-        header = Header(config.fingerprint(""), POPULATION, delta, sampling.adjacency.value)
+        mode = "deployment" if config.runtime.deployment else "simulation"
+        adjacency = sampling.adjacency.value
+        header = Header(config.fingerprint(""), POPULATION, delta, adjacency, mode=mode)
         ledger = directory.open_ledger(header)
         accountant = RdpAccountant(sampling.adjacency)
         private = delta is not None and mechanism.stddev > 0

@@ -13,6 +13,7 @@ import pytest
 from fedpriv.errors import InputError
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.report import render, write_report
+from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.reporting.spent import spent
 from fedpriv.reporting.statement import (
     NO_PRIVACY,
@@ -210,6 +211,18 @@ def test_a_deployment_has_none(make_run) -> None:
     for text in (render([run], "md"), render([run], "csv"), write_report([run]).read_text()):
         assert KNOWN_SEED not in text
     assert summary_table([run]).caption is None
+
+
+def test_a_config_cannot_make_a_deployment_of_a_simulation(make_run) -> None:
+    """The ledger says which it was."""
+    path = make_run()
+    config = RunDirectory.open(path).config()
+    runtime = config.runtime.model_copy(update={"deployment": True})
+    (path / "config.yaml").write_text(config.model_copy(update={"runtime": runtime}).to_yaml())
+    text = render([path], "md")
+    assert text.count(KNOWN_SEED) > 1
+    assert "fixed seed" in text
+    assert "A deployment: sampling and noise were seeded" not in text
 
 
 # ---------------------------------------------------------------- what was checked
