@@ -33,6 +33,11 @@ class Positions(Stochastic):
         super().__init__()
         self.kind = kind
 
+    @property
+    def draws(self) -> bool:
+        """Only where places are moved."""
+        return self.kind == "cape"
+
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Add places to tokens `[B, T, dim]`, dim even, of which `lengths` `[B]` are real."""
         return x + self.table(lengths, *x.shape[1:]).to(x.dtype)

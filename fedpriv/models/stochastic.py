@@ -28,8 +28,8 @@ class PerUserDraw:
 
     What a user gets depends on its generator and on how often it has drawn. It does not depend on
     how many rows are added to its own, nor on how long its rows are padded to be, for that is up to
-    the other users who train with it. On a GPU it does: all rows of a user are drawn there at once,
-    by generators whose numbers depend on how many are drawn.
+    the other users who train with it. On a GPU it would: a user's rows are drawn there at once, by
+    generators whose numbers depend on how many are drawn. So users do not share a stack there.
     """
 
     generators: Sequence[torch.Generator]
@@ -73,6 +73,11 @@ class Stochastic(nn.Module):
 
     draw: Draw = staticmethod(draw_globally)
 
+    @property
+    def draws(self) -> bool:
+        """Whether it draws at all in training."""
+        return True
+
 
 class Dropout(Stochastic):
     """Zero each number with probability p in training, and scale the others by 1/(1 - p)."""
@@ -80,6 +85,11 @@ class Dropout(Stochastic):
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
+
+    @property
+    def draws(self) -> bool:
+        """Not where numbers are dropped with probability 0."""
+        return self.p > 0
 
     @property
     def active(self) -> bool:
@@ -99,6 +109,11 @@ class LayerDrop(Stochastic):
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
+
+    @property
+    def draws(self) -> bool:
+        """Not where blocks are skipped with probability 0."""
+        return self.p > 0
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """Return `after` `[B, T, dim]`, or `before` where the example skips the block."""

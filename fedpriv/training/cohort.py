@@ -168,7 +168,7 @@ def train_cohort(
     seen, watch = _Seen(layout, trainer, memories), Stopwatch(trainer.timed, device=trainer.device)
     start = parameters.to(trainer.device)
     stacked = trainer.stacked
-    size = trainer.stack if stacked else 1
+    size = trainer.stack if stacked and not _share_draws(trainer) else 1
     for window in _windows(users, size * _WINDOW):
         with watch.measure("data"):
             work = [one for one in (_work(trainer, user, round_, seen) for user in window) if one]
@@ -183,6 +183,12 @@ def train_cohort(
         for stack in _stacks(work, size):
             _train_together(trainer, stacked, start, stack, round_, seen, watch)
     return seen.summed(watch)
+
+
+def _share_draws(trainer: CohortTrainer) -> bool:
+    """Say whether users of a stack would decide about one another's dropout: see `PerUserDraw`."""
+    layers = (layer for layer in trainer.model.modules() if isinstance(layer, Stochastic))
+    return trainer.device.type != "cpu" and any(layer.draws for layer in layers)
 
 
 def _windows(users: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -38,7 +38,7 @@ STAGES = [
     Stage("tests", "gpu_tests.py", {"cuda": 150, "cpu": 110}),
     Stage("speed", "gpu_speed.py", {"cuda": 150, "cpu": 60}),
     Stage("large", "gpu_large.py", {"cuda": 150, "cpu": 60}),
-    Stage("study", "gpu_study.py", {"cuda": 300, "cpu": 40}),
+    Stage("study", "gpu_study.py", {"cuda": 300, "cpu": 120}),
 ]
 
 
@@ -96,7 +96,11 @@ def _code(stage: Stage, device: str, path: Path, seconds: int, log: Path) -> int
         said.write(f"== {stage.name}\n")
         said.flush()
         process = subprocess.Popen(
-            command, stdout=said, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             return process.wait(seconds)

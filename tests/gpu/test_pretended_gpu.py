@@ -14,6 +14,7 @@ from tiny_speech import SPEECH_CHANGES, build_tones
 from fedpriv.data.registry import DATASETS
 from fedpriv.errors import InputError
 from fedpriv.federation.parts import build_example_level, build_randomness, build_trainer
+from fedpriv.training import cohort
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.example_level import train_silos
 from fedpriv.training.parameters import Layout, parameters_of
@@ -75,7 +76,10 @@ def trained(case: str, engine: str, stack: int) -> tuple[float, PretendGpu]:
 @pytest.mark.parametrize("case", CASES)
 def test_no_two_devices_meet_and_cudas_autocast_is_borne(case, engine):
     difference, _ = trained(case, engine, stack=4)
-    assert difference < (0.05 if "local__precision" in CASES[case] else 1e-4)
+    if "model__dropout" in CASES[case]:  # a GPU draws other numbers
+        assert 0 < difference < 1
+    else:
+        assert difference < (0.05 if "local__precision" in CASES[case] else 1e-4)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("images")])
@@ -149,3 +153,19 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
         torch.tensor([1, 2], device=GPU)
         there[torch.tensor([0, 1])]
         assert sum(gpu.transfers.values()) == 2
+
+
+@pytest.mark.parametrize("case", ["images", "images, dropout", "speech", "speech, all"])
+def test_users_share_a_stack_on_a_gpu_only_where_nothing_is_drawn(case, monkeypatch):
+    """A GPU's generators have other numbers for more rows: users would decide for one another."""
+    stacks, together = [], cohort._train_together
+
+    def counted(*args):
+        stacks.append(len(args[3]))
+        together(*args)
+
+    monkeypatch.setattr(cohort, "_train_together", counted)
+    trained(case, "stacked", stack=4)
+    on_cpu, on_gpu = stacks[:2], stacks[2:]
+    assert on_cpu == [4, 4]
+    assert on_gpu == ([1] * 8 if "dropout" in case or "all" in case else [4, 4])
