@@ -574,13 +574,30 @@ def _complain(reason: str) -> None:
     print_lines(_errors, Text.assemble(("error:", "bold red"), f" {one_line(reason)}"))
 
 
+def _flush() -> None:
+    """Write what is left of the output, while it can still be told that there is no room for it.
+
+    Raises:
+        OSError: there is none, and what was left is given up; a reader who has gone is no error.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
 def main() -> None:
     """Run the command line; every expected failure is one line and an exit code."""
     let_print_anything()
     # A notebook's backend, say: it need not be installed here, where files alone are drawn.
     os.environ.pop("MPLBACKEND", None)
     try:
-        app()
+        try:
+            app()
+        finally:
+            _flush()
     except FedprivError as error:
         _tell(error)
         sys.exit(error.exit_code)

@@ -3,7 +3,9 @@
 import ast
 import errno
 import gzip
+import io
 import json
+import os
 import re
 import struct
 import sys
@@ -441,3 +443,25 @@ def test_output_that_was_closed_ends_no_command(monkeypatch, config):
     with pytest.raises(SystemExit) as ended:
         __main__.main()
     assert ended.value.code == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EPIPE, None)])
+def test_output_that_finds_no_room_is_told(tmp_path, monkeypatch, capsys, number, code):
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(number, os.strerror(number))
+
+        def fileno(self) -> int:
+            return opened.fileno()
+
+    monkeypatch.setattr(cli, "app", lambda: None)
+    with open(tmp_path / "output", "w") as opened:
+        monkeypatch.setattr(sys, "stdout", Full())
+        if code is None:
+            cli.main()
+        else:
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+            assert ended.value.code == code
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == (0 if code is None else 1)

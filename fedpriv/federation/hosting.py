@@ -64,18 +64,18 @@ class Hosting:
             )
         return cls(tuple(sorted(nodes, key=lambda node: node.partition)))
 
-    def placed(self, ledger: Ledger, say: Callable[[str], None]) -> Hosting:
+    def placed(self, ledger: Ledger, population: int, say: Callable[[str], None]) -> Hosting:
         """Return this hosting with the places that the ledger has for each node's users.
 
-        A node whose users are others than before is left out, and the operator told. In a
-        simulation, where any node trains any user, there is nothing to place.
+        A node whose users are others than before, or beyond the `population`, is left out, and the
+        operator told. In a simulation, where any node trains any user, there is nothing to place.
         """
         if self._anywhere:
             return self
         placed = []
         for node in self.nodes:
             try:
-                places = ledger.give_places(node.partition, node.users or 0, node.ids)
+                places = ledger.give_places(node.partition, node.users or 0, node.ids, population)
             except InputError as error:
                 say(str(error))
             else:

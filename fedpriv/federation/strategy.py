@@ -540,14 +540,15 @@ class PrivateFedAvg(Strategy):
         found = [hosting_of(reply) for reply in self._answers(replies)]
         if not found:
             raise WorkerLost("no worker answered")
-        hosting = Hosting.of(found).placed(self.ledger, self._say)
+        hosting, places = Hosting.of(found), self.plan.sampling.population
+        if first and hosting.population is not None and hosting.population > places:
+            raise InputError(
+                f"data.users is {places}, but the nodes host {hosting.population} users: write "
+                "their number, which the accounting depends on"
+            )
+        hosting = hosting.placed(self.ledger, places, self._say)
         if not hosting.nodes:
             raise InputError("no node is left that hosts the users that this run began with")
-        if hosting.population is not None and hosting.population > self.plan.sampling.population:
-            raise InputError(
-                f"data.users is {self.plan.sampling.population}, but the nodes host "
-                f"{hosting.population} users: write their number, which the accounting depends on"
-            )
         return hosting
 
     def _exchange(self, grid: Grid, messages: list[Message]) -> list[Message]:

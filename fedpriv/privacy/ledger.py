@@ -349,15 +349,21 @@ class Ledger:
         releases, hashes = list(found.releases), [found.header_hash, *found.hashes]
         return cls(path, found.header, releases, hashes, found.torn_bytes, found.places)
 
-    def give_places(self, partition: int, users: int, ids: str) -> Places:
+    def give_places(self, partition: int, users: int, ids: str, population: int) -> Places:
         """Return the places of a node's users, recorded durably when it first comes.
 
         Raises:
-            InputError: other users than those that the node first came with.
+            InputError: other users than those that the node first came with, or more than there
+                are places left of the `population`; nothing is recorded.
         """
         known = self.places.get(partition)
         if known is None:
             taken = sum(each.users for each in self.places.values())
+            if taken + users > population:
+                raise InputError(
+                    f"node {partition} comes with {users} users, and of data.users = {population} "
+                    f"only {population - taken} places are left; it takes no part"
+                )
             known = self.places[partition] = Places(partition, taken, users, ids)
             self._write({"kind": "places", **known.fields()})
         if (known.users, known.ids) != (users, ids):

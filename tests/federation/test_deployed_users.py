@@ -297,6 +297,21 @@ def test_a_node_whose_people_are_others_is_refused_and_the_rest_go_on(tmp_path):
     assert sum(n for (node, _), n in grid.messages.items() if node == 1) < 12
 
 
+def test_a_node_that_comes_late_with_too_many_people_is_told_and_takes_no_part(tmp_path):
+    folders = three_nodes(tmp_path)
+    config = deployed_config(folders[0], data={"users": 10}, **LOCAL_NOISE)
+    config = config.model_copy(update={"run_dir": tmp_path / "run", "rounds": 5})
+    config = config.model_copy(update={"runtime": config.runtime.model_copy(update={"workers": 2})})
+    grid = Deployed(folders)
+    grid.away = {2}
+    observer = AfterRound(2, grid.away.clear)
+    directory = trained(config, grid, observer)
+    assert len(observer.rows) == 5
+    assert any("node 2 comes with 4 users" in sentence for sentence in observer.sentences)
+    assert not any(node == 2 for node, _ in grid.messages)
+    assert set(Ledger.open(directory.ledger).places) == {0, 1}
+
+
 def test_one_wrong_label_on_one_node_stops_nobody_and_is_not_told(tmp_path):
     folders = three_nodes(tmp_path)
     write_writers(folders[1], dict(list(COUNTS.items())[1::3]), labels={101: 11})
