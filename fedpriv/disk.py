@@ -54,10 +54,17 @@ def fsync(path: Path) -> None:
 def write_whole(path: Path, contents: str | bytes) -> None:
     """Write a file durably, whole or not at all; nothing else is left behind either way.
 
+    A link stays a link, to a new file. A device or a pipe stays what it is and is written to.
+
     Raises:
         OSError: it cannot be written; what was there before still is.
     """
     data = contents if isinstance(contents, bytes) else contents.encode(errors="backslashreplace")
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            file.write(data)
+        return
+    path = path.resolve()
     scratch = path.with_name(path.name + ".partial")
     try:
         with scratch.open("wb") as file:

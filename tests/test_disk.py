@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -199,3 +200,21 @@ def test_names_that_are_not_utf_8_are_written(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     disk.write_whole(tmp_path / "x", f"run {name}")
     assert BytesIO((tmp_path / "x").read_bytes()).read() == b"run caf\\udce9"
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path):
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as threads:
+        heard = threads.submit(pipe.read_bytes)
+        disk.write_whole(pipe, "said")
+        assert heard.result(timeout=30) == b"said"
+    assert pipe.is_fifo()
+    target.write_text("old")
+    link.symlink_to(target)
+    disk.write_whole(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    with pytest.raises(IsADirectoryError):
+        disk.write_whole(tmp_path, "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "target"]
