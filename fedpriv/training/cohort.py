@@ -31,6 +31,16 @@ Engine = Literal["stacked", "sequential"]
 
 # Stacks that a GPU may be ahead of what is counted of them.
 _COMING = 16
+# What no user's data are to blame for. After any other error of a GPU than a lack of memory nobody
+# can be trained in this process.
+_OF_THE_MACHINE = (
+    EnvironmentFault,
+    DamagedFile,
+    OSError,
+    MemoryError,
+    torch.OutOfMemoryError,
+    torch.AcceleratorError,
+)
 # Users whose data are looked at together, so that like may be stacked with like, per user of a
 # stack. It bounds memory in a large cohort.
 _WINDOW = 8
@@ -200,8 +210,8 @@ def _work(trainer: CohortTrainer, user: int, round_: int, seen: _Seen) -> Stacke
     """Return what a user trains on in this round; None, and counted, where that is nothing."""
     try:
         examples = trainer.prepared(user)
-    except (EnvironmentFault, DamagedFile, OSError, MemoryError, torch.OutOfMemoryError):
-        raise  # of the machine: to go on would cost every user ε for noise alone
+    except _OF_THE_MACHINE:
+        raise  # to go on would cost every user ε for noise alone
     except Exception:
         # Whatever one user's data lead to, it must not decide whether the others count.
         if not trainer.tolerant:
@@ -273,6 +283,8 @@ def _train_alone(
             result = train_user(
                 trainer.model, layout.split(start), steps, trainer.recipe, trainer.task
             )
+    except _OF_THE_MACHINE:
+        raise  # as in `_work`
     except Exception:  # such as a label that the model has no class for
         if not trainer.tolerant:
             raise

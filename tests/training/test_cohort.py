@@ -8,6 +8,7 @@ from fedpriv.data.federated import Examples, Share
 from fedpriv.errors import DamagedFile, EnvironmentFault, InputError
 from fedpriv.federation.parts import build_trainer
 from fedpriv.privacy import GlobalClipping, Unclipped, clip
+from fedpriv.training import cohort
 from fedpriv.training.cohort import train_cohort
 from fedpriv.training.device import resolve_device
 from fedpriv.training.parameters import Layout, parameters_of
@@ -94,6 +95,7 @@ def test_whatever_a_user_of_a_deployment_raises_loses_that_user_alone(trainer, e
         OSError("too many open files"),
         MemoryError(),
         torch.OutOfMemoryError("GPU"),
+        torch.AcceleratorError("CUDA error: an illegal memory access"),
     ],
 )
 @pytest.mark.parametrize("tolerant", [True, False])
@@ -102,6 +104,20 @@ def test_a_fault_of_the_machine_is_no_users(trainer, error, tolerant):
     failing = dataclasses.replace(trainer, dataset=dataset, tolerant=tolerant)
     with pytest.raises(type(error)):
         train_cohort(failing, flat_start(trainer), [3, 7, 9], round_=1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), torch.OutOfMemoryError("GPU"), torch.AcceleratorError("CUDA error: ECC")],
+)
+def test_a_fault_of_the_machine_in_training_is_no_users(trainer, error, monkeypatch):
+    def train_user(*_):
+        raise error
+
+    monkeypatch.setattr(cohort, "train_user", train_user)
+    deployed = dataclasses.replace(trainer, engine="sequential", tolerant=True)
+    with pytest.raises(type(error)):
+        train_cohort(deployed, flat_start(trainer), [3, 7, 9], round_=1)
 
 
 def test_every_contribution_is_within_the_bound(trainer):
