@@ -50,5 +50,5 @@ def _stack(config: ExperimentConfig, trainer: CohortTrainer) -> int:
     room = Room.on_gpu(trainer, runtime.gpus_per_worker or 1 / runtime.workers)
     most = fitting_stack(trainer, room)
     if runtime.stack == "measure":
-        return measured_stack(trainer, most * room.each)
+        return measured_stack(trainer, most * room.each, most)
     return most

@@ -26,6 +26,8 @@ _IMPORTED_BY_WORKERS = (
     "flwr.simulation.ray_transport.ray_actor",
     "fedpriv.federation.client_app",
 )
+# Set by this package: without it Ray hides all GPUs from whoever takes no share of one.
+_SHOWN_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 _TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 # One thread, as there is one cluster a process. It lives as long as the process does: the kernel
 # ends Ray's processes with the thread that started them.
@@ -108,8 +110,8 @@ def _arguments(runtime: RuntimeConfig) -> dict[str, Any]:
             where["num_gpus"] = torch.cuda.device_count()
     else:
         # Its processes did not inherit ours.
-        paths = {"env_vars": {"PYTHONPATH": _module_paths()}}
-        where = {"address": runtime.ray_address, "runtime_env": paths}
+        inherited = {"PYTHONPATH": _module_paths(), _SHOWN_GPUS: os.environ[_SHOWN_GPUS]}
+        where = {"address": runtime.ray_address, "runtime_env": {"env_vars": inherited}}
     return where | {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 
 

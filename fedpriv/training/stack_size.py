@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from torch.func import functional_call
 from fedpriv.models.speech import SpeechTransformer
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.parameters import Layout, parameters_of
+from fedpriv.training.stacked import stacked_model
 
 # Users hide the operations' overhead, and fill the processor's caches. Of models of 0.2 million
 # parameters 64 users are fastest, of one million 25 rather than 50, of more about 20.
@@ -24,6 +26,9 @@ _FEW_LONG, _MANY_LONG = 8, 12
 # A stack keeps its users' parameters and, at worst, as many gradients, of 4 bytes each; with
 # momentum as many again.
 _BYTES_A_PARAMETER, _BYTES_WITH_MOMENTUM = 8, 12
+# What error feedback holds at once when gradients are gone: a user's update, its memory, and what
+# both become, beside the user's parameters and momentum: up to twelve numbers of 4 bytes.
+_BYTES_FED_BACK = 48
 # A larger stack that is so much slower than the best one will not be followed by a faster one.
 _CLEARLY_SLOWER = 0.8
 _SECONDS_A_TRY = 2.0
@@ -48,15 +53,17 @@ def planned_stack(
     return max(1, min(wanted, _most_within(memory, parameters, momentum)))
 
 
-def measured_stack(trainer: CohortTrainer, memory: int) -> int:
+def measured_stack(trainer: CohortTrainer, memory: int, most: int | None = None) -> int:
     """Return the fastest number of users to stack within `memory` bytes, tried on real users.
 
-    1, 2, 4, ... are tried until more is clearly slower.
+    1, 2, 4, ... are tried until more is clearly slower; with `most`, as many at most. A GPU's
+    memory is given back: others train there.
     """
     layout = Layout.of(trainer.model)
     start = layout.join(parameters_of(trainer.model))
     best, fastest = 1, 0.0
-    most = _most_within(memory, layout.total, momentum=bool(trainer.recipe.momentum))
+    within = _most_within(memory, layout.total, momentum=bool(trainer.recipe.momentum))
+    most = within if most is None else min(within, most)
     for size in _sizes(trainer.dataset.population, most):
         tried, users = replace(trainer, stack=size), range(size)
         try:
@@ -66,13 +73,16 @@ def measured_stack(trainer: CohortTrainer, memory: int) -> int:
                 train_cohort(tried, start, users, round_=1)
                 rounds += 1
         except torch.OutOfMemoryError:  # of a GPU, which others may use too
-            torch.cuda.empty_cache()
             break
         rate = rounds * size / (time.perf_counter() - began)
         if rate > fastest:
             best, fastest = size, rate
         elif rate < _CLEARLY_SLOWER * fastest:
             break
+    if trainer.device.type == "cuda":
+        stacked_model.cache_clear()
+        gc.collect()  # a pass that had no memory left refers to itself
+        torch.cuda.empty_cache()
     return best
 
 
@@ -83,7 +93,8 @@ class Room:
     Attributes:
         free: what a worker may take.
         fixed: what it takes whoever is trained: start, sum, and the model itself.
-        each: what a user of a stack takes: parameters, gradients, and what a forward pass keeps.
+        each: what a user of a stack takes: parameters, gradients, and what a forward pass keeps, or
+            what error feedback holds after it.
     """
 
     free: int
@@ -101,7 +112,10 @@ class Room:
         """Return the room within `free` bytes."""
         parameters = Layout.of(trainer.model).total
         numbers = _BYTES_WITH_MOMENTUM if trainer.recipe.momentum else _BYTES_A_PARAMETER
-        return cls(free, 16 * parameters, numbers * parameters + kept_bytes(trainer))
+        each = numbers * parameters + kept_bytes(trainer)
+        if trainer.feedback is not None:
+            each = max(each, _BYTES_FED_BACK * parameters)
+        return cls(free, 16 * parameters, each)
 
 
 def fitting_stack(trainer: CohortTrainer, room: Room) -> int:

@@ -3,11 +3,16 @@
 import io
 import subprocess
 import sys
+import weakref
+from dataclasses import replace
+from itertools import count
 from types import SimpleNamespace
 
 import pytest
 import torch
 from in_process import Silent, small_config
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fedpriv import experiment
 from fedpriv.config import RuntimeConfig
@@ -17,12 +22,15 @@ from fedpriv.federation.parts import build_trainer
 from fedpriv.models.registry import ModelConfig, build_model
 from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.optimizers.server import Server
+from fedpriv.privacy.clipping import PerLayerClipping
+from fedpriv.privacy.error_feedback import Dice, feed_back
 from fedpriv.training import stack_size
 from fedpriv.training.device import set_tf32
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout
 from fedpriv.training.spans import Stopwatch
 from fedpriv.training.stack_size import Room, fitting_stack, kept_bytes, measured_stack
+from fedpriv.training.stacked import stacked_model
 
 GIB = 2**30
 
@@ -57,6 +65,12 @@ def test_ray_is_told_how_many_gpus_there_are(monkeypatch, share, told):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     arguments = ray_cluster._arguments(RuntimeConfig(gpus_per_worker=share, device="cuda"))
     assert arguments.get("num_gpus") == told
+
+
+def test_a_cluster_elsewhere_hides_no_gpus_of_workers_without_a_share():
+    arguments = ray_cluster._arguments(RuntimeConfig(ray_address="10.0.0.9:1", device="cuda"))
+    passed_on = arguments["runtime_env"]["env_vars"]
+    assert passed_on["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "0"
 
 
 # A worker is shown its GPUs after it has imported these: whoever had asked would see all or none.
@@ -124,7 +138,8 @@ def large(rows: int, frames: int) -> SimpleNamespace:
         config = ModelConfig(name="speech", dropout=0.3, layer_drop=0.3, **shape)
         model = build_model(config, (16_000,), 30, seed=1)
     recipe = LocalTraining(batch_size=rows, batch_sizes=rows * frames, max_grad_norm=1.0)
-    return SimpleNamespace(model=model, recipe=recipe, dataset=SimpleNamespace(input_shape=(1,)))
+    dataset = SimpleNamespace(input_shape=(1,))
+    return SimpleNamespace(model=model, recipe=recipe, dataset=dataset, feedback=None)
 
 
 def test_the_published_models_memory_is_known_without_it():
@@ -179,3 +194,69 @@ def test_a_stack_that_a_gpu_has_no_memory_for_ends_the_trial(monkeypatch):
     monkeypatch.setattr(stack_size.time, "perf_counter", iter(range(1000)).__next__)
     trainer = build_trainer(small_config(runtime__device="cpu"))
     assert measured_stack(trainer, GIB) == 4
+
+
+def test_a_trial_on_a_gpu_stays_below_the_most_and_leaves_the_memory_to_workers(monkeypatch):
+    """Above the most rows an attention's kernel fails, which is no lack of memory."""
+    tried, freed = [], []
+
+    def train_cohort(trainer, start, users, round_):
+        tried.append(trainer.stack)
+        assert trainer.stacked is not None  # its memory would stay until another takes its place
+
+    def empty_cache():
+        freed.append(stacked_model.cache_info().currsize)
+
+    monkeypatch.setattr(stack_size, "train_cohort", train_cohort)
+    monkeypatch.setattr(stack_size.time, "perf_counter", count().__next__)
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    trainer = build_trainer(small_config(runtime__device="cpu"))
+    there = replace(trainer, device=torch.device("cuda"))
+    assert measured_stack(there, GIB, most=4) <= 4
+    assert max(tried) == 4
+    assert freed == [0]
+
+
+def test_the_room_of_a_stack_counts_what_error_feedback_holds():
+    """The update, its memory and all that is made of them are there at once: `[users, P]` each."""
+    trainer = build_trainer(small_config(runtime__device="cpu"))
+    few = replace(trainer.recipe, batch_size=1)
+    plain = replace(trainer, recipe=few)
+    parameters, users = Layout.of(trainer.model).total, 64
+    clipping = PerLayerClipping(0.1, (0.1,), normalize=False)
+    memories = (torch.randn(users, parameters) for _ in range(2))
+    held = Held()
+    with held:
+        feed_back(*memories, [parameters], clipping, Dice(clipping, norm_cap=1.0))
+    room = Room.of(replace(plain, feedback=Dice(clipping)), GIB)
+    beside = 3 * 4 * parameters  # parameters, update and memory
+    assert room.each >= Room.of(plain, GIB).each
+    assert room.each >= held.most / users + beside
+
+
+class Held(TorchDispatchMode):
+    """Counts the most float32 bytes that operations in its body have made and still hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        answer = func(*args, **(kwargs or {}))
+        for one in tree_leaves(answer):
+            if isinstance(one, torch.Tensor) and one.dtype == torch.float32:
+                self._follow(one.untyped_storage(), one)
+        return answer
+
+    def _follow(self, storage, tensor):
+        if storage._cdata in self.known:
+            return
+        self.known.add(storage._cdata)
+        self.now += storage.nbytes()
+        self.most = max(self.most, self.now)
+        weakref.finalize(tensor, self._forget, storage._cdata, storage.nbytes())
+
+    def _forget(self, key, size):
+        self.known.discard(key)
+        self.now -= size
