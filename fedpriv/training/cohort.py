@@ -25,7 +25,7 @@ from fedpriv.training.spans import Span, Stopwatch
 from fedpriv.training.stacked import StackedModel, StackedUser, stacked_model, train_stack
 from fedpriv.training.tasks import Task
 from fedpriv.training.user_cache import UserCache
-from fedpriv.transfer import fetched
+from fedpriv.transfer import fetched, moved_to
 
 Engine = Literal["stacked", "sequential"]
 
@@ -183,7 +183,8 @@ def train_cohort(
         with watch.measure("data"):
             work = [one for one in (_work(trainer, user, round_, seen) for user in window) if one]
         if trainer.planted is not None:
-            planted = trainer.planted[[one.number for one in work]]
+            numbers = torch.tensor([one.number for one in work], dtype=torch.int64)
+            planted = trainer.planted[moved_to(trainer.planted.device, numbers)]
             seen.add(list(planted.split(layout.sizes, dim=1)), torch.zeros(len(work)), work)
             continue
         if stacked is None:

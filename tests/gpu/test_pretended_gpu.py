@@ -169,3 +169,14 @@ def test_users_share_a_stack_on_a_gpu_only_where_nothing_is_drawn(case, monkeypa
     on_cpu, on_gpu = stacks[:2], stacks[2:]
     assert on_cpu == [4, 4]
     assert on_gpu == ([1] * 8 if "dropout" in case or "all" in case else [4, 4])
+
+
+def test_canaries_are_bounded_and_added_up_on_a_gpu_as_on_the_cpu():
+    trainer = build_trainer(small_config(runtime__device="cpu", runtime__stack=4))
+    start, users = start_of(trainer), [5, 0, 3]
+    planted = torch.randn(8, len(start), generator=torch.Generator().manual_seed(3))
+    expected = train_cohort(replace(trainer, planted=planted), start, users, 1).total
+    with pretended_gpu():
+        there = replace(on_gpu(trainer), planted=planted.to(GPU))
+        total = train_cohort(there, start, users, 1).total
+    torch.testing.assert_close(total, expected, rtol=0, atol=1e-12)
