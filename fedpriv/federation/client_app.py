@@ -159,13 +159,11 @@ def _guarded(message: Message, answer: Callable[[ExperimentConfig], Message]) ->
         return failure_reply(message, str(error))
     try:
         return answer(config)
-    except (InputError, EnvironmentFault, DamagedFile) as error:
+    except Exception as error:
         if config.runtime.deployment:
             return _withheld(message)
-        return failure_reply(message, str(error))
-    except Exception:
-        if config.runtime.deployment:
-            return _withheld(message)
+        if isinstance(error, InputError | EnvironmentFault | DamagedFile):
+            return failure_reply(message, str(error))
         raise
 
 
