@@ -27,14 +27,14 @@ from typing import IO, Any
 
 import torch
 
-from fedpriv import disk
+from fedpriv import __version__, disk
 from fedpriv.config import ExperimentConfig, load_config
 from fedpriv.errors import InputError
 from fedpriv.privacy.ledger import Header, Ledger
 from fedpriv.reporting.terminal import in_a_shell
 
 _RECORDS = ("config.yaml", "environment.json", "ledger.jsonl", "metrics.jsonl", "audit.json")
-_LIBRARIES = ("fedpriv", "torch", "flwr", "ray", "dp-accounting", "numpy", "pytorch_optimizer")
+_LIBRARIES = ("torch", "flwr", "ray", "dp-accounting", "numpy", "pytorch_optimizer")
 
 
 def write_whole(path: Path, contents: str | bytes, what: str) -> None:
@@ -283,7 +283,7 @@ def _environment(config: ExperimentConfig, device: str) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "device": device,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {name: version(name) for name in _LIBRARIES},
+        "versions": {"fedpriv": __version__} | {name: version(name) for name in _LIBRARIES},
         "git": _git_state(),
     }
 

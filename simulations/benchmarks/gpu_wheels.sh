@@ -4,8 +4,8 @@
 #   PYTHON_VERSION=3.12   the Python there (its PyTorch stays what it is)
 #   PIP="python -m pip"   the pip here
 #
-# Of Ray the parts are left out that no simulation uses, and the rest is packed tighter: its own
-# wheel alone is larger than all that is left.
+# All are unpacked and packed tighter, as one archive: as they come, they are larger than what such a
+# machine may be sent. Of Ray the parts are left out that no simulation uses.
 set -eu
 cd "$(dirname "$0")/../.."
 version=${PYTHON_VERSION:-3.12}
@@ -18,18 +18,18 @@ done
 for name in manylinux2014_x86_64 manylinux2010_x86_64 manylinux1_x86_64 any; do
   platforms="$platforms --platform $name"
 done
-rm -rf wheels && mkdir wheels
+fetched=$(mktemp -d)
+unpacked=$(mktemp -d)
+trap 'rm -rf "$fetched" "$unpacked"' EXIT
 # shellcheck disable=SC2086
 $pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
   --python-version "$version" --implementation cp --abi "cp$short" --abi abi3 --abi none \
-  $platforms --dest wheels -c constraints.txt -r simulations/benchmarks/gpu_wheels.txt
-unpacked=$(mktemp -d)
-trap 'rm -rf "$unpacked"' EXIT
-for wheel in wheels/ray-*.whl; do
-  [ -e "$wheel" ] || continue
-  python3 -m zipfile -e "$wheel" "$unpacked" && rm "$wheel"
-  (cd "$unpacked" && rm -rf ray/jars ray/rllib ray/serve ray/llm ray/dashboard/client)
-  chmod +x "$unpacked"/ray/core/src/ray/gcs/gcs_server "$unpacked"/ray/core/src/ray/raylet/raylet
-  tar -C "$unpacked" -cf - . | xz -T0 -6 >wheels/ray.tar.xz
+  $platforms --dest "$fetched" -c constraints.txt -r simulations/benchmarks/gpu_wheels.txt
+for wheel in "$fetched"/*.whl; do
+  python3 -m zipfile -e "$wheel" "$unpacked"
 done
+(cd "$unpacked/ray" && rm -rf jars rllib serve llm dashboard/client)
+chmod +x "$unpacked"/ray/core/src/ray/gcs/gcs_server "$unpacked"/ray/core/src/ray/raylet/raylet
+rm -rf wheels && mkdir wheels
+tar -C "$unpacked" --sort=name --exclude=__pycache__ -cf - . | xz -9 >wheels/site.tar.xz
 du -sh wheels
