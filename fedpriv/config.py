@@ -472,6 +472,11 @@ class RuntimeConfig(Section):
         description="On CPUs: multiply float32 matrices with oneDNN, where a check at the start "
         "finds that it keeps float32's exactness.",
     )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="On GPUs: record the training of a stack whose shapes come again, and replay "
+        "it, where users take equally many steps and nothing is drawn in the forward pass.",
+    )
     cache_mib: Annotated[int, Field(ge=0)] = Field(
         default=1024,
         description="Memory in which a worker keeps prepared users (MiB); 0 keeps none.",
@@ -743,7 +748,8 @@ class ExperimentConfig(Section):
         )
         runtime = self.runtime
         # How users are stacked decides how their sums round and, on a GPU, what dropout draws.
-        kept["runtime"] = [runtime.engine, runtime.stack, runtime.fast_products, runtime.deployment]
+        rounding = [runtime.engine, runtime.stack, runtime.fast_products, runtime.cuda_graphs]
+        kept["runtime"] = [*rounding, runtime.deployment]
         if self.privacy is not None and self.privacy.noise_by == "nodes":
             # Runs with other numbers of nodes add up other shares, and must not have them from one
             # seed: what one run shows of the noise would be missing in the other.

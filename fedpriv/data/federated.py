@@ -38,6 +38,10 @@ class Batch(Protocol):
     def join(cls, parts: Sequence[Self]) -> Self:
         """Lay the examples of several users end to end."""
 
+    @classmethod
+    def gather(cls, parts: Sequence[Self], indices: Sequence[Tensor]) -> Self:
+        """Lay the examples at each part's own indices end to end."""
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
@@ -79,6 +83,15 @@ class Examples:
             torch.cat([part.inputs for part in parts]),
             torch.cat([part.targets for part in parts]),
             sum(part.skipped for part in parts),
+        )
+
+    @classmethod
+    def gather(cls, parts: "Sequence[Examples]", indices: Sequence[Tensor]) -> "Examples":
+        """Lay the examples at each part's own indices end to end."""
+        chosen = list(zip(parts, indices, strict=True))
+        return cls(
+            torch.cat([part.inputs.index_select(0, index) for part, index in chosen]),
+            torch.cat([part.targets.index_select(0, index) for part, index in chosen]),
         )
 
 

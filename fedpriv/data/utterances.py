@@ -88,6 +88,11 @@ class Utterances:
             sum(part.skipped for part in parts),
         )
 
+    @classmethod
+    def gather(cls, parts: Sequence[Utterances], indices: Sequence[Tensor]) -> Utterances:
+        """Lay the utterances at each part's own indices end to end, padded to the longest."""
+        return cls.join([part.take(index) for part, index in zip(parts, indices, strict=True)])
+
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Concatenate `[n_i, t_i, ...]`, padded with zeros to the longest t."""

@@ -62,13 +62,14 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     _require_memory(config, dataset, device)
     model = build_model(config.model, dataset.input_shape, dataset.classes, config.seed).to(device)
     layout = Layout.of(model)
+    feedback = build_error_feedback(config.privacy, layout)
     return CohortTrainer(
         dataset=dataset,
         model=model,
         task=build_task(config, dataset),
         recipe=_recipe(config.local),
         clipping=build_clipping(config.privacy.clipping if config.privacy else None, layout),
-        feedback=build_error_feedback(config.privacy, layout),
+        feedback=feedback,
         randomness=build_local_randomness(config),
         device=device,
         # In a stack the rounding of one user's numbers depends on who else is in it, which local
@@ -77,6 +78,7 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
         stack=_stack(config, model, dataset),
         tolerant=config.runtime.deployment,
         cache=UserCache(config.runtime.cache_mib * 2**20),
+        graphs=config.runtime.cuda_graphs and device.type == "cuda" and feedback is None,
         # How long a user takes says something of its data.
         timed=config.runtime.profile and not config.runtime.deployment,
     )

@@ -279,23 +279,36 @@ def clip_and_add(
     if isinstance(updates, Moves) and not updates.compiled:
         small = updates.ends.numel() <= _KEPT_NUMBERS
         updates = list(updates.blocks()) if small else updates
-    norms = _norms(updates)
+    norms = block_norms(updates)
     finite = torch.isfinite(torch.linalg.vector_norm(norms, dim=1))
     safe = norms
     if _any_left_out(finite):
         safe = torch.where(finite[:, None], norms, torch.zeros_like(norms))
     scales = _safe_scales(safe, rule) * finite[:, None]
-    if isinstance(updates, Moves) and updates.compiled:
-        updates.add_weighted(scales, finite, total)
-        return ClippedUsers(norms, scales, finite)
-    blocks = updates.blocks() if isinstance(updates, Moves) else updates
-    sums = total.split(sizes)
-    for block, weights, sum_ in zip(blocks, scales.unbind(dim=1), sums, strict=True):
-        if isinstance(block, OuterProducts):
-            block.add_weighted(weights, sum_)
-        else:
-            _add_weighted(block, weights, finite, sum_)
+    add_weighted(updates, scales, finite, total)
     return ClippedUsers(norms, scales, finite)
+
+
+def add_weighted(
+    updates: Sequence[Tensor | OuterProducts] | Moves,
+    weights: Tensor,
+    finite: Tensor,
+    total: Tensor,
+) -> None:
+    """Add each block of the `finite` users (boolean `[U]`), times its weight, to `total`.
+
+    `weights` `[U, H]` and `total` `[P]` are float64.
+    """
+    if isinstance(updates, Moves) and updates.compiled:
+        updates.add_weighted(weights, finite, total)
+        return
+    blocks = updates.blocks() if isinstance(updates, Moves) else updates
+    sums = total.split(_sizes(updates))
+    for block, weight, sum_ in zip(blocks, weights.unbind(dim=1), sums, strict=True):
+        if isinstance(block, OuterProducts):
+            block.add_weighted(weight, sum_)
+        else:
+            _add_weighted(block, weight, finite, sum_)
 
 
 def _sizes(updates: Sequence[Tensor | OuterProducts] | Moves) -> list[int]:
@@ -304,7 +317,7 @@ def _sizes(updates: Sequence[Tensor | OuterProducts] | Moves) -> list[int]:
     return [one.size if isinstance(one, OuterProducts) else one.shape[1] for one in updates]
 
 
-def _norms(updates: Sequence[Tensor | OuterProducts] | Moves) -> Tensor:
+def block_norms(updates: Sequence[Tensor | OuterProducts] | Moves) -> Tensor:
     """Return what each block's norm is not above, but for rounding in float64: `[U, H]`."""
     if isinstance(updates, Moves) and updates.compiled:
         return updates.norms()

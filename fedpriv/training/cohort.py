@@ -6,6 +6,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,8 +22,9 @@ from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.memory_store import RoundMemories
 from fedpriv.training.parameters import Layout
+from fedpriv.training.recordings import recordings_of
 from fedpriv.training.spans import Span, Stopwatch
-from fedpriv.training.stacked import StackedModel, StackedUser, stacked_model, train_stack
+from fedpriv.training.stacked import StackedModel, StackedUser, Stream, stacked_model, train_stack
 from fedpriv.training.tasks import Task
 from fedpriv.training.user_cache import UserCache
 from fedpriv.transfer import fetched, moved_to
@@ -69,6 +71,7 @@ class CohortTrainer:
             others count.
         cache: prepared users.
         timed: spans are recorded.
+        graphs: on a GPU, stacks of shapes that come again are recorded and replayed.
         planted: float32 `[users, P]`, what each user sends to be clipped in place of what training
             would have given it: the canaries of an audit. None in every training.
     """
@@ -85,6 +88,7 @@ class CohortTrainer:
     tolerant: bool = False
     cache: UserCache = field(default_factory=lambda: UserCache(0))
     timed: bool = False
+    graphs: bool = False
     feedback: ErrorFeedback | None = None
     planted: Tensor | None = None
 
@@ -176,12 +180,14 @@ def train_cohort(
     """
     layout = Layout.of(trainer.model)
     seen, watch = _Seen(layout, trainer, memories), Stopwatch(trainer.timed, device=trainer.device)
+    steps_seed = trainer.randomness.torch_seed(Purpose.STEP_ORDER, round_)
     start = parameters.to(trainer.device)
     stacked = trainer.stacked
     size = trainer.stack if stacked and not _share_draws(trainer) else 1
     for window in _windows(users, size * _WINDOW):
         with watch.measure("data"):
-            work = [one for one in (_work(trainer, user, round_, seen) for user in window) if one]
+            found = [_work(trainer, user, round_, steps_seed, seen) for user in window]
+            work = [one for one in found if one is not None]
         if trainer.planted is not None:
             numbers = torch.tensor([one.number for one in work], dtype=torch.int64)
             planted = trainer.planted[moved_to(trainer.planted.device, numbers)]
@@ -207,8 +213,13 @@ def _windows(users: Sequence[int], size: int) -> Iterator[Sequence[int]]:
         yield users[first : first + size]
 
 
-def _work(trainer: CohortTrainer, user: int, round_: int, seen: _Seen) -> StackedUser | None:
-    """Return what a user trains on in this round; None, and counted, where that is nothing."""
+def _work(
+    trainer: CohortTrainer, user: int, round_: int, steps_seed: int, seen: _Seen
+) -> StackedUser | None:
+    """Return what a user trains on in this round; None, and counted, where that is nothing.
+
+    `steps_seed` is that of the order of steps, which all users of a round share.
+    """
     try:
         examples = trainer.prepared(user)
     except _OF_THE_MACHINE:
@@ -224,14 +235,15 @@ def _work(trainer: CohortTrainer, user: int, round_: int, seen: _Seen) -> Stacke
         return None
     randomness, own = trainer.randomness, id_words(trainer.dataset.user_ids[user])
     examples_order = randomness.torch(Purpose.LOCAL_TRAINING, round_, 0, *own)
-    steps_order = randomness.torch(Purpose.STEP_ORDER, round_)
+    steps_order = torch.Generator().manual_seed(steps_seed)
+    stream = partial(randomness.torch, Purpose.LOCAL_TRAINING, round_)
     return StackedUser(
         number=user,
         examples=examples,
         steps=list(batches(examples.sizes, trainer.recipe, examples_order, steps_order)),
         # On the device, which else would wait for the host to draw and to send.
-        dropout=randomness.torch(Purpose.LOCAL_TRAINING, round_, 1, *own, device=trainer.device),
-        augmentation=randomness.torch(Purpose.LOCAL_TRAINING, round_, 2, *own),
+        dropout=Stream(partial(stream, 1, *own, device=trainer.device)),
+        augmentation=Stream(partial(stream, 2, *own)),
     )
 
 
@@ -256,7 +268,14 @@ def _train_together(
     watch: Stopwatch,
 ) -> None:
     with watch.measure("forward and backward"):
-        result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_)
+        result = None
+        if trainer.graphs:
+            recorded = recordings_of(stacked)
+            result = recorded.train(
+                start, stack, trainer.stack, trainer.recipe, trainer.task, round_
+            )
+        if result is None:
+            result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_)
     with watch.measure("clip and sum"):
         seen.add(result.moves, result.losses, stack)
 
@@ -272,13 +291,11 @@ def _train_alone(
 ) -> None:
     for layer in trainer.model.modules():
         if isinstance(layer, Stochastic):
-            layer.draw = PerUserDraw([one.dropout])
+            layer.draw = PerUserDraw([one.dropout()])
     # Layers of other kinds draw from the global generator.
-    torch.manual_seed(one.dropout.initial_seed())
-    steps = (
-        trainer.task.augment(one.examples.take(index), round_, one.augmentation).to(trainer.device)
-        for index in one.steps
-    )
+    torch.manual_seed(one.dropout().initial_seed())
+    steps = (one.step(number, trainer.task, round_) for number in range(len(one.steps)))
+    steps = (batch.to(trainer.device) for batch in steps)
     try:
         with watch.measure("forward and backward"):
             result = train_user(

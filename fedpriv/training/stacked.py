@@ -14,8 +14,8 @@ still has the parameters in the caches.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -160,12 +160,16 @@ class StackedModel:
             if not (isinstance(block.layer, StackedLinear) and block.layer.stepped)
         ]
 
-    def set_users(self, generators: Sequence[torch.Generator], first: bool) -> None:
-        """Make ready for a pass of the first users, with a random stream each.
+    @property
+    def draws(self) -> bool:
+        """Whether a layer draws random numbers in training."""
+        return any(layer.draws for layer in self._stochastic)
+
+    def set_users(self, users: int, first: bool) -> None:
+        """Make ready for a pass of the first `users`.
 
         `first`: no step has been taken, so linear layers multiply by the shared start parameters.
         """
-        users = len(generators)
         for block in self.blocks:
             block.layer.users = users
             shared = block.linear and first
@@ -176,6 +180,9 @@ class StackedModel:
         # Elsewhere many small operations may cost more than padding.
         if isinstance(self.module, Ragged) and self.blocks[0].origin.device.type == "cpu":
             self.module.users = users
+
+    def set_streams(self, generators: Sequence[torch.Generator]) -> None:
+        """Let layers draw each user's numbers, in the passes to come, from a stream of its own."""
         draw = PerUserDraw(generators)
         for layer in self._stochastic:
             layer.draw = draw
@@ -195,6 +202,23 @@ def stacked_model(model: nn.Module) -> StackedModel | None:
     return StackedModel(model) if can_stack(model) else None
 
 
+@dataclass(slots=True)
+class Stream:
+    """A random stream that is made when it is first asked for, by `make`.
+
+    To make it takes longer than to train a small user on a GPU, and most users draw nothing.
+    """
+
+    make: Callable[[], torch.Generator]
+    made: torch.Generator | None = None
+
+    def __call__(self) -> torch.Generator:
+        """Return the stream, the same one each time."""
+        if self.made is None:
+            self.made = self.make()
+        return self.made
+
+
 @dataclass(frozen=True)
 class StackedUser:
     """What one user of a stack trains on.
@@ -210,14 +234,21 @@ class StackedUser:
     number: int
     examples: Batch
     steps: Sequence[Tensor]
-    dropout: torch.Generator
-    augmentation: torch.Generator
+    dropout: Stream
+    augmentation: Stream
 
     @property
     def largest_step(self) -> int:
         """What the largest step costs: rows times the largest example among them."""
         sizes = self.examples.sizes
         return max(len(index) * int(sizes[index].max()) for index in self.steps)
+
+    def step(self, number: int, task: Task[Any], round_: int) -> Batch:
+        """Return the rows of a local step, on the host."""
+        rows = self.examples.take(self.steps[number])
+        if not task.augments(round_):
+            return rows
+        return task.augment(rows, round_, self.augmentation())
 
 
 @dataclass(frozen=True)
@@ -254,53 +285,97 @@ def train_stack(
     counts = [len(user.steps) for user in users]
     if counts != sorted(counts, reverse=True):
         raise ValueError(f"users with more steps must come first, got {counts}")
-    stacked.start(parameters, len(users))
-    losses = parameters.new_zeros(len(users))
-    momenta = stacked.scratch("momenta", parameters, len(users)) if recipe.momentum else None
-    moves = Moves(parameters, stacked.parameters, stacked.layout.sizes, len(users))
-    for number in range(counts[0]):
-        active = [user for user in users if len(user.steps) > number]
-        batch, weights = _joined(active, number, task, round_)
-        batch = batch.to(parameters.device)
-        going_on = sum(count > number + 1 for count in counts)
-        step = _Step(recipe, len(active), going_on, number == 0, moves)
-        stacked.set_users([user.dropout for user in active], step.first)
-        stacked.begin_pass(step.take if recipe.plain else None)
-        with recipe.products(parameters.device):
-            per_example = task.losses(stacked.module, batch).view(len(active), -1)
-        weights = moved_to(per_example.device, weights.to(per_example.dtype))
-        per_user = (per_example * weights).masked_fill(weights == 0, 0.0).sum(1)
-        per_user.sum().backward()
-        losses[: len(active)] += per_user.detach()
-        with torch.no_grad():
-            if recipe.plain:
-                _each(step.take, stacked.waiting)
-            else:
-                _written_out_step(stacked, momenta, step)
+    steps = (rows.to(parameters.device) for rows in steps_of(users, task, round_))
+    generators = [user.dropout() for user in users] if stacked.draws else []
+    moves, losses = take_steps(stacked, parameters, steps, len(users), recipe, task, generators)
     return StackedResult(moves, losses / moved_to(losses.device, torch.tensor(counts)))
 
 
-def _joined(
-    users: Sequence[StackedUser], step: int, task: Task[Any], round_: int
-) -> tuple[Batch, Tensor]:
-    """Return the rows of one step, equally many a user, and the weight of each: `[U, B]`."""
-    parts = [
-        task.augment(user.examples.take(user.steps[step]), round_, user.augmentation)
-        for user in users
-    ]
-    rows = max(len(part) for part in parts)
-    filled = [_filled_up(part, rows) for part in parts]
-    real = torch.tensor([len(part) for part in parts])[:, None]
-    weights = (torch.arange(rows) < real) / real.double()
-    return type(parts[0]).join(filled), weights
+@dataclass(frozen=True)
+class StackedRows:
+    """The rows of one step of a stack.
+
+    Attributes:
+        batch: the rows of all users end to end, equally many a user.
+        weights: `[U, B]`, what each counts for in its user's mean loss; 0 for what fills up.
+        going_on: users who take another step after this one, the first so many.
+    """
+
+    batch: Batch
+    weights: Tensor
+    going_on: int
+
+    def to(self, device: torch.device) -> StackedRows:
+        """Return them on another device."""
+        return replace(self, batch=self.batch.to(device), weights=moved_to(device, self.weights))
+
+
+def steps_of(users: Sequence[StackedUser], task: Task[Any], round_: int) -> Iterator[StackedRows]:
+    """Yield the rows of each step, on the host; users with more steps must come first."""
+    counts = [len(user.steps) for user in users]
+    for number in range(counts[0]):
+        active = [user for user in users if len(user.steps) > number]
+        lengths = [len(user.steps[number]) for user in active]
+        rows = max(lengths)
+        if task.augments(round_):
+            parts = [_filled_up(user.step(number, task, round_), rows) for user in active]
+            batch = type(parts[0]).join(parts)
+        else:
+            indices = [_repeating_the_first(user.steps[number], rows) for user in active]
+            batch = type(active[0].examples).gather([user.examples for user in active], indices)
+        real = torch.tensor(lengths)[:, None]
+        weights = (torch.arange(rows) < real) / real.double()
+        yield StackedRows(batch, weights, sum(count > number + 1 for count in counts))
 
 
 def _filled_up(part: Batch, rows: int) -> Batch:
     """Return a batch with its first example repeated to a length of `rows`."""
     if len(part) == rows:
         return part
-    index = torch.arange(rows)
-    return part.take(torch.where(index < len(part), index, 0))
+    return part.take(_repeating_the_first(torch.arange(len(part)), rows))
+
+
+def _repeating_the_first(index: Tensor, rows: int) -> Tensor:
+    if len(index) == rows:
+        return index
+    return torch.cat([index, index[:1].expand(rows - len(index))])
+
+
+def take_steps(
+    stacked: StackedModel,
+    parameters: Tensor,
+    steps: Iterable[StackedRows],
+    users: int,
+    recipe: LocalTraining,
+    task: Task[Any],
+    generators: Sequence[torch.Generator] = (),
+) -> tuple[Moves, Tensor]:
+    """Take all local steps of a stack; return the moves, and the sums of losses, float32 `[U]`.
+
+    All is where `parameters` are; nothing here waits for it, unless the task's losses do.
+    """
+    stacked.start(parameters, users)
+    losses = parameters.new_zeros(users)
+    momenta = stacked.scratch("momenta", parameters, users) if recipe.momentum else None
+    moves = Moves(parameters, stacked.parameters, stacked.layout.sizes, users)
+    for number, rows in enumerate(steps):
+        active = len(rows.weights)
+        step = _Step(recipe, active, rows.going_on, number == 0, moves)
+        stacked.set_users(active, step.first)
+        stacked.set_streams(generators[:active])
+        stacked.begin_pass(step.take if recipe.plain else None)
+        with recipe.products(parameters.device):
+            per_example = task.losses(stacked.module, rows.batch).view(active, -1)
+        weights = rows.weights.to(per_example.dtype)
+        per_user = (per_example * weights).masked_fill(weights == 0, 0.0).sum(1)
+        per_user.sum().backward()
+        losses[:active] += per_user.detach()
+        with torch.no_grad():
+            if recipe.plain:
+                _each(step.take, stacked.waiting)
+            else:
+                _written_out_step(stacked, momenta, step)
+    return moves, losses
 
 
 @dataclass(frozen=True)

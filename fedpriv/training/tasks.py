@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Protocol, TypeVar, cast
+from typing import ClassVar, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,12 @@ class Task(Protocol[B]):
     def prepare(self, model: nn.Module, examples: B) -> B:
         """Do what is the same in every round: features, and leaving out what cannot be learnt."""
 
+    #: Whether taking losses reads numbers on the host, which a recorded pass cannot.
+    waits: ClassVar[bool]
+
+    def augments(self, round_: int) -> bool:
+        """Whether `augment` changes anything in a round; where not, nobody draws for it."""
+
     def augment(self, batch: B, round_: int, generator: torch.Generator) -> B:
         """Return the batch as it is trained on in a round."""
 
@@ -54,9 +60,15 @@ class Task(Protocol[B]):
 class Classification:
     """Images to classes: cross-entropy, and the share of right answers."""
 
+    waits: ClassVar[bool] = False
+
     def prepare(self, model: nn.Module, examples: Examples) -> Examples:
         """Return the examples as they are."""
         return examples
+
+    def augments(self, round_: int) -> bool:
+        """Never."""
+        return False
 
     def augment(self, batch: Examples, round_: int, generator: torch.Generator) -> Examples:
         """Return the batch as it is."""
@@ -93,6 +105,7 @@ class Recognition:
     alphabet: Alphabet
     decode: Decode
     spec_augment: SpecAugment | None = None
+    waits: ClassVar[bool] = True  # PyTorch's CTC loss reads its lengths
 
     @torch.no_grad()
     def prepare(self, model: nn.Module, examples: Utterances) -> Utterances:
@@ -113,10 +126,15 @@ class Recognition:
         kept = whole.take(possible.nonzero().flatten())
         return replace(kept, skipped=examples.skipped + len(examples) - len(kept))
 
+    def augments(self, round_: int) -> bool:
+        """From the recipe's round on, where it masks anything."""
+        return self.spec_augment is not None and round_ >= self.spec_augment.from_round
+
     def augment(self, batch: Utterances, round_: int, generator: torch.Generator) -> Utterances:
         """Return the batch with parts of its features masked, from the recipe's round on."""
-        if self.spec_augment is None or round_ < self.spec_augment.from_round:
+        if not self.augments(round_):
             return batch
+        assert self.spec_augment is not None
         masked = self.spec_augment.apply(batch.inputs, batch.lengths, generator)
         return replace(batch, inputs=masked)
 

@@ -31,8 +31,10 @@ if [ -z "$found" ]; then
   exit 2
 fi
 
-site=$PWD/runs/gpu-site
-if compgen -G "wheels/*" >/dev/null; then
+if has "$found" flwr ray dp_accounting pytorch_optimizer pydantic jiwer opacus pytest_timeout; then
+  :
+elif compgen -G "wheels/*" >/dev/null; then
+  site=$PWD/runs/gpu-site
   rm -rf "$site" && mkdir -p "$site"
   if compgen -G "wheels/*.whl" >/dev/null; then
     "$found" -m pip install --quiet --no-index --no-deps --no-compile --disable-pip-version-check \
@@ -42,7 +44,7 @@ if compgen -G "wheels/*" >/dev/null; then
     [ -e "$archive" ] && tar -xJf "$archive" -C "$site"
   done
   export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
-elif ! has "$found" flwr ray dp_accounting pytorch_optimizer pydantic jiwer opacus pytest_timeout; then
+else
   # PyTorch and what belongs to it stay as they are.
   if "$found" -m venv --system-site-packages runs/gpu-venv; then
     grep -viE '^(torch|torchaudio|triton|numpy|numba|llvmlite|nvidia.*|cuda.*)==' constraints.txt \

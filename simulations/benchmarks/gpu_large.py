@@ -27,7 +27,7 @@ from fedpriv.training.decoding import greedy
 from fedpriv.training.device import set_tf32
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout, parameters_of
-from fedpriv.training.stacked import StackedUser, stacked_model, train_stack
+from fedpriv.training.stacked import StackedUser, Stream, stacked_model, train_stack
 from fedpriv.training.tasks import Recognition
 
 # Of the model on a CPU.
@@ -71,8 +71,8 @@ def user(number: int, rows: int, mels: int, device: torch.device) -> StackedUser
         targets,
         torch.full((rows,), CHARACTERS),
     )
-    dropout = torch.Generator(device).manual_seed(number)
-    return StackedUser(number, examples, [torch.arange(rows)], dropout, generator)
+    dropout = Stream(lambda: torch.Generator(device).manual_seed(number))
+    return StackedUser(number, examples, [torch.arange(rows)], dropout, Stream(lambda: generator))
 
 
 def step(stage: Stage, model: Any, precision: Any, users: int, rows: int) -> None:

@@ -14,11 +14,14 @@ from tiny_speech import SPEECH_CHANGES, build_tones
 
 from fedpriv.data.registry import DATASETS
 from fedpriv.federation.parts import build_example_level, build_randomness, build_trainer
+from fedpriv.models.speech import LogMel
 from fedpriv.privacy.clipping import GlobalClipping, PerLayerClipping, clip_and_sum, dim_split
 from fedpriv.training import cohort
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.example_level import train_silos
 from fedpriv.training.parameters import Layout, parameters_of
+from fedpriv.training.recordings import Recordings, recordings_of
+from fedpriv.training.user_cache import UserCache
 
 pytestmark = pytest.mark.gpu
 
@@ -38,6 +41,14 @@ def trainer_on(device: torch.device, **changes: object) -> CohortTrainer:
 
 
 def sum_of(trainer: CohortTrainer, users: int = 6) -> torch.Tensor:
+    """Return the sum of a cohort whose features are the CPU's.
+
+    Between the lines of a tone's spectrum there is nothing but rounding, whose logarithm is a
+    feature as any other: `test_features_are_those_of_the_cpu` says how far they are apart.
+    """
+    on_cpu = replace(trainer, model=copy.deepcopy(trainer.model).to(CPU), cache=UserCache(0))
+    for user in range(users):
+        trainer.cache.put((trainer.dataset, user), on_cpu.prepared(user))
     start = Layout.of(trainer.model).join(parameters_of(trainer.model)).cpu()
     return train_cohort(trainer, start, range(users), round_=1).total
 
@@ -46,6 +57,15 @@ def apart(total: torch.Tensor, expected: torch.Tensor) -> float:
     assert total.device == expected.device == CPU
     assert torch.isfinite(total).all()
     return float((total - expected).abs().max() / expected.abs().max())
+
+
+def test_features_are_those_of_the_cpu(device):
+    torch.manual_seed(1)
+    waves, lengths = 0.1 * torch.randn(3, 8000), torch.tensor([8000, 6000, 4000])
+    front_end = LogMel(8000, 40)
+    expected, _ = copy.deepcopy(front_end).double()(waves.double(), lengths)
+    found, _ = front_end.to(device)(waves, lengths)
+    assert float((found.cpu().double() - expected).abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize("engine", ["stacked", "sequential"])
@@ -149,6 +169,29 @@ def test_a_run_that_was_killed_goes_on_to_the_same_numbers(device, tmp_path):
     _, resumed = resume_small(tmp_path / "part")
     assert resumed.server.parameters().device.type == device.type
     assert apart(resumed.server.parameters().cpu(), whole.server.parameters().cpu()) == 0
+
+
+@pytest.mark.parametrize("changes", [{}, WRITTEN_OUT], ids=["plain", "written out"])
+def test_recorded_stacks_give_the_bits_of_those_that_are_not(device, changes):
+    """A stack of five is filled up to six; the third round is the second replay."""
+    trainer = trainer_on(device, **changes, runtime__stack=48)
+    assert trainer.graphs == (device.type == "cuda")
+    if device.type != "cuda":
+        pytest.skip("CUDA graphs are for CUDA devices; test_recordings.py tries them without")
+    unrecorded = replace(trainer, model=copy.deepcopy(trainer.model))
+    start = Layout.of(trainer.model).join(parameters_of(trainer.model))
+
+    def totals(of: CohortTrainer) -> list[torch.Tensor]:
+        return [train_cohort(of, start * (1 + 0.1 * n), range(5), n).total for n in (1, 2, 3, 4)]
+
+    recorded = totals(trainer)
+    assert recordings_of(trainer.stacked)._made
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Recordings, "_recorded", lambda *_: None)
+        expected = totals(unrecorded)
+    assert all(torch.equal(a, b) for a, b in zip(recorded, expected, strict=True))
+    for total, other in zip(recorded, totals(replace(trainer, graphs=False)), strict=True):
+        assert apart(total, other) < CLOSE
 
 
 def test_nothing_waits_for_a_gpu_while_users_are_trained(device):

@@ -32,6 +32,7 @@ from fedpriv.training.stacked import (
     StackedModel,
     StackedResult,
     StackedUser,
+    Stream,
     can_stack,
     train_stack,
 )
@@ -162,14 +163,18 @@ RECIPES = st.builds(
 )
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def stacked_user(examples, recipe: LocalTraining, number: int) -> StackedUser:
     own, shared = torch.Generator().manual_seed(100 + number), torch.Generator().manual_seed(99)
     return StackedUser(
         number=number,
         examples=examples,
         steps=list(batches(examples.sizes, recipe, own, shared)),
-        dropout=torch.Generator().manual_seed(200 + number),
-        augmentation=torch.Generator().manual_seed(300 + number),
+        dropout=Stream(partial(seeded, 200 + number)),
+        augmentation=Stream(partial(seeded, 300 + number)),
     )
 
 
@@ -208,7 +213,7 @@ def test_each_user_of_a_stack_is_trained_as_if_alone(kind, counts, recipe, masks
     layout = Layout.of(model)
     for place, number in enumerate(numbers):
         examples, alone = users[number], stacked_user(users[number], recipe, number)
-        steps = [task.augment(examples.take(i), 1, alone.augmentation) for i in alone.steps]
+        steps = [task.augment(examples.take(i), 1, alone.augmentation()) for i in alone.steps]
         expected = train_user(model, layout.split(start), steps, recipe, task)
         found = update_of(result, place)
         torch.testing.assert_close(found, layout.join(expected.update), **EXACT)
@@ -407,7 +412,8 @@ def test_a_stack_drops_its_share_and_each_user_another():
     stacked = StackedModel(nn.Sequential(nn.Linear(1, 4_000), Dropout(0.3)))
     start = torch.cat([torch.zeros(4_000), torch.ones(4_000)])  # weights, biases
     stacked.start(start, 3)
-    stacked.set_users([torch.Generator().manual_seed(seed) for seed in (1, 2, 1)], first=True)
+    stacked.set_users(3, first=True)
+    stacked.set_streams([torch.Generator().manual_seed(seed) for seed in (1, 2, 1)])
     kept = stacked.module.train()(torch.ones(3 * 5, 1)).view(3, 5, 4_000)
     assert (kept == 0).float().mean(dim=(1, 2)).tolist() == pytest.approx([0.3] * 3, abs=0.01)
     torch.testing.assert_close(kept.unique(), torch.tensor([0.0, 1 / 0.7]))
