@@ -37,7 +37,7 @@ class Stage:
 STAGES = [
     Stage("tests", "gpu_tests.py", {"cuda": 150, "cpu": 110}),
     Stage("speed", "gpu_speed.py", {"cuda": 150, "cpu": 60}),
-    Stage("large", "gpu_large.py", {"cuda": 150, "cpu": 60}),
+    Stage("large", "gpu_large.py", {"cuda": 190, "cpu": 60}),
     Stage("study", "gpu_study.py", {"cuda": 300, "cpu": 120}),
 ]
 

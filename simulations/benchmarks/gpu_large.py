@@ -37,7 +37,7 @@ TRIED = {
     "cuda": [("bfloat16", 1), ("bfloat16", 2), ("bfloat16", 4), ("tf32", 1), ("float32", 1)],
     "cpu": [("bfloat16", 1), ("float32", 2)],
 }
-ROUND_SECONDS = {"cuda": 50, "cpu": 25}
+ROUND_SECONDS = {"cuda": 110, "cpu": 25}
 
 
 def main() -> None:
