@@ -18,15 +18,17 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from fedpriv import yaml_text
+from fedpriv.components import LookUp, Slot, slots
 from fedpriv.data.registry import MAKES_EXAMPLES, DataConfig
 from fedpriv.errors import InputError
-from fedpriv.models.registry import ModelConfig
+from fedpriv.models.options import ModelOptions
+from fedpriv.models.registry import MODELS
 from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency, build_sampling
-from fedpriv.sections import KeptPath, Section, UserPath
+from fedpriv.sections import NO_BEARING, KeptPath, Section, UserPath, kept_path
 from fedpriv.training.local import Precision
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -225,7 +227,7 @@ class ErrorFeedbackConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="How memories are stored; bfloat16 halves them."
     )
-    ram_mib: Annotated[int, Field(ge=0)] = Field(
+    ram_mib: Annotated[int, Field(ge=0), NO_BEARING] = Field(
         default=1024,
         description="RAM in which all workers together keep memories (MiB); all lie on disk.",
     )
@@ -438,16 +440,16 @@ class PrivacyConfig(Section):
 class RuntimeConfig(Section):
     """Where and how the run is carried out."""
 
-    workers: Annotated[int, Field(ge=1)] = Field(
+    workers: Annotated[int, Field(ge=1), NO_BEARING] = Field(
         default=2, description="Ray workers, one Flower node each"
     )
-    threads_per_worker: Annotated[int, Field(ge=1)] = Field(
+    threads_per_worker: Annotated[int, Field(ge=1), NO_BEARING] = Field(
         default=1, description="Torch threads each."
     )
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), NO_BEARING] = Field(
         default="auto", description="auto, cpu, cuda or cuda:n."
     )
-    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
+    gpus_per_worker: Annotated[float, Field(ge=0), NO_BEARING] = Field(
         default=0.0, description="Ray GPU share of a worker; 0.25 puts four workers on one GPU."
     )
     engine: Literal["stacked", "sequential"] = Field(
@@ -462,7 +464,7 @@ class RuntimeConfig(Section):
         "same in every run; measure: the fastest of a short trial at the start, written into the "
         "run's config, since the rounding of sums depends on it.",
     )
-    stack_mib: Annotated[int, Field(ge=1)] = Field(
+    stack_mib: Annotated[int, Field(ge=1), NO_BEARING] = Field(
         default=1024,
         description="stacked: memory for parameters and gradients of the users of a stack (MiB), "
         "which limits the number that is chosen.",
@@ -477,19 +479,19 @@ class RuntimeConfig(Section):
         description="On GPUs: record the training of a stack whose shapes come again, and replay "
         "it, where users take equally many steps and nothing is drawn in the forward pass.",
     )
-    cache_mib: Annotated[int, Field(ge=0)] = Field(
+    cache_mib: Annotated[int, Field(ge=0), NO_BEARING] = Field(
         default=1024,
         description="Memory in which a worker keeps prepared users (MiB); 0 keeps none.",
     )
-    ray_address: str | None = Field(
+    ray_address: Annotated[str | None, NO_BEARING] = Field(
         default=None, description="An existing Ray cluster to join; null starts a private one."
     )
-    profile: bool = Field(
+    profile: Annotated[bool, NO_BEARING] = Field(
         default=False,
         description="Record where the time goes: a table at the end, and trace.json for a trace "
         "viewer. The same as fedpriv run --profile.",
     )
-    round_timeout: Positive = Field(
+    round_timeout: Annotated[Positive, NO_BEARING] = Field(
         default=3600.0,
         description="Seconds to wait for nodes in a round; a late node is a dropout.",
     )
@@ -539,7 +541,7 @@ class PretrainConfig(Section):
 class SeedModelConfig(Section):
     """The model that the private training starts from, trained on public data alone."""
 
-    path: KeptPath | None = Field(
+    path: Annotated[KeptPath | None, NO_BEARING] = Field(
         default=None,
         description="Its safetensors file; null: seed-<digest>.safetensors in runs/<name>, named "
         "after all that it depends on.",
@@ -548,7 +550,7 @@ class SeedModelConfig(Section):
         default=None,
         description="Digest of its numbers: another file is refused. A run fills it in.",
     )
-    pretrain: PretrainConfig | None = Field(
+    pretrain: Annotated[PretrainConfig | None, NO_BEARING] = Field(
         default=None, description="How to make the file where it is missing; null: it must exist."
     )
 
@@ -584,20 +586,29 @@ class CheckpointConfig(Section):
 class ExperimentConfig(Section):
     """One experiment, whole."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"), NO_BEARING] = Field(
         description="Name of the experiment; its runs lie in runs/<name>/."
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
         default=0, description="Seed of everything."
     )
     rounds: Annotated[int, Field(ge=1)] = Field(description="Rounds of federated training.")
-    run_dir: UserPath | None = Field(default=None, description="Default: runs/<name>/<time>.")
+    run_dir: Annotated[UserPath | None, NO_BEARING] = Field(
+        default=None, description="Default: runs/<name>/<time>."
+    )
     cohort: Positive | None = Field(
         default=None,
         description="Expected users a round without privacy (`privacy: null`); null for all.",
     )
     data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
+    code: Annotated[KeptPath | None, NO_BEARING] = Field(
+        default=None,
+        description="Folder of modules that are not installed, from which components are named; "
+        "null: the folder of this file.",
+    )
+    model: Annotated[ModelOptions, Slot(MODELS)] = Field(
+        default={}, validate_default=True, description="The model, with options of its own."
+    )
     seed_model: SeedModelConfig | None = Field(
         default=None, description="null starts from random parameters."
     )
@@ -608,7 +619,7 @@ class ExperimentConfig(Section):
     )
     runtime: RuntimeConfig = RuntimeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    checkpoint: Annotated[CheckpointConfig, NO_BEARING] = CheckpointConfig()
 
     @model_validator(mode="after")
     def _cohort_is_said_once(self) -> ExperimentConfig:
@@ -731,33 +742,17 @@ class ExperimentConfig(Section):
         then a function of private data. A deployment, whose noise comes from the operating system,
         has none: "".
         """
-        # What has its default is left out: a key that comes later leaves fingerprints alone.
-        kept = self.model_dump(
-            mode="json",
-            exclude_defaults=True,
-            exclude={
-                "name": True,
-                "run_dir": True,
-                "checkpoint": True,
-                "seed_model": True,
-                "runtime": True,
-                # The digest has what is in files, wherever they are.
-                "data": {"path": True, "speech": {"alphabet", "cache"}},
-                "privacy": {"error_feedback": {"ram_mib"}},
-            },
-        )
-        runtime = self.runtime
-        # How users are stacked decides how their sums round and, on a GPU, what dropout draws.
-        rounding = [runtime.engine, runtime.stack, runtime.fast_products, runtime.cuda_graphs]
-        kept["runtime"] = [*rounding, runtime.deployment]
+        kept: dict[str, Any] = {
+            "options": self.bearing(),
+            "components": {key: [each.name, each.version] for key, each in slots(self)},
+            "users": data,
+        }
         if self.privacy is not None and self.privacy.noise_by == "nodes":
             # Runs with other numbers of nodes add up other shares, and must not have them from one
             # seed: what one run shows of the noise would be missing in the other.
-            kept["nodes"] = runtime.workers
-        # Where its file lies, or how it was made, says nothing that its numbers do not.
-        kept["seed_model"] = self.seed_model and self.seed_model.sha256
-        kept["users"] = data
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+            kept["nodes"] = self.runtime.workers
+        document = json.dumps(kept, sort_keys=True, default=str)
+        return hashlib.sha256(document.encode()).hexdigest()
 
     def to_yaml(self) -> str:
         """Return the resolved config as YAML, in the schema's order."""
@@ -790,19 +785,35 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
         raise InputError(f"{path}: a config is a mapping of keys, such as 'rounds: 60'")
     for override in overrides:
         _apply(document, override)
-    return parse_config(document)
+    config = parse_config(document, LookUp(_code(document) or path.absolute().parent))
+    if config.code is None and any(each.origin and each.origin.folder for _, each in slots(config)):
+        # For whoever goes on with the run, whose own config lies elsewhere.
+        return config.model_copy(update={"code": path.absolute().parent})
+    return config
 
 
-def parse_config(document: dict[str, Any]) -> ExperimentConfig:
-    """Return the validated config.
+def parse_config(document: dict[str, Any], look_up: LookUp | None = None) -> ExperimentConfig:
+    """Return the validated config; `look_up` says where its components are looked for.
+
+    Without one it is the document's own `code`, and whatever it names may be imported.
 
     Raises:
         InputError: one line that names the key and what is wrong with it.
     """
+    look_up = look_up or LookUp(_code(document))
     try:
-        return ExperimentConfig.model_validate(document)
+        return ExperimentConfig.model_validate(document, context=look_up)
     except ValidationError as error:
-        raise InputError(_one_line(error)) from None
+        raise InputError(_one_line(error, document)) from None
+
+
+def _code(document: dict[str, Any]) -> Path | None:
+    """Return the folder of modules that a config names; what is no path is told later."""
+    code = document.get("code")
+    try:
+        return kept_path(Path(code)) if isinstance(code, str | Path) else None
+    except ValueError:
+        return None
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
@@ -825,44 +836,49 @@ def _apply(document: dict[str, Any], override: str) -> None:
     section[last] = value
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, document: dict[str, Any]) -> str:
     problems = error.errors()
     first = problems[0]
     key = ".".join(str(part) for part in first["loc"]) or "config"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(first['loc'])}{more}"
+        return f"{key}: unknown key{_suggestion(first['loc'], document)}{more}"
     if first["type"] == "missing":
         return f"{key}: this key is needed{more}"
     if first["type"] == "model_type":
-        return f"{key}: {_no_section(first)}{more}"
+        return f"{key}: {_no_section(first, document)}{more}"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "component":  # which has said what it got
+        return f"{key}: {message}{more}"
     message = message[0].lower() + message[1:]
     shown = "" if isinstance(first["input"], dict | BaseModel) else f", got {first['input']!r}"
     return f"{key}: {message}{shown}{more}"
 
 
-def _no_section(error: ErrorDetails) -> str:
+def _no_section(error: ErrorDetails, document: dict[str, Any]) -> str:
     """Say what to write where a section has another value."""
     *parents, last = error["loc"]
-    annotation = _section_at(parents).model_fields[str(last)].annotation
+    annotation = _section_at(parents, document).model_fields[str(last)].annotation
     nothing = f", or {last}: null" if type(None) in get_args(annotation) else ""
     return f"write a section of keys{nothing}, got {error['input']!r}"
 
 
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    section = _section_at(location[:-1])
+def _suggestion(location: tuple[int | str, ...], document: dict[str, Any]) -> str:
+    section = _section_at(location[:-1], document)
     near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
     if near:
         return f"; did you mean {near[0]}?"
     return f"; known keys here: {', '.join(section.model_fields)}"
 
 
-def _section_at(location: Sequence[int | str]) -> Any:
-    """Return the class of the section at `location`."""
+def _section_at(location: Sequence[int | str], document: Any) -> Any:
+    """Return the class of the section at `location` of the document."""
     section: Any = ExperimentConfig
     for part in location:
-        section = _section_type(section.model_fields[str(part)].annotation)
+        about = section.model_fields[str(part)]
+        document = document.get(part) if isinstance(document, dict) else None
+        slot = next((each for each in about.metadata if isinstance(each, Slot)), None)
+        section = slot.options_of(document) if slot else _section_type(about.annotation)
     return section
 
 

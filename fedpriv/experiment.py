@@ -20,6 +20,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
+from fedpriv.components import outside
 from fedpriv.config import ExperimentConfig, RuntimeConfig, load_config
 from fedpriv.data.federated import Batch
 from fedpriv.data.speech import FederatedSpeech
@@ -170,6 +171,9 @@ class Experiment:
             adjacency=self.plan.adjacency.value,
             unit=privacy.unit if privacy else "user",
             noise_by=privacy.noise_by if privacy else "server",
+            outside=tuple(
+                f"{key}: {found.told()}" for key, found in sorted(outside(self.config).items())
+            ),
         )
 
 
@@ -235,6 +239,12 @@ def _about(experiment: Experiment) -> dict[str, Any]:
         about |= {"data": dataset.description, "data_facts": dataset.facts.document()}
         if dataset.sizes:
             about["simulation_only"] = {"data": dataset.sizes}
+    if found := outside(experiment.config):
+        about["outside"] = {
+            key: {"name": each.name, **each.origin.document()}
+            for key, each in found.items()
+            if each.origin
+        }
     if experiment.config.seed_model is not None:
         about["seed_model"] = {"origin": origin_of(experiment.config)}
     return about

@@ -38,10 +38,30 @@ def kept_path(path: Path) -> Path:
 KeptPath = Annotated[Path, AfterValidator(kept_path)]
 
 
+#: Marks a field that bears on nothing that a run releases: `Annotated[int, NO_BEARING]`.
+NO_BEARING = object()
+
+
 class Section(BaseModel):
     """A part of the config: unknown keys are errors, numbers are finite, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def bearing(self) -> dict[str, Any]:
+        """Return the values that bear on what a run releases, as far as they are no defaults.
+
+        A key that comes later, with a default, leaves the values of earlier configs as they are.
+        """
+        kept = dict[str, Any](self.model_extra or {})
+        for name, about in type(self).model_fields.items():
+            value, default = getattr(self, name), about.get_default(call_default_factory=True)
+            if any(each is NO_BEARING for each in about.metadata) or value == default:
+                continue
+            inner = value.bearing() if isinstance(value, Section) else value
+            # A section that there need not be says something by being there.
+            if inner != {} or default is None:
+                kept[name] = inner
+        return kept
 
     @field_validator("*", mode="before")
     @classmethod

@@ -20,6 +20,7 @@ from fedpriv.data.speech import FederatedSpeech
 from fedpriv.disk import has_no_room
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.parts import build_spec_augment, build_trainer
+from fedpriv.models.registry import MODELS
 from fedpriv.optimizers.server import Server
 from fedpriv.training.checkpoint import digest_of, write_tensors
 from fedpriv.training.cohort import CohortTrainer
@@ -203,7 +204,7 @@ def _fingerprint(config: ExperimentConfig) -> str:
     kept = {
         "seed": config.seed,
         "data": config.data.model_dump(mode="json", include=public),
-        "model": config.model.model_dump(mode="json"),
+        "model": [config.model.name, MODELS.of(config.model).version, config.model.bearing()],
         "pretrain": recipe and recipe.model_dump(mode="json", exclude={"every"}),
     }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()

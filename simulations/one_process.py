@@ -82,7 +82,7 @@ def prepared(config: ExperimentConfig) -> Experiment:
     Users are trained in a copy of the model: training overwrites it, and the server keeps its own.
     """
     experiment = prepare(config)
-    key = f"{config.data.model_dump_json()} {config.model.mels}"
+    key = f"{config.data.model_dump_json()} {getattr(config.model, 'mels', '')}"
     cache = _CACHES.setdefault(key, UserCache(CACHE_BYTES))
     model = copy.deepcopy(experiment.trainer.model)
     experiment.trainer = replace(experiment.trainer, model=model, cache=cache)

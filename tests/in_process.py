@@ -119,7 +119,7 @@ def small_config(**changes: Any) -> ExperimentConfig:
         section = document
         for parent in parents:
             section = section.setdefault(parent, {})
-        section[last] = value
+        section[last] = _copied(value) if isinstance(value, dict) else value
     return parse_config(document)
 
 

@@ -11,12 +11,12 @@ import struct
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
 
 import pytest
 import yaml
 from in_process import SMALL, Silent, drive_on, train_small
 from pydantic import BaseModel
+from schema import sections_of
 from typer.main import get_command
 
 from fedpriv import __main__, cli, experiment
@@ -416,15 +416,14 @@ def test_every_command_and_option_that_a_message_names_exists():
 
 def test_every_key_that_a_message_names_exists():
     def exists(path: str) -> bool:
-        section: Any = ExperimentConfig
+        sections: list[type[BaseModel]] = [ExperimentConfig]
         for part in path.split("."):
-            if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            if not sections:
                 return True  # below it the optimizer's own options
-            if part not in section.model_fields:
+            fields = [s.model_fields[part] for s in sections if part in s.model_fields]
+            if not fields:
                 return False
-            annotation = section.model_fields[part].annotation
-            inner = [t for t in (annotation, *get_args(annotation)) if isinstance(t, type)]
-            section = next((t for t in inner if issubclass(t, BaseModel)), None)
+            sections = [each for field in fields for each in sections_of(field)]
         return True
 
     roots = "|".join(name for name, field in ExperimentConfig.model_fields.items())

@@ -64,8 +64,14 @@ SPEECH_CHANGES = {
     "data__examples_per_user": None,
     "data__speech__sample_rate": RATE,
     "data__speech__public_speakers": 4,
-    "model__name": "speech",
-    "model__mels": 8,
+    "model": {
+        "name": "speech",
+        "dim": 8,
+        "depth": 1,
+        "heads": 2,
+        "mlp_ratio": 1.0,
+        "mels": 8,
+    },
     "privacy__sampling__expected_cohort": 4,
     "runtime__workers": 1,
 }

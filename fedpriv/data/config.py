@@ -1,10 +1,10 @@
 """The `data:` section of an experiment's configuration: public choices only, no data."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fedpriv.sections import KeptPath, Section
+from fedpriv.sections import NO_BEARING, KeptPath, Section
 
 Evaluation = Literal["test", "development"]
 PartitionKind = Literal["iid", "dirichlet", "shards", "natural"]
@@ -51,7 +51,7 @@ class SpeechConfig(Section):
         gt=0,
         description="a user's recordings are used up to this sum (seconds); null: all",
     )
-    alphabet: KeptPath | None = Field(
+    alphabet: Annotated[KeptPath | None, NO_BEARING] = Field(
         default=None,
         description="file with one character a line; null: the data set's own, which is public",
     )
@@ -85,7 +85,7 @@ class SpeechConfig(Section):
         ge=0,
         description="synthetic_speech: speakers of one accent to pre-train the seed model on",
     )
-    cache: KeptPath | None = Field(
+    cache: Annotated[KeptPath | None, NO_BEARING] = Field(
         default=None,
         description="synthetic_speech: folder of generated recordings; null: fedpriv in the "
         "user's cache folder (XDG_CACHE_HOME)",
@@ -145,7 +145,7 @@ class DataConfig(Section):
     partition: PartitionConfig = Field(
         default=PartitionConfig(), description="how the training examples are dealt to users"
     )
-    path: KeptPath | None = Field(
+    path: Annotated[KeptPath | None, NO_BEARING] = Field(
         default=None,
         description="folder of the data set's files; null for data that the package carries",
     )

@@ -3,11 +3,14 @@
 In a simulation any node can train any user. In a deployment a node hosts users of its own: its
 `--node-config` gives `partition-id`, `num-partitions` and `data-path`, the folder that holds its
 users, who never leave it. Without `data-path` it hosts its share of the config's data set.
+`components` lists what it may import that is not fedpriv's own, such as `mine:cnn`; without it, or
+the environment's FEDPRIV_COMPONENTS, that is nothing, whatever a server names.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -64,7 +67,7 @@ def describe(message: Message, context: Context) -> Message:
         ids = _ids_digest(dataset, config)
         return hosting_reply(message, partition, partitions, dataset.population, ids)
 
-    return _guarded(message, answer)
+    return _guarded(message, context, answer)
 
 
 @app.train()
@@ -87,7 +90,7 @@ def train(message: Message, context: Context) -> Message:
             summed = _noisy(config, work, summed, trainer, partition)
         return sum_reply(message, partition, summed)
 
-    return _guarded(message, answer)
+    return _guarded(message, context, answer)
 
 
 def trained(trainer: CohortTrainer, work: Work, memories: RoundMemories | None = None) -> CohortSum:
@@ -146,7 +149,9 @@ def _trained_silos(config: ExperimentConfig, work: Work, trainer: CohortTrainer)
     )
 
 
-def _guarded(message: Message, answer: Callable[[ExperimentConfig], Message]) -> Message:
+def _guarded(
+    message: Message, context: Context, answer: Callable[[ExperimentConfig], Message]
+) -> Message:
     """Return the answer to the message's experiment, or that there is none.
 
     In a simulation wrong input, or a fault of the machine, goes back as its sentence, and anything
@@ -154,7 +159,7 @@ def _guarded(message: Message, answer: Callable[[ExperimentConfig], Message]) ->
     its data.
     """
     try:
-        config = experiment_of(message)
+        config = experiment_of(message, _allowed(context))
     except InputError as error:  # about the config that the server sent
         return failure_reply(message, str(error))
     try:
@@ -165,6 +170,12 @@ def _guarded(message: Message, answer: Callable[[ExperimentConfig], Message]) ->
         if isinstance(error, InputError | EnvironmentFault | DamagedFile):
             return failure_reply(message, str(error))
         raise
+
+
+def _allowed(context: Context) -> frozenset[str]:
+    """Return the names from outside that whoever runs this node lets it import."""
+    listed = context.node_config.get("components") or os.environ.get("FEDPRIV_COMPONENTS", "")
+    return frozenset(str(listed).replace(",", " ").split())
 
 
 def _withheld(message: Message) -> Message:

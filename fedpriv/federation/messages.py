@@ -20,6 +20,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from torch import Tensor
 
+from fedpriv.components import LookUp
 from fedpriv.config import ExperimentConfig, parse_config
 from fedpriv.federation import in_transit
 from fedpriv.federation.hosting import NodeUsers
@@ -139,9 +140,15 @@ def train_message(
     )
 
 
-def experiment_of(message: Message) -> ExperimentConfig:
-    """Return the experiment that a message belongs to."""
-    return _parsed(str(_config(message)["experiment"]))
+def experiment_of(message: Message, allowed: frozenset[str]) -> ExperimentConfig:
+    """Return the experiment that a message belongs to.
+
+    Of the components that it names, none from outside is imported that is not `allowed` here.
+
+    Raises:
+        InputError: one that is not, or a config that this version does not know.
+    """
+    return _parsed(str(_config(message)["experiment"]), allowed)
 
 
 def data_of(message: Message) -> str:
@@ -151,8 +158,8 @@ def data_of(message: Message) -> str:
 
 # The same in every message of a run.
 @lru_cache(maxsize=1)
-def _parsed(experiment: str) -> ExperimentConfig:
-    return parse_config(json.loads(experiment))
+def _parsed(experiment: str, allowed: frozenset[str]) -> ExperimentConfig:
+    return parse_config(json.loads(experiment), LookUp(allowed=allowed))
 
 
 def work_of(message: Message) -> Work:

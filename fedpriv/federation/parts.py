@@ -24,7 +24,7 @@ from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError
 from fedpriv.models.fitness import require_memory
 from fedpriv.models.products import route_products
-from fedpriv.models.registry import build_model
+from fedpriv.models.registry import MODELS, build_model
 from fedpriv.models.speech import HOP_SECONDS
 from fedpriv.privacy.clipping import (
     SPLITS,
@@ -59,8 +59,7 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     set_tf32(config.local.precision == "tf32", device)
     if device.type == "cpu" and config.runtime.fast_products:
         route_products()
-    _require_memory(config, dataset, device)
-    model = build_model(config.model, dataset.input_shape, dataset.classes, config.seed).to(device)
+    model = _built_model(config, dataset, device)
     layout = Layout.of(model)
     feedback = build_error_feedback(config.privacy, layout)
     return CohortTrainer(
@@ -84,14 +83,29 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     )
 
 
-def _require_memory(
+def _built_model(
     config: ExperimentConfig, dataset: FederatedDataset, device: torch.device
-) -> None:
-    with torch.device("meta"):  # shapes without numbers: a model of any size takes no time
-        model = build_model(config.model, dataset.input_shape, dataset.classes, config.seed)
+) -> nn.Module:
+    """Return the config's model on its device.
+
+    Raises:
+        InputError: it cannot be built or trained on these data, or takes more memory than there is.
+    """
+
+    def built() -> nn.Module:
+        return build_model(config.model, dataset.input_shape, dataset.classes, config.seed)
+
     runtime = config.runtime
     elsewhere = runtime.deployment or runtime.ray_address is not None
-    require_memory(Layout.of(model).total, 1 if elsewhere else 1 + runtime.workers, device)
+    processes = 1 if elsewhere else 1 + runtime.workers
+    if MODELS.of(config.model).origin is None:
+        with torch.device("meta"):  # shapes without numbers: a model of any size takes no time
+            require_memory(Layout.of(built()).total, processes, device)
+        return built().to(device)
+    # A builder from outside may look at its numbers.
+    model = built()
+    require_memory(Layout.of(model).total, processes, device)
+    return model.to(device)
 
 
 def _stack(config: ExperimentConfig, model: nn.Module, dataset: FederatedDataset) -> int:

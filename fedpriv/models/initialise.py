@@ -10,7 +10,7 @@ POSITION_STD = 0.02
 
 @torch.no_grad()
 def initialise(model: nn.Module, seed: int) -> None:
-    """Overwrite every parameter of a model; equal seeds give equal parameters, bit for bit.
+    """Overwrite the parameters of known layers; equal seeds give equal parameters, bit for bit.
 
     - linear weights: normal with standard deviation 1/√(inputs), cut at two deviations, which
       keeps the scale of activations at any width (0.02 fits widths near 2,500 and starves the
@@ -19,8 +19,8 @@ def initialise(model: nn.Module, seed: int) -> None:
     - biases 0; norms 1 and 0.
 
     Numbers are drawn on the CPU from a generator of their own, in the order of `model.modules()`:
-    they do not depend on the model's device, and no global generator moves. Raises TypeError at a
-    module with parameters of a kind not named here, rather than leave them to chance.
+    they do not depend on the model's device, and no global generator moves. A layer of a kind not
+    named here keeps the numbers that its builder gave it.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -32,8 +32,6 @@ def initialise(model: nn.Module, seed: int) -> None:
             _fill(module.weight, POSITION_STD, generator)
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             module.reset_parameters()
-        elif next(module.parameters(recurse=False), None) is not None:
-            raise TypeError(f"no initialisation is known for {type(module).__name__}")
 
 
 def _fill(parameter: Tensor, std: float, generator: torch.Generator) -> None:

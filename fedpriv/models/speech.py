@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from fedpriv.errors import FedprivError
+from fedpriv.errors import FedprivError, InputError
 from fedpriv.models.packing import Packing, Ragged, valid_mask
 from fedpriv.models.positions import PositionKind, Positions
-from fedpriv.models.transformer import NormName, NormPlacement, Transformer
+from fedpriv.models.transformer import (
+    NormName,
+    NormPlacement,
+    Transformer,
+    TransformerOptions,
+    require_heads,
+)
 from fedpriv.transfer import moved_to
 
 WINDOW_SECONDS = 0.025
@@ -20,6 +27,38 @@ KERNEL, STRIDE = 7, 3
 _ENERGY_FLOOR = 1e-6
 # Added to variances: a constant band becomes zeros and not noise.
 _VARIANCE_FLOOR = 1e-4
+
+
+class SpeechOptions(TransformerOptions):
+    """The shape of a speech transformer."""
+
+    name: str = Field(default="speech", description="speech: a transformer over waveforms, by CTC")
+    mels: int = Field(
+        default=80, gt=0, le=512, description="mel bands of the spectrogram; 1 to 512"
+    )
+    positions: PositionKind = Field(
+        default="sinusoidal",
+        description="sinusoidal, fixed; cape, the same with random shift and scale in training",
+    )
+
+
+def build_speech(
+    options: SpeechOptions, input_shape: tuple[int, ...], classes: int
+) -> SpeechTransformer:
+    """Return the transformer of these options for waveforms with `input_shape` samples a second.
+
+    Raises:
+        InputError: the data are no sound, or the options do not fit one another.
+    """
+    if len(input_shape) != 1:
+        raise InputError(
+            f"model.name: speech reads waveforms, the data are of shape {input_shape}; write vit"
+        )
+    require_heads(options)
+    if options.dim % 2:
+        raise InputError(f"model.dim must be even for sinusoidal positions, got {options.dim}")
+    shape = options.model_dump(exclude={"name", "initialise"})
+    return SpeechTransformer(input_shape[0], classes, **shape)
 
 
 class LogMel(nn.Module):

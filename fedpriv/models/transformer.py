@@ -11,8 +11,11 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
+from fedpriv.errors import InputError
+from fedpriv.models.options import ModelOptions
 from fedpriv.models.packing import Packing, hiding
 from fedpriv.models.products import products_are_routed
 from fedpriv.models.stochastic import Dropout, LayerDrop
@@ -22,6 +25,65 @@ BlockPlacement = Literal["pre", "post", "peri"]
 NormPlacement = Literal["pre", "post", "peri", "mix"]
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
+
+
+class TransformerOptions(ModelOptions):
+    """The shape that all our transformers have."""
+
+    initialise: Literal["own", "fedpriv"] = Field(
+        default="fedpriv",
+        description="how parameters begin: fedpriv, normal with standard deviation "
+        "1/√inputs; own, as torch's layers begin",
+    )
+    dim: int = Field(
+        default=64, gt=0, le=65536, description="width of a token's vector (numbers); 1 to 65536"
+    )
+    depth: int = Field(
+        default=4, gt=0, le=1024, description="number of transformer blocks; 1 to 1024"
+    )
+    heads: int = Field(
+        default=4, gt=0, le=1024, description="attention heads in a block; 1 or more, divides dim"
+    )
+    mlp_ratio: float = Field(
+        default=4.0,
+        gt=0,
+        le=64,
+        description="hidden width of a block's MLP as a multiple of dim; above 0, at most 64",
+    )
+    norm: NormName = Field(
+        default="layernorm",
+        description="layernorm: centre and scale each token; rmsnorm: scale only",
+    )
+    norm_placement: NormPlacement = Field(
+        default="pre",
+        description="where a block normalises: pre, before its function; post, after the residual "
+        "sum; peri, before and after its function; mix, post in the first quarter of the blocks "
+        "and pre in the others (all pre below 4 blocks)",
+    )
+    dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="probability that a number is dropped in training; 0 to below 1",
+    )
+    layer_drop: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="probability that an example skips a block in training; 0 to below 1",
+    )
+
+
+def require_heads(options: TransformerOptions) -> None:
+    """Refuse a number of heads that does not divide the width.
+
+    Raises:
+        InputError: it does not.
+    """
+    if options.dim % options.heads:
+        raise InputError(
+            f"model.heads must divide model.dim, got {options.heads} heads for dim {options.dim}"
+        )
 
 
 class Attention(nn.Module):

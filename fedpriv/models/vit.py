@@ -3,12 +3,57 @@
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedpriv.models.transformer import NormName, NormPlacement, Transformer
+from fedpriv.errors import InputError
+from fedpriv.models.transformer import (
+    NormName,
+    NormPlacement,
+    Transformer,
+    TransformerOptions,
+    require_heads,
+)
 
 Pooling = Literal["mean", "class"]
+
+
+class ViTOptions(TransformerOptions):
+    """The shape of a vision transformer."""
+
+    name: str = Field(default="vit", description="vit: a vision transformer")
+    patch: int = Field(
+        default=2,
+        gt=0,
+        description="side of an image patch (pixels); 1 or more, divides the image's height and "
+        "width",
+    )
+    pooling: Pooling = Field(
+        default="mean",
+        description="what the head reads: mean, the average of the final tokens; class, a token "
+        "of its own",
+    )
+
+
+def build_vit(options: ViTOptions, input_shape: tuple[int, ...], classes: int) -> "ViT":
+    """Return the transformer of these options for images of `input_shape`.
+
+    Raises:
+        InputError: the data are no images, or the options do not fit them or one another.
+    """
+    if len(input_shape) != 3:
+        raise InputError(
+            f"model.name: vit reads images (channels, height, width), the data are {input_shape}"
+        )
+    channels, height, width = input_shape
+    if height % options.patch or width % options.patch:
+        raise InputError(
+            f"model.patch must divide the image's sides, got {options.patch} for {height}x{width}"
+        )
+    require_heads(options)
+    shape = options.model_dump(exclude={"name", "initialise"})
+    return ViT((channels, height, width), classes, **shape)
 
 
 class LearnedPositions(nn.Module):

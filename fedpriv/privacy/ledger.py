@@ -29,7 +29,7 @@ from fedpriv.privacy.noise_shares import NoiseShares
 from fedpriv.privacy.sampling import PROVEN, Adjacency, Sampling, build_sampling
 from fedpriv.privacy.user_noise import UserNoise, message_event
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Header:
             noise comes from the operating system; "" in ledgers of version 1, which do not say.
         data: the digest of the users' data; "" in a deployment, and in ledgers of version 1. It,
             and so the fingerprint of a simulation, is a function of private data.
+        outside: what the run was made of that is not fedpriv's own, each with where it came from.
     """
 
     fingerprint: str
@@ -59,12 +60,15 @@ class Header:
     noise_by: str = "server"
     mode: str = ""
     data: str = ""
+    outside: tuple[str, ...] = ()
 
     def fields(self) -> dict[str, Any]:
         """Return what the first line holds; what is private is put aside, as in all files."""
         fields = asdict(self)
         if self.noise_by == Header.noise_by:
             del fields["noise_by"]
+        if not self.outside:
+            del fields["outside"]
         private = ("fingerprint", "data") if self.mode == "simulation" else ()
         return {
             **{name: value for name, value in fields.items() if name not in private},
@@ -78,7 +82,9 @@ class Header:
         Raises:
             TypeError: the fields are not those of a header.
         """
-        return cls(**{**fields.get("simulation_only", {}), **_without(fields, "simulation_only")})
+        outside = tuple(fields.get("outside", ()))
+        known = {**fields.get("simulation_only", {}), **_without(fields, "simulation_only")}
+        return cls(**{**known, "outside": outside})
 
 
 @dataclass(frozen=True)
@@ -419,8 +425,13 @@ def check_same_run(path: Path, found: Header, expected: Header) -> None:
         return
     if found.version != expected.version:
         raise InputError(
-            f"{path} was written by another version of fedpriv, which did not record the users' "
-            "data: the run can be reported on, but not continued"
+            f"{path} was written by another version of fedpriv, which told runs apart by other "
+            "facts: the run can be reported on, but not continued"
+        )
+    if found.outside != expected.outside:
+        raise InputError(
+            f"{path} was charged with {_listed(found.outside)} from outside, and what is there now "
+            f"is {_listed(expected.outside)}: a run continues only with the code that it began with"
         )
     if found.data != expected.data:
         raise InputError(
@@ -433,6 +444,10 @@ def check_same_run(path: Path, found: Header, expected: Header) -> None:
         f"{path} belongs to another configuration ({next(differing)} differs): "
         "a run continues only with the configuration that it was charged under"
     )
+
+
+def _listed(outside: Sequence[str]) -> str:
+    return "; ".join(outside) or "nothing"
 
 
 def _seal(body: Mapping[str, Any], previous: str) -> tuple[bytes, str]:
@@ -508,7 +523,7 @@ def read_ledger(path: Path) -> LedgerFile:
 _ADJACENCIES = tuple(each.value for each in Adjacency)
 # What header and releases may say of themselves: nothing is signed that is not understood.
 _KNOWN_OF_HEADER: Mapping[str, tuple[Any, ...]] = {
-    "version": (1, VERSION),
+    "version": (1, 2, VERSION),
     "unit": ("user", "example"),
     "noise_by": ("server", "nodes", "users"),
     "adjacency": _ADJACENCIES,

@@ -246,7 +246,7 @@ def task_of(config: ExperimentConfig, fast_products: bool) -> task.Task:
     if config.server.optimizer != "sgd" or config.server.lr != 1.0:
         raise ValueError("Flower's FedAvg is server.optimizer: sgd with server.lr: 1.0")
     side = config.data.synthetic.side
-    shape = config.model.model_dump(exclude={"name", "mels", "positions"})
+    shape = config.model.model_dump(exclude={"name", "initialise"})
     return task.Task(
         model={"input_shape": (1, side, side), "classes": 10, **shape},
         users=config.data.users or 0,

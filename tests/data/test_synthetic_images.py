@@ -10,7 +10,7 @@ from scipy.stats import kstest, norm
 from fedpriv.data import DataConfig, Examples, build_dataset
 from fedpriv.data.federated import Share
 from fedpriv.errors import InputError
-from fedpriv.models import ModelConfig, build_model
+from fedpriv.models import ViTOptions, build_model
 
 
 def made(**changes):
@@ -112,7 +112,7 @@ def test_a_small_vision_transformer_learns_it_from_users_and_not_from_shuffled_l
 
 
 def accuracy_after_training(train, test):
-    model = build_model(ModelConfig(dim=32, depth=1, heads=2, patch=7), (1, 14, 14), 10, seed=3)
+    model = build_model(ViTOptions(dim=32, depth=1, heads=2, patch=7), (1, 14, 14), 10, seed=3)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     for _ in range(4):
         for batch in torch.arange(len(train)).split(30):

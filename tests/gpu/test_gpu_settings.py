@@ -19,7 +19,7 @@ from fedpriv.config import RuntimeConfig
 from fedpriv.errors import InputError
 from fedpriv.federation import ray_cluster
 from fedpriv.federation.parts import build_trainer
-from fedpriv.models.registry import ModelConfig, build_model
+from fedpriv.models import SpeechOptions, build_model
 from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.clipping import PerLayerClipping
@@ -135,7 +135,7 @@ def large(rows: int, frames: int) -> SimpleNamespace:
     """The published model without any numbers, and what is known of its users."""
     with torch.device("meta"):
         shape = {"dim": 768, "depth": 36, "heads": 4, "mels": 80, "positions": "cape"}
-        config = ModelConfig(name="speech", dropout=0.3, layer_drop=0.3, **shape)
+        config = SpeechOptions(dropout=0.3, layer_drop=0.3, **shape)
         model = build_model(config, (16_000,), 30, seed=1)
     recipe = LocalTraining(batch_size=rows, batch_sizes=rows * frames, max_grad_norm=1.0)
     dataset = SimpleNamespace(input_shape=(1,))

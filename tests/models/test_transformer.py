@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn import functional as F
 
-from fedpriv.models import Attention, Block, ModelConfig, Transformer, build_model
+from fedpriv.models import Attention, Block, Transformer, ViTOptions, build_model
 from fedpriv.models.transformer import block_placements
 
 PLACEMENTS = ["pre", "post", "peri", "mix"]
@@ -24,8 +24,8 @@ def perturbed(module: nn.Module, seed: int = 3) -> nn.Module:
     return module
 
 
-def config(**changes) -> ModelConfig:
-    return ModelConfig(**({"dim": 8, "depth": 4, "heads": 2, "patch": 2, "mlp_ratio": 2} | changes))
+def config(**changes) -> ViTOptions:
+    return ViTOptions(**({"dim": 8, "depth": 4, "heads": 2, "patch": 2, "mlp_ratio": 2} | changes))
 
 
 def test_attention_equals_torch_multihead_attention():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedpriv.models import ModelConfig, build_model
+from fedpriv.models import ViTOptions, build_model
 from fedpriv.models.transformer import DotProductAttention
 from fedpriv.training.stacked import StackedModel
 from fedpriv.training.stacked_layers import CompiledAttention, CompiledGELU, StackedNorm
@@ -156,9 +156,7 @@ def test_what_is_not_finite_is_not_lost(bad):
 
 
 def test_many_users_of_a_vision_transformer_pass_through_compiled_layers():
-    plain = build_model(
-        ModelConfig(name="vit", dim=8, depth=1, heads=2, patch=2), (1, 8, 8), classes=3, seed=1
-    )
+    plain = build_model(ViTOptions(dim=8, depth=1, heads=2, patch=2), (1, 8, 8), classes=3, seed=1)
     stacked = StackedModel(plain)
     parameters = torch.cat([p.detach().reshape(-1) for p in plain.parameters()])
     stacked.start(parameters, users=2)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from fedpriv.errors import InputError, Interrupted
-from fedpriv.models import ModelConfig, build_model
+from fedpriv.models import SpeechOptions, build_model
 from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.optimizers.server import Server
 from fedpriv.training.checkpoint import checkpoint_files
@@ -56,7 +56,7 @@ def training(
 ) -> Pretraining:
     dataset = dataset or tiny_speech()
     shape = {"dim": 16, "depth": 1, "heads": 2, "mels": 8} | (RANDOM if random else {})
-    model = build_model(ModelConfig(name="speech", **shape), (RATE,), dataset.classes, seed)
+    model = build_model(SpeechOptions(**shape), (RATE,), dataset.classes, seed)
     server = Server(
         model=model,
         optimizer=optimizer,

@@ -17,7 +17,8 @@ from fedpriv.data.federated import Examples, Share
 from fedpriv.data.text import Alphabet
 from fedpriv.data.utterances import Utterances
 from fedpriv.errors import InputError
-from fedpriv.models import ModelConfig, build_model
+from fedpriv.models import MODELS as KINDS
+from fedpriv.models import build_model
 from fedpriv.models.stochastic import Dropout
 from fedpriv.models.vit import LearnedPositions
 from fedpriv.privacy import GlobalClipping, Unclipped
@@ -100,7 +101,7 @@ MODELS = {
 @cache
 def model_of(kind: str, dtype: torch.dtype = torch.float32, **changes: float) -> nn.Module:
     """A model of one block whose biases and norms are not trivial."""
-    config = ModelConfig(**{"dim": 8, "depth": 1, "heads": 2, "mlp_ratio": 1.5, **MODELS[kind]})
+    config = KINDS.parse({"dim": 8, "depth": 1, "heads": 2, "mlp_ratio": 1.5, **MODELS[kind]})
     config = config.model_copy(update=changes)
     speech = config.name == "speech"
     model = build_model(config, (8_000,) if speech else (1, 4, 4), 4 if speech else 3, seed=2)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fedpriv.data.federated import Examples
 from fedpriv.data.text import Alphabet
 from fedpriv.data.utterances import Utterances
-from fedpriv.models import ModelConfig, build_model
+from fedpriv.models import SpeechOptions, build_model
 from fedpriv.training import tasks
 from fedpriv.training.decoding import decoder, greedy
 from fedpriv.training.error_rates import error_rates
@@ -27,7 +27,7 @@ SEEDS = st.integers(0, 2**31)
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    config = ModelConfig(name="speech", dim=16, depth=1, heads=2, mels=8)
+    config = SpeechOptions(dim=16, depth=1, heads=2, mels=8)
     return build_model(config, (RATE,), 4, seed=1)
 
 
@@ -274,7 +274,7 @@ def test_a_perfect_transcript_has_no_errors_and_a_silent_model_deletes_every_wor
 
 @pytest.mark.parametrize("decode", [greedy, partial(decoder("beam", 4))])
 def test_a_model_is_measured_in_evaluation_mode_and_draws_nothing(decode):
-    config = ModelConfig(name="speech", dim=16, depth=1, heads=2, mels=8, dropout=0.5)
+    config = SpeechOptions(dim=16, depth=1, heads=2, mels=8, dropout=0.5)
     model = build_model(config, (RATE,), 4, seed=1).train()
     task = Recognition(Alphabet("ab "), decode)
     batch, state = task.prepare(model, tiny_speech().user(2)), torch.get_rng_state()

@@ -1,0 +1,498 @@
+"""What a config names: models, data sets, clipping rules and all else that can be exchanged.
+
+A component is a function or a class. A config names it by
+
+- its registered name, such as `vit`;
+- `package.module:object`, for your own: the module is installed, on PYTHONPATH, or a file beside
+  the config, and the object a function or a class in it;
+- an entry point of its kind's group, such as `fedpriv.models`;
+
+and Python may hand over the object itself. Its options are checked before it is called: by the
+class of options that it takes as its argument `options`, or else by its own signature, of which
+every keyword is an option. What it asks for by the name of a fact, such as `input_shape`, it gets.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    PrivateAttr,
+    ValidationError,
+    create_model,
+)
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+
+from fedpriv.errors import InputError
+from fedpriv.origins import Origin, digest_of, module_beside, origin_of
+from fedpriv.sections import KeptPath, Section
+
+_PLAIN = (type(None), bool, int, float, str)
+_MADE_BY = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
+
+#: Stands for the module where an object that is made already was handed over.
+GIVEN = "given"
+
+
+class Options(Section):
+    """What a config says of one component: its name, and options that are the component's own."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+    #: Raised when equal options come to mean another component.
+    version: ClassVar[int] = 1
+    _component: Component | None = PrivateAttr(default=None)
+
+
+@dataclass(frozen=True)
+class LookUp:
+    """Where components are looked for, and which of those from outside may be imported.
+
+    Attributes:
+        code: the folder of modules that are not installed; None for none.
+        allowed: names from outside that may be imported; None for all. What this process was
+            handed, or found before by a look-up of its own, is there whatever is allowed.
+    """
+
+    code: Path | None = None
+    allowed: Collection[str] | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """The component that makes an object which is made already, a copy of it each time."""
+
+    made: Any
+
+    def __call__(self) -> Any:
+        """Return a copy."""
+        return copy.deepcopy(self.made)
+
+
+@dataclass(frozen=True)
+class Component:
+    """A component with its options.
+
+    Attributes:
+        kind: what kind of component it is.
+        name: how configs name it.
+        make: the function or class.
+        options: the class that checks its options.
+        origin: where it came from; None for fedpriv's own.
+    """
+
+    kind: Kind
+    name: str
+    make: Callable[..., Any]
+    options: type[Options]
+    origin: Origin | None
+
+    @property
+    def version(self) -> str:
+        """What changes when equal options come to mean something else."""
+        return f"fedpriv {self.options.version}" if self.origin is None else self.origin.version
+
+    def told(self) -> str:
+        """Return the name, and where it came from, in words."""
+        return f"{self.name} ({self.origin.told()})" if self.origin else self.name
+
+    def build(self, options: Options, **facts: Any) -> Any:
+        """Call the component with its options, and with those of the `facts` that it asks for.
+
+        Raises:
+            InputError: it cannot be built so.
+        """
+        return self._called(self._arguments(options, facts))
+
+    def bound(self, options: Options) -> Callable[..., Any]:
+        """Return the component as a function of what it works on, its options given.
+
+        A class is called with its options and makes that function.
+        """
+        arguments = self._arguments(options, {})
+        if inspect.isclass(self.make):
+            return cast(Callable[..., Any], self._called(arguments))
+        return lambda *work: self.make(*work, **arguments)
+
+    def _arguments(self, options: Options, facts: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = _parameters(self.make)
+        known = {**facts, **{name: getattr(options, name) for name in type(options).model_fields}}
+        given = {name: known[name] for name in wanted if name in known}
+        if "options" in wanted and "options" not in known:
+            given["options"] = options
+        return {**given, **(options.model_extra or {})}
+
+    def _called(self, arguments: Mapping[str, Any]) -> Any:
+        try:
+            return self.make(**arguments)
+        except (TypeError, ValueError) as error:
+            if self.origin is None:
+                raise
+            where = f"{self.kind.key}.{self.kind.name_key}"
+            raise InputError(f"{where}: {self.name} fails: {_told(error)}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """A kind of component: where a config has it, and which are known by name.
+
+    Attributes:
+        key: where a config has it.
+        noun: what to call one.
+        registered: `module:object` of those known by name.
+        base: `module:Class` of the options that all of the kind have.
+        facts: what a component may ask for by name, besides its options.
+        works_on: how many arguments the finished component works on; its options come after.
+        group: entry points in this group are known by name too; "" for none.
+        name_key: the key that holds its name.
+        default: the component of a section that has no name.
+        only_own: why none may come from outside; "" where they may.
+    """
+
+    key: str
+    noun: str
+    registered: dict[str, str | Callable[..., Any]]
+    base: str
+    facts: tuple[str, ...] = ()
+    works_on: int = 0
+    group: str = ""
+    name_key: str = "name"
+    default: str | None = None
+    only_own: str = ""
+    _found: dict[str, Component] = field(default_factory=dict, repr=False)
+
+    def find(self, name: str, look_up: LookUp = LookUp()) -> Component:
+        """Return the component called `name`.
+
+        Raises:
+            InputError: there is none, it may not be imported here, or its signature does not fit.
+        """
+        if name in self.registered:
+            return self._own(name)
+        if (found := self._found.get(name)) is not None and not _is_stale(found, look_up):
+            return found
+        entry = None if ":" in name else self._entry_point(name)
+        if ":" not in name and entry is None:
+            raise InputError(self._unknown(name))
+        if self.only_own:
+            raise InputError(f"a {self.noun} from outside has no proof here: {self.only_own}")
+        if look_up.allowed is not None and name not in look_up.allowed:
+            raise InputError(
+                f"this node does not import {name}, which its own list of components lacks; its "
+                "operator may add it to the node's config: components='...'"
+            )
+        make = entry.load() if entry else _imported(name, look_up.code)
+        return self.take(name, make, origin_of(make, name, look_up.code))
+
+    def take(self, name: str, make: Callable[..., Any], origin: Origin) -> Component:
+        """Make an object from outside known as `name` in this process, and return it.
+
+        Raises:
+            InputError: its signature does not fit.
+        """
+        component = Component(self, name, make, self._options_of(name, make), origin)
+        self._found[name] = component
+        return component
+
+    def give(self, made: Any) -> str:
+        """Make an object that Python hands over known here, and return its name.
+
+        Raises:
+            InputError: it is none, or its signature does not fit.
+        """
+        if isinstance(made, _MADE_BY):
+            name = f"{made.__module__}:{made.__qualname__}"
+            return self.take(name, made, origin_of(made, name, None)).name
+        if isinstance(made, (*_PLAIN, list, dict, tuple)):
+            raise InputError(f"write the name of a {self.noun}, got {made!r}")
+        name = f"{GIVEN}:{type(made).__name__}"
+        of = type(made)
+        origin = origin_of(of, f"{of.__module__}:{of.__qualname__}", None)
+        return self.take(name, Held(made), replace(origin, source=digest_of(made))).name
+
+    def of(self, options: Options) -> Component:
+        """Return the component that the checked `options` are for."""
+        return options._component or self.find(getattr(options, self.name_key))
+
+    def parse(self, value: Any, look_up: LookUp = LookUp()) -> Options:
+        """Return the checked options of what a config says.
+
+        Raises:
+            ValidationError: there is no such component, or it has no such options.
+        """
+        base = cast(type[Options], _object(self.base))
+        if isinstance(value, base):
+            value._component = self.of(value)
+            return value
+        if isinstance(value, Section):
+            raise ValueError(f"these are no options of a {self.noun}")
+        document = self._document(value)
+        name = document.get(self.name_key)
+        if name is None:
+            raise _at(self.name_key, f"write the name of a {self.noun}", value)
+        try:
+            if not isinstance(name, str):
+                name = self.give(name)
+            component = self.find(name, look_up)
+        except InputError as error:
+            raise _at(self.name_key, str(error), name) from None
+        document[self.name_key] = name
+        options = component.options.model_validate(document, context=look_up)
+        options._component = component
+        return options
+
+    def _document(self, value: Any) -> dict[str, Any]:
+        """Return what a config says, which may be a name alone, as a section with a name."""
+        section = dict(value) if isinstance(value, Mapping) else {self.name_key: value}
+        return {self.name_key: self.default, **section}
+
+    def names(self) -> list[str]:
+        """Return the names that are known without a module, sorted."""
+        there = entry_points(group=self.group) if self.group else ()
+        return sorted({*self.registered, *(entry.name for entry in there)})
+
+    def _own(self, name: str) -> Component:
+        where = self.registered[name]
+        make = _object(where) if isinstance(where, str) else where
+        if (found := self._found.get(name)) is None or found.make is not make:
+            found = Component(self, name, make, self._options_of(name, make), None)
+            self._found[name] = found
+        return found
+
+    def _entry_point(self, name: str) -> EntryPoint | None:
+        return next(iter(entry_points(group=self.group, name=name)), None) if self.group else None
+
+    def _unknown(self, name: str) -> str:
+        known = self.names()
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        own = "" if self.only_own or close else "; write package.module:object for your own"
+        return f"unknown {self.noun} {name!r}, known are {', '.join(known)}{hint}{own}"
+
+    def _options_of(self, name: str, make: Callable[..., Any]) -> type[Options]:
+        """Return the class of options that `make` takes, or one that is made of its signature."""
+        base = cast(type[Options], _object(self.base))
+        parameters = _parameters(make)
+        hints = _hints(make)
+        if "options" in parameters and inspect.isclass(wanted := hints.get("options")):
+            if not issubclass(wanted, base):
+                raise InputError(f"{name}: its options must be a {base.__name__}")
+            return wanted
+        work = list(parameters)[: self.works_on] if not inspect.isclass(make) else []
+        fields: dict[str, Any] = {}
+        for parameter in parameters.values():
+            known = parameter.name in work or parameter.name in self.facts
+            if known or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                continue
+            if parameter.name in base.model_fields:
+                if parameter.name == self.name_key:
+                    raise InputError(
+                        f"{name} has an argument {parameter.name}, which is where the config has "
+                        "the component's own name; wrap it in a function without"
+                    )
+                continue
+            if parameter.kind is parameter.POSITIONAL_ONLY:
+                raise InputError(f"{name}: {parameter.name} cannot be given by its name; wrap it")
+            if parameter.default is parameter.empty:
+                fields[parameter.name] = (_kept(hints.get(parameter.name, Any)), ...)
+            elif _is_plain(parameter.default):
+                fields[parameter.name] = (_kept(hints.get(parameter.name, Any)), parameter.default)
+        others = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        made = create_model(
+            f"{base.__name__} of {name}", __base__=base, __module__=__name__, **fields
+        )
+        if others:
+            made.model_config["extra"] = "allow"
+            made.model_rebuild(force=True)
+        return made
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Marks the field of a config in which a component of `kind` is: `Annotated[X, Slot(KIND)]`."""
+
+    kind: Kind
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            self._parsed,
+            serialization=core_schema.plain_serializer_function_ser_schema(_dumped, info_arg=True),
+        )
+
+    def _parsed(self, value: Any, info: core_schema.ValidationInfo) -> Options:
+        return self.kind.parse(value, info.context or LookUp())
+
+    def known(self) -> list[type[Options]]:
+        """Return the classes of options of all that are registered."""
+        return [self.kind.find(name).options for name in sorted(self.kind.registered)]
+
+    def options_of(self, value: Any) -> type[Options]:
+        """Return the class of the options of what a config says, whose component is there."""
+        name = self.kind._document(value)[self.kind.name_key]
+        name = name if isinstance(name, str) else self.kind.give(name)
+        return (self.kind._found.get(name) or self.kind.find(name)).options
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        known = [handler(each.__pydantic_core_schema__) for each in self.known()]
+        if self.kind.only_own:
+            return {"anyOf": known}
+        key = self.kind.name_key
+        outside = {
+            "type": "object",
+            "description": f"A {self.kind.noun} of your own, with its options.",
+            "properties": {
+                key: {"type": "string", "pattern": ":", "description": "package.module:object"}
+            },
+            "required": [key],
+        }
+        return {"anyOf": [*known, outside]}
+
+
+def slots(section: BaseModel, prefix: str = "") -> list[tuple[str, Component]]:
+    """Return the components of a config, each with the key that it is at."""
+    found: list[tuple[str, Component]] = []
+    for name, about in type(section).model_fields.items():
+        value = getattr(section, name)
+        slot = next((each for each in about.metadata if isinstance(each, Slot)), None)
+        if slot is not None and isinstance(value, Options):
+            found.append((prefix + name, slot.kind.of(value)))
+        elif isinstance(value, BaseModel):
+            found += slots(value, f"{prefix}{name}.")
+    return found
+
+
+def outside(section: BaseModel) -> dict[str, Component]:
+    """Return the components of a config that are not fedpriv's own, by key."""
+    return {key: found for key, found in slots(section) if found.origin is not None}
+
+
+def _at(key: str, reason: str, value: Any) -> ValidationError:
+    """Return an error of validation at `key`, whose text is `reason` alone."""
+    kind = PydanticCustomError("component", "{reason}", {"reason": reason})
+    details = InitErrorDetails(type=kind, loc=(key,), input=value)
+    return ValidationError.from_exception_data("component", [details])
+
+
+def _dumped(options: Options, info: core_schema.SerializationInfo) -> dict[str, Any]:
+    return options.model_dump(
+        mode=info.mode, exclude_defaults=info.exclude_defaults, exclude_unset=info.exclude_unset
+    )
+
+
+def _object(where: str) -> Any:
+    """Return fedpriv's own object at `module:object`."""
+    module, _, path = where.partition(":")
+    return _attribute(__import__(module, fromlist=["_"]), path)
+
+
+def _attribute(module: Any, path: str) -> Any:
+    found = module
+    for part in path.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _imported(name: str, code: Path | None) -> Callable[..., Any]:
+    """Return the object that `package.module:object` names.
+
+    Raises:
+        InputError: there is none, or its module cannot be imported.
+    """
+    where, _, path = name.partition(":")
+    if not where or not path:
+        raise InputError(f"write package.module:object, such as mine:cnn, got {name!r}")
+    if where in (GIVEN, "__main__") or "<" in path:
+        raise InputError(
+            f"{name} was handed over by a script or a notebook, and is known there alone; go on "
+            "from there, or write it into a module"
+        )
+    try:
+        module = module_beside(where, code)
+    except ModuleNotFoundError as error:
+        if error.name not in (where, where.split(".")[0]):
+            raise InputError(f"{where} needs {error.name}, which is not installed") from None
+        beside = f" or as a file in {code}" if code else ""
+        raise InputError(
+            f"there is no module {where}: it must be installed, on PYTHONPATH{beside}"
+        ) from None
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{where} cannot be imported: {_told(error)}") from error
+    try:
+        made = _attribute(module, path)
+    except AttributeError:
+        there = [each for each in vars(module) if not each.startswith("_")]
+        close = difflib.get_close_matches(path, there, n=1)
+        hint = f"; did you mean {where}:{close[0]}?" if close else ""
+        raise InputError(f"the module {where} has no {path}{hint}") from None
+    if not callable(made):
+        raise InputError(f"{name} is no function and no class")
+    return cast(Callable[..., Any], made)
+
+
+def _is_stale(component: Component, look_up: LookUp) -> bool:
+    """Say whether a component that was found before is another one now."""
+    return component.origin is not None and component.origin.changed(look_up.code)
+
+
+def _parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    try:
+        return dict(inspect.signature(make).parameters)
+    except (TypeError, ValueError):
+        raise InputError(f"{make!r} does not say which arguments it takes; wrap it") from None
+
+
+def _hints(make: Callable[..., Any]) -> dict[str, Any]:
+    """Return the types of the arguments, as far as they can be found."""
+    told = make.__init__ if inspect.isclass(make) else make
+    if not isinstance(told, types.FunctionType | types.MethodType) and not callable(told):
+        return {}
+    try:
+        return typing.get_type_hints(told, include_extras=True)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def _kept(annotation: Any) -> Any:
+    """Return the annotation with paths as a run keeps them, whichever folder it goes on in."""
+    if annotation is Path:
+        return KeptPath
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.Union[tuple(map(_kept, typing.get_args(annotation)))]  # noqa: UP007
+    return annotation
+
+
+def _is_plain(value: Any) -> bool:
+    """Say whether YAML can hold it."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value, *value.values()]))
+    return isinstance(value, (*_PLAIN, Path))
+
+
+def _told(error: Exception) -> str:
+    """Return what an exception says, and the line of whose code it is from."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    said = " ".join(str(error).split()) or type(error).__name__
+    if trace is None or trace.tb_frame.f_code.co_filename == __file__:
+        return said
+    file = Path(trace.tb_frame.f_code.co_filename).name
+    return f"{said} ({file}, line {trace.tb_lineno})"

@@ -1,0 +1,241 @@
+"""Components by name, by module, by entry point and as objects, each with options of its own."""
+
+import json
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from in_process import SMALL, small_config
+from torch import nn
+
+from fedpriv import components
+from fedpriv.components import LookUp, slots
+from fedpriv.config import ExperimentConfig, load_config, parse_config
+from fedpriv.errors import InputError
+from fedpriv.models import MODELS, ViTOptions, build_model
+
+CODE = """
+from torch import nn
+from helping import width_of
+
+def cnn(input_shape, classes, width: int = 4, drop: float = 0.0):
+    channels, height, side = input_shape
+    return nn.Sequential(
+        nn.Conv2d(channels, width_of(width), 3, padding=1), nn.GroupNorm(1, width), nn.ReLU(),
+        nn.Flatten(), nn.Dropout(drop), nn.Linear(width * height * side, classes))
+
+def named(name, classes): ...
+def loose(input_shape, classes, **more):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, more.get("out", classes)))
+def failing(classes):
+    raise ValueError("no width")
+nothing = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path) -> Path:
+    """A config beside which `mine.py` is, and a module that it imports."""
+    return written(tmp_path / "project", CODE)
+
+
+def written(folder: Path, code: str, **model) -> Path:
+    folder.mkdir()
+    (folder / "mine.py").write_text(code)
+    (folder / "helping.py").write_text("def width_of(width):\n    return width\n")
+    document = {**SMALL, "model": {"name": "mine:cnn", **model}}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(document))
+    return folder / "mine.yaml"
+
+
+def built(config: ExperimentConfig, seed: int = 1) -> nn.Module:
+    return build_model(config.model, (1, 8, 8), 10, seed)
+
+
+def test_a_file_beside_the_config_is_a_model_with_options_of_its_own(mine):
+    config = load_config(mine, ["model.width=3"])
+    assert built(config)[0].out_channels == 3
+    assert config.model.model_dump() == {
+        "name": "mine:cnn",
+        "initialise": "own",
+        "width": 3,
+        "drop": 0.0,
+    }
+
+
+def test_a_run_elsewhere_finds_the_same_file_again(mine, tmp_path):
+    config = load_config(mine)
+    (tmp_path / "copy.yaml").write_text(config.to_yaml())
+    again = load_config(tmp_path / "copy.yaml")
+    assert again.code == mine.parent
+    assert again == config
+    assert again.fingerprint("") == config.fingerprint("")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "line"),
+    [
+        ("vitt", {}, r"^model\.name: unknown model 'vitt', known are speech, vit; did you mean v"),
+        ("zzz", {}, r"^model\.name: unknown model 'zzz', .*; write package\.module:object for"),
+        ("mime:cnn", {}, r"^model\.name: there is no module mime: .* or as a file in /"),
+        ("mine:cmn", {}, r"^model\.name: the module mine has no cmn; did you mean mine:cnn\?"),
+        ("mine:", {}, r"^model\.name: write package\.module:object, such as mine:cnn, got 'mine:'"),
+        ("mine:nothing", {}, r"^model\.name: mine:nothing is no function and no class"),
+        ("mine:named", {}, r"^model\.name: mine:named has an argument name, .*; wrap it"),
+        ("mine:cnn", {"widht": 3}, r"^model\.widht: unknown key; did you mean width\?$"),
+        ("mine:cnn", {"width": "wide"}, r"^model\.width: .*integer.*, got 'wide'"),
+        ("mine:cnn", {"width": True}, r"^model\.width: true and false are no numbers"),
+        ("vit", {"width": 3}, r"^model\.width: unknown key; did you mean depth"),
+        ("speech", {"patch": 2}, r"^model\.patch: unknown key"),
+        ("__main__:cnn", {}, r"handed over by a script or a notebook"),
+        (3, {}, r"^model\.name: write the name of a model, got 3"),
+    ],
+)
+def test_what_cannot_be_found_or_taken_is_told_in_a_line(mine, name, options, line):
+    mine.write_text(yaml.safe_dump({**SMALL, "model": {"name": name, **options}}))
+    with pytest.raises(InputError, match=line) as refused:
+        load_config(mine)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        ("import not_there_at_all", "mine needs not_there_at_all, which is not installed"),
+        ("x = (", r"mine cannot be imported: .*\(mine.py, line 1\)"),
+        ("1 / 0", r"mine cannot be imported: division by zero \(mine.py, line 1\)"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_says_why(mine, code, line):
+    (mine.parent / "mine.py").write_text(code)
+    with pytest.raises(InputError, match=line) as refused:
+        load_config(mine)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_builder_that_fails_says_so_in_a_line(mine):
+    config = load_config(mine, ["model={name: mine:failing}"])
+    with pytest.raises(InputError, match=r"model\.name: mine:failing fails: no width .mine.py, "):
+        built(config)
+
+
+def test_a_name_alone_is_a_section(mine):
+    assert load_config(mine, ["model=mine:cnn"]) == load_config(mine)
+    assert small_config(model="vit").model.dim == ViTOptions().dim
+
+
+def test_keyword_arguments_without_names_are_options_too(mine):
+    config = load_config(mine, ["model={name: mine:loose, out: 7}"])
+    assert built(config)[1].out_features == 7
+    assert parse_config(json.loads(config.model_dump_json())) == config
+
+
+def test_a_builder_keeps_its_own_weights_unless_ours_are_asked_for(mine):
+    config, ours = load_config(mine), load_config(mine, ["model.initialise=fedpriv"])
+    torch.manual_seed(99)
+    first, again, other = built(config), built(config), built(config, seed=2)
+    assert torch.equal(first[5].weight, again[5].weight)
+    assert not torch.equal(first[5].weight, other[5].weight)
+    assert first[5].bias.abs().sum() > 0
+    assert built(ours)[5].bias.abs().sum() == 0
+    # A layer that we do not know is left as it was built.
+    assert torch.equal(built(ours)[0].weight, first[0].weight)
+
+
+def test_what_came_from_outside_is_in_the_fingerprint(mine, tmp_path):
+    before = load_config(mine)
+    ((_, component),) = [slot for slot in slots(before) if slot[1].origin]
+    assert set(dict(component.origin.files)) == {"mine.py", "helping.py"}
+    # A copy elsewhere is the same; a comment makes another, in the module and in what it imports.
+    copy = written(tmp_path / "copy", CODE)
+    assert load_config(copy).fingerprint("") == before.fingerprint("")
+    seen = {before.fingerprint("")}
+    for file in ("mine.py", "helping.py"):
+        path = copy.parent / file
+        path.write_text(path.read_text() + "# another\n")
+        seen.add(load_config(copy).fingerprint(""))
+    assert len(seen) == 3
+
+
+def test_two_configs_may_each_have_a_module_of_the_same_name(mine, tmp_path):
+    here = load_config(mine)
+    other = CODE.replace("nn.ReLU()", "nn.Tanh()")
+    there = load_config(written(tmp_path / "there", other))
+    assert isinstance(built(there)[2], nn.Tanh)
+    assert isinstance(built(here)[2], nn.ReLU)
+    assert isinstance(built(load_config(mine))[2], nn.ReLU)
+
+
+def test_a_module_that_is_edited_is_imported_again(mine):
+    load_config(mine)
+    (mine.parent / "mine.py").write_text(CODE.replace("nn.ReLU()", "nn.GELU()"))
+    assert isinstance(built(load_config(mine))[2], nn.GELU)
+
+
+def test_a_file_that_hides_an_imported_module_is_refused(mine):
+    (mine.parent / "json.py").write_text("cnn = int")
+    with pytest.raises(InputError, match=r"json in .* has the name of a module that is imported"):
+        load_config(mine, ["model=json:cnn"])
+
+
+def test_an_object_from_python_is_a_component(mine):
+    def flat(input_shape, classes, gain: float = 1.0):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+    config = small_config(model={"name": flat, "gain": 2.0})
+    assert config.model.gain == 2.0
+    assert built(config)[1].out_features == 10
+    with pytest.raises(InputError, match=r"^model\.gian: unknown key; did you mean gain\?"):
+        small_config(model={"name": flat, "gian": 2.0})
+    # In the process that has it, a message's config finds it again.
+    sent = parse_config(json.loads(config.model_dump_json()), LookUp(allowed=()))
+    assert built(sent)[1].out_features == 10
+
+
+def test_a_model_that_is_made_already_is_copied(mine):
+    made = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    config = small_config(model=made)
+    first, second = built(config), built(config)
+    assert torch.equal(first[1].weight, made[1].weight)
+    assert first[1].weight.data_ptr() != second[1].weight.data_ptr() != made[1].weight.data_ptr()
+    other = small_config(model=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    assert config.fingerprint("") != other.fingerprint("")
+
+
+def test_an_entry_point_is_a_name(monkeypatch, mine):
+    load_config(mine)  # so that its module is there
+    entry = EntryPoint("lenet", "mine:cnn", "fedpriv.models")
+
+    def entries(group, name="lenet"):
+        return [entry] if (group, name) == ("fedpriv.models", "lenet") else []
+
+    monkeypatch.setattr(components, "entry_points", entries)
+    assert built(small_config(model={"name": "lenet", "width": 2}))[0].out_channels == 2
+    assert MODELS.names() == ["lenet", "speech", "vit"]
+    with pytest.raises(InputError, match="did you mean lenet"):
+        small_config(model={"name": "lenett"})
+
+
+def test_a_node_imports_only_what_it_allows(mine, tmp_path):
+    config = load_config(mine)
+    document = json.loads(config.model_dump_json())
+    name = "tests_outside_marker"
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')")
+    document["model"] = {"name": f"{name}:cnn"}
+    document["code"] = str(tmp_path)
+    with pytest.raises(InputError, match=r"^model\.name: this node does not import") as refused:
+        parse_config(document, LookUp(allowed=("other:cnn",)))
+    assert "\n" not in str(refused.value)
+    assert name not in sys.modules
+    with pytest.raises(SystemExit):
+        parse_config(document, LookUp(tmp_path, allowed=(f"{name}:cnn",)))
+
+
+def test_the_schema_has_each_models_own_options():
+    section = ExperimentConfig.model_json_schema()["properties"]["model"]["anyOf"]
+    keys = [set(each["properties"]) for each in section]
+    assert {"patch", "pooling"} <= keys[1]
+    assert "mels" in keys[0] - keys[1]
