@@ -20,6 +20,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -465,7 +466,16 @@ def _hints(make: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(told, include_extras=True)
     except (NameError, TypeError, AttributeError):
-        return {}
+        pass
+    # One that is known to type checkers alone says nothing of the others.
+    found: dict[str, Any] = {}
+    for name, hint in getattr(told, "__annotations__", {}).items():
+        one = types.SimpleNamespace(__annotations__={name: hint})
+        with suppress(NameError, TypeError, AttributeError):
+            found |= typing.get_type_hints(
+                one, getattr(told, "__globals__", {}), include_extras=True
+            )
+    return found
 
 
 def _kept(annotation: Any) -> Any:

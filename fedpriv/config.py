@@ -29,6 +29,7 @@ from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.mechanisms import GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency, build_sampling
 from fedpriv.sections import NO_BEARING, KeptPath, Section, UserPath, kept_path
+from fedpriv.tasks.registry import TASKS, TaskOptions
 from fedpriv.training.local import Precision
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -608,6 +609,9 @@ class ExperimentConfig(Section):
     )
     model: Annotated[ModelOptions, Slot(MODELS)] = Field(
         default={}, validate_default=True, description="The model, with options of its own."
+    )
+    task: Annotated[TaskOptions, Slot(TASKS)] = Field(
+        default={}, validate_default=True, description="What is learnt, with options of its own."
     )
     seed_model: SeedModelConfig | None = Field(
         default=None, description="null starts from random parameters."

@@ -23,7 +23,6 @@ from torch import nn
 from fedpriv.components import outside
 from fedpriv.config import ExperimentConfig, RuntimeConfig, load_config
 from fedpriv.data.federated import Batch
-from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.plan import Plan
 from fedpriv.federation.ray_cluster import cluster
@@ -39,6 +38,7 @@ from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.reporting.wording import KNOWN_SEED, spent_text
 from fedpriv.sections import user_path
 from fedpriv.seed_model import origin_of, with_seed_model
+from fedpriv.tasks.quality import WORD_ERROR_RATE
 from fedpriv.training.checkpoint import (
     Checkpoint,
     checkpoint_files,
@@ -101,7 +101,7 @@ class PretrainingLog:
 
     def measured(self, step: int, measures: dict[str, float]) -> None:
         """Say how far it is."""
-        _LOG.info("step %d: word error rate %.3f", step, measures["wer"])
+        _LOG.info("step %d: %s", step, WORD_ERROR_RATE.text(measures))
 
 
 @dataclass
@@ -119,8 +119,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         trainer = self.trainer
-        if isinstance(trainer.dataset, FederatedSpeech) and not self.config.runtime.deployment:
-            trainer.dataset.require_usable()
+        if not self.config.runtime.deployment:
+            trainer.task.require(trainer.dataset)
         self.held_out = tuple(
             trainer.task.prepare(trainer.model, part).to(trainer.device)
             for part in trainer.dataset.evaluation()
@@ -485,6 +485,7 @@ class _Recorder:
         if record.round % config.evaluation.every == 0 or record.round == config.rounds:
             row |= self._with_pld(record.epsilon)
             row["held_out"] = self._evaluate()
+            row["quality"] = self._experiment.trainer.task.quality.record()
         if not config.runtime.deployment:
             row["simulation_only"] = _seen(record, names)
             if self._memory is not None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,11 +22,11 @@ from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.parts import build_spec_augment, build_trainer
 from fedpriv.models.registry import MODELS
 from fedpriv.optimizers.server import Server
+from fedpriv.tasks.recognition import Recognition
 from fedpriv.training.checkpoint import digest_of, write_tensors
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.parameters import load_parameters, parameters_of
 from fedpriv.training.pretrain import Listener, Pretraining, measures_of, pretrain
-from fedpriv.training.tasks import Recognition
 from fedpriv.training.user_cache import UserCache
 
 
@@ -166,14 +166,14 @@ def _write(
 def _pretraining(
     config: ExperimentConfig, recipe: PretrainConfig, trainer: CohortTrainer
 ) -> Pretraining:
-    if not isinstance(trainer.dataset, FederatedSpeech) or not isinstance(
-        trainer.task, Recognition
-    ):
+    # Of speech alone there are public parts yet.
+    if not hasattr(trainer.dataset, "public") or not isinstance(trainer.task, Recognition):
         raise InputError(f"seed_model.pretrain: {config.data.name} has no public part to train on")
+    dataset = cast(FederatedSpeech, trainer.dataset)
     if not config.runtime.deployment:
-        trainer.dataset.require_one_owner()
+        dataset.require_one_owner()
     return Pretraining(
-        dataset=trainer.dataset,
+        dataset=dataset,
         model=trainer.model,
         task=replace(trainer.task, spec_augment=build_spec_augment(recipe.spec_augment)),
         server=Server(

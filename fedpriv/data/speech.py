@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -79,6 +79,8 @@ class FederatedSpeech:
     facts: DataFacts = UNCHECKED
     strays: Sequence[BadRow] = ()
     disputed: str = ""
+
+    task: ClassVar[str] = "recognition"
 
     @property
     def population(self) -> int:

@@ -20,7 +20,6 @@ from fedpriv.config import (
 )
 from fedpriv.data.federated import FederatedDataset
 from fedpriv.data.registry import build_dataset
-from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError
 from fedpriv.models.fitness import require_memory
 from fedpriv.models.products import route_products
@@ -41,14 +40,15 @@ from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
 from fedpriv.privacy.noise_shares import NoiseShares
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency
+from fedpriv.tasks.base import Task
+from fedpriv.tasks.decoding import decoder
+from fedpriv.tasks.registry import build_task
+from fedpriv.tasks.spec_augment import SpecAugment
 from fedpriv.training.cohort import CohortTrainer
-from fedpriv.training.decoding import decoder
 from fedpriv.training.device import resolve_device, set_tf32
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout
-from fedpriv.training.spec_augment import SpecAugment
 from fedpriv.training.stack_size import planned_stack
-from fedpriv.training.tasks import Classification, Recognition, Task
 from fedpriv.training.user_cache import UserCache
 
 
@@ -62,10 +62,11 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     model = _built_model(config, dataset, device)
     layout = Layout.of(model)
     feedback = build_error_feedback(config.privacy, layout)
+    task = task_of(config, dataset)
     return CohortTrainer(
         dataset=dataset,
         model=model,
-        task=build_task(config, dataset),
+        task=task,
         recipe=_recipe(config.local),
         clipping=build_clipping(config.privacy.clipping if config.privacy else None, layout),
         feedback=feedback,
@@ -74,7 +75,7 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
         # In a stack the rounding of one user's numbers depends on who else is in it, which local
         # training can amplify: the others' contributions then move with one user's presence.
         engine="sequential" if config.runtime.deployment else config.runtime.engine,
-        stack=_stack(config, model, dataset),
+        stack=_stack(config, model, task),
         tolerant=config.runtime.deployment,
         cache=UserCache(config.runtime.cache_mib * 2**20),
         graphs=config.runtime.cuda_graphs and device.type == "cuda" and feedback is None,
@@ -108,13 +109,13 @@ def _built_model(
     return model.to(device)
 
 
-def _stack(config: ExperimentConfig, model: nn.Module, dataset: FederatedDataset) -> int:
+def _stack(config: ExperimentConfig, model: nn.Module, task: Task[Any]) -> int:
     """Return the number of users to stack; where it is to be measured, one to begin with."""
     runtime, parameters = config.runtime, Layout.of(model).total
     if isinstance(runtime.stack, int):
         return runtime.stack
-    memory, long_examples = runtime.stack_mib * 2**20, isinstance(dataset, FederatedSpeech)
-    return planned_stack(parameters, memory, long_examples, config.local.momentum > 0)
+    memory = runtime.stack_mib * 2**20
+    return planned_stack(parameters, memory, task.long_examples, config.local.momentum > 0)
 
 
 def _recipe(config: LocalConfig) -> LocalTraining:
@@ -124,12 +125,11 @@ def _recipe(config: LocalConfig) -> LocalTraining:
     return LocalTraining(**shared, batch_sizes=round(config.batch_seconds / HOP_SECONDS))
 
 
-def build_task(config: ExperimentConfig, dataset: FederatedDataset) -> Task[Any]:
-    """Return what is learnt: recognition of speech, classification of all else."""
-    if not isinstance(dataset, FederatedSpeech):
-        return Classification()
-    return Recognition(
-        alphabet=dataset.alphabet,
+def task_of(config: ExperimentConfig, dataset: FederatedDataset) -> Task[Any]:
+    """Return what is learnt."""
+    return build_task(
+        config.task,
+        dataset=dataset,
         decode=decoder(config.evaluation.decoder, config.evaluation.beam),
         spec_augment=build_spec_augment(config.local.spec_augment),
     )

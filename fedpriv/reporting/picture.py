@@ -46,10 +46,11 @@ def write_picture(directory: Path) -> Path:
 
 
 def _draw_quality(axes: Axes, run: Run) -> None:
-    axes.plot(run.quality.rounds, run.quality.values, marker="o", markersize=4, color=_BLUE)
-    axes.set_ylabel(f"held-out {run.quality.name}")
-    axes.set_ylim(0, 1)
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.plot(run.measured.rounds, run.measured.values, marker="o", markersize=4, color=_BLUE)
+    axes.set_ylabel(f"held-out {run.measured.quality.name}")
+    if run.measured.quality.percent:
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
 def _draw_epsilon(axes: Axes, run: Run) -> None:

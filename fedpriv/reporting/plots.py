@@ -15,6 +15,7 @@ from fedpriv.reporting.reader import Run
 from fedpriv.reporting.spent import rdp_by_round
 from fedpriv.reporting.svg import FAINT, INK, Marked, Plot, canvas, dash
 from fedpriv.reporting.wording import KNOWN_SEED
+from fedpriv.tasks.quality import Quality
 
 # Distance between two labels at the right edge, as a share of the axes' height.
 _LABEL_DISTANCE = 0.075
@@ -108,15 +109,16 @@ def quality_by_round(runs: Sequence[Marked]) -> Plot | None:
     """Draw the held-out measure by round."""
     runs = _measured_alike(runs)
     lines = [
-        _line(marked.run.quality.rounds, marked.run.quality.values, marked, "", 0, "o")
+        _line(marked.run.measured.rounds, marked.run.measured.values, marked, "", 0, "o")
         for marked in runs
-        if marked.run.quality.values
+        if marked.run.measured.values
     ]
     if not lines:
         return None
-    name = runs[0].run.quality.name
+    quality = runs[0].run.measured.quality
+    name = quality.name
     with canvas() as drawn:
-        _percent(drawn.axes, f"held-out {name} (%)")
+        _quality_axis(drawn.axes, quality)
         _draw(drawn.axes, lines)
         return drawn.plot(
             "quality-by-round",
@@ -131,11 +133,12 @@ def quality_by_epsilon(runs: Sequence[Marked]) -> Plot | None:
     lines = [line for marked in runs for line in _quality_lines(marked)]
     if not lines:
         return None
-    name = runs[0].run.quality.name
+    quality = runs[0].run.measured.quality
+    name = quality.name
     with canvas() as drawn:
-        _percent(drawn.axes, f"held-out {name} (%)")
+        _quality_axis(drawn.axes, quality)
         for marked in runs:
-            if not marked.run.private and marked.run.quality.values:
+            if not marked.run.private and marked.run.measured.values:
                 _unprotected(drawn.axes, marked)
         _draw(drawn.axes, lines)
         drawn.axes.set_xlabel("ε spent (no unit)")
@@ -149,16 +152,17 @@ def quality_by_epsilon(runs: Sequence[Marked]) -> Plot | None:
 
 def _measured_alike(runs: Sequence[Marked]) -> list[Marked]:
     """Return the runs with the first one's measure: an accuracy and an error rate share no axis."""
-    return [marked for marked in runs if marked.run.quality.name == runs[0].run.quality.name]
+    first = runs[0].run.measured.quality
+    return [marked for marked in runs if marked.run.measured.quality == first]
 
 
 def _quality_lines(marked: Marked) -> list[_Line]:
     run = marked.run
-    if not run.private or not run.quality.values:
+    if not run.private or not run.measured.values:
         return []
     rdp = dict(zip(_rounds(run), rdp_by_round(run), strict=True))
     pld = {row["round"]: row["epsilon"].get("pld") for row in run.rows}
-    rounds, values = run.quality.rounds, run.quality.values
+    rounds, values = run.measured.rounds, run.measured.values
     lines = [_line([rdp[r] for r in rounds], values, marked, "rdp", 0, "o")]
     tight = [pld.get(r) for r in rounds]
     if any(value is not None for value in tight):
@@ -167,7 +171,7 @@ def _quality_lines(marked: Marked) -> list[_Line]:
 
 
 def _unprotected(axes: Axes, marked: Marked) -> None:
-    final = marked.run.quality.final
+    final = marked.run.measured.final
     axes.axhline(final, color=marked.shade(), linestyle=dash(2))
     axes.annotate(
         marked.label("no privacy"),
@@ -365,9 +369,10 @@ def _spread(heights: list[float]) -> list[float]:
     return [height - excess for height in moved]
 
 
-def _percent(axes: Axes, label: str) -> None:
-    axes.set_ylabel(label)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
+def _quality_axis(axes: Axes, quality: Quality) -> None:
+    axes.set_ylabel(f"held-out {quality.name}{' (%)' if quality.percent else ''}")
+    if quality.percent:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
 
 
 def _wide(lines: Sequence[_Line]) -> bool:

@@ -21,6 +21,7 @@ from fedpriv.privacy.figures import epsilon_text
 from fedpriv.reporting.noise_statement import TRUST_MODELS
 from fedpriv.reporting.terminal import one_line, print_lines
 from fedpriv.reporting.wording import beside_epsilon, smallest, spent_text
+from fedpriv.tasks.quality import WORD_ERROR_RATE, quality_of
 
 
 class ProgressLines:
@@ -32,7 +33,7 @@ class ProgressLines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._rounds = 0
-        self._held_out: dict[str, float] | None = None
+        self._quality = ""
         self._budget: float | None = None
         self._tight = False
         self._who = "users"
@@ -105,11 +106,12 @@ class ProgressLines:
 
     def finished(self, row: dict[str, Any]) -> None:
         """Print the line of a finished round."""
-        self._held_out = row.get("held_out", self._held_out)
+        if "held_out" in row:
+            self._quality = quality_of(row).text(row["held_out"])
         seen = row.get("simulation_only")
         parts = [Text(f"round {row['round']:>{len(str(self._rounds))}}/{self._rounds}")]
         if "held_out" in row:
-            parts.append(Text(quality_text(row["held_out"]), style="bold"))
+            parts.append(Text(quality_of(row).text(row["held_out"]), style="bold"))
         private = smallest(row)[0] is not None
         shown = spent_text(row) + (self._known if private else "")
         parts.append(Text(shown, style="" if private else "red"))
@@ -121,7 +123,7 @@ class ProgressLines:
         if seen:
             parts.append(self._seen_text(seen))
         self._print(Text("  ").join(parts))
-        quality = f"{quality_text(self._held_out)}  " if self._held_out else ""
+        quality = f"{self._quality}  " if self._quality else ""
         self._progress.update(self._task, completed=row["round"], status=quality + spent_text(row))
 
     def _seen_text(self, seen: dict[str, Any]) -> Text:
@@ -202,7 +204,7 @@ class PretrainingLines:
 
     def measured(self, step: int, measures: dict[str, float]) -> None:
         """Print how far it is."""
-        measured = quality_text(measures)
+        measured = WORD_ERROR_RATE.text(measures)
         print_lines(self._console, f"step {step}: {measured} on public held-out recordings")
 
     def say(self, sentence: str) -> None:
@@ -221,10 +223,3 @@ def _bar(console: Console, what: str) -> Progress:
         console=console,
         disable=not console.is_terminal,
     )
-
-
-def quality_text(measures: dict[str, float]) -> str:
-    """Return the measure of the task in a few words."""
-    if "wer" in measures:
-        return f"WER {measures['wer']:.1%}"
-    return f"accuracy {measures['accuracy']:.3f}"

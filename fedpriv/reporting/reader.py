@@ -17,6 +17,7 @@ from fedpriv.privacy.ledger import Header, Release, read_ledger
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
 from fedpriv.reporting.completeness import NO_EVIDENCE, Evidence, read_evidence
 from fedpriv.reporting.run_directory import RunDirectory
+from fedpriv.tasks.quality import ACCURACY, Quality, quality_of
 from fedpriv.training.checkpoint import checkpoint_files
 
 # What a checkpoint calls the model's parameters, as against the optimizer's state.
@@ -24,16 +25,16 @@ _PARAMETER = "parameter/"
 
 
 @dataclass(frozen=True)
-class Quality:
+class Measured:
     """What the held-out examples say of the released models.
 
     Attributes:
-        name: `accuracy` or `word error rate`.
+        quality: the measure of the task.
         rounds: the rounds that were measured.
-        values: one value a measured round, a fraction.
+        values: one value a measured round.
     """
 
-    name: str
+    quality: Quality
     rounds: tuple[int, ...]
     values: tuple[float, ...]
 
@@ -41,6 +42,11 @@ class Quality:
     def final(self) -> float:
         """The last value; nan where nothing was measured."""
         return self.values[-1] if self.values else math.nan
+
+    @property
+    def told(self) -> str:
+        """The last value, as people read it; "–" where nothing was measured."""
+        return "–" if math.isnan(self.final) else self.quality.number(self.final)
 
 
 @dataclass(frozen=True)
@@ -121,15 +127,13 @@ class Run:
         return build_sampling(last.sampling, last.population, last.expected_cohort, adjacency)
 
     @property
-    def quality(self) -> Quality:
-        """The measure of the task: word error rate where there is one, else accuracy."""
+    def measured(self) -> Measured:
+        """The measure of the task, as far as it was taken."""
         measured = [row for row in self.rows if row.get("held_out")]
-        key, name = ("accuracy", "accuracy")
-        if any("wer" in row["held_out"] for row in measured):
-            key, name = ("wer", "word error rate")
-        points = [(row["round"], _number(row["held_out"].get(key))) for row in measured]
+        quality = quality_of(measured[-1]) if measured else ACCURACY
+        points = [(row["round"], _number(row["held_out"].get(quality.key))) for row in measured]
         finite = [(round_, value) for round_, value in points if math.isfinite(value)]
-        return Quality(name, tuple(r for r, _ in finite), tuple(v for _, v in finite))
+        return Measured(quality, tuple(r for r, _ in finite), tuple(v for _, v in finite))
 
     @property
     def seconds(self) -> float:

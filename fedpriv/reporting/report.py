@@ -175,7 +175,7 @@ def _inline(plot: Plot) -> Markup:
 
 def _cards(each: Reported) -> list[Card]:
     run, last = each.run, each.run.releases[-1]
-    quality, cohort = run.quality, run.sampling.expected_cohort
+    quality, cohort = run.measured.quality, run.sampling.expected_cohort
     users = math.fsum(run.seen("cohort"))
     who = "users" if last.silos is None else "silos"
     cards = [Card(f"Held-out {quality.name}", *_quality(run)), *_epsilon_cards(each)]
@@ -196,9 +196,9 @@ def _cards(each: Reported) -> list[Card]:
 
 
 def _quality(run: Run) -> tuple[str, str]:
-    if math.isnan(run.quality.final):
+    if math.isnan(run.measured.final):
         return "–", "not measured yet"
-    return f"{run.quality.final:.1%}", f"after round {run.quality.rounds[-1]:,}"
+    return run.measured.told, f"after round {run.measured.rounds[-1]:,}"
 
 
 def _epsilon_cards(each: Reported) -> list[Card]:

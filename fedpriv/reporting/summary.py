@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -87,9 +86,9 @@ def _row(label: str, run: Run) -> list[str | Text]:
 
 
 def _quality(run: Run) -> str:
-    if math.isnan(run.quality.final):
-        return "–"
-    return f"{run.quality.final:.1%} {'WER' if run.quality.name != 'accuracy' else ''}".strip()
+    short = run.measured.quality.short
+    beside = "" if short == "accuracy" or not run.measured.values else short
+    return f"{run.measured.told} {beside}".strip()
 
 
 def _privacy(run: Run, account: Spent) -> list[str | Text]:

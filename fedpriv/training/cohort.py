@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch, FederatedDataset
-from fedpriv.errors import DamagedFile, EnvironmentFault, InputError
+from fedpriv.errors import DamagedFile, EnvironmentFault
 from fedpriv.models.stochastic import PerUserDraw, Stochastic
 from fedpriv.privacy.clipping import ClippedUsers, ClippingRule, clip_and_add
 from fedpriv.privacy.error_feedback import ErrorFeedback, feed_back
 from fedpriv.privacy.moves import Moves
 from fedpriv.privacy.randomness import Purpose, Randomness, id_words
+from fedpriv.tasks.base import Task
 from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.memory_store import RoundMemories
 from fedpriv.training.parameters import Layout
 from fedpriv.training.recordings import recordings_of
 from fedpriv.training.spans import Span, Stopwatch
 from fedpriv.training.stacked import StackedModel, StackedUser, Stream, stacked_model, train_stack
-from fedpriv.training.tasks import Task
 from fedpriv.training.user_cache import UserCache
 from fedpriv.transfer import fetched, moved_to
 
@@ -105,23 +105,9 @@ class CohortTrainer:
         if cached is None:
             found = self.task.prepare(self.model, self.dataset.user(user))
             if self.device.type != "cpu":
-                _check_targets(found, self.dataset.classes)
+                self.task.require_targets(found, self.dataset.classes)
             cached = self.cache.put(key, found)
         return cached
-
-
-def _check_targets(examples: Any, classes: int) -> None:
-    """Check, on the host, that a model has a class for every target.
-
-    A CPU refuses one that it has not. On a GPU it would end the process's use of the GPU, and so
-    the training of all others, or read memory that is not the loss's.
-
-    Raises:
-        InputError: it has not.
-    """
-    targets = examples.targets
-    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
-        raise InputError(f"data: a user has a target that is none of the {classes} classes")
 
 
 @dataclass(frozen=True)

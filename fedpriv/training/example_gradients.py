@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fedpriv.data.federated import Batch
 from fedpriv.models.vit import LearnedPositions
 from fedpriv.privacy.outer_products import OuterProducts
-from fedpriv.training.tasks import Task
+from fedpriv.tasks.base import Task
 
 B = TypeVar("B", bound=Batch)
 

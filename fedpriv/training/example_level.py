@@ -25,12 +25,12 @@ from fedpriv.privacy.clipping import ClippedUsers, clip_and_add
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.outer_products import OuterProducts
 from fedpriv.privacy.randomness import Purpose, Randomness, id_words
+from fedpriv.tasks.base import Task
 from fedpriv.training.cohort import CohortSum, CohortTrainer
 from fedpriv.training.example_gradients import GRADIENTS, example_gradients
 from fedpriv.training.local import LocalTraining, add_proximal
 from fedpriv.training.parameters import Layout, load_parameters
 from fedpriv.training.spans import Stopwatch
-from fedpriv.training.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from fedpriv.data.utterances import Utterances
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.randomness import Purpose, Randomness
+from fedpriv.tasks.recognition import Recognition
 from fedpriv.training.checkpoint import (
     Checkpoint,
     checkpoint_files,
     load_checkpoint,
     save_checkpoint,
 )
-from fedpriv.training.tasks import Recognition
 from fedpriv.training.user_cache import UserCache
 
 

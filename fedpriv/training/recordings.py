@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedpriv.privacy.clipping import add_weighted, block_norms
 from fedpriv.privacy.moves import Moves
+from fedpriv.tasks.base import Task
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.stacked import (
     StackedModel,
@@ -28,7 +29,6 @@ from fedpriv.training.stacked import (
     steps_of,
     take_steps,
 )
-from fedpriv.training.tasks import Task
 from fedpriv.transfer import moved_to
 
 #: Does some work on the device and returns what does it again, on the same memory.

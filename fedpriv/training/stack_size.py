@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from fedpriv.models.speech import SpeechTransformer
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.parameters import Layout, parameters_of
 from fedpriv.training.stacked import stacked_model
@@ -36,8 +35,6 @@ _SECONDS_A_TRY = 2.0
 _USED_OF_A_GPU = 0.8
 # The more users, the less a GPU waits to be asked. Its attention takes no more rows at once.
 _MOST_ON_A_GPU, _MOST_ROWS = 512, 2**16 - 1
-# Of speech whose batches have no length in time: an utterance's seconds, in frames.
-_LONGEST_KNOWN, _FRAMES_A_SECOND = 20, 100
 
 
 def planned_stack(
@@ -131,14 +128,7 @@ def kept_bytes(trainer: CohortTrainer) -> int:
     numbers: no user's data are looked at.
     """
     model, recipe, shape = trainer.model, trainer.recipe, trainer.dataset.input_shape
-    inputs: tuple[Tensor, ...]
-    if isinstance(model, SpeechTransformer):
-        frames = recipe.batch_sizes or round(recipe.batch_size * _LONGEST_KNOWN * _FRAMES_A_SECOND)
-        each = max(1, frames // recipe.batch_size)
-        mels = model.front_end.bands.shape[1]
-        inputs = torch.empty(recipe.batch_size, each, mels), torch.full((recipe.batch_size,), each)
-    else:
-        inputs = (torch.empty(recipe.batch_size, *shape),)
+    inputs = trainer.task.largest_step(model, recipe.batch_size, recipe.batch_sizes, shape)
     there = {
         name: torch.empty_like(one, device="meta").requires_grad_(one.requires_grad)
         for name, one in chain(model.named_parameters(), model.named_buffers())

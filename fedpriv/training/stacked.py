@@ -26,6 +26,7 @@ from fedpriv.data.federated import Batch
 from fedpriv.models.packing import Ragged
 from fedpriv.models.stochastic import PerUserDraw, Stochastic
 from fedpriv.privacy.moves import Moves
+from fedpriv.tasks.base import Task
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout
 from fedpriv.training.stacked_layers import (
@@ -35,7 +36,6 @@ from fedpriv.training.stacked_layers import (
     StackedLinear,
     of_users,
 )
-from fedpriv.training.tasks import Task
 from fedpriv.transfer import moved_to
 
 # Numbers of a block that are worked on at once: the step then finds the product that it takes still

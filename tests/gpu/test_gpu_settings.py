@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from fedpriv import experiment
 from fedpriv.config import RuntimeConfig
+from fedpriv.data.text import Alphabet
 from fedpriv.errors import InputError
 from fedpriv.federation import ray_cluster
 from fedpriv.federation.parts import build_trainer
@@ -24,6 +25,8 @@ from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.clipping import PerLayerClipping
 from fedpriv.privacy.error_feedback import Dice, feed_back
+from fedpriv.tasks.decoding import greedy
+from fedpriv.tasks.recognition import Recognition
 from fedpriv.training import stack_size
 from fedpriv.training.device import set_tf32
 from fedpriv.training.local import LocalTraining
@@ -139,7 +142,8 @@ def large(rows: int, frames: int) -> SimpleNamespace:
         model = build_model(config, (16_000,), 30, seed=1)
     recipe = LocalTraining(batch_size=rows, batch_sizes=rows * frames, max_grad_norm=1.0)
     dataset = SimpleNamespace(input_shape=(1,))
-    return SimpleNamespace(model=model, recipe=recipe, dataset=dataset, feedback=None)
+    task = Recognition(Alphabet("ab"), greedy)
+    return SimpleNamespace(model=model, recipe=recipe, dataset=dataset, feedback=None, task=task)
 
 
 def test_the_published_models_memory_is_known_without_it():

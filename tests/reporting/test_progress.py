@@ -35,7 +35,7 @@ def test_a_round_is_one_line_with_its_price() -> None:
         "simulation only: cohort 7, loss 1.500, 90 users/s",
     )
     assert f"round 1/4  ε 0.500 by RDP, δ 0.001 {known}  {seen}" in lines
-    assert f"round 2/4  accuracy 0.812  ε 0.750 by RDP, δ 0.001 {known}  {seen}" in lines
+    assert f"round 2/4  accuracy 81.2%  ε 0.750 by RDP, δ 0.001 {known}  {seen}" in lines
     assert any("all rounds will cost ε = " in line for line in lines)
 
 

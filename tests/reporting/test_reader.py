@@ -48,9 +48,9 @@ def test_word_error_rate_is_preferred(make_run) -> None:
     path = make_run()
     metrics = path / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"accuracy": ', '"wer": '))
-    quality = read_run(path).quality
-    assert quality.name == "word error rate"
-    assert quality.rounds == (2, 4, 6)
+    measured = read_run(path).measured
+    assert measured.quality.name == "word error rate"
+    assert measured.rounds == (2, 4, 6)
 
 
 def test_runs_of_one_name_are_told_apart(make_run) -> None:

@@ -13,9 +13,10 @@ from fedpriv.models.speech import SpeechTransformer
 from fedpriv.models.vit import ViT
 from fedpriv.privacy import SPLITS, GlobalClipping, PerLayerClipping, Unclipped, clip
 from fedpriv.privacy.clipping import clip_and_sum
-from fedpriv.training.decoding import greedy
+from fedpriv.tasks.classification import Classification
+from fedpriv.tasks.decoding import greedy
+from fedpriv.tasks.recognition import Recognition
 from fedpriv.training.example_gradients import example_gradients
-from fedpriv.training.tasks import Classification, Recognition
 
 # Opacus' own: the first layer's input, the data, needs no gradient.
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")

@@ -14,11 +14,11 @@ from fedpriv.models.vit import ViT
 from fedpriv.privacy import SPLITS, ExampleLevel, GaussianMechanism, GlobalClipping
 from fedpriv.privacy.clipping import PerLayerClipping, clip_and_add
 from fedpriv.privacy.outer_products import OuterProducts
+from fedpriv.tasks.classification import Classification
 from fedpriv.training.example_gradients import GhostGradients, example_gradients
 from fedpriv.training.example_level import train_silo
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.parameters import Layout, parameters_of
-from fedpriv.training.tasks import Classification
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 

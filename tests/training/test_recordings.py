@@ -6,11 +6,11 @@ from in_process import small_config
 
 from fedpriv.federation.parts import build_trainer
 from fedpriv.privacy.clipping import GlobalClipping, clip_and_add
+from fedpriv.tasks.classification import Classification
 from fedpriv.training import cohort
 from fedpriv.training.parameters import Layout, parameters_of
 from fedpriv.training.recordings import Recordings, once
 from fedpriv.training.stacked import StackedModel, train_stack
-from fedpriv.training.tasks import Classification
 
 WRITTEN_OUT = {"local__momentum": 0.9, "local__proximal_mu": 0.1, "local__max_grad_norm": 1.0}
 LARGEST = 8

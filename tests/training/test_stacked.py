@@ -23,12 +23,14 @@ from fedpriv.models.stochastic import Dropout
 from fedpriv.models.vit import LearnedPositions
 from fedpriv.privacy import GlobalClipping, Unclipped
 from fedpriv.privacy.randomness import Purpose, Randomness, id_words
+from fedpriv.tasks.classification import Classification
+from fedpriv.tasks.decoding import greedy
+from fedpriv.tasks.recognition import Recognition
+from fedpriv.tasks.spec_augment import SpecAugment
 from fedpriv.training import stacked
 from fedpriv.training.cohort import CohortTrainer, train_cohort
-from fedpriv.training.decoding import greedy
 from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.parameters import Layout, parameters_of
-from fedpriv.training.spec_augment import SpecAugment
 from fedpriv.training.stacked import (
     StackedModel,
     StackedResult,
@@ -37,7 +39,6 @@ from fedpriv.training.stacked import (
     can_stack,
     train_stack,
 )
-from fedpriv.training.tasks import Classification, Recognition
 from fedpriv.training.user_cache import UserCache
 
 CPU = torch.device("cpu")

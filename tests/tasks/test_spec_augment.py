@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpriv.training.spec_augment import SpecAugment
+from fedpriv.tasks.spec_augment import SpecAugment
 
 IN_TIME = SpecAugment(freq_masks=0)
 IN_FREQ = SpecAugment(time_masks=0)

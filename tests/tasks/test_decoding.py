@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpriv.data.text import BLANK
-from fedpriv.training.decoding import decoder, greedy, prefix_beam
+from fedpriv.tasks.decoding import decoder, greedy, prefix_beam
 
 SEEDS = st.integers(0, 2**31)
 

@@ -1,95 +1,34 @@
-"""What a model is trained to do: how its loss is taken, and how it is measured.
-
-A task is a frozen dataclass; what it knows is public.
-"""
+"""Speech to text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import ClassVar, Protocol, TypeVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from fedpriv.data.federated import Batch, Examples
 from fedpriv.data.text import BLANK, Alphabet
 from fedpriv.data.utterances import Utterances
+from fedpriv.errors import InputError
 from fedpriv.models.speech import SpeechTransformer, tokens_of
-from fedpriv.training.decoding import Decode
-from fedpriv.training.error_rates import error_rates
-from fedpriv.training.spec_augment import SpecAugment
+from fedpriv.tasks.base import in_order, require_classes
+from fedpriv.tasks.decoding import Decode
+from fedpriv.tasks.error_rates import error_rates
+from fedpriv.tasks.quality import WORD_ERROR_RATE, Quality
+from fedpriv.tasks.registry import TaskOptions
+from fedpriv.tasks.spec_augment import SpecAugment
 from fedpriv.transfer import moved_to
-
-B = TypeVar("B", bound=Batch)
 
 # Samples whose spectra are taken at once: they need many times the memory of the samples.
 _SAMPLES_AT_ONCE = 2**22
 _FRAMES_TO_A_MULTIPLE_OF = 24
-
-
-class Task(Protocol[B]):
-    """How a model learns from a batch, and how well it does.
-
-    Examples are prepared and augmented on the host, and go to the model's device step by step: a
-    GPU's memory is for users' parameters, and whoever chooses rows there has to send indices.
-    """
-
-    def prepare(self, model: nn.Module, examples: B) -> B:
-        """Do what is the same in every round: features, and leaving out what cannot be learnt."""
-
-    #: Whether taking losses reads numbers on the host, which a recorded pass cannot.
-    waits: ClassVar[bool]
-
-    def augments(self, round_: int) -> bool:
-        """Whether `augment` changes anything in a round; where not, nobody draws for it."""
-
-    def augment(self, batch: B, round_: int, generator: torch.Generator) -> B:
-        """Return the batch as it is trained on in a round."""
-
-    def losses(self, model: nn.Module, batch: B) -> Tensor:
-        """Return the loss of each example: `[n]`."""
-
-    def measure(self, model: nn.Module, parts: Sequence[B], batch_size: int) -> dict[str, float]:
-        """Return mean loss and error measures of prepared examples, which come in parts."""
-
-
-@dataclass(frozen=True)
-class Classification:
-    """Images to classes: cross-entropy, and the share of right answers."""
-
-    waits: ClassVar[bool] = False
-
-    def prepare(self, model: nn.Module, examples: Examples) -> Examples:
-        """Return the examples as they are."""
-        return examples
-
-    def augments(self, round_: int) -> bool:
-        """Never."""
-        return False
-
-    def augment(self, batch: Examples, round_: int, generator: torch.Generator) -> Examples:
-        """Return the batch as it is."""
-        return batch
-
-    def losses(self, model: nn.Module, batch: Examples) -> Tensor:
-        """Return the cross-entropy of each example: `[n]`."""
-        return F.cross_entropy(model(batch.inputs), batch.targets, reduction="none")
-
-    @torch.no_grad()
-    def measure(
-        self, model: nn.Module, parts: Sequence[Examples], batch_size: int
-    ) -> dict[str, float]:
-        """Return mean `loss`, and `accuracy` in [0, 1]."""
-        model.eval()
-        loss, correct, count = 0.0, 0, sum(len(part) for part in parts)
-        for batch in chain.from_iterable(_in_order(part, batch_size) for part in parts):
-            outputs = model(batch.inputs)
-            loss += float(F.cross_entropy(outputs, batch.targets, reduction="sum"))
-            correct += int((outputs.argmax(dim=-1) == batch.targets).sum())
-        return {"loss": loss / count, "accuracy": correct / count}
+# Of batches that have no length in time: an utterance's seconds, in frames.
+_LONGEST_KNOWN, _FRAMES_A_SECOND = 20, 100
 
 
 @dataclass(frozen=True)
@@ -105,7 +44,26 @@ class Recognition:
     alphabet: Alphabet
     decode: Decode
     spec_augment: SpecAugment | None = None
+    quality: ClassVar[Quality] = WORD_ERROR_RATE
     waits: ClassVar[bool] = True  # PyTorch's CTC loss reads its lengths
+    long_examples: ClassVar[bool] = True
+
+    def require(self, dataset: Any) -> None:
+        """Take recordings that can be used: see `Task`."""
+        dataset.require_usable()
+
+    def require_targets(self, examples: Utterances, classes: int) -> None:
+        """Take what is in the alphabet: see `Task`."""
+        require_classes(examples.targets, classes)
+
+    def largest_step(
+        self, model: nn.Module, batch_size: int, batch_sizes: int | None, shape: tuple[int, ...]
+    ) -> tuple[Tensor, ...]:
+        """Return features and lengths: see `Task`."""
+        frames = batch_sizes or round(batch_size * _LONGEST_KNOWN * _FRAMES_A_SECOND)
+        each = max(1, frames // batch_size)
+        mels = cast(SpeechTransformer, model).front_end.bands.shape[1]
+        return torch.empty(batch_size, each, mels), torch.full((batch_size,), each)
 
     @torch.no_grad()
     def prepare(self, model: nn.Module, examples: Utterances) -> Utterances:
@@ -118,7 +76,7 @@ class Recognition:
             return examples
         front_end = _front_end(model)
         parts = []
-        for part in _in_order(examples, max(1, _SAMPLES_AT_ONCE // examples.inputs.shape[1])):
+        for part in in_order(examples, max(1, _SAMPLES_AT_ONCE // examples.inputs.shape[1])):
             features, frames = front_end(part.inputs, part.lengths)
             parts.append(replace(part, inputs=features.to(part.inputs.device), lengths=frames))
         whole = Utterances.join(parts)
@@ -155,7 +113,7 @@ class Recognition:
         spoken, heard = [], []
         # Neighbours in length share a batch, so that little of it is padding.
         ordered = [part.take(part.sizes.argsort()) for part in parts]
-        for batch in chain.from_iterable(_in_order(part, batch_size) for part in ordered):
+        for batch in chain.from_iterable(in_order(part, batch_size) for part in ordered):
             log_probs, tokens = model(batch.inputs, batch.lengths)
             loss += float(_ctc(log_probs, tokens, batch).sum())
             heard += [self.alphabet.decode(path) for path in self.decode(log_probs, tokens)]
@@ -205,6 +163,27 @@ def _shortest_path(examples: Utterances) -> Tensor:
     return torch.where(lengths > 0, needed, torch.iinfo(torch.int64).max)
 
 
-def _in_order(examples: B, batch_size: int) -> Iterator[B]:
-    for first in range(0, len(examples), batch_size):
-        yield examples.take(torch.arange(first, min(first + batch_size, len(examples))))
+class RecognitionOptions(TaskOptions):
+    """What is not said elsewhere: `evaluation` has the decoder, `local` what is masked."""
+
+    name: str = Field(
+        default="recognition", description="recognition: speech to characters, by CTC"
+    )
+
+
+def build_recognition(
+    options: RecognitionOptions,
+    dataset: Any,
+    decode: Decode,
+    spec_augment: SpecAugment | None,
+) -> Recognition:
+    """Return the task for the data set's alphabet.
+
+    Raises:
+        InputError: the data set has none.
+    """
+    if not hasattr(dataset, "alphabet"):
+        raise InputError(
+            "task.name: recognition is for data sets of speech, which have an alphabet"
+        )
+    return Recognition(dataset.alphabet, decode, spec_augment)

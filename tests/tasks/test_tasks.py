@@ -15,11 +15,12 @@ from fedpriv.data.federated import Examples
 from fedpriv.data.text import Alphabet
 from fedpriv.data.utterances import Utterances
 from fedpriv.models import SpeechOptions, build_model
-from fedpriv.training import tasks
-from fedpriv.training.decoding import decoder, greedy
-from fedpriv.training.error_rates import error_rates
-from fedpriv.training.spec_augment import SpecAugment
-from fedpriv.training.tasks import Classification, Recognition
+from fedpriv.tasks import recognition
+from fedpriv.tasks.classification import Classification
+from fedpriv.tasks.decoding import decoder, greedy
+from fedpriv.tasks.error_rates import error_rates
+from fedpriv.tasks.recognition import Recognition
+from fedpriv.tasks.spec_augment import SpecAugment
 
 TASK = Recognition(Alphabet("ab "), greedy)
 SEEDS = st.integers(0, 2**31)
@@ -63,7 +64,7 @@ TARGETS = st.lists(st.integers(1, 2), min_size=0, max_size=3)
 @given(st.lists(TARGETS, min_size=1, max_size=4))
 def test_the_shortest_path_is_that_of_all_alignments(targets):
     batch = utterances([torch.zeros(1)] * len(targets), targets)
-    for found, target in zip(tasks._shortest_path(batch).tolist(), targets, strict=True):
+    for found, target in zip(recognition._shortest_path(batch).tolist(), targets, strict=True):
         if not target:
             assert found > 2**40  # nothing to learn: left out
             continue
@@ -115,7 +116,7 @@ def test_preparing_a_few_samples_at_a_time_changes_nothing(model, monkeypatch):
     spoken = tiny_speech().user(2)
     whole = TASK.prepare(model, spoken)
     for samples in (1, 5_000, 100_000):
-        monkeypatch.setattr(tasks, "_SAMPLES_AT_ONCE", samples)
+        monkeypatch.setattr(recognition, "_SAMPLES_AT_ONCE", samples)
         parts = TASK.prepare(model, spoken)
         torch.testing.assert_close(parts.inputs, whole.inputs, rtol=0, atol=1e-5)
         for name in ("lengths", "targets", "target_lengths"):

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedpriv.data.text import normalise
-from fedpriv.training import error_rates as module
-from fedpriv.training.error_rates import error_rates
+from fedpriv.tasks import error_rates as module
+from fedpriv.tasks.error_rates import error_rates
 
 TEXTS = st.text("ab '", max_size=12).map(normalise)
 PAIRS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6)

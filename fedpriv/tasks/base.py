@@ -1,0 +1,120 @@
+"""What a model is trained to do: how its loss is taken, and how it is measured.
+
+A task is a frozen dataclass; what it knows is public.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fedpriv.data.federated import Batch
+from fedpriv.errors import InputError
+from fedpriv.tasks.quality import Quality
+
+B = TypeVar("B", bound=Batch)
+
+
+class Task(Protocol[B]):
+    """How a model learns from a batch, and how well it does.
+
+    Examples are prepared and augmented on the host, and go to the model's device step by step: a
+    GPU's memory is for users' parameters, and whoever chooses rows there has to send indices.
+    """
+
+    #: The one among `measure`'s numbers that tells how good a model is.
+    quality: ClassVar[Quality]
+    #: Whether taking losses reads numbers on the host, which a recorded pass cannot.
+    waits: ClassVar[bool]
+    #: Whether one example is as long as many others': fewer users are then stacked.
+    long_examples: ClassVar[bool]
+
+    def require(self, dataset: Any) -> None:
+        """Check that the data set is for this task; in a simulation all of it is there to check.
+
+        Raises:
+            InputError: it is not.
+        """
+
+    def require_targets(self, examples: B, classes: int) -> None:
+        """Check, on the host, what a GPU cannot refuse without ending all that it does.
+
+        Raises:
+            InputError: a user's examples would do that.
+        """
+
+    def largest_step(
+        self, model: nn.Module, batch_size: int, batch_sizes: int | None, shape: tuple[int, ...]
+    ) -> tuple[Tensor, ...]:
+        """Return what a model reads in the largest step of a recipe; its numbers mean nothing.
+
+        `shape` is that of one input, `batch_sizes` the most that a batch may cost.
+        """
+
+    def prepare(self, model: nn.Module, examples: B) -> B:
+        """Do what is the same in every round: features, and leaving out what cannot be learnt."""
+
+    def augments(self, round_: int) -> bool:
+        """Whether `augment` changes anything in a round; where not, nobody draws for it."""
+
+    def augment(self, batch: B, round_: int, generator: torch.Generator) -> B:
+        """Return the batch as it is trained on in a round."""
+
+    def losses(self, model: nn.Module, batch: B) -> Tensor:
+        """Return the loss of each example: `[n]`."""
+
+    def measure(self, model: nn.Module, parts: Sequence[B], batch_size: int) -> dict[str, float]:
+        """Return mean loss and error measures of prepared examples, which come in parts."""
+
+
+class Plain:
+    """What a task does that trains on examples as they are."""
+
+    waits: ClassVar[bool] = False
+    long_examples: ClassVar[bool] = False
+
+    def require(self, dataset: Any) -> None:
+        """Take any data set."""
+
+    def require_targets(self, examples: Any, classes: int) -> None:
+        """Take any targets."""
+
+    def largest_step(
+        self, model: nn.Module, batch_size: int, batch_sizes: int | None, shape: tuple[int, ...]
+    ) -> tuple[Tensor, ...]:
+        """Return a batch of inputs: see `Task`."""
+        return (torch.empty(batch_size, *shape),)
+
+    def prepare(self, model: nn.Module, examples: B) -> B:
+        """Return the examples as they are."""
+        return examples
+
+    def augments(self, round_: int) -> bool:
+        """Never."""
+        return False
+
+    def augment(self, batch: B, round_: int, generator: torch.Generator) -> B:
+        """Return the batch as it is."""
+        return batch
+
+
+def require_classes(targets: Tensor, classes: int) -> None:
+    """Check that a model has a class for every target.
+
+    A CPU refuses one that it has not. On a GPU it would end the process's use of the GPU, and so
+    the training of all others, or read memory that is not the loss's.
+
+    Raises:
+        InputError: it has not.
+    """
+    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+        raise InputError(f"data: a user has a target that is none of the {classes} classes")
+
+
+def in_order(examples: B, batch_size: int) -> Iterator[B]:
+    """Cut examples into batches, in their order."""
+    for first in range(0, len(examples), batch_size):
+        yield examples.take(torch.arange(first, min(first + batch_size, len(examples))))

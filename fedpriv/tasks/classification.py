@@ -1,0 +1,57 @@
+"""Examples to classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedpriv.data.federated import Examples
+from fedpriv.tasks.base import Plain, in_order, require_classes
+from fedpriv.tasks.quality import ACCURACY, Quality
+from fedpriv.tasks.registry import TaskOptions
+
+
+@dataclass(frozen=True)
+class Classification(Plain):
+    """Images to classes: cross-entropy, and the share of right answers."""
+
+    quality: ClassVar[Quality] = ACCURACY
+
+    def require_targets(self, examples: Examples, classes: int) -> None:
+        """Take what is a class: see `Task`."""
+        require_classes(examples.targets, classes)
+
+    def losses(self, model: nn.Module, batch: Examples) -> Tensor:
+        """Return the cross-entropy of each example: `[n]`."""
+        return F.cross_entropy(model(batch.inputs), batch.targets, reduction="none")
+
+    @torch.no_grad()
+    def measure(
+        self, model: nn.Module, parts: Sequence[Examples], batch_size: int
+    ) -> dict[str, float]:
+        """Return mean `loss`, and `accuracy` in [0, 1]."""
+        model.eval()
+        loss, correct, count = 0.0, 0, sum(len(part) for part in parts)
+        for batch in chain.from_iterable(in_order(part, batch_size) for part in parts):
+            outputs = model(batch.inputs)
+            loss += float(F.cross_entropy(outputs, batch.targets, reduction="sum"))
+            correct += int((outputs.argmax(dim=-1) == batch.targets).sum())
+        return {"loss": loss / count, "accuracy": correct / count}
+
+
+class ClassificationOptions(TaskOptions):
+    """Nothing to choose."""
+
+    name: str = Field(default="classification", description="classification: cross-entropy")
+
+
+def build_classification(options: ClassificationOptions) -> Classification:
+    """Return the task."""
+    return Classification()
