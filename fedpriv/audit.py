@@ -42,7 +42,6 @@ from fedpriv.privacy.auditing import (
     one_shot_estimate,
 )
 from fedpriv.privacy.charging import charge
-from fedpriv.privacy.clipping import with_bounds
 from fedpriv.privacy.ledger import Ledger
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.privacy.sampling import Adjacency, build_sampling
@@ -195,7 +194,7 @@ class _Canaries:
             drawn = torch.linalg.qr(drawn.T)[0].T.contiguous()
         else:
             drawn /= torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
-        drawn *= _SIZE * plan.mechanism.clipping.bound
+        drawn *= _SIZE * plan.mechanism.gaussian.clipping.bound
         blocks = drawn.split(plan.layout.sizes, dim=1)
         norms = [torch.linalg.vector_norm(block, dim=1, dtype=torch.float64) for block in blocks]
         included = generator.integers(0, 2, size=number).astype(bool)
@@ -318,10 +317,7 @@ class _AuditedRun:
     def _gather(self) -> None:
         """Read one release."""
         plan, canaries = self.plan, self.canaries
-        mechanism = plan.mechanism
-        if self.grid.bounds:
-            rule = with_bounds(mechanism.clipping, self.grid.bounds)
-            mechanism = replace(mechanism, clipping=rule)
+        mechanism = plan.mechanism.gaussian.at(self.grid.bounds)
         released = self.server.average.cpu() * plan.sampling.expected_cohort
         if plan.sampling.kind != "fixed_size":
             # Who of the real users was sampled says nothing of the canaries, and may be known.
@@ -452,7 +448,10 @@ def _audited_plan(plan: Plan, settings: AuditSettings) -> Plan:
     return replace(
         plan,
         config=audited,
-        sampling=build_sampling(sampling.kind, population, cohort, sampling.adjacency),
+        mechanism=replace(
+            plan.mechanism,
+            sampling=build_sampling(sampling.kind, population, cohort, sampling.adjacency),
+        ),
         randomness=Randomness.simulation(config.seed, run),
     )
 

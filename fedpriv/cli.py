@@ -236,7 +236,6 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG, its data and its model, without running anything."""
     from fedpriv import experiment
     from fedpriv.privacy.figures import epsilon_text
-    from fedpriv.reporting.noise_statement import TRUST_MODELS
     from fedpriv.reporting.wording import beside_epsilon
 
     prepared = experiment.prepare(load_config(config, overrides or []), seeded=False)
@@ -245,17 +244,15 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     if planned is not None:
         shown, name = epsilon_text(planned.epsilon), planned.accountant.upper()
         cost = f"ε = {shown} by {name} at δ={planned.delta:g}"
-    privacy = prepared.config.privacy
-    if planned is not None and privacy is not None and prepared.plan.level:
-        silos = privacy.unit == "example"
-        cost += f" a {'silo' if silos else 'user'} that takes part in each"
-        cost += ", for one of its examples" if silos else ""
+    mechanism = prepared.plan.mechanism
+    if planned is not None:
+        cost += mechanism.for_whom + mechanism.of_what
     if planned is not None:
         cost += beside_epsilon(not prepared.config.runtime.deployment)
     _say(prepared.plan.advice())
     print(f"{one_line(str(config))}: valid; {prepared.config.rounds} rounds cost {cost}")
-    if privacy is not None and privacy.noise_by != "server":
-        print(TRUST_MODELS[privacy.noise_by])
+    if mechanism.trust is not None:
+        print(mechanism.trust)
 
 
 @config_app.command()

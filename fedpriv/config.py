@@ -26,7 +26,7 @@ from fedpriv.models.registry import MODELS
 from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.example_level import ExampleLevel
-from fedpriv.privacy.mechanisms import GaussianMechanism
+from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency, build_sampling
 from fedpriv.sections import NO_BEARING, KeptPath, Section, UserPath, kept_path
 from fedpriv.tasks.registry import TASKS, TaskOptions

@@ -29,9 +29,9 @@ from fedpriv.federation.ray_cluster import cluster
 from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
 from fedpriv.optimizers.server import Server
 from fedpriv.preparation import plan_and_trainer
+from fedpriv.privacy.accounts import SiloCosts, most_charged
 from fedpriv.privacy.charging import pld_epsilon
 from fedpriv.privacy.ledger import Header, Ledger, check_same_run, read_ledger
-from fedpriv.privacy.silos import SiloCosts, most_charged
 from fedpriv.reporting.completeness import read_evidence
 from fedpriv.reporting.profile import Profile
 from fedpriv.reporting.run_directory import RunDirectory
@@ -161,7 +161,6 @@ class Experiment:
 
     def header(self) -> Header:
         """Return the header of this run's ledger."""
-        privacy = self.config.privacy
         return Header(
             fingerprint=self.plan.fingerprint,
             data=self.plan.data,
@@ -169,11 +168,10 @@ class Experiment:
             population=self.plan.sampling.population,
             delta=self.plan.delta,
             adjacency=self.plan.adjacency.value,
-            unit=privacy.unit if privacy else "user",
-            noise_by=privacy.noise_by if privacy else "server",
             outside=tuple(
                 f"{key}: {found.told()}" for key, found in sorted(outside(self.config).items())
             ),
+            **self.plan.mechanism.header,
         )
 
 
@@ -437,11 +435,11 @@ class _Recorder:
 
     def _dropped(self, record: RoundRecord) -> str:
         """Say that a round released noise alone."""
-        shares = self._experiment.plan.shares
-        assert shares is not None
+        plan = self._experiment.plan
+        lost = plan.config.runtime.workers - plan.mechanism.needed
         return (
             f"round {record.round}: {record.nodes_lost} nodes lost, and privacy.lost_nodes allows "
-            f"for {shares.lost}: the sums of the others had too little noise and were dropped; "
+            f"for {lost}: the sums of the others had too little noise and were dropped; "
             "noise alone was released"
         )
 
@@ -479,7 +477,7 @@ class _Recorder:
         if record.block_noise:
             row["noise_block_norms"] = dict(zip(names, record.block_noise, strict=True))
         if record.costs is not None:
-            row |= self._costs(record.costs, record.silos)
+            row |= self._costs(record.costs, record.payers or ())
         if record.noise_only:
             row["noise_only"] = True
         if record.round % config.evaluation.every == 0 or record.round == config.rounds:
@@ -497,10 +495,11 @@ class _Recorder:
 
         Which users took part is in the ledger, and would be long here.
         """
+        payer = self._experiment.plan.mechanism.payer
         spent = {"worst": _finite(costs.worst), "median": _finite(costs.median)}
-        if self._ledger.header.unit == "user":
-            return {"users": {**spent, "worst_user": costs.worst_silo}}
-        return {"silos": {**spent, "worst_silo": costs.worst_silo, "took_part": list(took_part)}}
+        spent[f"worst_{payer}"] = costs.worst_silo
+        named = {"took_part": list(took_part)} if payer == "silo" else {}
+        return {f"{payer}s": {**spent, **named}}
 
     def _evaluate(self) -> dict[str, float]:
         trainer = self._experiment.trainer

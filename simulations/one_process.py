@@ -109,7 +109,7 @@ def train(
         cohort = plan.sampling.draw(plan.randomness.numpy(Purpose.SAMPLING, round_, 0)).tolist()
         summed = train_cohort(trainer, server.parameters(), cohort, round_, memories)
         noise = plan.randomness.numpy(Purpose.NOISE, round_, 0)
-        released = plan.mechanism.release(summed.total, plan.layout.sizes, noise)
+        released = plan.mechanism.gaussian.release(summed.total, plan.layout.sizes, noise)
         seed = plan.randomness.torch_seed(Purpose.SERVER, round_)
         server.step(released / plan.sampling.expected_cohort, round_, seed)
         norms += summed.norm

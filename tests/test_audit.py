@@ -161,7 +161,7 @@ def test_the_larger_of_two_bounds_holds_at_the_confidence_that_is_printed(found)
 def test_a_budget_ends_the_audited_run_where_it_ends_the_configs_own():
     plan = prepare(audited_config()).plan
     accountant = RdpAccountant(plan.adjacency)
-    accountant.compose(plan.event(), 2)
+    accountant.compose(plan.mechanism.event(), 2)
     two = accountant.epsilon(1e-4)
     by_rdp = {"privacy__budget": {"epsilon": two * 1.001}, "privacy__accountants": ["rdp"]}
     found = audited(60, **by_rdp)

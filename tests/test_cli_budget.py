@@ -13,6 +13,7 @@ from in_process import SILOS, train_small
 from test_cli import assert_one_line, call
 
 from fedpriv.privacy import (
+    CentralMechanism,
     GaussianMechanism,
     GlobalClipping,
     Header,
@@ -62,7 +63,7 @@ def write_ledger(
     )
     mechanism = GaussianMechanism(noise, GlobalClipping(0.5))
     for round_ in range(1, 4):
-        ledger.append(Release.of(round_, 0, sampling, mechanism, folder.name))
+        ledger.append(Release.of(round_, 0, CentralMechanism(sampling, mechanism), folder.name))
     return folder
 
 

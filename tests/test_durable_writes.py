@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpriv.privacy import GaussianMechanism, GlobalClipping, Header, Ledger, PoissonSampling
+from fedpriv.privacy import (
+    CentralMechanism,
+    GaussianMechanism,
+    GlobalClipping,
+    Header,
+    Ledger,
+    PoissonSampling,
+)
 from fedpriv.privacy.ledger import Release
 from fedpriv.training.checkpoint import Checkpoint, save_checkpoint
 from fedpriv.training.memory_store import Journal, Memories, MemoryFormat, MemoryStore
@@ -90,7 +97,7 @@ def disk(monkeypatch):
 
 def release(round_: int) -> Release:
     mechanism = GaussianMechanism(1.0, GlobalClipping(0.5))
-    return Release.of(round_, 0, PoissonSampling(1000, 50.0), mechanism, "d" * 64)
+    return Release.of(round_, 0, CentralMechanism(PoissonSampling(1000, 50.0), mechanism), "d" * 64)
 
 
 def test_a_new_ledger_is_found_again(tmp_path, disk):

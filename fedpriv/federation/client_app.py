@@ -36,19 +36,17 @@ from fedpriv.federation.messages import (
 )
 from fedpriv.federation.parts import (
     build_example_level,
+    build_gaussian,
     build_local_randomness,
-    build_mechanism,
+    build_node_noise,
     build_randomness,
-    build_shares,
     build_trainer,
 )
 from fedpriv.privacy.clipping import with_bounds
-from fedpriv.privacy.randomness import Purpose
-from fedpriv.privacy.user_noise import UserNoise
 from fedpriv.training.cohort import CohortSum, CohortTrainer, train_cohort
 from fedpriv.training.device import keep_freed_memory
 from fedpriv.training.memory_store import Memories, RoundMemories
-from fedpriv.training.own_noise import released_alone, with_share, with_users_noise
+from fedpriv.training.own_noise import released_alone, with_noise
 from fedpriv.training.parameters import Layout
 
 app = ClientApp()
@@ -115,16 +113,12 @@ def _noisy(
     assert privacy is not None
     assert own is not None
     layout, dataset = Layout.of(trainer.model), trainer.dataset
-    mechanism = build_mechanism(privacy, own.noise_multiplier, layout)
+    noise = build_node_noise(config, build_gaussian(privacy, own.noise_multiplier, layout))
     # In a deployment a source of this node's own, made anew for each message.
     secret = build_randomness(config, work.data)
-    if privacy.noise_by == "users":
-        noise, sizes = UserNoise(mechanism), layout.sizes
-        ids = [dataset.user_ids[user] for user in work.users]
-        noisy = with_users_noise(summed, noise, sizes, ids, work.round, own.attempt, secret)
-    else:
-        generator = secret.numpy(Purpose.NOISE_SHARE, work.round, own.attempt, partition)
-        noisy = with_share(summed, build_shares(config), mechanism, layout.sizes, generator)
+    ids = [dataset.user_ids[user] for user in work.users]
+    draws = noise.draws(layout.sizes, secret, (work.round, own.attempt), partition, ids)
+    noisy = with_noise(summed, draws)
     return released_alone(noisy) if config.runtime.deployment else noisy
 
 

@@ -36,8 +36,10 @@ from fedpriv.privacy.clipping import (
 )
 from fedpriv.privacy.error_feedback import Dice, ErrorFeedback, Remainder
 from fedpriv.privacy.example_level import ExampleLevel
-from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
-from fedpriv.privacy.noise_shares import NoiseShares
+from fedpriv.privacy.mechanisms.base import NodeNoise
+from fedpriv.privacy.mechanisms.gaussian import CountNoise, GaussianMechanism
+from fedpriv.privacy.mechanisms.local import UsersNoise
+from fedpriv.privacy.mechanisms.shares import NodeShare, NoiseShares
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.tasks.base import Task
@@ -140,7 +142,7 @@ def build_spec_augment(config: SpecAugmentConfig | None) -> SpecAugment | None:
     return None if config is None else SpecAugment(**config.model_dump())
 
 
-def build_mechanism(
+def build_gaussian(
     privacy: PrivacyConfig,
     noise_multiplier: float,
     layout: Layout,
@@ -214,19 +216,34 @@ def build_example_level(
     Raises:
         InputError: the noise on the counts of adaptive clipping costs more than there is.
     """
+    assert config.privacy is not None
+    level = example_level_of(config, GaussianMechanism(noise_multiplier, GlobalClipping(1.0)))
+    gaussian = build_gaussian(config.privacy, noise_multiplier, layout, level.contributions)
+    return example_level_of(config, gaussian)
+
+
+def example_level_of(config: ExperimentConfig, gaussian: GaussianMechanism) -> ExampleLevel:
+    """Return what happens inside a silo whose steps have the bound and the noise of `gaussian`."""
     privacy, steps = config.privacy, config.local.steps
     assert privacy is not None
     assert privacy.example is not None
     assert steps is not None
-    rate, size = privacy.example.sampling_rate, privacy.example.silo_size
     return ExampleLevel(
-        mechanism=build_mechanism(privacy, noise_multiplier, layout, size and rate * size),
-        sampling_rate=rate,
+        mechanism=gaussian,
+        sampling_rate=privacy.example.sampling_rate,
         steps=steps,
         adjacency=Adjacency(privacy.adjacency or "add_or_remove_one"),
-        silo_size=size,
+        silo_size=privacy.example.silo_size,
         adaptive=build_adaptive(privacy.clipping),
     )
+
+
+def build_node_noise(config: ExperimentConfig, gaussian: GaussianMechanism) -> NodeNoise:
+    """Return the noise that a node of `config` adds to its sum: its share, or its users' own."""
+    assert config.privacy is not None
+    if config.privacy.noise_by == "users":
+        return UsersNoise(gaussian)
+    return NodeShare(gaussian, build_shares(config))
 
 
 def build_shares(config: ExperimentConfig) -> NoiseShares:

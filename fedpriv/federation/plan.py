@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
-
-import dp_accounting
 
 from fedpriv.config import ExperimentConfig, PrivacyConfig
 from fedpriv.data.federated import FederatedDataset
 from fedpriv.errors import InputError
 from fedpriv.federation.parts import (
     build_adaptive,
-    build_example_level,
-    build_mechanism,
+    build_gaussian,
     build_randomness,
     build_shares,
+    example_level_of,
 )
 from fedpriv.privacy.advice import delta_advice, epsilon_advice
 from fedpriv.privacy.calibration import noise_multiplier_for
 from fedpriv.privacy.charging import Budget, Cost, affordable, charge
 from fedpriv.privacy.clipping import AdaptiveBounds, GlobalClipping, Unclipped
-from fedpriv.privacy.example_level import ExampleLevel, steps_event
-from fedpriv.privacy.mechanisms import GaussianMechanism
-from fedpriv.privacy.noise_shares import NoiseShares
+from fedpriv.privacy.mechanisms.base import Mechanism
+from fedpriv.privacy.mechanisms.gaussian import CentralMechanism, GaussianMechanism
+from fedpriv.privacy.mechanisms.local import LocalMechanism
+from fedpriv.privacy.mechanisms.shares import SharedMechanism
+from fedpriv.privacy.mechanisms.silos import SiloMechanism
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
-from fedpriv.privacy.user_noise import UserNoise
 from fedpriv.training.parameters import Layout
 
 
@@ -37,25 +37,22 @@ class Plan:
 
     Attributes:
         config: the config it was made from.
-        sampling: who takes part, and the event that this costs users.
-        mechanism: the clip bound and the noise.
+        mechanism: who takes part, the clip bound, who adds which noise, and what this costs whom.
         layout: names and shapes of the model's blocks.
         randomness: where sampling and noise come from.
         data: the digest of the users' data, private; "" in a deployment.
-        level: where those whom `sampling` draws add the noise of `mechanism` themselves and each
-            pays alone: what silos do with their examples, or users with their contribution, and
-            the event that this costs one of them. None where all users pay.
-        shares: how nodes add the noise of `mechanism`; None where they do not.
     """
 
     config: ExperimentConfig
-    sampling: Sampling
-    mechanism: GaussianMechanism
+    mechanism: Mechanism
     layout: Layout
     randomness: Randomness
     data: str
-    level: ExampleLevel | UserNoise | None = None
-    shares: NoiseShares | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """Who takes part in a round."""
+        return self.mechanism.sampling
 
     @property
     def fingerprint(self) -> str:
@@ -65,11 +62,7 @@ class Plan:
     @property
     def adjacency(self) -> Adjacency:
         """The adjacency under which ε holds."""
-        return self.level.adjacency if self.level else self.sampling.adjacency
-
-    def event(self) -> dp_accounting.DpEvent:
-        """Return the event of one round for a user, or for one of `level` that takes part."""
-        return self.level.event() if self.level else self.sampling.event(self.mechanism)
+        return self.mechanism.adjacency
 
     @property
     def adaptive(self) -> AdaptiveBounds | None:
@@ -97,25 +90,27 @@ class Plan:
             privacy.delta,
             self.adjacency,
             privacy.accountants,
-            self.config.rounds,
+            self.mechanism.paid(self.config.rounds),
         )
 
     def planned_cost(self) -> Cost | None:
         """Return what all planned rounds cost; None without privacy.
 
-        With a `level` it is that of a silo, or user, that takes part in every round.
+        Where silos or users pay apart it is that of one that takes part in every round.
         """
         privacy = self.config.privacy
         if privacy is None:
             return None
-        events = {self.event(): self.config.rounds}
+        events = {self.mechanism.event(): self.mechanism.paid(self.config.rounds)}
         return charge(events, self.adjacency, [privacy.delta], privacy.accountants).first
 
     def affordable_rounds(self) -> int:
-        """Return how many of the planned rounds the budget allows; of a level, one in them all."""
+        """Return how many of the planned rounds the budget allows whoever has to pay most."""
+        rounds, mechanism = self.config.rounds, self.mechanism
         if self.limit is None:
-            return self.config.rounds
-        return affordable(self.event(), self.limit, self.config.rounds)
+            return rounds
+        paid = affordable(mechanism.event(), self.limit, mechanism.paid(rounds))
+        return min(rounds, mechanism.most_rounds(paid))
 
     def advice(self) -> tuple[str, ...]:
         """Return what to know of a δ, an ε or an accountant that promises less than it could."""
@@ -123,10 +118,8 @@ class Plan:
         if cost is None or cost.delta is None:
             return ()
         of_delta = None
-        if not isinstance(self.level, ExampleLevel):
-            of_delta = delta_advice(cost.delta, self.sampling.population)
-        elif self.level.silo_size is not None:
-            of_delta = delta_advice(cost.delta, self.level.silo_size, "silo_size")
+        if (protected := self.mechanism.protected) is not None:
+            of_delta = delta_advice(cost.delta, *protected)
         unlisted = self.config.privacy and "pld" not in self.config.privacy.accountants
         missing = None if unlisted else cost.without_pld
         return tuple(filter(None, (of_delta, epsilon_advice(cost.epsilon), missing)))
@@ -145,31 +138,50 @@ def build_plan(config: ExperimentConfig, population: int, layout: Layout, data: 
     if config.privacy is None:
         kind = "all" if config.cohort is None else "poisson"
         sampling = build_sampling(kind, population, config.cohort)
-        mechanism = GaussianMechanism(0.0, Unclipped())
-        return Plan(config, sampling, mechanism, layout, randomness, data)
-    wanted = config.privacy.sampling
-    if config.privacy.unit == "example":
+        silent = CentralMechanism(sampling, GaussianMechanism(0.0, Unclipped()))
+        return Plan(config, silent, layout, randomness, data)
+    mechanism = _mechanism(config, config.privacy, population, layout)
+    return Plan(config, mechanism, layout, randomness, data)
+
+
+def _mechanism(
+    config: ExperimentConfig, privacy: PrivacyConfig, population: int, layout: Layout
+) -> Mechanism:
+    """Return the mechanism, with z as it is given or calibrated for whoever has to pay most.
+
+    Which silos, or users with noise of their own, are drawn is not known before the run: it is
+    calibrated for one that is in every round.
+    """
+    make = _with_gaussian(config, privacy, population)
+    z = _noise_multiplier(privacy, config.rounds, make)
+    contributions = make(GaussianMechanism(z, GlobalClipping(1.0))).contributions
+    return make(build_gaussian(privacy, z, layout, contributions))
+
+
+def _with_gaussian(
+    config: ExperimentConfig, privacy: PrivacyConfig, population: int
+) -> Callable[[GaussianMechanism], Mechanism]:
+    """Return what makes the mechanism of `config` of its clip bound and noise."""
+    wanted = privacy.sampling
+    drawn = partial(build_sampling, wanted.kind, population, wanted.expected_cohort)
+    if privacy.unit == "example":
         if find_spec("opacus") is None:
             raise InputError("privacy.unit: example needs Opacus: pip install 'fedpriv[opacus]'")
-        silos = build_sampling(wanted.kind, population, wanted.expected_cohort)
-        level = build_example_level(config, _noise_in_silos(config), layout)
-        # Silos that divide by their own size are checked as they train.
-        level.check_delta(config.privacy.delta, examples=0)
-        return Plan(config, silos, level.mechanism, layout, randomness, data, level)
-    if config.privacy.noise_by == "users":
-        users = build_sampling(wanted.kind, population, wanted.expected_cohort)
-        noise = _noise_of_users(config, layout)
-        return Plan(config, users, noise.mechanism, layout, randomness, data, noise)
-    sampling = build_sampling(wanted.kind, population, wanted.expected_cohort, _adjacency(config))
-    noise_multiplier = _noise_multiplier(
-        config.privacy,
-        config.rounds,
-        sampling.adjacency,
-        lambda z: sampling.event(GaussianMechanism(z, GlobalClipping(1.0))),
-    )
-    mechanism = build_mechanism(config.privacy, noise_multiplier, layout, sampling.expected_cohort)
-    shares = build_shares(config) if config.privacy.noise_by == "nodes" else None
-    return Plan(config, sampling, mechanism, layout, randomness, data, shares=shares)
+        silos = drawn()
+
+        def of_silos(gaussian: GaussianMechanism) -> Mechanism:
+            level = example_level_of(config, gaussian)
+            # Silos that divide by their own size are checked as they train.
+            level.check_delta(privacy.delta, examples=0)
+            return SiloMechanism.of(silos, level)
+
+        return of_silos
+    if privacy.noise_by == "users":
+        return partial(LocalMechanism, drawn())
+    sampling = drawn(_adjacency(config))
+    if privacy.noise_by == "nodes":
+        return partial(SharedMechanism, sampling, shares=build_shares(config))
+    return partial(CentralMechanism, sampling)
 
 
 def _adjacency(config: ExperimentConfig) -> Adjacency | None:
@@ -185,53 +197,24 @@ def _adjacency(config: ExperimentConfig) -> Adjacency | None:
     return Adjacency.ZERO_OUT if by_the_data else None
 
 
-def _noise_in_silos(config: ExperimentConfig) -> float:
-    """Return z of each step, as given, or calibrated for a silo that is in every round.
-
-    Which silos are drawn is not known before the run, and must not make one of them pay more.
-    """
-    privacy, steps = config.privacy, config.local.steps
-    assert privacy is not None
-    assert privacy.example is not None
-    assert steps is not None
-    rate = privacy.example.sampling_rate
-    return _noise_multiplier(
-        privacy,
-        config.rounds,
-        Adjacency(privacy.adjacency or "add_or_remove_one"),
-        lambda z: steps_event(z, rate, steps),
-    )
-
-
-def _noise_of_users(config: ExperimentConfig, layout: Layout) -> UserNoise:
-    """Return the noise of a user, as given, or calibrated for one that is in every round."""
-    assert config.privacy is not None
-    noise_multiplier = _noise_multiplier(
-        config.privacy,
-        config.rounds,
-        UserNoise.adjacency,
-        lambda z: UserNoise(GaussianMechanism(z, GlobalClipping(1.0))).event(),
-    )
-    return UserNoise(build_mechanism(config.privacy, noise_multiplier, layout))
-
-
 def _noise_multiplier(
-    privacy: PrivacyConfig,
-    rounds: int,
-    adjacency: Adjacency,
-    event_at: Callable[[float], dp_accounting.DpEvent],
+    privacy: PrivacyConfig, rounds: int, make: Callable[[GaussianMechanism], Mechanism]
 ) -> float:
     """Return z, as given or calibrated: the event depends on z alone, not on bounds or counts."""
     if privacy.noise_multiplier is not None:
         return privacy.noise_multiplier
     assert privacy.target_epsilon is not None
+
+    def at(z: float) -> Mechanism:
+        return make(GaussianMechanism(z, GlobalClipping(1.0)))
+
     try:
         return noise_multiplier_for(
             privacy.target_epsilon,
             privacy.delta,
-            rounds,
-            adjacency,
-            event_at,
+            at(1.0).paid(rounds),
+            at(1.0).adjacency,
+            lambda z: at(z).event(),
             privacy.accountants,
         )
     except ValueError as error:

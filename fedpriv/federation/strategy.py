@@ -10,7 +10,6 @@ import math
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dp_accounting import DpEvent
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -40,15 +38,14 @@ from fedpriv.federation.messages import (
 )
 from fedpriv.federation.plan import Plan
 from fedpriv.optimizers.server import Server
-from fedpriv.privacy.accounting import RdpAccountant
+from fedpriv.privacy.accounts import SiloCosts, accounts_of
 from fedpriv.privacy.charging import Cost
 from fedpriv.privacy.clipping import bounds_of, moved
-from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import Ledger, Release
-from fedpriv.privacy.mechanisms import GaussianMechanism
+from fedpriv.privacy.mechanisms.base import Mechanism
+from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 from fedpriv.privacy.randomness import Purpose
-from fedpriv.privacy.silos import SiloAccounts, SiloCosts
 from fedpriv.training.cohort import CohortSum
 from fedpriv.training.memory_store import Journal, MemoryStore
 from fedpriv.training.spans import Span, Stopwatch
@@ -86,8 +83,8 @@ class RoundRecord:
         bounds: the bounds of the next round where they adapt, a function of the release.
         spans: what the server did, where time is recorded.
         journals: what the users whose sums were counted keep, where they keep anything.
-        silos: who took part, where silos or users with noise of their own pay; empty otherwise.
-        costs: what they have spent then; `epsilon` is that of the worst.
+        payers: who pays for the round; None where all users do.
+        costs: what they have spent; `epsilon` is that of the worst.
         noise_only: whether too few nodes answered to release their sum, and noise was instead.
     """
 
@@ -103,7 +100,7 @@ class RoundRecord:
     bounds: tuple[float, ...]
     spans: tuple[Span, ...]
     journals: tuple[Journal, ...]
-    silos: tuple[int, ...] = ()
+    payers: tuple[int, ...] | None = None
     costs: SiloCosts | None = None
     noise_only: bool = False
 
@@ -138,7 +135,9 @@ class PrivateFedAvg(Strategy):
         self.ledger = ledger
         self.next_round = first_round
         #: The clip bounds of the next round where they adapt; empty where they are fixed.
-        self.bounds = bounds or (bounds_of(plan.mechanism.clipping) if plan.adaptive else ())
+        self.bounds = bounds or (
+            bounds_of(plan.mechanism.gaussian.clipping) if plan.adaptive else ()
+        )
         #: Where users' memories lie; None where they keep none.
         self.memory = memory
         #: A folder of this strategy's own that all nodes see; None where they may not.
@@ -153,6 +152,9 @@ class PrivateFedAvg(Strategy):
         #: Set by whoever knows that a reply has come; None where nobody does.
         self.arrived: threading.Event | None = None
         self._noise: Tensor | None = None
+        self._noise_source = plan.mechanism.noise(
+            plan.layout.sizes, plan.randomness, self._finished_attempt
+        )
         self._changed: set[int] = set()
         self._hosting: Hosting | None = None
         self._record: RoundRecord | None = None
@@ -161,16 +163,10 @@ class PrivateFedAvg(Strategy):
         self._asked = self._lost = 0
         self._noise_only = False
         self._drawn = 0
-        self._cohort: tuple[int, ...] = ()
-        self._accountant = RdpAccountant(plan.adjacency)
-        self._charged: Counter[DpEvent] = Counter()
-        #: What each silo or user of a level has spent; else all users spend what releases cost.
-        self._silos = SiloAccounts(plan.adjacency, plan.sampling.population)
-        if plan.level is None:
-            for release in ledger:
-                self._charge(release.event())
-        else:
-            self._silos.charge_all(ledger)
+        #: Who pays for this round; None for all users.
+        self._payers: tuple[int, ...] | None = None
+        self._accounts = accounts_of(plan.mechanism)
+        self._accounts.charge_all(ledger)
 
     # ---------------------------------------------------------------- the round
 
@@ -182,24 +178,21 @@ class PrivateFedAvg(Strategy):
         Nodes that add a share of the noise are asked though they have none of the users.
 
         Raises:
-            BudgetError: the round would exceed the privacy budget; nothing has been drawn.
+            BudgetError: the round would exceed the privacy budget; nothing has been asked.
         """
         self._started = time.perf_counter()
         attempt = self._drawn = self._attempt(server_round)
         unpaid = attempt == len(self.ledger.charges(server_round))
-        if unpaid and self.plan.level is None:
-            self._check_budget(server_round)
         generator = self.plan.randomness.numpy(Purpose.SAMPLING, server_round, attempt)
-        cohort = self.plan.sampling.draw(generator)
-        if self.plan.level is not None:
-            self._cohort = tuple(cohort.tolist())
-            if unpaid:
-                self._check_budget(server_round)
+        cohort = self.plan.mechanism.cohort(server_round, generator)
+        self._payers = self.plan.mechanism.payers(server_round, cohort)
+        if unpaid:
+            self._check_budget(server_round)
         hosting, at_home = self._known_hosting(grid), self.memory is not None
         shares = [
             (node, users)
             for node, users in hosting.shares(cohort, at_home)
-            if len(users) or self.plan.shares
+            if len(users) or self.plan.mechanism.asks_all_nodes
         ]
         self._asked = len(shares)
         if self._pays_before_asking:
@@ -210,8 +203,8 @@ class PrivateFedAvg(Strategy):
         self, node: NodeUsers, users: np.ndarray, arrays: ArrayRecord, round_: int
     ) -> Message:
         own_noise, memories = None, None
-        if self._noise_is_in_sums:
-            own_noise = OwnNoise(self._drawn, self.plan.mechanism.noise_multiplier)
+        if self.plan.mechanism.in_sums:
+            own_noise = OwnNoise(self._drawn, self.plan.mechanism.gaussian.noise_multiplier)
         if self.memory is not None:
             memories = (self.memory.folder, self._journal(round_, node.partition))
         config = self.plan.config
@@ -255,7 +248,7 @@ class PrivateFedAvg(Strategy):
             seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
             self.server.step(average, server_round, seed)
 
-        stddevs = self._released_stddevs(answers=len(sums))
+        stddevs = self._mechanism.stddevs(len(self.plan.layout.names), server_round, len(sums))
         self.bounds = self._next_bounds(beside, sums)
         self._record = self._recorded(server_round, sums, average, stddevs)
         self.next_round = server_round + 1
@@ -267,8 +260,7 @@ class PrivateFedAvg(Strategy):
         self._lost = self._asked - len(sums)
         if self._lost:  # a node that did not answer may still read what it was sent
             self._sent = None
-        shares = self.plan.shares
-        self._noise_only = shares is not None and len(sums) < shares.needed
+        self._noise_only = len(sums) < self.plan.mechanism.needed
         return {} if self._noise_only else sums
 
     def _paid_release(self, round_: int, total: Tensor) -> Tensor:
@@ -293,25 +285,11 @@ class PrivateFedAvg(Strategy):
         """Charge the ledger, durably, and the accountant for a release."""
         release = self._release(round_, attempt, digest)
         self.ledger.append(release)
-        if self.plan.level is None:
-            self._charge(release.event())
-        else:
-            self._silos.charge_all([release])
-
-    def _charge(self, event: DpEvent) -> None:
-        self._accountant.compose(event)
-        self._charged[event] += 1
+        self._accounts.charge_all([release])
 
     def _release(self, round_: int, attempt: int, digest: str) -> Release:
         """Return what the ledger records of a release of this round."""
-        sampling, level, cohort = self.plan.sampling, self.plan.level, self._cohort
-        if level is None:
-            shares = self.plan.shares
-            return Release.of(round_, attempt, sampling, self._mechanism, digest, shares)
-        if isinstance(level, ExampleLevel):
-            level = level.at(self.bounds)
-            return Release.of_silos(round_, attempt, sampling, level, cohort, digest)
-        return Release.of_users(round_, attempt, sampling, level, cohort, digest)
+        return Release.of(round_, attempt, self._mechanism, digest, self._payers)
 
     def _attempt(self, round_: int) -> int:
         """Return which draw of cohort and noise the round uses.
@@ -329,21 +307,19 @@ class PrivateFedAvg(Strategy):
     def _noisy(self, total: Tensor, round_: int, attempt: int) -> Tensor:
         # Silos and users have added noise at full strength, whoever answered; nodes have where
         # enough of them did. Where not, `total` is zero, and the noise here is all there is.
-        if self._noise_is_in_sums and not self._noise_only:
+        if self.plan.mechanism.in_sums and not self._noise_only:
             return total
         noise, self._noise = self._noise, None
         if noise is None:
             noise = self._drawn_noise(round_, attempt)
-        return self._mechanism.add(total, noise)
+        return GaussianMechanism.add(total, noise)
 
     def _drawn_noise(self, round_: int, attempt: int) -> Tensor:
-        generator = self.plan.randomness.numpy(Purpose.NOISE, round_, attempt)
-        return self._mechanism.noise(self.plan.layout.sizes, generator)
+        return self._noise_source.draw(round_, attempt, self._mechanism.gaussian)
 
-    @property
-    def _noise_is_in_sums(self) -> bool:
-        """Whether nodes answer with noise in their sums."""
-        return bool(self.plan.level or self.plan.shares)
+    def _finished_attempt(self, round_: int) -> int:
+        """Return the attempt with which an earlier round was finished: its last."""
+        return len(self.ledger.charges(round_)) - 1
 
     @property
     def _pays_before_asking(self) -> bool:
@@ -353,10 +329,10 @@ class PrivateFedAvg(Strategy):
         seen it by the time that sums arrive. A simulation pays afterwards, when it knows whether
         a repeated round gives the release that was paid for.
         """
-        return self._deployed and self._noise_is_in_sums
+        return self._deployed and self.plan.mechanism.in_sums
 
     @property
-    def _mechanism(self) -> GaussianMechanism:
+    def _mechanism(self) -> Mechanism:
         """The mechanism of this round: the plan's, with the bounds as they have adapted."""
         return self.plan.mechanism.at(self.bounds)
 
@@ -368,7 +344,7 @@ class PrivateFedAvg(Strategy):
         """
         if not self.bounds:
             return torch.zeros(0, dtype=torch.float64)
-        if self.plan.level is not None:
+        if summed.bound_moves:
             return torch.tensor(summed.bound_moves, dtype=torch.float64)
         finite = summed.users - summed.non_finite
         above = summed.block_clipped if len(self.bounds) > 1 else [summed.clipped]
@@ -378,7 +354,7 @@ class PrivateFedAvg(Strategy):
         """Return the bounds of the next round, a function of what was released."""
         if self.plan.adaptive is None:
             return self.bounds
-        if self.plan.level is None:
+        if not self.plan.mechanism.in_sums:
             within = beside / self.plan.sampling.expected_cohort + 0.5
             return self.plan.adaptive.next(self.bounds, within.tolist())
         # Who answered is no secret of silos: the geometric mean over them.
@@ -399,17 +375,13 @@ class PrivateFedAvg(Strategy):
             return None
         # As the ledger will have it, so that its events are of one kind and can be counted.
         event = self._release(round_, self._drawn, "").event()
-        if self.plan.level is not None:
-            return self._silos.above(self.plan.limit, self._cohort, event)
-        return self.plan.limit.refuses(self._charged, event)
+        return self._accounts.above(self.plan.limit, self._payers, event)
 
     def epsilon(self) -> float | None:
         """Return the RDP ε spent so far at the run's δ, by the worst silo; None for no privacy."""
         if self.plan.delta is None:
             return None
-        if self.plan.level is not None:
-            return self._silos.costs(self.plan.delta).worst
-        return self._accountant.epsilon(self.plan.delta)
+        return self._accounts.epsilon(self.plan.delta)
 
     # ---------------------------------------------------------------- the run
 
@@ -464,7 +436,8 @@ class PrivateFedAvg(Strategy):
             self.arrived.wait(_HAND_OVER_SECONDS)
         self._report()
         with self._watch.measure("draw noise"):
-            self._noise = None if self._noise_is_in_sums else self._drawn_noise(round_, self._drawn)
+            if not self.plan.mechanism.in_sums:
+                self._noise = self._drawn_noise(round_, self._drawn)
         with self._watch.measure("wait for workers"):
             # An iterator that is used up lets go of the replies, which are as large as the model.
             replies = iter(self._replies(grid, asked))
@@ -647,29 +620,18 @@ class PrivateFedAvg(Strategy):
             nodes_lost=self._lost,
             sums=tuple(sums.values()),
             block_norms=tuple(float(block.norm()) for block in layout.split(average).values()),
-            block_noise=()
-            if self.plan.level
-            else tuple(
+            block_noise=tuple(
                 stddev * math.sqrt(size) / cohort
-                for stddev, size in zip(stddevs, layout.sizes, strict=True)
+                for stddev, size in zip(stddevs, layout.sizes, strict=bool(stddevs))
             ),
             bound=self.ledger.charges(round_)[-1].bound,
             bounds=self.bounds,
             spans=spans,
             journals=tuple(self._journal(round_, p) for p in sums) if self.memory else (),
-            silos=self._cohort,
-            costs=self._silos.costs(self.plan.delta)
-            if self.plan.level and self.plan.delta is not None
-            else None,
+            payers=self._payers,
+            costs=None if self.plan.delta is None else self._accounts.costs(self.plan.delta),
             noise_only=self._noise_only,
         )
-
-    def _released_stddevs(self, answers: int) -> tuple[float, ...]:
-        """Return the noise on each block of the sum; shares of nodes may come to more than σ."""
-        shares = self.plan.shares
-        more = math.sqrt(answers / shares.needed) if shares and answers else 1.0
-        stddevs = self._mechanism.block_stddevs(len(self.plan.layout.names))
-        return tuple(more * stddev for stddev in stddevs)
 
     def _journal(self, round_: int, partition: int) -> Journal:
         assert self.memory is not None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedpriv.privacy.accounting import ACCOUNTANTS, Accountant, PldAccountant, RdpAccountant
+    from fedpriv.privacy.accounts import SiloAccounts, SiloCosts, most_charged
     from fedpriv.privacy.calibration import noise_multiplier_for
     from fedpriv.privacy.charging import Bill, Budget, Cost, affordable, charge
     from fedpriv.privacy.clipping import (
@@ -25,8 +26,21 @@ if TYPE_CHECKING:
     from fedpriv.privacy.error_feedback import Dice, ErrorFeedback, Remainder, feed_back
     from fedpriv.privacy.example_level import ExampleLevel
     from fedpriv.privacy.ledger import Header, Ledger, LedgerFile, Release, read_ledger
-    from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
-    from fedpriv.privacy.noise_shares import NoiseShares, multiplier_against_a_node
+    from fedpriv.privacy.mechanisms.base import Mechanism
+    from fedpriv.privacy.mechanisms.gaussian import (
+        CentralMechanism,
+        CountNoise,
+        GaussianMechanism,
+    )
+    from fedpriv.privacy.mechanisms.local import LocalMechanism, UsersNoise
+    from fedpriv.privacy.mechanisms.registry import MECHANISMS
+    from fedpriv.privacy.mechanisms.shares import (
+        NodeShare,
+        NoiseShares,
+        SharedMechanism,
+        multiplier_against_a_node,
+    )
+    from fedpriv.privacy.mechanisms.silos import SiloMechanism
     from fedpriv.privacy.randomness import Purpose, Randomness
     from fedpriv.privacy.sampling import (
         Adjacency,
@@ -36,17 +50,17 @@ if TYPE_CHECKING:
         Sampling,
         build_sampling,
     )
-    from fedpriv.privacy.silos import SiloAccounts, SiloCosts, most_charged
-    from fedpriv.privacy.user_noise import UserNoise
 
 __all__ = [
     "ACCOUNTANTS",
+    "MECHANISMS",
     "SPLITS",
     "Accountant",
     "AdaptiveBounds",
     "Adjacency",
     "Bill",
     "Budget",
+    "CentralMechanism",
     "ClippedUpdate",
     "ClippingRule",
     "Cost",
@@ -61,6 +75,9 @@ __all__ = [
     "Header",
     "Ledger",
     "LedgerFile",
+    "LocalMechanism",
+    "Mechanism",
+    "NodeShare",
     "NoiseShares",
     "PerLayerClipping",
     "PldAccountant",
@@ -71,10 +88,12 @@ __all__ = [
     "Release",
     "Remainder",
     "Sampling",
+    "SharedMechanism",
     "SiloAccounts",
     "SiloCosts",
+    "SiloMechanism",
     "Unclipped",
-    "UserNoise",
+    "UsersNoise",
     "affordable",
     "build_sampling",
     "charge",
@@ -92,16 +111,19 @@ _MODULES = (
     "clipping",
     "error_feedback",
     "example_level",
-    "mechanisms",
-    "noise_shares",
+    "mechanisms.base",
+    "mechanisms.gaussian",
+    "mechanisms.local",
+    "mechanisms.registry",
+    "mechanisms.shares",
+    "mechanisms.silos",
     "randomness",
     "sampling",
-    "user_noise",
     "accounting",
     "calibration",
     "charging",
     "ledger",
-    "silos",
+    "accounts",
 )
 
 

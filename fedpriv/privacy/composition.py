@@ -16,10 +16,10 @@ from itertools import combinations
 import dp_accounting
 
 from fedpriv.errors import InputError
+from fedpriv.privacy.accounts import most_charged
 from fedpriv.privacy.charging import NO_PRIVACY, Bill, charge
 from fedpriv.privacy.ledger import Header, Release
 from fedpriv.privacy.sampling import Adjacency
-from fedpriv.privacy.silos import most_charged
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from fedpriv.privacy.accounting import ACCOUNTANTS, RdpAccountant
 from fedpriv.privacy.calibration import noise_multiplier_for
 from fedpriv.privacy.dice import DiceMechanism
 from fedpriv.privacy.figures import epsilon_text
-from fedpriv.privacy.mechanisms import GaussianMechanism
+from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 
 Accounting = Literal["provable", "published"]
 Events = list[tuple[dp_accounting.DpEvent, int]]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedpriv.errors import InputError
 from fedpriv.privacy.clipping import AdaptiveBounds, bounds_of
-from fedpriv.privacy.mechanisms import GaussianMechanism
+from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ class ExampleLevel:
         """Return q·N, exactly, for a silo of `examples`; 1 for a silo known to be empty."""
         size = examples if self.silo_size is None else self.silo_size
         return self.sampling_rate * size if size else 1.0
+
+    @property
+    def contributions(self) -> float | None:
+        """How many examples are expected in a step's sum; None where silos have own sizes."""
+        return None if self.silo_size is None else self.sampling_rate * self.silo_size
 
     def check_delta(self, delta: float, examples: int) -> None:
         """Check δ against the public size of a silo of `examples`.

@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,10 @@ from fedpriv.disk import fsync
 from fedpriv.errors import InputError
 from fedpriv.privacy.accounting import Accountant
 from fedpriv.privacy.clipping import GlobalClipping
-from fedpriv.privacy.example_level import ExampleLevel, steps_event
-from fedpriv.privacy.mechanisms import CountNoise, GaussianMechanism
-from fedpriv.privacy.noise_shares import NoiseShares
-from fedpriv.privacy.sampling import PROVEN, Adjacency, Sampling, build_sampling
-from fedpriv.privacy.user_noise import UserNoise, message_event
+from fedpriv.privacy.mechanisms.base import Mechanism
+from fedpriv.privacy.mechanisms.gaussian import CountNoise, GaussianMechanism
+from fedpriv.privacy.mechanisms.registry import MECHANISMS
+from fedpriv.privacy.sampling import PROVEN, Adjacency
 
 VERSION = 3
 
@@ -178,6 +177,12 @@ class Release:
     shares: int | None = None
 
     @property
+    def mechanism(self) -> type[Mechanism]:
+        """The kind of mechanism that made it, by what it records."""
+        kinds = {"silos": self.silos, "users": self.users, "nodes": self.shares}
+        return MECHANISMS[next((k for k, own in kinds.items() if own is not None), "server")]
+
+    @property
     def payers(self) -> tuple[int, ...] | None:
         """Who pays for this release: silos, or users with noise of their own; None for all."""
         return self.silos if self.silos is not None else self.users
@@ -187,81 +192,17 @@ class Release:
         cls,
         round_: int,
         attempt: int,
-        sampling: Sampling,
-        mechanism: GaussianMechanism,
+        mechanism: Mechanism,
         digest: str,
-        shares: NoiseShares | None = None,
+        payers: tuple[int, ...] | None = None,
     ) -> Release:
-        """Return the record of one release of `mechanism` over a cohort of `sampling`.
-
-        `shares` are those in which nodes add the noise; None where the server does.
-        """
-        bound = mechanism.clipping.bound
-        bounded = bound != float("inf")
-        return cls(
-            round=round_,
-            attempt=attempt,
-            sampling=sampling.kind,
-            adjacency=sampling.adjacency.value,
-            population=sampling.population,
-            expected_cohort=sampling.expected_cohort,
-            bound=bound if bounded else None,
-            noise_multiplier=mechanism.noise_multiplier,
-            sensitivity=sampling.sensitivity(bound) if bounded else None,
-            stddev=mechanism.stddev,
-            noise_shape="per_block" if mechanism.per_block else "spherical",
-            counts=mechanism.counts.counts if mechanism.counts else 0,
-            count_stddev=mechanism.counts.stddev if mechanism.counts else None,
-            digest=digest,
-            shares=shares.needed if shares else None,
-        )
-
-    @classmethod
-    def of_users(
-        cls,
-        round_: int,
-        attempt: int,
-        sampling: Sampling,
-        level: UserNoise,
-        users: Sequence[int],
-        digest: str,
-    ) -> Release:
-        """Return the record of a message of `level` by each of `users`, drawn by `sampling`."""
-        released = cls.of(round_, attempt, sampling, level.mechanism, digest)
-        bound = released.bound
-        return replace(
-            released,
-            adjacency=level.adjacency.value,
-            sensitivity=None if bound is None else level.adjacency.sensitivity(bound),
-            users=tuple(users),
-        )
-
-    @classmethod
-    def of_silos(
-        cls,
-        round_: int,
-        attempt: int,
-        sampling: Sampling,
-        level: ExampleLevel,
-        silos: Sequence[int],
-        digest: str,
-    ) -> Release:
-        """Return the record of one round of `level` in each of `silos`, drawn by `sampling`."""
-        released = cls.of(round_, attempt, sampling, level.mechanism, digest)
-        return replace(
-            released,
-            adjacency=level.adjacency.value,
-            sensitivity=released.bound,
-            silos=tuple(silos),
-            sampling_rate=level.sampling_rate,
-            steps=level.steps,
-        )
+        """Return the record of one release of `mechanism`, for which `payers` pay."""
+        return cls(round=round_, attempt=attempt, digest=digest, **mechanism.record(payers))
 
     def event(self) -> dp_accounting.DpEvent:
         """Return the privacy event, rebuilt from the noise and bounds on record.
 
-        Of a release of silos, or of users with noise of their own, it is the event of one that
-        took part.
+        Where not all users pay for it, it is the event of one who does.
 
         The multiplier is computed from them, not taken from `noise_multiplier`, so that a record
         cannot claim more noise than it shows.
@@ -272,16 +213,8 @@ class Release:
         if self.counts and self.count_stddev is not None:
             inverse_square += CountNoise(self.counts, self.count_stddev).inverse_square
         multiplier = _rounded_down(inverse_square**-0.5, self.noise_multiplier)
-        if self.silos is not None:
-            assert self.sampling_rate is not None
-            assert self.steps is not None
-            return steps_event(multiplier, self.sampling_rate, self.steps)
-        mechanism = GaussianMechanism(multiplier, GlobalClipping(self.bound))
-        if self.users is not None:
-            return message_event(mechanism)
-        adjacency = Adjacency(self.adjacency)
-        sampling = build_sampling(self.sampling, self.population, self.expected_cohort, adjacency)
-        return sampling.event(mechanism)
+        gaussian = GaussianMechanism(multiplier, GlobalClipping(self.bound))
+        return self.mechanism.event_of(self, gaussian)
 
 
 def _rounded_down(multiplier: float, recorded: float) -> float:

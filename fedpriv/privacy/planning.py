@@ -28,7 +28,7 @@ from fedpriv.privacy.charging import (
 )
 from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.figures import epsilon_text
-from fedpriv.privacy.mechanisms import GaussianMechanism
+from fedpriv.privacy.mechanisms.gaussian import CentralMechanism, GaussianMechanism
 from fedpriv.privacy.sampling import PROVEN, Adjacency, Sampling, build_sampling
 
 #: Beyond these noise multipliers floating point overflows.
@@ -357,7 +357,8 @@ def _sampling(question: BudgetQuestion) -> Sampling:
 
 def _event(sampling: Sampling, noise_multiplier: float) -> dp_accounting.DpEvent:
     """Return the event at z; what the clip bound is does not bear on it."""
-    return sampling.event(GaussianMechanism(noise_multiplier, GlobalClipping(1.0)))
+    gaussian = GaussianMechanism(noise_multiplier, GlobalClipping(1.0))
+    return CentralMechanism(sampling, gaussian).event()
 
 
 def _milestones(rounds: int) -> list[int]:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from fedpriv.privacy.mechanisms import GaussianMechanism
-
 if TYPE_CHECKING:
     import dp_accounting
     from dp_accounting.privacy_accountant import NeighboringRelation
+
+    from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 
 
 class Adjacency(enum.Enum):

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from fedpriv.privacy.accounting import RdpAccountant
 from fedpriv.privacy.ledger import Release
-from fedpriv.privacy.noise_shares import multiplier_against_a_node
+from fedpriv.privacy.mechanisms.shares import multiplier_against_a_node
 from fedpriv.privacy.sampling import Adjacency
 
 

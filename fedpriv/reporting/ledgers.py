@@ -17,6 +17,7 @@ from fedpriv.privacy.composition import Account, Merged, grouped
 from fedpriv.privacy.composition import Group as Releases
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import Header, read_ledger
+from fedpriv.privacy.mechanisms.registry import mechanism_of
 from fedpriv.reporting.budget import cost_text
 from fedpriv.reporting.completeness import NO_EVIDENCE, Evidence, read_evidence
 from fedpriv.reporting.reader import read_run
@@ -203,8 +204,8 @@ def ledger_table(opened: Opened, bill: Bill) -> RenderableType:
     """Return a ledger's groups of releases and what they cost."""
     header = opened.account.header
     heading = (
-        f"{one_line(str(opened.path))}: {header.population:,} {_members(header)}, "
-        f"unit {header.unit}, {header.adjacency} adjacency{_noise_by(header)}"
+        f"{one_line(str(opened.path))}: {header.population:,} {mechanism_of(header).members}, "
+        f"unit {header.unit}, {header.adjacency} adjacency{_label(header)}"
     )
     table = FittedTable(
         Column("rounds", kept=True),
@@ -218,30 +219,19 @@ def ledger_table(opened: Opened, bill: Bill) -> RenderableType:
     for group in grouped(opened.account.releases):
         table.row(*_group_row(group))
     missing = [Text(each, style="bold red") for each in opened.missing]
-    whose = map(Text, _whose(header))
-    return Group(Text(heading), table, *whose, *missing, cost_line(bill, _known(opened)))
+    return Group(Text(heading), table, *_whose(header), *missing, cost_line(bill, _known(opened)))
 
 
-def _members(header: Header) -> str:
-    """Return what the population is one of."""
-    return "silos" if header.unit == "example" else "users"
+def _label(header: Header) -> str:
+    """Return what names the mechanism, where it is not noise that the server adds."""
+    label = mechanism_of(header).label
+    return f", {label}" if label else ""
 
 
-def _whose(header: Header) -> tuple[str, ...]:
+def _whose(header: Header) -> tuple[Text, ...]:
     """Say whose ε it is, where not everybody's."""
-    if not _pay_apart(header):
-        return ()
-    who = _members(header).removesuffix("s")
-    return (f"each {who} pays for the rounds in which it was drawn; the worst has spent:",)
-
-
-def _pay_apart(header: Header) -> bool:
-    """Say whether each pays for its own rounds alone."""
-    return header.unit == "example" or header.noise_by == "users"
-
-
-def _noise_by(header: Header) -> str:
-    return "" if header.noise_by == "server" else f", noise by {header.noise_by}"
+    whose = mechanism_of(header).whose
+    return (Text(whose),) if whose else ()
 
 
 def _group_row(group: Releases) -> list[str]:
@@ -293,7 +283,7 @@ def verified_lines(verified: Verified) -> RenderableType:
         Text(f"{len(opened.account.releases):,} releases, rounds {rounds}"),
         Text(metrics),
         Text(verified.opened.evidence.sentence()),
-        *map(Text, _whose(opened.account.header)),
+        *_whose(opened.account.header),
         cost_line(verified.bill, _known(opened)),
     )
 
@@ -316,11 +306,11 @@ def merged_table(merged: Merged) -> RenderableType:
         releases = f"{len(account.releases):,}"
         table.row(one_line(account.name), *map(epsilon_text, costs), releases)
     same = "the same people in every run"
-    if _pay_apart(header):
+    if mechanism_of(header).payer is not None:
         same = "the same in every run, and so is the one that has spent most"
     heading = (
-        f"{header.population:,} {_members(header)}, taken to be {same}; "
-        f"unit {header.unit}, {header.adjacency} adjacency{_noise_by(header)}, δ = {total.delta:g}"
+        f"{header.population:,} {mechanism_of(header).members}, taken to be {same}; "
+        f"unit {header.unit}, {header.adjacency} adjacency{_label(header)}, δ = {total.delta:g}"
     )
     return Group(Text(heading), table)
 

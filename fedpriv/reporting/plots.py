@@ -212,8 +212,8 @@ def noise_norms(run: Run) -> list[float] | None:
     silos or users add it, or nodes more than σ.
     """
     spherical = all(release.noise_shape == "spherical" for release in run.releases)
-    own = run.releases[-1].payers is not None
     more = run.config.privacy is not None and run.config.privacy.lost_nodes > 0
+    own = run.mechanism.payer is not None
     if not run.private or run.parameters is None or not spherical or own or more:
         return None
     stddevs = {release.round: release.stddev for release in run.releases}

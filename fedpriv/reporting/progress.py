@@ -18,7 +18,6 @@ from rich.text import Text
 
 from fedpriv.experiment import Experiment
 from fedpriv.privacy.figures import epsilon_text
-from fedpriv.reporting.noise_statement import TRUST_MODELS
 from fedpriv.reporting.terminal import one_line, print_lines
 from fedpriv.reporting.wording import beside_epsilon, smallest, spent_text
 from fedpriv.tasks.quality import WORD_ERROR_RATE, quality_of
@@ -53,11 +52,11 @@ class ProgressLines:
     def begin(self, experiment: Experiment) -> None:
         """Say what is about to be run and what it will cost."""
         config, plan = experiment.config, experiment.plan
-        payer = "silo" if config.privacy and config.privacy.unit == "example" else "user"
+        mechanism = plan.mechanism
         self._rounds = config.rounds
         self._budget = plan.budget
         self._tight = bool(config.privacy and "pld" in config.privacy.accountants)
-        self._who = f"{payer}s"
+        self._who = mechanism.members
         self._progress.update(self._task, total=config.rounds, completed=experiment.finished_rounds)
         deployed, dataset = config.runtime.deployment, experiment.trainer.dataset
         self._known = beside_epsilon(not deployed)
@@ -77,21 +76,21 @@ class ProgressLines:
             self._print(Text(warning, style="bold red"))
         else:
             self._print(
-                f"noise multiplier {plan.mechanism.noise_multiplier:.4f}, clip bound "
-                f"{plan.mechanism.clipping.bound:g}, {plan.adjacency.value}: all rounds "
+                f"noise multiplier {mechanism.gaussian.noise_multiplier:.4f}, clip bound "
+                f"{mechanism.gaussian.clipping.bound:g}, {plan.adjacency.value}: all rounds "
                 f"will cost ε = {epsilon_text(planned.epsilon)} by "
                 f"{planned.accountant.upper()} at δ = {plan.delta:g}{self._known}"
-                + (f", a {payer} that takes part in each" if plan.level else "")
+                + mechanism.for_whom
             )
         for sentence in plan.advice():
             self.say(sentence)
-        if config.privacy and config.privacy.noise_by != "server":
-            self._print(TRUST_MODELS[config.privacy.noise_by])
+        if mechanism.trust is not None:
+            self._print(mechanism.trust)
         if (sizes := experiment.memory_sizes()) is not None:
             self._print(sizes.sentence())
         affordable = plan.affordable_rounds()
         if affordable < config.rounds:
-            when = "can stop the run as early as" if plan.level else "will stop the run"
+            when = "can stop the run as early as" if mechanism.for_whom else "will stop the run"
             self.say(
                 f"the budget of ε = {plan.budget:g} {when} after round "
                 f"{affordable} of {config.rounds}"

@@ -14,7 +14,9 @@ from fedpriv.config import ExperimentConfig
 from fedpriv.data.facts import DataFacts
 from fedpriv.errors import InputError
 from fedpriv.privacy.ledger import Header, Release, read_ledger
-from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
+from fedpriv.privacy.mechanisms.base import Mechanism
+from fedpriv.privacy.mechanisms.registry import mechanism_of
+from fedpriv.privacy.sampling import Adjacency, Sampling
 from fedpriv.reporting.completeness import NO_EVIDENCE, Evidence, read_evidence
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.tasks.quality import ACCURACY, Quality, quality_of
@@ -120,11 +122,12 @@ class Run:
     @property
     def sampling(self) -> Sampling:
         """The sampling of the newest release, of those who pay where these are not all users."""
-        last = self.releases[-1]
-        if last.payers is not None:
-            return build_sampling(last.sampling, last.population, last.expected_cohort)
-        adjacency = Adjacency(last.adjacency)
-        return build_sampling(last.sampling, last.population, last.expected_cohort, adjacency)
+        return self.mechanism.sampling_of(self.releases[-1])
+
+    @property
+    def mechanism(self) -> type[Mechanism]:
+        """Who adds which noise, and what may be said of it. The ledger decides."""
+        return mechanism_of(self.header)
 
     @property
     def measured(self) -> Measured:
@@ -184,16 +187,16 @@ def read_run(path: Path) -> Run:
 def run_labels(runs: Sequence[Run]) -> list[str]:
     """Return one name a run: the experiment's, with the directory's where that is not enough.
 
-    Where others than the server add the noise it says so: their ε is another quantity.
+    Where others than the server add the noise, or it is correlated, it says so.
     """
-    names = [run.config.name + _noise_by(run) for run in runs]
+    labels = [run.mechanism.label for run in runs]
+    names = [
+        run.config.name + (f" ({label})" if label else "")
+        for run, label in zip(runs, labels, strict=True)
+    ]
     if len(set(names)) == len(names):
         return names
     return [f"{name} · {run.path.resolve().name}" for name, run in zip(names, runs, strict=True)]
-
-
-def _noise_by(run: Run) -> str:
-    return "" if run.header.noise_by == "server" else f" (noise by {run.header.noise_by})"
 
 
 def _number(value: float | None) -> float:

@@ -177,7 +177,7 @@ def _cards(each: Reported) -> list[Card]:
     run, last = each.run, each.run.releases[-1]
     quality, cohort = run.measured.quality, run.sampling.expected_cohort
     users = math.fsum(run.seen("cohort"))
-    who = "users" if last.silos is None else "silos"
+    who = last.mechanism.members
     cards = [Card(f"Held-out {quality.name}", *_quality(run)), *_epsilon_cards(each)]
     cards += [
         Card("Rounds", f"{run.finished_rounds:,}", f"of {run.config.rounds:,} planned"),
@@ -204,14 +204,14 @@ def _quality(run: Run) -> tuple[str, str]:
 def _epsilon_cards(each: Reported) -> list[Card]:
     if not each.run.private:
         return [Card("Privacy", "none", "nothing is bounded", alarming=True)]
-    silos, whose = each.account.silos, ""
+    costs, whose = each.account.costs, ""
     seed = f", {KNOWN_SEED}" if each.run.seeded else ""
     median = []
-    if silos is not None:
-        payer = "silo" if each.run.header.unit == "example" else "user"
+    if costs is not None:
+        payer = each.run.mechanism.payer
         whose = f"worst {payer}, "
         note = f"median {payer}{seed}"
-        median = [Card("ε by RDP", epsilon_text(silos.median), note, "epsilon-median")]
+        median = [Card("ε by RDP", epsilon_text(costs.median), note, "epsilon-median")]
     return median + [
         Card(
             f"ε by {guarantee.accountant.upper()}",
@@ -302,12 +302,12 @@ def _randomness(run: Run) -> str:
 
 def _costs(each: Reported) -> dict[str, Any]:
     """Return what those who pay alone have spent, and ε against those who see more."""
-    costs = each.account.silos
-    if costs is None or each.run.header.unit == "example":
-        viewers = {"viewers": dict(each.account.viewers)} if each.account.viewers else {}
+    costs, payer = each.account.costs, each.run.mechanism.payer
+    viewers = {"viewers": dict(each.account.viewers)} if each.account.viewers else {}
+    if costs is None or payer == "silo":
         return {"silos": asdict(costs) if costs else None, **viewers}
-    users = {"worst": costs.worst, "worst_user": costs.worst_silo, "median": costs.median}
-    return {"silos": None, "users": users}
+    apart = {"worst": costs.worst, f"worst_{payer}": costs.worst_silo, "median": costs.median}
+    return {"silos": None, f"{payer}s": apart, **viewers}
 
 
 def _csv(reported: Sequence[Reported]) -> str:

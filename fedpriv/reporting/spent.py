@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedpriv.privacy.accounting import ACCOUNTANTS, Accountant
+from fedpriv.privacy.accounts import SiloAccounts, SiloCosts, most_charged
 from fedpriv.privacy.charging import pld_epsilon
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import Release
-from fedpriv.privacy.silos import SiloAccounts, SiloCosts, most_charged
-from fedpriv.privacy.viewers import epsilon_against_a_node, epsilon_against_the_server
 from fedpriv.reporting.reader import Run
 
 # Two computations of one ε may differ in the last digits between machines and NumPy versions.
@@ -29,7 +28,7 @@ class Spent:
             for; empty for a run without privacy.
         epsilons: by accountant, the finite ε at the run's δ; empty for a run without privacy.
         without_pld: why there is none by PLD; None where there is, or nobody asked for it.
-        silos: what silos, or users with noise of their own, have spent; None where all users pay.
+        costs: what those have spent who pay apart, such as silos; None where all users pay.
         disagreements: where metrics, config and ledger contradict each other, a sentence each.
         viewers: the RDP ε against those who see more than released models, where it is another:
             `node`, where a cohort of fixed size is drawn; where nodes add shares of the noise,
@@ -39,7 +38,7 @@ class Spent:
     accountants: Mapping[str, Accountant]
     epsilons: Mapping[str, float]
     disagreements: tuple[str, ...]
-    silos: SiloCosts | None = None
+    costs: SiloCosts | None = None
     viewers: Mapping[str, float] = field(default_factory=dict)
     without_pld: str | None = None
 
@@ -57,30 +56,15 @@ def spent(run: Run) -> Spent:
         if by_pld is not None:
             accountants["pld"] = _charged(run, "pld", run.releases)
             epsilons["pld"] = by_pld
-    silos = None
-    if all(release.payers is not None for release in run.releases):
-        silos = _silo_accounts(run, run.releases).costs(run.delta)
-    viewers = _viewers(run, run.delta)
-    return Spent(accountants, epsilons, _disagreements(run, epsilons), silos, viewers, reason)
-
-
-def _viewers(run: Run, delta: float) -> dict[str, float]:
-    if any(release.payers is not None for release in run.releases):
-        return {}
-    if not all(release.shares is not None for release in run.releases):
-        if all(release.sampling != "fixed_size" for release in run.releases):
-            return {}  # ε itself holds against a node
-        node = epsilon_against_a_node(run.releases, run.adjacency, delta)
-        return {} if node is None else {"node": node}
-    against = {
-        "node": epsilon_against_a_node(run.releases, run.adjacency, delta),
-        "server": epsilon_against_the_server(run.releases, run.adjacency, delta),
-    }
-    return {viewer: epsilon for viewer, epsilon in against.items() if epsilon is not None}
+    costs = None
+    if run.mechanism.payer is not None:
+        costs = _silo_accounts(run, run.releases).costs(run.delta)
+    viewers = run.mechanism.viewers(run.releases, run.adjacency, run.delta)
+    return Spent(accountants, epsilons, _disagreements(run, epsilons), costs, viewers, reason)
 
 
 def _silo_accounts(run: Run, releases: Iterable[Release]) -> SiloAccounts:
-    accounts = SiloAccounts(run.adjacency, run.header.population)
+    accounts = SiloAccounts(run.adjacency, run.mechanism.accounts_of(run.releases[-1]))
     accounts.charge_all(releases)
     return accounts
 
@@ -93,7 +77,7 @@ def rdp_by_round(run: Run) -> list[float]:
     if run.delta is None or not run.private:
         return [math.inf] * len(run.rows)
     releases = sorted(run.releases, key=lambda release: release.round)
-    if run.releases[-1].payers is not None:
+    if run.mechanism.payer is not None:
         return _worst_by_round(run, releases, run.delta)
     accountant = ACCOUNTANTS["rdp"](run.adjacency)
     epsilons, charged = [], 0

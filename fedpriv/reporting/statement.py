@@ -7,8 +7,7 @@ privacy gets a statement too: that it has none.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import groupby
@@ -16,12 +15,17 @@ from itertools import groupby
 from fedpriv.privacy.advice import LARGE_DELTA, REASONABLE, STRONG
 from fedpriv.privacy.figures import epsilon_text, percent_up
 from fedpriv.privacy.ledger import Release
+from fedpriv.privacy.mechanisms.base import HOSTED, Facts
+from fedpriv.privacy.mechanisms.gaussian import EXACT_SUMS
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.reporting.attacker import Attacker, strongest_attacker
-from fedpriv.reporting.data_statement import held_out_sentence, start_sentences, who_users_are
-from fedpriv.reporting.noise_statement import HOSTED, shares_sentences, users_sentences
+from fedpriv.reporting.data_statement import (
+    an_example,
+    held_out_sentence,
+    start_sentences,
+    who_users_are,
+)
 from fedpriv.reporting.reader import Run
-from fedpriv.reporting.silo_statement import silo_sentences
 from fedpriv.reporting.spent import Spent
 from fedpriv.reporting.wording import beside_epsilon, round_ranges, value_range
 
@@ -135,7 +139,7 @@ def release_groups(releases: Iterable[Release]) -> tuple[ReleaseGroup, ...]:
 
     def alike(release: Release) -> tuple[str, bool, float, str]:
         return (
-            _drawn(release),
+            release.mechanism.drawn(release),
             release.bound is None,
             release.noise_multiplier,
             _counts(release) + release.noise_shape,
@@ -153,7 +157,7 @@ def _group(members: Sequence[Release]) -> ReleaseGroup:
     return ReleaseGroup(
         rounds=round_ranges([release.round for release in members]),
         count=len(members),
-        sampling=_drawn(first),
+        sampling=first.mechanism.drawn(first),
         bound=value_range([release.bound for release in members]),
         sensitivity=value_range([release.sensitivity for release in members]),
         stddev=value_range([release.stddev for release in members]) + shape,
@@ -206,17 +210,7 @@ def _headline(guarantees: tuple[Guarantee, ...], run: Run) -> str:
             f"({best.shown}, {best.delta:g}){beside_epsilon(run.seeded)}, which is too little."
         )
     private = f"({best.shown}, {best.delta:g})-differentially private{beside_epsilon(run.seeded)}"
-    models = f"All models that this run released together are {private} for every user"
-    headlines = {
-        "example": f"All that any one silo sent is together {private} for every example in it, as "
-        "the assumptions below say; a person with several examples is protected less.",
-        "users": f"All that any one user sent is together {private} for that user, whoever "
-        "received it (local differential privacy), as the assumptions below say.",
-        "nodes": f"{models}, if nobody saw more than the sum of the nodes' messages, as the "
-        "assumptions below say.",
-        "server": f"{models}, as the assumptions below say.",
-    }
-    return headlines[run.header.unit if run.header.unit != "user" else run.header.noise_by]
+    return run.mechanism.headline(private)
 
 
 def _guarantee(run: Run, account: Spent, name: str, epsilon: float) -> Guarantee:
@@ -229,7 +223,13 @@ def _guarantee(run: Run, account: Spent, name: str, epsilon: float) -> Guarantee
         delta=run.delta,
         method=_METHODS[name] + f" (dp-accounting {version('dp-accounting')}).",
         attacker=attacker,
-        meaning=_meaning(attacker, run.adjacency, run.header.unit, _seen(run), _unknown(run)),
+        meaning=_meaning(
+            attacker,
+            run.adjacency,
+            run.header.unit,
+            run.mechanism.seen,
+            run.mechanism.unknown(run.sampling),
+        ),
     )
 
 
@@ -237,19 +237,6 @@ _METHODS = {
     "rdp": "Rényi differential privacy, composed over all releases and converted to (ε, δ)",
     "pld": "Privacy loss distributions, composed numerically and rounded to the safe side",
 }
-
-
-def _seen(run: Run) -> str:
-    return "message of a user" if run.header.noise_by == "users" else "released model"
-
-
-def _unknown(run: Run) -> str:
-    """Return what an attacker must not know besides, where ε counts on sampling."""
-    if run.header.unit == "example":
-        return ", but not which examples were drawn,"
-    if run.header.noise_by == "users" or run.sampling.kind == "all":
-        return ""
-    return ", but not who was drawn,"
 
 
 def _meaning(attacker: Attacker, adjacency: Adjacency, unit: str, seen: str, unknown: str) -> str:
@@ -280,8 +267,8 @@ def _meaning(attacker: Attacker, adjacency: Adjacency, unit: str, seen: str, unk
 def _sections(run: Run, account: Spent) -> tuple[Section, ...]:
     always = [
         Section("unit", "Unit of privacy", _unit(run)),
-        Section("trust", "Trust model: who sees what", _trust(run, account)),
-        Section("mechanism", "Mechanism", _mechanism(run)),
+        Section("trust", "Trust model: who sees what", _NO_TRUST),
+        Section("mechanism", "Mechanism", _NO_NOISE),
         Section("sampling", "Sampling, as it was run", _sampling(run)),
         Section("releases", "Every release", _releases(run)),
         Section("start", "What the training started from", start_sentences(run)),
@@ -299,24 +286,33 @@ def _sections(run: Run, account: Spent) -> tuple[Section, ...]:
         Section("floating-point", "Floating point and generators", _floating_point(run)),
     ]
     ordered = tuple(sorted(always + promised, key=lambda section: _ORDER.index(section.key)))
-    differing = _differing(run, account)
+    own = run.mechanism.sentences(_facts(run, account, run.delta))
     return tuple(
-        replace(section, sentences=differing.get(section.key, section.sentences))
-        for section in ordered
+        replace(section, sentences=own.get(section.key, section.sentences)) for section in ordered
     )
 
 
-def _differing(run: Run, account: Spent) -> Mapping[str, tuple[str, ...]]:
-    """Return the answers that are not those of noise that the server adds, by section."""
-    if account.silos is not None and run.header.unit == "example":
-        return silo_sentences(run, account.silos, _clipping(run, "gradient"))
-    if account.silos is not None:
-        return users_sentences(run, account.silos, _clipping(run))
-    if run.header.noise_by == "server":
-        return {}
-    if run.header.noise_by != "nodes":
-        raise ValueError(f"no sentences for noise by {run.header.noise_by}")
-    return shares_sentences(run, account.viewers)
+def _facts(run: Run, account: Spent, delta: float) -> Facts:
+    """Return what the mechanism may say of the run."""
+    example = run.config.privacy.example if run.config.privacy else None
+    return Facts(
+        release=run.releases[-1],
+        sampling=run.sampling,
+        adjacency=run.adjacency,
+        population=run.header.population,
+        delta=delta,
+        deployed=run.deployed,
+        seed=run.config.seed,
+        optimizer=run.config.server.optimizer,
+        update=_clipping(run, "update"),
+        gradient=_clipping(run, "gradient"),
+        feedback=_error_feedback(run),
+        who=who_users_are(run),
+        example=an_example(run),
+        silo_size=example.silo_size if example else None,
+        costs=account.costs,
+        viewers=account.viewers,
+    )
 
 
 # The order in which a reader asks; without a promise some of the questions fall away.
@@ -373,75 +369,11 @@ def _adjacency(run: Run) -> tuple[str, ...]:
 _PUBLIC = "The size of the population and the expected cohort are taken to be public."
 
 
-def _trust(run: Run, account: Spent) -> tuple[str, ...]:
-    nodes = (
-        "The nodes receive the model of every round, and each sends back the exact sum of its own "
-        "users' updates."
-    )
-    server = (
-        "The server sees these exact sums, who was sampled and which node has which user: it must "
-        "be trusted, and so must the channel to it."
-    )
-    if not run.private:
-        return (nodes, server, "Whoever sees a released model may learn about any user.")
-    return (
-        "Central differential privacy with a trusted aggregator.",
-        nodes,
-        server,
-        "Everybody else may see every released model: the guarantee covers all of them together, "
-        "not the last one alone.",
-        _against_a_node(run, account.viewers),
-        "Nothing is promised against the server itself or whoever breaks into it.",
-    )
+_NO_TRUST = (*EXACT_SUMS, "Whoever sees a released model may learn about any user.")
+_NO_NOISE = ("No noise was added to what was released, or nothing bounded a contribution.",)
 
 
-def _against_a_node(run: Run, viewers: Mapping[str, float]) -> str:
-    """Return what holds against nodes, who see which of their own users were drawn."""
-    if run.sampling.kind == "fixed_size":
-        return (
-            "Nodes are NOT covered by this ε: a node knows how many of its own users were drawn, "
-            "and of a fixed number that tells how many others were. Against nodes, for a user of "
-            "another, and against users, each of whom knows this of itself, it is at most "
-            f"ε = {epsilon_text(viewers.get('node', math.inf))} by RDP, without amplification."
-        )
-    others = {
-        "poisson": "it knows which of its own users were drawn, and each is drawn by a coin of "
-        "its own.",
-        "all": "everybody is in every round.",
-    }[run.sampling.kind]
-    return (
-        "Nodes see the data of the users whom they train. For users of other nodes ε holds against "
-        f"a node too: {others}"
-    )
-
-
-def _mechanism(run: Run) -> tuple[str, ...]:
-    if not run.private:
-        return ("No noise was added to what was released, or nothing bounded a contribution.",)
-    return (
-        f"DP-FedAvg (McMahan et al. 2018): {_clipping(run)} so that a user's contribution to a "
-        "round has an L2 norm of at most C; a NaN or infinite update contributes zero.",
-        *_error_feedback(run),
-        f"{_noise(run.releases[-1])}{_count_release(run.releases[-1])}",
-        "The sum is divided by the expected cohort size, which is public, never by the number that "
-        f"answered. The server optimizer ({run.config.server.optimizer}) and everything after it "
-        "are post-processing and cost nothing.",
-    )
-
-
-def _noise(release: Release) -> str:
-    if release.shares is None:
-        return (
-            "Gaussian noise N(0, σ²) is added once, centrally, to each coordinate of the sum, at "
-            "full strength whoever dropped out."
-        )
-    return (
-        f"Each node adds Gaussian noise N(0, σ²/{release.shares}) to each coordinate of its sum, "
-        "also where it has none of the users, so that the sum of all has at least N(0, σ²)."
-    )
-
-
-def _clipping(run: Run, what: str = "update") -> str:
+def _clipping(run: Run, what: str) -> str:
     if run.config.privacy is None:
         return f"each {what} is clipped, how config.yaml does not say,"
     clipping = run.config.privacy.clipping
@@ -472,16 +404,6 @@ def _error_feedback(run: Run) -> tuple[str, ...]:
         "Error feedback: each user keeps what clipping cut off and adds it when it takes part "
         f"again, clipped ({how[feedback.variant]}), so C holds whatever is kept. The memory is "
         "never released, and costs nothing under this sampling (docs/privacy.md).",
-    )
-
-
-def _count_release(release: Release) -> str:
-    if not release.counts:
-        return ""
-    return (
-        " Counts of the users within their bound are released with it, with noise of their own; z "
-        "is that of both together, so the counts are paid for, and the bounds that follow them are "
-        "post-processing."
     )
 
 
@@ -683,14 +605,3 @@ def _verification(run: Run) -> tuple[str, ...]:
         run.evidence.sentence() if run.complete else "LINES ARE MISSING, as said above.",
         f"Configuration {run.header.fingerprint[:16]}…{private}, fedpriv {fedpriv}{source}.",
     )
-
-
-def _drawn(release: Release) -> str:
-    if release.users is not None:
-        return f"messages of the users drawn, of {release.population:,}"
-    if release.silos is not None:
-        return f"{release.steps} steps, q = {release.sampling_rate:g}, in the silos drawn"
-    if release.sampling == "all" or release.expected_cohort is None:
-        return f"all {release.population:,} users"
-    kind = {"poisson": "Poisson", "fixed_size": "exactly"}[release.sampling]
-    return f"{kind} {release.expected_cohort:g} of {release.population:,}"

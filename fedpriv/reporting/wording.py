@@ -1,7 +1,4 @@
-"""Numbers and sentences as readers see them.
-
-What is said of silos is said of users with noise of their own too; `who` is one of them.
-"""
+"""Numbers and sentences as readers see them."""
 
 from __future__ import annotations
 
@@ -9,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedpriv.privacy.figures import epsilon_text
-from fedpriv.privacy.sampling import Sampling
-from fedpriv.privacy.silos import SiloCosts
 
 #: Stands beside each ε of a run whose sampling and noise anyone can draw again who has its config.
 KNOWN_SEED = "simulation with a known seed"
@@ -51,14 +46,6 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def worst_and_median(costs: SiloCosts, who: str) -> str:
-    """Return the sentence on what those who pay alone have spent."""
-    return (
-        f"By RDP the worst {who} (number {costs.worst_silo}) has spent ε = "
-        f"{epsilon_text(costs.worst)}, the median {who} ε = {epsilon_text(costs.median)}."
-    )
-
-
 def smallest(row: Mapping[str, Any]) -> tuple[float | None, str]:
     """Return the smallest ε of a metrics row and whose it is; None where there is no privacy."""
     known = {name: value for name, value in row["epsilon"].items() if value is not None}
@@ -77,13 +64,3 @@ def spent_text(row: Mapping[str, Any]) -> str:
             median = epsilon_text(row[f"{payer}s"]["median"])
             return f"ε of the worst {payer} {shown}, of the median one {median} by RDP, {delta}"
     return f"ε {shown}, {delta}"
-
-
-def drawn_anew(sampling: Sampling, who: str) -> str:
-    """Return how a round's cohort is drawn, as the beginning of a paragraph."""
-    drawn = {
-        "poisson": f"each {who} independently, {sampling.expected_cohort:g} expected",
-        "fixed_size": f"exactly {sampling.expected_cohort:g}",
-        "all": "all of them",
-    }[sampling.kind]
-    return f"{who.capitalize()}s are drawn anew in each round: {drawn} of {sampling.population:,}."

@@ -19,7 +19,7 @@ from fedpriv.config import load_config
 from fedpriv.errors import FedprivError
 from fedpriv.federation.parts import build_clipping, build_trainer
 from fedpriv.optimizers.server import Server
-from fedpriv.privacy.mechanisms import GaussianMechanism
+from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 from fedpriv.training.cohort import train_cohort
 from fedpriv.training.parameters import Layout
 

@@ -47,7 +47,10 @@ def test_the_noise_of_each_round_is_that_of_the_bound_it_is_charged_with(tmp_pat
 def test_noise_per_block_is_in_proportion_to_each_blocks_own_bound(tmp_path, adapting):
     changes = adaptive("per_layer") if adapting else {}
     run = begun(tmp_path / "run", privacy__noise="per_block", **changes).go()
-    sizes, first = run.prepared.plan.layout.sizes, bounds_of(run.prepared.plan.mechanism.clipping)
+    sizes, first = (
+        run.prepared.plan.layout.sizes,
+        bounds_of(run.prepared.plan.mechanism.gaussian.clipping),
+    )
     moved = set()
     for release in run.ledger:
         assert release.noise_shape == "per_block"
@@ -105,7 +108,7 @@ def test_bounds_follow_noisy_counts_over_the_public_denominator(
     options = {"count_noise": 200.0, "adapt_lr": 0.05, "quantile": 0.3, "bound": 0.02}
     run = begun(tmp_path / "run", **adaptive(adapts, **options)).go()
     plan = run.prepared.plan
-    bounds = bounds_of(plan.mechanism.clipping)
+    bounds = bounds_of(plan.mechanism.gaussian.clipping)
     not_finite = 0
     for release in run.ledger:
         assert release.bound == pytest.approx(math.hypot(*bounds))

@@ -118,8 +118,8 @@ def test_the_mechanism_bounds_what_users_send(tmp_path):
     for feedback, bound in (("user", 0.02), ({"kind": "user", "variant": "dice"}, 0.04)):
         changes = {**TIGHT, "privacy__error_feedback": feedback}
         directory, run = train_small(tmp_path / f"{bound}", rounds=1, **changes)
-        assert run.plan.mechanism.clipping.bound == pytest.approx(bound)
-        assert run.plan.mechanism.stddev == pytest.approx(bound)
+        assert run.plan.mechanism.gaussian.clipping.bound == pytest.approx(bound)
+        assert run.plan.mechanism.gaussian.stddev == pytest.approx(bound)
         assert [r.bound for r in Ledger.open(directory.ledger)] == [pytest.approx(bound)]
     assert isinstance(run.trainer.feedback, Dice)
     assert experiment.prepare(small_config()).trainer.feedback is None

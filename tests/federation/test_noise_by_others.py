@@ -30,22 +30,22 @@ from fedpriv.federation.messages import flat_record, flat_tensor
 from fedpriv.federation.parts import build_trainer
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.privacy import (
+    MECHANISMS,
     Adjacency,
     GaussianMechanism,
     GlobalClipping,
     Ledger,
-    UserNoise,
-    mechanisms,
+    UsersNoise,
 )
+from fedpriv.privacy.mechanisms import gaussian
 from fedpriv.privacy.randomness import Purpose, Randomness, id_words, standard_normal
 from fedpriv.reporting.ledgers import verify
-from fedpriv.reporting.noise_statement import TRUST_MODELS
 from fedpriv.reporting.progress import ProgressLines
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.report import render
 from fedpriv.reporting.spent import spent
 from fedpriv.training.cohort import train_cohort
-from fedpriv.training.own_noise import with_users_noise
+from fedpriv.training.own_noise import with_noise as with_draws
 
 NODES = {"privacy__noise_by": "nodes", "rounds": 1}
 THREE = {**NODES, "runtime__workers": 3, "privacy__lost_nodes": 1}
@@ -137,7 +137,7 @@ def test_all_noise_passes_one_place(tmp_path, monkeypatch, changes):
     monkeypatch.setattr(GaussianMechanism, "add", staticmethod(skipped))
     for factor in (1, 1000):
         monkeypatch.setattr(
-            mechanisms,
+            gaussian,
             "standard_normal",
             lambda size, generator, factor=factor: factor * standard_normal(size, generator),
         )
@@ -324,11 +324,12 @@ def test_a_user_whose_update_is_not_finite_sends_noise_like_any_other():
     planted = torch.zeros(60, size)
     planted[7] = torch.nan
     trainer = dataclasses.replace(trainer, planted=planted)
-    noise = UserNoise(GaussianMechanism(1.0, GlobalClipping(0.1)))
+    noise = UsersNoise(GaussianMechanism(1.0, GlobalClipping(0.1)))
     secret, messages = Randomness.simulation(3, "run"), []
     for user in (7, 8):
         summed = train_cohort(trainer, torch.zeros(size), [user], round_=1)
-        noisy = with_users_noise(summed, noise, [size], [f"user-{user}"], 1, 0, secret)
+        draws = noise.draws([size], secret, (1, 0), 0, [f"user-{user}"])
+        noisy = with_draws(summed, draws)
         assert noisy.non_finite == (user == 7)
         messages.append(noisy.total)
     low, high = stats.chi2.interval(1 - 1e-6, size)
@@ -361,7 +362,9 @@ def test_noise_is_calibrated_for_a_user_that_is_in_every_round():
     changes = {**USERS, "privacy__noise_multiplier": None, "privacy__target_epsilon": 2.0}
     plan = experiment.prepare(small_config(**changes)).plan
     accountant = RdpAccountant(neighboring_relation=Adjacency.REPLACE_ONE.relation)
-    accountant.compose(dp_accounting.GaussianDpEvent(plan.mechanism.noise_multiplier / 2), 3)
+    accountant.compose(
+        dp_accounting.GaussianDpEvent(plan.mechanism.gaussian.noise_multiplier / 2), 3
+    )
     assert accountant.get_epsilon(1e-3) == pytest.approx(2.0, abs=1e-4)
 
 
@@ -469,7 +472,7 @@ def test_what_a_run_prints_at_its_start_names_the_trust_model(by):
     prepared, console = experiment.prepare(small_config(privacy__noise_by=by)), Console(record=True)
     ProgressLines(console).begin(prepared)
     printed = console.export_text()
-    assert TRUST_MODELS[by] in printed
+    assert MECHANISMS[by].trust in printed
     assert ("a user that takes part in each" in printed) == (by == "users")
 
 

@@ -132,11 +132,11 @@ def test_bounds_that_adapt_in_silos_go_on_from_their_mean_and_cost_the_same(
 
     # A round's bounds are what the silos of the one before ended with, in geometric mean.
     plan = experiment.prepare(small_config(**settings)).plan
-    bounds = np.array(bounds_of(plan.mechanism.clipping))
+    bounds = np.array(bounds_of(plan.mechanism.gaussian.clipping))
     sent = [work_of(m) for m in grid.sent if m.metadata.message_type == "train"]
     for round_, release in enumerate(releases, start=1):
         assert release.bound == pytest.approx(np.linalg.norm(bounds))
-        level = plan.level.at(bounds.tolist())
+        level = plan.mechanism.level.at(bounds.tolist())
         moves = [
             train_silos(
                 prepared.trainer, level, work.parameters, [silo], round_, 0, plan.randomness, 1e-3
@@ -166,7 +166,7 @@ def test_a_round_in_which_no_silo_answers_keeps_the_bounds(tmp_path):
     settings = {**SILOS, "privacy__clipping": ADAPTIVE, "rounds": 1}
     _, prepared = train_small(tmp_path / "run", InProcessGrid(dead=[0, 1]), **settings)
     _, reopened = experiment.reopen(tmp_path / "run")
-    assert reopened.bounds == bounds_of(prepared.plan.mechanism.clipping)
+    assert reopened.bounds == bounds_of(prepared.plan.mechanism.gaussian.clipping)
 
 
 def test_counts_have_a_noise_of_a_twentieth_of_a_step_and_blocks_their_own():
@@ -177,9 +177,9 @@ def test_counts_have_a_noise_of_a_twentieth_of_a_step_and_blocks_their_own():
     }
     plan = experiment.prepare(small_config(**{**SILOS, **changes})).plan
     blocks = len(plan.layout.names)
-    assert plan.mechanism.per_block
-    assert plan.mechanism.counts == CountNoise(blocks, 0.5 * 100 / 20 * np.sqrt(blocks))
-    assert plan.level.mechanism == plan.mechanism
+    assert plan.mechanism.gaussian.per_block
+    assert plan.mechanism.gaussian.counts == CountNoise(blocks, 0.5 * 100 / 20 * np.sqrt(blocks))
+    assert plan.mechanism.level.mechanism == plan.mechanism.gaussian
 
 
 def test_noise_is_calibrated_with_counts_whose_noise_is_small(tmp_path):
@@ -188,7 +188,7 @@ def test_noise_is_calibrated_with_counts_whose_noise_is_small(tmp_path):
     clipping = {**ADAPTIVE, "count_noise": 1.5}
     plan = experiment.prepare(small_config(**{**SILOS, **changes, "privacy__clipping": clipping}))
     fixed = experiment.prepare(small_config(**{**SILOS, **changes}))
-    multipliers = [p.plan.mechanism.noise_multiplier for p in (plan, fixed)]
+    multipliers = [p.plan.mechanism.gaussian.noise_multiplier for p in (plan, fixed)]
     assert multipliers[0] == multipliers[1]
     clipping = {**ADAPTIVE, "count_noise": 0.1}
     config = small_config(**{**SILOS, **changes, "privacy__clipping": clipping})
@@ -231,7 +231,7 @@ def test_noise_is_calibrated_for_a_silo_that_is_in_every_round():
     changes = {**SILOS, "privacy__noise_multiplier": None, "privacy__target_epsilon": 2.0}
     plan = experiment.prepare(small_config(**changes)).plan
     accountant = RdpAccountant()
-    gaussian = dp_accounting.GaussianDpEvent(plan.mechanism.noise_multiplier)
+    gaussian = dp_accounting.GaussianDpEvent(plan.mechanism.gaussian.noise_multiplier)
     accountant.compose(dp_accounting.PoissonSampledDpEvent(0.5, gaussian), 2 * 3)
     assert accountant.get_epsilon(1e-3) == pytest.approx(2.0, abs=1e-4)
 
@@ -241,7 +241,7 @@ def test_masks_within_a_silo_are_as_secret_as_its_noise():
     silo_options = {"example": {"sampling_rate": 1.0, "silo_size": 6}, "noise_multiplier": 0.0}
     options = {f"privacy__{name}": value for name, value in silo_options.items()}
     prepared = experiment.prepare(small_config(**{**SILOS, **options}, model__dropout=0.5))
-    level, start = prepared.plan.level, prepared.server.parameters()
+    level, start = prepared.plan.mechanism.level, prepared.server.parameters()
 
     def change(secret, attempt):
         randomness = Randomness.simulation(secret)

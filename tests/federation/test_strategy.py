@@ -334,7 +334,7 @@ def test_adapted_bounds_survive_a_resume(tmp_path):
         train_small(tmp_path / "lost", InProcessGrid(dead=[0, 1]), **changes)
     _, reopened = experiment.reopen(tmp_path / "lost")
     assert len(reopened.bounds) == len(whole.plan.layout.names)
-    assert reopened.bounds != bounds_of(whole.plan.mechanism.clipping)
+    assert reopened.bounds != bounds_of(whole.plan.mechanism.gaussian.clipping)
     resume_small(tmp_path / "lost")
     assert len(Ledger.open(tmp_path / "lost" / "ledger.jsonl")) == 4
 

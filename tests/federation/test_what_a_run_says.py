@@ -169,7 +169,7 @@ def test_silos_draw_other_samples_in_each_round_and_attempt():
     start, secret = prepared.server.parameters(), Randomness.simulation(3, "run")
 
     def change(round_, attempt, silo):
-        level = prepared.plan.level
+        level = prepared.plan.mechanism.level
         summed = train_silos(prepared.trainer, level, start, [silo], round_, attempt, secret, 1e-3)
         return summed.total
 

@@ -8,6 +8,7 @@ from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, pld, rdp
 from fedpriv.errors import InputError
 from fedpriv.privacy import (
     Adjacency,
+    CentralMechanism,
     GaussianMechanism,
     GlobalClipping,
     Header,
@@ -25,7 +26,9 @@ HEADER = Header("abc", 1000, DELTA, ADD_REMOVE.value)
 def release(round_: int, noise: float = 1.0, cohort: float = 50.0, digest: str = "d") -> Release:
     rule = GlobalClipping(0.5) if noise else Unclipped()
     mechanism = GaussianMechanism(noise, rule)
-    return Release.of(round_, 0, build_sampling("poisson", 1000, cohort), mechanism, digest)
+    return Release.of(
+        round_, 0, CentralMechanism(build_sampling("poisson", 1000, cohort), mechanism), digest
+    )
 
 
 def account(name: str, rounds: int = 5, noise: float = 1.0, **header: object) -> Account:

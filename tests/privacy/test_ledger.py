@@ -10,6 +10,7 @@ from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 from fedpriv.errors import InputError
 from fedpriv.privacy import (
     Adjacency,
+    CentralMechanism,
     FixedSizeSampling,
     FullParticipation,
     GaussianMechanism,
@@ -27,7 +28,12 @@ HEADER = Header("abc", 1000, 1e-5, "add_or_remove_one")
 
 def release(round_: int, noise: float = 1.0, cohort: float = 50.0) -> Release:
     sampling = PoissonSampling(1000, cohort)
-    return Release.of(round_, 0, sampling, GaussianMechanism(noise, GlobalClipping(0.5)), "d" * 64)
+    return Release.of(
+        round_,
+        0,
+        CentralMechanism(sampling, GaussianMechanism(noise, GlobalClipping(0.5))),
+        "d" * 64,
+    )
 
 
 def filled(path: Path, rounds: int = 5) -> Ledger:
@@ -48,10 +54,15 @@ def test_events_are_rebuilt_from_the_file_alone(tmp_path):
 
 def test_a_release_records_sensitivity_and_noise():
     fixed = Release.of(
-        1, 0, FixedSizeSampling(100, 10), GaussianMechanism(1.5, GlobalClipping(0.2)), ""
+        1,
+        0,
+        CentralMechanism(FixedSizeSampling(100, 10), GaussianMechanism(1.5, GlobalClipping(0.2))),
+        "",
     )
     assert (fixed.sensitivity, fixed.stddev) == (pytest.approx(0.4), pytest.approx(0.3))
-    unbounded = Release.of(1, 0, PoissonSampling(9, 3.0), GaussianMechanism(0.0, Unclipped()), "")
+    unbounded = Release.of(
+        1, 0, CentralMechanism(PoissonSampling(9, 3.0), GaussianMechanism(0.0, Unclipped())), ""
+    )
     assert unbounded.bound is None
     assert unbounded.sensitivity is None
 
@@ -163,7 +174,9 @@ def test_a_record_cannot_claim_more_noise_than_it_shows(claimed):
 @pytest.mark.parametrize("adjacency", list(Adjacency))
 def test_a_record_is_analysed_under_its_own_adjacency(adjacency):
     sampling = FullParticipation(1000, adjacency)
-    recorded = Release.of(1, 0, sampling, GaussianMechanism(1.0, GlobalClipping(0.5)), "")
+    recorded = Release.of(
+        1, 0, CentralMechanism(sampling, GaussianMechanism(1.0, GlobalClipping(0.5))), ""
+    )
     twice = 2 if adjacency is Adjacency.REPLACE_ONE else 1
     assert recorded.sensitivity == pytest.approx(0.5 * twice)
     assert recorded.event() == GaussianDpEvent(pytest.approx(1.0 / twice, rel=1e-10))

@@ -14,6 +14,7 @@ from scipy import stats
 from fedpriv.errors import InputError
 from fedpriv.privacy import (
     Adjacency,
+    CentralMechanism,
     FixedSizeSampling,
     GaussianMechanism,
     GlobalClipping,
@@ -23,6 +24,7 @@ from fedpriv.privacy import (
     PerLayerClipping,
     PoissonSampling,
     Release,
+    SharedMechanism,
     multiplier_against_a_node,
     read_ledger,
 )
@@ -83,7 +85,7 @@ def test_a_node_that_takes_its_share_off_leaves_the_noise_that_is_accounted_agai
 
 
 def release(round_, sampling, shares):
-    return Release.of(round_, 0, sampling, MECHANISM, "digest", shares)
+    return Release.of(round_, 0, SharedMechanism(sampling, MECHANISM, shares), "digest")
 
 
 def by_dp_accounting(event, adjacency, rounds):
@@ -103,7 +105,7 @@ def test_cost_against_a_curious_node_and_a_server_that_sees_sums():
     against = epsilon_against_the_server(releases, adjacency, DELTA)
     assert against == pytest.approx(whole, rel=1e-6)
     # Released models cost what they cost with central noise.
-    central = Release.of(1, 0, PoissonSampling(1000, 50.0), MECHANISM, "digest")
+    central = Release.of(1, 0, CentralMechanism(PoissonSampling(1000, 50.0), MECHANISM), "digest")
     assert releases[0].event() == central.event()
 
 

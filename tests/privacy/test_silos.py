@@ -11,6 +11,7 @@ from dp_accounting.rdp import RdpAccountant
 from fedpriv.errors import InputError
 from fedpriv.privacy import (
     Adjacency,
+    CentralMechanism,
     CountNoise,
     ExampleLevel,
     GaussianMechanism,
@@ -20,6 +21,7 @@ from fedpriv.privacy import (
     PoissonSampling,
     Release,
     SiloAccounts,
+    SiloMechanism,
     most_charged,
     read_ledger,
 )
@@ -31,7 +33,7 @@ TOOK_PART = [(0, 2), (2,), (), (0, 1, 2)]
 
 
 def release(round_, silos):
-    return Release.of_silos(round_, 0, PoissonSampling(4, 2.0), LEVEL, silos, "digest")
+    return Release.of(round_, 0, SiloMechanism.of(PoissonSampling(4, 2.0), LEVEL), "digest", silos)
 
 
 RELEASES = [release(i, silos) for i, silos in enumerate(TOOK_PART, start=1)]
@@ -70,7 +72,9 @@ def test_what_the_worst_silo_pays_for_is_found_among_the_releases():
 def test_where_events_differ_or_all_pay_nothing_is_left_out():
     other = replace(release(5, (1,)), stddev=2 * RELEASES[0].stddev)
     assert most_charged([*RELEASES, other]) == [*RELEASES, other]
-    everybodys = Release.of(5, 0, PoissonSampling(4, 2.0), LEVEL.mechanism, "digest")
+    everybodys = Release.of(
+        5, 0, CentralMechanism(PoissonSampling(4, 2.0), LEVEL.mechanism), "digest"
+    )
     assert most_charged([*RELEASES, everybodys]) == [*RELEASES, everybodys]
     with pytest.raises(ValueError, match="every user pays for"):
         SiloAccounts(Adjacency.ADD_OR_REMOVE_ONE, 4).charge_all([everybodys])
@@ -85,7 +89,13 @@ def test_bounds_that_adapt_leave_one_event_so_that_the_worst_silo_is_found(multi
     )
     bounds = np.random.default_rng(0).lognormal(sigma=5.0, size=100)
     releases = [
-        Release.of_silos(i, 0, PoissonSampling(4, 2.0), level.at([bound]), (i % 2, 2), "digest")
+        Release.of(
+            i,
+            0,
+            SiloMechanism.of(PoissonSampling(4, 2.0), level).at([bound]),
+            "digest",
+            (i % 2, 2),
+        )
         for i, bound in enumerate(bounds, start=1)
     ]
     assert len({release.bound / release.stddev for release in releases}) > 1

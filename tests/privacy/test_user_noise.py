@@ -14,23 +14,23 @@ from fedpriv.privacy import (
     GlobalClipping,
     Header,
     Ledger,
+    LocalMechanism,
     PerLayerClipping,
     PldAccountant,
     PoissonSampling,
     Release,
     SiloAccounts,
-    UserNoise,
     most_charged,
     read_ledger,
 )
 
 Z, BOUND, DELTA = 3.0, 0.4, 1e-5
-NOISE = UserNoise(GaussianMechanism(Z, GlobalClipping(BOUND)))
+NOISE = LocalMechanism(PoissonSampling(4, 2.0), GaussianMechanism(Z, GlobalClipping(BOUND)))
 TOOK_PART = [(0, 2), (2,), (), (0, 1, 2)]
 
 
 def release(round_, users):
-    return Release.of_users(round_, 0, PoissonSampling(4, 2.0), NOISE, users, "digest")
+    return Release.of(round_, 0, NOISE, "digest", users)
 
 
 RELEASES = [release(i, users) for i, users in enumerate(TOOK_PART, start=1)]
@@ -84,10 +84,10 @@ def test_noise_per_block_costs_the_same():
     mechanism = GaussianMechanism(Z, PerLayerClipping(1.3, bounds), per_block=True)
     distances = np.array([2 * bound for bound in bounds]) / mechanism.block_stddevs(3)
     assert np.linalg.norm(distances) == pytest.approx(1 / (Z / 2))
-    released = Release.of_users(1, 0, PoissonSampling(4, 2.0), UserNoise(mechanism), (0,), "digest")
+    released = Release.of(1, 0, LocalMechanism(PoissonSampling(4, 2.0), mechanism), "digest", (0,))
     assert released.event().noise_multiplier == pytest.approx(Z / 2, rel=1e-10)
 
 
 def test_without_noise_there_is_no_privacy():
-    silent = UserNoise(GaussianMechanism(0.0, GlobalClipping(BOUND)))
+    silent = LocalMechanism(PoissonSampling(4, 2.0), GaussianMechanism(0.0, GlobalClipping(BOUND)))
     assert silent.event() == dp_accounting.NonPrivateDpEvent()

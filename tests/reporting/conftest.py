@@ -8,6 +8,7 @@ import pytest
 
 from fedpriv.config import ExperimentConfig, parse_config
 from fedpriv.privacy import (
+    CentralMechanism,
     GaussianMechanism,
     GlobalClipping,
     Header,
@@ -105,7 +106,9 @@ def make_run(tmp_path: Path) -> MakeRun:
         private = delta is not None and mechanism.stddev > 0
         for round_ in range(1, config.rounds + 1):
             for attempt in range((attempts or {}).get(round_, 1)):
-                release = Release.of(round_, attempt, sampling, mechanism, "0" * 64)
+                release = Release.of(
+                    round_, attempt, CentralMechanism(sampling, mechanism), "0" * 64
+                )
                 ledger.append(release)
                 accountant.compose(release.event())
             epsilon = accountant.epsilon(delta) if private and delta is not None else None

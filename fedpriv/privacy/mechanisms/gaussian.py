@@ -1,17 +1,30 @@
-"""The Gaussian mechanism: `GaussianMechanism.add` is where noise is added to a sum, and alone."""
+"""Gaussian noise, and the server that adds it: noise is added in `GaussianMechanism.add` alone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fedpriv.privacy.clipping import ClippingRule, PerLayerClipping, with_bounds
+from fedpriv.privacy.figures import epsilon_text
+from fedpriv.privacy.mechanisms.base import (
+    Facts,
+    Mechanism,
+    Sentences,
+    count_release,
+    dp_fedavg,
+)
 from fedpriv.privacy.randomness import standard_normal
+from fedpriv.privacy.sampling import Adjacency
+
+if TYPE_CHECKING:
+    from fedpriv.privacy.ledger import Release
 
 
 @dataclass(frozen=True)
@@ -142,3 +155,73 @@ class GaussianMechanism:
         for part, stddev in zip(noise.split(repeats), stddevs, strict=True):
             part.mul_(stddev)
         return noise
+
+
+@dataclass(frozen=True)
+class CentralMechanism(Mechanism):
+    """The server adds noise once, to the sum over the cohort, at full strength."""
+
+    kind = "server"
+
+    @classmethod
+    def viewers(
+        cls, releases: Sequence[Release], adjacency: Adjacency, delta: float
+    ) -> dict[str, float]:
+        """Return what holds against a node, where the size of the cohort tells it too much."""
+        if all(release.sampling != "fixed_size" for release in releases):
+            return {}  # ε itself holds against a node
+        from fedpriv.privacy.viewers import epsilon_against_a_node
+
+        node = epsilon_against_a_node(releases, adjacency, delta)
+        return {} if node is None else {"node": node}
+
+    @classmethod
+    def sentences(cls, facts: Facts) -> Sentences:
+        """Return who must be trusted, and where the noise is added."""
+        noise = (
+            "Gaussian noise N(0, σ²) is added once, centrally, to each coordinate of the sum, at "
+            f"full strength whoever dropped out.{count_release(facts.release)}"
+        )
+        return {"trust": central_trust(facts), "mechanism": dp_fedavg(facts, noise)}
+
+
+#: What the nodes and the server of a run see whose sums come without noise.
+EXACT_SUMS = (
+    "The nodes receive the model of every round, and each sends back the exact sum of its own "
+    "users' updates.",
+    "The server sees these exact sums, who was sampled and which node has which user: it must "
+    "be trusted, and so must the channel to it.",
+)
+
+
+def central_trust(facts: Facts) -> tuple[str, ...]:
+    """Return who sees what where the server adds the noise."""
+    return (
+        "Central differential privacy with a trusted aggregator.",
+        *EXACT_SUMS,
+        "Everybody else may see every released model: the guarantee covers all of them together, "
+        "not the last one alone.",
+        _against_a_node(facts),
+        "Nothing is promised against the server itself or whoever breaks into it.",
+    )
+
+
+def _against_a_node(facts: Facts) -> str:
+    """Return what holds against nodes, who see which of their own users were drawn."""
+    if facts.sampling.kind == "fixed_size":
+        return (
+            "Nodes are NOT covered by this ε: a node knows how many of its own users were drawn, "
+            "and of a fixed number that tells how many others were. Against nodes, for a user of "
+            "another, and against users, each of whom knows this of itself, it is at most "
+            f"ε = {epsilon_text(facts.viewers.get('node', math.inf))} by RDP, without "
+            "amplification."
+        )
+    others = {
+        "poisson": "it knows which of its own users were drawn, and each is drawn by a coin of "
+        "its own.",
+        "all": "everybody is in every round.",
+    }[facts.sampling.kind]
+    return (
+        "Nodes see the data of the users whom they train. For users of other nodes ε holds against "
+        f"a node too: {others}"
+    )

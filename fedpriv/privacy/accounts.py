@@ -1,8 +1,8 @@
-"""What each silo has spent: a silo pays for the rounds in which it took part, and no others.
+"""What has been spent, by all users together or by each of those who pay apart.
 
-Which silo took part when is public here: it is the schedule, drawn without a look at any data,
-and no amplification is claimed for it. A user that adds noise of its own pays in the same way:
-read "user" for "silo" then.
+A silo pays for the rounds in which it took part, and no others. Which silo took part when is public
+here: it is the schedule, drawn without a look at any data, and no amplification is claimed for it.
+A user that adds noise of its own pays in the same way: read "user" for "silo" then.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import dp_accounting
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from fedpriv.privacy.accounting import RdpAccountant
 from fedpriv.privacy.charging import Budget, Cost
 from fedpriv.privacy.ledger import Release
+from fedpriv.privacy.mechanisms.base import Mechanism
 from fedpriv.privacy.sampling import Adjacency
 
 
@@ -33,6 +35,57 @@ class SiloCosts:
     worst: float
     worst_silo: int
     median: float
+
+
+class Accounts(Protocol):
+    """What has been spent."""
+
+    def charge_all(self, releases: Iterable[Release]) -> None:
+        """Charge whoever pays for each of `releases`."""
+        ...
+
+    def epsilon(self, delta: float) -> float:
+        """Return the RDP ε of whoever has spent most, at `delta`."""
+        ...
+
+    def costs(self, delta: float) -> SiloCosts | None:
+        """Return what those who pay apart have spent; None where nobody does."""
+        ...
+
+    def above(
+        self, budget: Budget, payers: Iterable[int] | None, event: dp_accounting.DpEvent
+    ) -> Cost | None:
+        """Return what `payers` would have spent with one more `event`, where above `budget`."""
+        ...
+
+
+class OneAccount:
+    """The account of all users, who pay for every release together."""
+
+    def __init__(self, adjacency: Adjacency) -> None:
+        self._accountant = RdpAccountant(adjacency)
+        self._charged: Counter[dp_accounting.DpEvent] = Counter()
+
+    def charge_all(self, releases: Iterable[Release]) -> None:
+        """Charge all users for each of `releases`."""
+        for release in releases:
+            event = release.event()
+            self._accountant.compose(event)
+            self._charged[event] += 1
+
+    def epsilon(self, delta: float) -> float:
+        """Return the RDP ε of every user at `delta`."""
+        return self._accountant.epsilon(delta)
+
+    def costs(self, delta: float) -> None:
+        """Return nothing: nobody pays apart."""
+        return
+
+    def above(
+        self, budget: Budget, payers: Iterable[int] | None, event: dp_accounting.DpEvent
+    ) -> Cost | None:
+        """Return what all would have spent with one more `event`, where above `budget`."""
+        return budget.refuses(self._charged, event)
 
 
 class SiloAccounts:
@@ -65,6 +118,10 @@ class SiloAccounts:
             epsilons[silo] = self._epsilon(charged, delta, found)
         return epsilons
 
+    def epsilon(self, delta: float) -> float:
+        """Return the ε of the worst silo at `delta`."""
+        return self.costs(delta).worst
+
     def costs(self, delta: float) -> SiloCosts:
         """Return the worst and the median ε at `delta`."""
         epsilons = self.epsilons(delta)
@@ -72,15 +129,15 @@ class SiloAccounts:
         return SiloCosts(float(epsilons[worst]), worst, float(np.median(epsilons)))
 
     def above(
-        self, budget: Budget, silos: Iterable[int], event: dp_accounting.DpEvent
+        self, budget: Budget, payers: Iterable[int] | None, event: dp_accounting.DpEvent
     ) -> Cost | None:
-        """Return the worst cost above `budget` among `silos` if each were charged `event`.
+        """Return the worst cost above `budget` among `payers` if each were charged `event`.
 
         None where all stay within it; those that have paid the same are asked about once.
         """
         charged = {
             frozenset(paid.items()): paid
-            for paid in (self._charged.get(silo, Counter()) for silo in silos)
+            for paid in (self._charged.get(silo, Counter()) for silo in payers or ())
         }
         refused = (budget.refuses(paid, event) for paid in charged.values())
         return max(filter(None, refused), key=lambda cost: cost.epsilon, default=None)
@@ -99,6 +156,13 @@ class SiloAccounts:
                 accountant.compose(event, count)
             found[key] = accountant.epsilon(delta)
         return found[key]
+
+
+def accounts_of(mechanism: Mechanism) -> Accounts:
+    """Return the accounts of a run of `mechanism`, of whom nobody has spent anything yet."""
+    if mechanism.payer is None:
+        return OneAccount(mechanism.adjacency)
+    return SiloAccounts(mechanism.adjacency, mechanism.accounts)
 
 
 def most_charged(releases: Sequence[Release]) -> Sequence[Release]:

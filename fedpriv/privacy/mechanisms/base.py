@@ -1,0 +1,363 @@
+"""What a mechanism is: who adds which noise where, what it costs whom, what may be said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import numpy as np
+from torch import Tensor
+
+from fedpriv.privacy.figures import epsilon_text
+from fedpriv.privacy.randomness import Purpose, Randomness
+from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
+
+if TYPE_CHECKING:  # nodes, which import this too, need no accountant
+    import dp_accounting
+
+    from fedpriv.privacy.accounts import SiloCosts
+    from fedpriv.privacy.ledger import Release
+    from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
+
+#: What a deployment's server knows and writes down of who is there, which nothing covers.
+HOSTED = (
+    "Each node tells the server how many users it hosts and a digest of their ids, by which it is "
+    "recognised. The ledger has both, under private. No ε covers them: whoever reads them knows "
+    "how many users there are, and can test a guess at who all of a node's are."
+)
+
+
+class NoiseSource(Protocol):
+    """The noise that the server adds, one draw a release. It may remember earlier draws."""
+
+    def draw(self, round_: int, attempt: int, gaussian: GaussianMechanism) -> Tensor:
+        """Return the noise of a round's release: float64 `[Σ sizes + counts]`.
+
+        Asked again it is the same. `gaussian` is the mechanism at the bounds of the round.
+        """
+        ...
+
+
+class NodeNoise(Protocol):
+    """The noise that a node adds to its sum before the sum leaves it."""
+
+    def draws(
+        self,
+        sizes: Sequence[int],
+        secret: Randomness,
+        draw: tuple[int, int],
+        node: int,
+        user_ids: Sequence[str],
+    ) -> Iterator[Tensor]:
+        """Yield what is added, one after another: float64 `[Σ sizes]` each.
+
+        Args:
+            sizes: number of coordinates of each block.
+            secret: where the noise comes from.
+            draw: round and attempt.
+            node: the node's stable number.
+            user_ids: those of its users who were drawn and are there.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Independent:
+    """Noise for blocks of `sizes` that is drawn anew for each round and attempt."""
+
+    sizes: Sequence[int]
+    randomness: Randomness
+
+    def draw(self, round_: int, attempt: int, gaussian: GaussianMechanism) -> Tensor:
+        """Return the noise at (round, attempt)."""
+        generator = self.randomness.numpy(Purpose.NOISE, round_, attempt)
+        return gaussian.noise(self.sizes, generator)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a statement may say of a run, read from its ledger and config or checked of its data.
+
+    Attributes:
+        release: the newest release of the ledger.
+        sampling: how a round's cohort is drawn.
+        adjacency: the adjacency under which ε holds.
+        population: how many users, or silos, there are.
+        delta: δ.
+        deployed: whether it was a deployment.
+        seed: that of a simulation.
+        optimizer: the server's.
+        update: how an update is bounded, in words that begin a sentence.
+        gradient: the same of an example's gradient.
+        feedback: what users keep of what clipping cut off, in sentences.
+        who: a sentence on what a user is.
+        example: what an example is, as the beginning of a sentence.
+        silo_size: the public number of examples of every silo, where there is one.
+        costs: what those who pay alone have spent; None where all users pay for every release.
+        viewers: RDP ε against those who see more than released models, by who they are.
+    """
+
+    release: Release
+    sampling: Sampling
+    adjacency: Adjacency
+    population: int
+    delta: float
+    deployed: bool
+    seed: int
+    optimizer: str
+    update: str
+    gradient: str
+    feedback: tuple[str, ...]
+    who: str
+    example: str
+    silo_size: int | None = None
+    costs: SiloCosts | None = None
+    viewers: Mapping[str, float] = field(default_factory=dict)
+
+
+#: Sentences by the key of the statement's section that they answer.
+Sentences = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """Sampling and noise of a run's rounds, with what they cost and what may be said of them.
+
+    What stands here holds where the server adds independent noise to one sum over the cohort, and
+    all users pay for every release. Another mechanism overrides what is different in it.
+
+    Attributes:
+        sampling: who takes part in a round.
+        gaussian: the clip bound, and the noise of one release.
+    """
+
+    sampling: Sampling
+    gaussian: GaussianMechanism
+
+    #: Its name.
+    kind: ClassVar[str]
+    #: What the header of a ledger says of it: the unit of privacy, and who adds the noise.
+    header: ClassVar[Mapping[str, Any]] = {"unit": "user", "noise_by": "server"}
+    #: Whether the sums of nodes come with noise in them.
+    in_sums: ClassVar[bool] = False
+    #: Whether nodes are asked that have none of the cohort.
+    asks_all_nodes: ClassVar[bool] = False
+    #: Who pays for the rounds in which it took part, and no others; None where all users pay.
+    payer: ClassVar[str | None] = None
+    #: Who must be trusted with what, in a sentence; None where it is the server with everything.
+    trust: ClassVar[str | None] = None
+    #: What names it beside a run whose ε is another quantity for it, or is spent otherwise.
+    label: ClassVar[str] = ""
+    #: What the population is one of.
+    members: ClassVar[str] = "users"
+    #: Whose cost it is, after the cost, where not everybody's; and of what that one.
+    for_whom: ClassVar[str] = ""
+    of_what: ClassVar[str] = ""
+    #: Above a cost, whose it is, where not everybody's.
+    whose: ClassVar[str] = ""
+    #: What an attacker sees of a run.
+    seen: ClassVar[str] = "released model"
+
+    # ---------------------------------------------------------------- a round
+
+    @property
+    def adjacency(self) -> Adjacency:
+        """The adjacency under which ε holds."""
+        return self.sampling.adjacency
+
+    @property
+    def contributions(self) -> float | None:
+        """How many contributions are expected in one noisy sum; None where that is not public."""
+        return self.sampling.expected_cohort
+
+    @property
+    def protected(self) -> tuple[int, str] | None:
+        """Among how many δ promises something, and the key that says so; None where unknown."""
+        return self.sampling.population, "population"
+
+    @property
+    def needed(self) -> int:
+        """How many nodes must answer for their sums to be used."""
+        return 0
+
+    @property
+    def accounts(self) -> int:
+        """How many there are who may pay apart."""
+        return self.sampling.population
+
+    def at(self, bounds: Sequence[float]) -> Self:
+        """Return the mechanism with other clip bounds, and noise in proportion."""
+        return replace(self, gaussian=self.gaussian.at(bounds))
+
+    def cohort(self, round_: int, generator: np.random.Generator) -> np.ndarray:
+        """Return who takes part in `round_`: sorted int64 places in the population."""
+        return self.sampling.draw(generator)
+
+    def payers(self, round_: int, cohort: np.ndarray) -> tuple[int, ...] | None:
+        """Return who pays for `round_`, whoever answers; None for all users."""
+        return None
+
+    def noise(
+        self, sizes: Sequence[int], randomness: Randomness, attempts: Callable[[int], int]
+    ) -> NoiseSource:
+        """Return where the server's noise comes from, for blocks of `sizes`.
+
+        `attempts` says of an earlier round with which attempt it was finished.
+        """
+        return Independent(sizes, randomness)
+
+    def stddevs(self, blocks: int, round_: int, answers: int) -> tuple[float, ...]:
+        """Return the standard deviation of the noise on each block of what `round_` released.
+
+        `answers` are the sums of nodes that are in it. It is empty where those who are in the sums
+        added noise of their own, as often as they were drawn.
+        """
+        return self.gaussian.block_stddevs(blocks)
+
+    # ---------------------------------------------------------------- what it costs
+
+    def event(self) -> dp_accounting.DpEvent:
+        """Return the event of one round for whoever pays for it."""
+        return self.sampling.event(self.gaussian)
+
+    def paid(self, rounds: int) -> int:
+        """Return for how many of the first `rounds` anybody can have to pay."""
+        return rounds
+
+    def most_rounds(self, paid: int) -> int:
+        """Return the largest number of rounds of which nobody pays for more than `paid`."""
+        return paid
+
+    # ---------------------------------------------------------------- what the ledger records
+
+    def record(self, payers: tuple[int, ...] | None) -> dict[str, Any]:
+        """Return the fields of a `Release` that say how it was made and who pays."""
+        bound, counts = self.gaussian.clipping.bound, self.gaussian.counts
+        bounded = bound != float("inf")
+        return {
+            "sampling": self.sampling.kind,
+            "adjacency": self.adjacency.value,
+            "population": self.sampling.population,
+            "expected_cohort": self.sampling.expected_cohort,
+            "bound": bound if bounded else None,
+            "noise_multiplier": self.gaussian.noise_multiplier,
+            "sensitivity": self.adjacency.sensitivity(bound) if bounded else None,
+            "stddev": self.gaussian.stddev,
+            "noise_shape": "per_block" if self.gaussian.per_block else "spherical",
+            "counts": counts.counts if counts else 0,
+            "count_stddev": counts.stddev if counts else None,
+        }
+
+    @classmethod
+    def event_of(cls, release: Release, gaussian: GaussianMechanism) -> dp_accounting.DpEvent:
+        """Return the event of a `release` on record, whose noise comes to that of `gaussian`."""
+        return cls.sampling_of(release).event(gaussian)
+
+    @classmethod
+    def sampling_of(cls, release: Release) -> Sampling:
+        """Return how the cohort of a `release` on record was drawn."""
+        cohort, adjacency = release.expected_cohort, Adjacency(release.adjacency)
+        return build_sampling(release.sampling, release.population, cohort, adjacency)
+
+    @classmethod
+    def accounts_of(cls, release: Release) -> int:
+        """Return how many there are who may pay apart, by a `release` on record."""
+        return release.population
+
+    # ---------------------------------------------------------------- what may be said of it
+
+    @classmethod
+    def viewers(
+        cls, releases: Sequence[Release], adjacency: Adjacency, delta: float
+    ) -> dict[str, float]:
+        """Return the RDP ε against those who see more than models, where it is another one."""
+        return {}
+
+    @classmethod
+    def headline(cls, private: str) -> str:
+        """Return the claim in a sentence; `private` says `(ε, δ)-differentially private`."""
+        return (
+            f"All models that this run released together are {private} for every user, as the "
+            "assumptions below say."
+        )
+
+    @classmethod
+    def unknown(cls, sampling: Sampling) -> str:
+        """Return what an attacker must not know besides, where ε counts on sampling."""
+        return "" if sampling.kind == "all" else ", but not who was drawn,"
+
+    @classmethod
+    def drawn(cls, release: Release) -> str:
+        """Return how the cohort of a `release` was drawn, in a few words."""
+        if release.sampling == "all" or release.expected_cohort is None:
+            return f"all {release.population:,} users"
+        kind = {"poisson": "Poisson", "fixed_size": "exactly"}[release.sampling]
+        return f"{kind} {release.expected_cohort:g} of {release.population:,}"
+
+    @classmethod
+    def sentences(cls, facts: Facts) -> Sentences:
+        """Return the sentences of the sections of a statement that are the mechanism's own."""
+        raise NotImplementedError
+
+
+# -------------------------------------------------------------------- words of several mechanisms
+
+
+def dp_fedavg(facts: Facts, noise: str) -> tuple[str, ...]:
+    """Return what happens to updates whose sum gets noise, which a sentence says how."""
+    return (
+        f"DP-FedAvg (McMahan et al. 2018): {facts.update} so that a user's contribution to a "
+        "round has an L2 norm of at most C; a NaN or infinite update contributes zero.",
+        *facts.feedback,
+        noise,
+        "The sum is divided by the expected cohort size, which is public, never by the number that "
+        f"answered. The server optimizer ({facts.optimizer}) and everything after it "
+        "are post-processing and cost nothing.",
+    )
+
+
+def count_release(release: Release) -> str:
+    """Return the sentence on counts that are released beside a sum, with a space before it."""
+    if not release.counts:
+        return ""
+    return (
+        " Counts of the users within their bound are released with it, with noise of their own; z "
+        "is that of both together, so the counts are paid for, and the bounds that follow them are "
+        "post-processing."
+    )
+
+
+def worst_and_median(costs: SiloCosts, who: str) -> str:
+    """Return the sentence on what those who pay alone have spent."""
+    return (
+        f"By RDP the worst {who} (number {costs.worst_silo}) has spent ε = "
+        f"{epsilon_text(costs.worst)}, the median {who} ε = {epsilon_text(costs.median)}."
+    )
+
+
+def drawn_anew(sampling: Sampling, who: str) -> str:
+    """Return how a round's cohort is drawn, as the beginning of a paragraph."""
+    drawn = {
+        "poisson": f"each {who} independently, {sampling.expected_cohort:g} expected",
+        "fixed_size": f"exactly {sampling.expected_cohort:g}",
+        "all": "all of them",
+    }[sampling.kind]
+    return f"{who.capitalize()}s are drawn anew in each round: {drawn} of {sampling.population:,}."
+
+
+def own_seeds(facts: Facts, owner: str) -> tuple[str, ...]:
+    """Return where noise comes from that each `owner` adds."""
+    if facts.deployed:
+        return (
+            f"A deployment: each {owner} seeded its noise with 256 bits from its own operating "
+            "system, anew for each message, and never stored them; sampling was seeded likewise at "
+            "the server.",
+        )
+    return (
+        f"A simulation with the fixed seed {facts.seed}: sampling and the noise of every "
+        f"{owner} can be reproduced by anyone who knows it.",
+        "That is what makes a study reproducible. In a deployment it would void the guarantee, "
+        "because whoever knows the seed can subtract the noise. The ε here is what the same recipe "
+        f"costs when each {owner} seeds its noise secretly.",
+    )
