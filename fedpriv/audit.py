@@ -139,6 +139,11 @@ def check(config: ExperimentConfig, settings: AuditSettings) -> None:
             f"privacy.noise_by: {config.privacy.noise_by}: an audit measures noise that the server "
             "adds to one sum; an audit of what nodes or users send is not built"
         )
+    if config.privacy.mechanism.kind != "independent":
+        raise InputError(
+            f"privacy.mechanism.kind: {config.privacy.mechanism.kind}: an audit takes the noise of "
+            "a round to be independent of other rounds'; an audit of correlated noise is not built"
+        )
     if config.privacy.error_feedback.kind != "none":
         raise InputError(
             "privacy.error_feedback: an audit has no store for users' memories: audit the same "

@@ -279,6 +279,27 @@ class ExampleConfig(Section):
     )
 
 
+class MechanismConfig(Section):
+    """How the noise that the server adds in one round goes with that of other rounds."""
+
+    kind: Literal["independent", "correlated"] = Field(
+        default="independent",
+        description="independent: each round's noise is drawn anew; correlated: later rounds take "
+        "back part of it, and each round draws from one of `bands` groups of users.",
+    )
+    bands: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        default=None,
+        description="correlated: b, the rounds over which noise is correlated, and the groups; "
+        "the noise of as many rounds is kept in RAM (float64). 1 is independent noise.",
+    )
+
+    @model_validator(mode="after")
+    def _bands_go_with_kind(self) -> MechanismConfig:
+        if (self.kind == "correlated") != (self.bands is not None):
+            raise ValueError("write bands with kind: correlated, and with it alone")
+        return self
+
+
 class PrivacyConfig(Section):
     """Differential privacy for users, or for examples within silos."""
 
@@ -324,6 +345,7 @@ class PrivacyConfig(Section):
         "adds a share of it, for where nobody sees more than the nodes' sum; users: each adds all "
         "of it to its own contribution (local differential privacy).",
     )
+    mechanism: MechanismConfig = MechanismConfig()
     lost_nodes: Annotated[int, Field(ge=0)] = Field(
         default=0,
         description="noise_by: nodes: how many nodes may fail in a round; the shares of the others "
@@ -406,6 +428,27 @@ class PrivacyConfig(Section):
             )
         if self.noise_by == "users":
             self._check_local()
+        return self
+
+    @model_validator(mode="after")
+    def _correlated_noise_has_a_proof(self) -> PrivacyConfig:
+        if self.mechanism.kind == "independent":
+            return self
+        refused = {
+            "unit: example": self.unit == "example",
+            f"noise_by: {self.noise_by}": self.noise_by != "server",
+            f"sampling.kind: {self.sampling.kind}": self.sampling.kind != "poisson",
+            "clipping.kind: adaptive": self.clipping.kind == "adaptive",
+            "error_feedback: user": self.error_feedback.kind != "none",
+        }
+        for written, found in refused.items():
+            if found:
+                raise ValueError(
+                    f"mechanism.kind: correlated has no proof with {written}: it is proved for "
+                    "noise that the server adds to one sum over users who are each drawn by a coin "
+                    "of their own, with fixed bounds and without memories; write mechanism: "
+                    "{kind: independent}"
+                )
         return self
 
     def _check_local(self) -> None:
@@ -633,6 +676,11 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _memories_have_a_place(self) -> ExperimentConfig:
+        if self.privacy and self.privacy.mechanism.kind == "correlated" and self.runtime.deployment:
+            raise ValueError(
+                "privacy.mechanism.kind: correlated puts users into groups by their ids, which the "
+                "server of a deployment does not know; write mechanism: {kind: independent}"
+            )
         feedback = self.privacy and self.privacy.error_feedback
         if feedback and feedback.kind == "user" and self.runtime.deployment:
             raise ValueError(
@@ -735,9 +783,14 @@ class ExperimentConfig(Section):
                 f"privacy.delta must be below 1/population ({1 / population:.3g} for "
                 f"{population} users), got {self.privacy.delta:g}"
             )
-        _check_cohort(
-            "privacy.sampling.expected_cohort", self.privacy.sampling.expected_cohort, population
-        )
+        cohort, bands = self.privacy.sampling.expected_cohort, self.privacy.mechanism.bands or 1
+        _check_cohort("privacy.sampling.expected_cohort", cohort, population)
+        if bands * (cohort or 0) > population:
+            raise InputError(
+                f"privacy.mechanism.bands must be at most {population // (cohort or 1):.0f}, the "
+                f"population of {population} divided by the expected cohort, got {bands}: a round "
+                "draws from one of so many groups"
+            )
 
     def fingerprint(self, data: str) -> str:
         """Return the SHA-256 of everything that bears on what a run releases.

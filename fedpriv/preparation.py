@@ -39,7 +39,7 @@ def plan_and_trainer(config: ExperimentConfig, seeded: bool = True) -> tuple[Pla
         load_seed_model(config, trainer.model)
     population, layout = population_of(config, trainer.dataset), Layout.of(trainer.model)
     data = "" if config.runtime.deployment else trainer.dataset.digest()
-    return build_plan(config, population, layout, data), trainer
+    return build_plan(config, population, layout, data, trainer.dataset.user_ids), trainer
 
 
 def _stack(config: ExperimentConfig, trainer: CohortTrainer) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -22,6 +22,7 @@ from fedpriv.privacy.calibration import noise_multiplier_for
 from fedpriv.privacy.charging import Budget, Cost, affordable, charge
 from fedpriv.privacy.clipping import AdaptiveBounds, GlobalClipping, Unclipped
 from fedpriv.privacy.mechanisms.base import Mechanism
+from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism, GaussianMechanism
 from fedpriv.privacy.mechanisms.local import LocalMechanism
 from fedpriv.privacy.mechanisms.shares import SharedMechanism
@@ -125,10 +126,17 @@ class Plan:
         return tuple(filter(None, (of_delta, epsilon_advice(cost.epsilon), missing)))
 
 
-def build_plan(config: ExperimentConfig, population: int, layout: Layout, data: str) -> Plan:
+def build_plan(
+    config: ExperimentConfig,
+    population: int,
+    layout: Layout,
+    data: str,
+    user_ids: Sequence[str] = (),
+) -> Plan:
     """Return the plan of `config` for `population` users and a model of `layout`.
 
-    `data` is the digest of the users' data; "" in a deployment.
+    `data` is the digest of the users' data, "" in a deployment; `user_ids` are those of a
+    simulation's users, by place.
 
     Raises:
         InputError: δ or cohort do not fit the population, or no noise reaches the target ε.
@@ -140,26 +148,29 @@ def build_plan(config: ExperimentConfig, population: int, layout: Layout, data: 
         sampling = build_sampling(kind, population, config.cohort)
         silent = CentralMechanism(sampling, GaussianMechanism(0.0, Unclipped()))
         return Plan(config, silent, layout, randomness, data)
-    mechanism = _mechanism(config, config.privacy, population, layout)
+    make = _with_gaussian(config, config.privacy, population, user_ids)
+    mechanism = _mechanism(config, config.privacy, layout, make)
     return Plan(config, mechanism, layout, randomness, data)
 
 
 def _mechanism(
-    config: ExperimentConfig, privacy: PrivacyConfig, population: int, layout: Layout
+    config: ExperimentConfig,
+    privacy: PrivacyConfig,
+    layout: Layout,
+    make: Callable[[GaussianMechanism], Mechanism],
 ) -> Mechanism:
     """Return the mechanism, with z as it is given or calibrated for whoever has to pay most.
 
     Which silos, or users with noise of their own, are drawn is not known before the run: it is
     calibrated for one that is in every round.
     """
-    make = _with_gaussian(config, privacy, population)
     z = _noise_multiplier(privacy, config.rounds, make)
     contributions = make(GaussianMechanism(z, GlobalClipping(1.0))).contributions
     return make(build_gaussian(privacy, z, layout, contributions))
 
 
 def _with_gaussian(
-    config: ExperimentConfig, privacy: PrivacyConfig, population: int
+    config: ExperimentConfig, privacy: PrivacyConfig, population: int, user_ids: Sequence[str]
 ) -> Callable[[GaussianMechanism], Mechanism]:
     """Return what makes the mechanism of `config` of its clip bound and noise."""
     wanted = privacy.sampling
@@ -181,6 +192,10 @@ def _with_gaussian(
     sampling = drawn(_adjacency(config))
     if privacy.noise_by == "nodes":
         return partial(SharedMechanism, sampling, shares=build_shares(config))
+    if privacy.mechanism.bands is not None:
+        return partial(
+            CorrelatedMechanism, sampling, bands=privacy.mechanism.bands, user_ids=user_ids
+        )
     return partial(CentralMechanism, sampling)
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fedpriv.privacy.example_level import ExampleLevel
     from fedpriv.privacy.ledger import Header, Ledger, LedgerFile, Release, read_ledger
     from fedpriv.privacy.mechanisms.base import Mechanism
+    from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism
     from fedpriv.privacy.mechanisms.gaussian import (
         CentralMechanism,
         CountNoise,
@@ -63,6 +64,7 @@ __all__ = [
     "CentralMechanism",
     "ClippedUpdate",
     "ClippingRule",
+    "CorrelatedMechanism",
     "Cost",
     "CountNoise",
     "Dice",
@@ -112,6 +114,7 @@ _MODULES = (
     "error_feedback",
     "example_level",
     "mechanisms.base",
+    "mechanisms.correlated",
     "mechanisms.gaussian",
     "mechanisms.local",
     "mechanisms.registry",

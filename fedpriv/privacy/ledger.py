@@ -48,6 +48,8 @@ class Header:
         data: the digest of the users' data; "" in a deployment, and in ledgers of version 1. It,
             and so the fingerprint of a simulation, is a function of private data.
         outside: what the run was made of that is not fedpriv's own, each with where it came from.
+        mechanism: what `unit` and `noise_by` leave open: correlated; "" for noise that is drawn
+            anew in each round.
     """
 
     fingerprint: str
@@ -60,14 +62,14 @@ class Header:
     mode: str = ""
     data: str = ""
     outside: tuple[str, ...] = ()
+    mechanism: str = ""
 
     def fields(self) -> dict[str, Any]:
         """Return what the first line holds; what is private is put aside, as in all files."""
         fields = asdict(self)
-        if self.noise_by == Header.noise_by:
-            del fields["noise_by"]
-        if not self.outside:
-            del fields["outside"]
+        for name in ("noise_by", "mechanism", "outside"):
+            if fields[name] == getattr(Header, name):
+                del fields[name]
         private = ("fingerprint", "data") if self.mode == "simulation" else ()
         return {
             **{name: value for name, value in fields.items() if name not in private},
@@ -154,6 +156,9 @@ class Release:
         users: noise added by users: who took part, and so who pays; None where all users pay.
             `adjacency`, `sensitivity` and `stddev` are then those of one user's message.
         shares: noise added by nodes: how many of their shares have `stddev` together.
+        bands: correlated noise: b, the bands of C, and the groups of users. `stddev` is then that
+            of a row of Z, and users of the group are drawn with b times `expected_cohort` / N.
+        group: correlated noise: the group that the round draws from, all of whose users pay.
     """
 
     round: int
@@ -175,16 +180,25 @@ class Release:
     steps: int | None = None
     users: tuple[int, ...] | None = None
     shares: int | None = None
+    bands: int | None = None
+    group: int | None = None
 
     @property
     def mechanism(self) -> type[Mechanism]:
         """The kind of mechanism that made it, by what it records."""
-        kinds = {"silos": self.silos, "users": self.users, "nodes": self.shares}
+        kinds = {
+            "silos": self.silos,
+            "users": self.users,
+            "nodes": self.shares,
+            "correlated": self.bands,
+        }
         return MECHANISMS[next((k for k, own in kinds.items() if own is not None), "server")]
 
     @property
     def payers(self) -> tuple[int, ...] | None:
-        """Who pays for this release: silos, or users with noise of their own; None for all."""
+        """Who pays: silos, users with noise of their own, or a group of users; None for all."""
+        if self.group is not None:
+            return (self.group,)
         return self.silos if self.silos is not None else self.users
 
     @classmethod
@@ -459,6 +473,7 @@ _KNOWN_OF_HEADER: Mapping[str, tuple[Any, ...]] = {
     "version": (1, 2, VERSION),
     "unit": ("user", "example"),
     "noise_by": ("server", "nodes", "users"),
+    "mechanism": ("", "correlated"),
     "adjacency": _ADJACENCIES,
 }
 _KNOWN_OF_RELEASE: Mapping[str, tuple[Any, ...]] = {
@@ -515,7 +530,7 @@ def _without(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _fields(release: Release) -> dict[str, Any]:
-    """Return what a line holds: of silos, of users' own noise, of shares only where they are."""
+    """Return what a line holds: of silos, users' own noise, shares, groups only where they are."""
     fields = asdict(release)
     for kind, names in _OF_KIND.items():
         if fields[kind] is None:
@@ -526,7 +541,12 @@ def _fields(release: Release) -> dict[str, Any]:
 
 _OF_SILOS = ("silos", "sampling_rate", "steps")
 # What goes with the first of them alone.
-_OF_KIND = {"silos": _OF_SILOS, "users": ("users",), "shares": ("shares",)}
+_OF_KIND = {
+    "silos": _OF_SILOS,
+    "users": ("users",),
+    "shares": ("shares",),
+    "bands": ("bands", "group"),
+}
 
 
 def _release(body: dict[str, Any]) -> Release:

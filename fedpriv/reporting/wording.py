@@ -59,7 +59,7 @@ def spent_text(row: Mapping[str, Any]) -> str:
     if epsilon is None:
         return "no privacy"
     shown, delta = f"{epsilon_text(epsilon)} by {accountant.upper()}", f"δ {row['delta']:g}"
-    for payer in ("silo", "user"):
+    for payer in ("silo", "user", "group"):
         if f"{payer}s" in row:
             median = epsilon_text(row[f"{payer}s"]["median"])
             return f"ε of the worst {payer} {shown}, of the median one {median} by RDP, {delta}"

@@ -122,8 +122,16 @@ def test_what_is_released_is_the_sum_of_the_nodes_sums_and_shares(tmp_path, sums
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, NODES, {**THREE, "dead": [0, 1]}, USERS, SILOS, {"privacy__clipping__kind": "adaptive"}],
-    ids=["server", "nodes", "noise alone", "users", "silos", "counts"],
+    [
+        {},
+        NODES,
+        {**THREE, "dead": [0, 1]},
+        USERS,
+        SILOS,
+        {"privacy__clipping__kind": "adaptive"},
+        {"privacy__mechanism": {"kind": "correlated", "bands": 2}},
+    ],
+    ids=["server", "nodes", "noise alone", "users", "silos", "counts", "correlated"],
 )
 def test_all_noise_passes_one_place(tmp_path, monkeypatch, changes):
     """Where that place adds nothing, it does not matter how much noise is drawn."""

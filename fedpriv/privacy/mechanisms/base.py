@@ -138,7 +138,7 @@ class Mechanism:
     #: Its name.
     kind: ClassVar[str]
     #: What the header of a ledger says of it: the unit of privacy, and who adds the noise.
-    header: ClassVar[Mapping[str, Any]] = {"unit": "user", "noise_by": "server"}
+    header: ClassVar[Mapping[str, Any]] = {"unit": "user", "noise_by": "server", "mechanism": ""}
     #: Whether the sums of nodes come with noise in them.
     in_sums: ClassVar[bool] = False
     #: Whether nodes are asked that have none of the cohort.

@@ -64,7 +64,7 @@ class LocalMechanism(Mechanism):
     """
 
     kind = "users"
-    header: ClassVar = {"unit": "user", "noise_by": "users"}
+    header: ClassVar = {**Mechanism.header, "noise_by": "users"}
     label = "noise by users"
     in_sums = True
     payer: ClassVar[str] = "user"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fedpriv.privacy.mechanisms.base import Mechanism
+from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism
 from fedpriv.privacy.mechanisms.local import LocalMechanism
 from fedpriv.privacy.mechanisms.shares import SharedMechanism
@@ -15,7 +16,14 @@ if TYPE_CHECKING:
 
 #: Each kind of mechanism by its name in ledgers.
 MECHANISMS: dict[str, type[Mechanism]] = {
-    each.kind: each for each in (CentralMechanism, SharedMechanism, LocalMechanism, SiloMechanism)
+    each.kind: each
+    for each in (
+        CentralMechanism,
+        SharedMechanism,
+        LocalMechanism,
+        SiloMechanism,
+        CorrelatedMechanism,
+    )
 }
 
 

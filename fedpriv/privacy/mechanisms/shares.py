@@ -109,7 +109,7 @@ class SharedMechanism(Mechanism):
     shares: NoiseShares
 
     kind = "nodes"
-    header: ClassVar = {"unit": "user", "noise_by": "nodes"}
+    header: ClassVar = {**Mechanism.header, "noise_by": "nodes"}
     label = "noise by nodes"
     in_sums = True
     asks_all_nodes = True

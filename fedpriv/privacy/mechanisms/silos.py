@@ -40,7 +40,7 @@ class SiloMechanism(Mechanism):
     level: ExampleLevel
 
     kind = "silos"
-    header: ClassVar = {"unit": "example", "noise_by": "server"}
+    header: ClassVar = {**Mechanism.header, "unit": "example"}
     in_sums = True
     payer: ClassVar[str] = "silo"
     members = "silos"

@@ -1,0 +1,175 @@
+"""Whole runs with correlated noise, in this process."""
+
+import json
+
+import dp_accounting
+import numpy as np
+import pytest
+import torch
+from dp_accounting.rdp import RdpAccountant
+from in_process import SILOS, InProcessGrid, resume_small, small_config, train_small
+from scipy.linalg import toeplitz
+
+from fedpriv import audit, experiment
+from fedpriv.errors import BudgetError, InputError
+from fedpriv.federation.strategy import PrivateFedAvg
+from fedpriv.privacy import Ledger, Purpose
+from fedpriv.privacy.mechanisms.correlated import group_of
+from fedpriv.reporting.ledgers import verify
+from fedpriv.reporting.reader import read_run
+from fedpriv.reporting.report import render
+from fedpriv.reporting.spent import spent
+
+BANDS, SIGMA = 3, 0.1
+CORRELATED = {"privacy__mechanism": {"kind": "correlated", "bands": BANDS}, "rounds": 7}
+#: Next to nothing is learnt, and parameters move by the noise alone.
+NOISE_ALONE = {**CORRELATED, "local__lr": 1e-6, "server": {"optimizer": "sgd", "lr": 1.0}}
+
+
+def parameters(prepared):
+    return prepared.server.parameters().double()
+
+
+def noise(prepared, first, attempts):
+    """Σ of the noise of rounds from `first` on, by matrices alone."""
+    size, rounds = prepared.plan.layout.total, len(attempts)
+    series = np.array([1, 1 / 2, 3 / 8])[: min(BANDS, rounds)]
+    column = np.zeros(rounds)
+    column[: len(series)] = series / np.linalg.norm([1, 1 / 2, 3 / 8])
+    generators = [
+        prepared.plan.randomness.numpy(Purpose.NOISE, first + i, attempt)
+        for i, attempt in enumerate(attempts)
+    ]
+    standard = np.array([generator.standard_normal(size) for generator in generators])
+    rows = np.linalg.inv(toeplitz(column, np.zeros(rounds))) @ standard
+    return torch.from_numpy(SIGMA * rows.sum(0))
+
+
+def test_a_run_adds_row_after_row_and_each_group_pays_for_its_own(tmp_path):
+    grid = InProcessGrid()
+    directory, prepared = train_small(tmp_path / "run", grid, **NOISE_ALONE)
+    before = parameters(experiment.prepare(prepared.config))
+    moved = before - parameters(prepared)
+    torch.testing.assert_close(moved, noise(prepared, 1, [0] * 7) / 8, rtol=1e-4, atol=1e-5)
+
+    ids = prepared.trainer.dataset.user_ids
+    for message in (m for m in grid.sent if m.metadata.message_type == "train"):
+        work = message.content["config"]
+        assert {group_of(ids[user], BANDS) for user in work["users"]} <= {(work["round"] - 1) % 3}
+
+    # Rounds 1, 4 and 7 draw from the first group.
+    event = dp_accounting.PoissonSampledDpEvent(3 * 8 / 60, dp_accounting.GaussianDpEvent(1.0))
+    epsilon = RdpAccountant().compose(event, 3).get_epsilon(1e-3)
+    assert prepared.plan.planned_cost().epsilon == pytest.approx(epsilon, rel=1e-9)
+    rows = directory.read_metrics()
+    assert rows[-1]["epsilon"]["rdp"] == pytest.approx(epsilon, rel=1e-9)
+    assert [row["epsilon"]["rdp"] for row in rows[1:3]] == [rows[0]["epsilon"]["rdp"]] * 2
+    assert rows[-1]["groups"]["worst_group"] == 0
+    two = RdpAccountant().compose(event, 2).get_epsilon(1e-3)
+    assert rows[-1]["groups"]["median"] == pytest.approx(two, rel=1e-9)
+
+    account = spent(read_run(directory.path))
+    assert account.disagreements == ()
+    assert account.epsilons["rdp"] == pytest.approx(epsilon, rel=1e-9)
+    assert verify(directory.path).bill.first.epsilon_rdp == pytest.approx(epsilon, rel=1e-9)
+    text = render([directory.path], "md")
+    for said in ("row t of C⁻¹Z", "one of 3 groups", "worst group (number 0)", "correlated noise"):
+        assert said in text
+    document = json.loads(render([directory.path], "json"))["runs"][0]
+    assert document["ledger"]["mechanism"] == "correlated"
+    assert document["groups"]["worst_group"] == 0
+
+
+def test_what_stands_beside_the_update_is_the_noise_of_the_round(tmp_path):
+    """It grows while nothing is taken back yet, and never above what C⁻¹ says."""
+    directory, prepared = train_small(tmp_path / "run", **{**NOISE_ALONE, "evaluation__every": 9})
+    sizes = np.array(prepared.plan.layout.sizes)
+    for row in directory.read_metrics():
+        measured = np.array(list(row["released_block_norms"].values()))
+        expected = np.array(list(row["noise_block_norms"].values()))
+        many = sizes >= 64
+        np.testing.assert_allclose(measured[many], expected[many], rtol=0.35)
+
+
+def test_a_resumed_run_makes_the_noise_again_that_it_goes_on_from(tmp_path):
+    settings = {**CORRELATED, "checkpoint__keep": 9}
+    whole, prepared = train_small(tmp_path / "whole", **settings)
+    train_small(tmp_path / "run", **settings)
+    for round_ in (5, 6, 7):
+        (tmp_path / "run" / "checkpoints" / f"round-{round_:06d}.safetensors").unlink()
+    _, resumed = resume_small(tmp_path / "run")
+    assert parameters(resumed).equal(parameters(prepared))
+    assert list(Ledger.open(tmp_path / "run" / "ledger.jsonl")) == list(Ledger.open(whole.ledger))
+
+
+def test_a_round_that_is_drawn_afresh_begins_anew_and_its_group_pays_twice(tmp_path, monkeypatch):
+    changes, paid = {**NOISE_ALONE, "rounds": 3}, PrivateFedAvg._paid_release
+
+    def crash(self, *args):
+        released = paid(self, *args)
+        if self.next_round == 3:
+            raise RuntimeError("crash")
+        return released
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PrivateFedAvg, "_paid_release", crash)
+        with pytest.raises(RuntimeError, match="crash"):
+            train_small(tmp_path / "run", **changes)
+    directory, prepared = resume_small(tmp_path / "run", InProcessGrid(dead=[1]))
+    charged = [(each.round, each.attempt, each.group) for each in Ledger.open(directory.ledger)]
+    assert charged == [(1, 0, 0), (2, 0, 1), (3, 0, 2), (3, 1, 2)]
+    moved = parameters(experiment.prepare(prepared.config)) - parameters(prepared)
+    expected = noise(prepared, 1, [0, 0]) + noise(prepared, 3, [1])
+    torch.testing.assert_close(moved, expected / 8, rtol=1e-4, atol=1e-5)
+    assert directory.read_metrics()[-1]["groups"]["worst_group"] == 2
+
+
+def test_a_budget_stops_before_the_round_that_would_exceed_it(tmp_path):
+    event = dp_accounting.PoissonSampledDpEvent(0.4, dp_accounting.GaussianDpEvent(1.0))
+    two, three = (RdpAccountant().compose(event, n).get_epsilon(1e-3) for n in (2, 3))
+    changes = {**CORRELATED, "privacy__budget": {"epsilon": (two + three) / 2}}
+    plan = experiment.prepare(small_config(**changes)).plan
+    assert plan.affordable_rounds() == 6
+    with pytest.raises(BudgetError, match="round 7 is not run"):
+        train_small(tmp_path / "run", **changes)
+
+
+def test_noise_is_calibrated_for_the_group_that_is_drawn_from_most(tmp_path):
+    changes = {"privacy__noise_multiplier": None, "privacy__target_epsilon": 4.0}
+    plan = experiment.prepare(small_config(**{**CORRELATED, **changes})).plan
+    gaussian = dp_accounting.GaussianDpEvent(plan.mechanism.gaussian.noise_multiplier)
+    event = dp_accounting.PoissonSampledDpEvent(0.4, gaussian)
+    epsilon = RdpAccountant().compose(event, 3).get_epsilon(1e-3)
+    assert epsilon == pytest.approx(4.0, abs=1e-4)
+
+
+REFUSED = {
+    "fixed size": ({"privacy__sampling": {"kind": "fixed_size", "expected_cohort": 8}}, "fixed"),
+    "everybody": ({"privacy__sampling": {"kind": "all"}}, r"sampling\.kind: all"),
+    "nodes": ({"privacy__noise_by": "nodes"}, "noise_by: nodes"),
+    "users": ({"privacy__noise_by": "users"}, "noise_by: users"),
+    "silos": ({**SILOS, "rounds": 3}, "unit: example"),
+    "adaptive": ({"privacy__clipping": {"kind": "adaptive", "bound": 0.1}}, "adaptive"),
+    "memories": ({"privacy__error_feedback": "user"}, "error_feedback: user"),
+    "deployment": ({"runtime__deployment": True}, "server of a deployment does not know"),
+    "no bands": ({"privacy__mechanism": {"kind": "correlated"}}, "write bands"),
+    "bands alone": ({"privacy__mechanism": {"bands": 2}}, "write bands"),
+}
+
+
+@pytest.mark.parametrize(("changes", "reason"), REFUSED.values(), ids=REFUSED)
+def test_what_has_no_proof_is_refused_with_the_reason(changes, reason):
+    with pytest.raises(InputError, match=reason):
+        small_config(**{**CORRELATED, **changes})
+
+
+def test_more_groups_than_the_cohort_can_be_drawn_from_are_refused():
+    mechanism = {"kind": "correlated", "bands": 8}
+    config = small_config(rounds=2, privacy__mechanism=mechanism)
+    with pytest.raises(InputError, match="must be at most 7"):
+        experiment.prepare(config)
+
+
+def test_an_audit_refuses_it():
+    with pytest.raises(InputError, match="audit of correlated noise is not built"):
+        audit.check(small_config(**CORRELATED), audit.AuditSettings())

@@ -1,0 +1,320 @@
+"""Correlated noise: its covariance, its groups, and its cost against exact densities."""
+
+import itertools
+import math
+
+import dp_accounting
+import numpy as np
+import pytest
+import torch
+from dp_accounting.rdp import RdpAccountant as Reference
+from scipy import stats
+from scipy.linalg import toeplitz
+
+from fedpriv.privacy import (
+    Adjacency,
+    CentralMechanism,
+    CorrelatedMechanism,
+    CountNoise,
+    FixedSizeSampling,
+    FullParticipation,
+    GaussianMechanism,
+    GlobalClipping,
+    Header,
+    Ledger,
+    PerLayerClipping,
+    PldAccountant,
+    PoissonSampling,
+    Purpose,
+    Randomness,
+    Release,
+    SiloAccounts,
+    most_charged,
+    read_ledger,
+)
+from fedpriv.privacy.mechanisms.correlated import (
+    coefficients,
+    column_of_inverse,
+    group_of,
+)
+from fedpriv.privacy.mechanisms.registry import mechanism_of
+
+Z, BOUND, DELTA = 1.5, 0.2, 1e-5
+GAUSSIAN = GaussianMechanism(Z, GlobalClipping(BOUND))
+SOURCE = Randomness.simulation(3, "run")
+
+
+def matrix(bands: int, rounds: int) -> np.ndarray:
+    """C, from the binomial coefficients of (1 - x)^(-1/2)."""
+    series = np.array([math.comb(2 * j, j) / 4**j for j in range(bands)])
+    series /= np.linalg.norm(series)
+    column = np.zeros(rounds)
+    column[: min(bands, rounds)] = series[:rounds]
+    return toeplitz(column, np.zeros(rounds))
+
+
+def correlated(bands: int, ids=(), population=1000, cohort=50.0, gaussian=GAUSSIAN, **changes):
+    sampling = PoissonSampling(population, cohort, **changes)
+    return CorrelatedMechanism(sampling, gaussian, bands, ids)
+
+
+def rows(bands: int, sizes, rounds: int, attempts=None, gaussian=GAUSSIAN) -> torch.Tensor:
+    """The noise of each round, `attempts` of which were drawn afresh."""
+    last = attempts or {}
+    source = correlated(bands).noise(sizes, SOURCE, lambda r: last.get(r, 0))
+    return torch.stack([source.draw(r, last.get(r, 0), gaussian) for r in range(1, rounds + 1)])
+
+
+# ---------------------------------------------------------------- the noise
+
+
+@pytest.mark.parametrize("bands", [1, 2, 5, 40])
+def test_the_columns_have_norm_one_and_fall(bands):
+    found = coefficients(bands)
+    np.testing.assert_allclose(found, matrix(bands, bands)[:, 0], rtol=1e-13)
+    assert math.fsum(c * c for c in found) == pytest.approx(1, abs=1e-15)
+    assert all(a > b > 0 for a, b in itertools.pairwise(found))
+
+
+def test_all_bands_are_the_square_root_of_the_prefix_sums():
+    root = matrix(7, 7) / matrix(7, 7)[0, 0]
+    np.testing.assert_allclose(root @ root, np.tril(np.ones((7, 7))), atol=1e-12)
+
+
+@pytest.mark.parametrize(("bands", "rounds"), [(1, 4), (3, 9), (6, 4)])
+def test_what_rounds_take_back_is_the_inverse(bands, rounds):
+    inverse = np.linalg.inv(matrix(bands, rounds))
+    np.testing.assert_allclose(column_of_inverse(bands, rounds), inverse[:, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("bands", [2, 4])
+def test_the_covariance_is_that_of_the_inverse(bands):
+    rounds, size = 7, 40_000
+    noise = rows(bands, [size], rounds).numpy()
+    inverse = np.linalg.inv(matrix(bands, rounds))
+    expected = (Z * BOUND) ** 2 * inverse @ inverse.T
+    found = noise @ noise.T / size
+    # The variance of a mean of products of Gaussians; 6 deviations, for 28 numbers.
+    spread = np.sqrt((np.outer(np.diag(expected), np.diag(expected)) + expected**2) / size)
+    assert np.all(np.abs(found - expected) < 6 * spread)
+    # Each row of CN/σ is standard and has nothing of another one.
+    white = matrix(bands, rounds) @ noise / (Z * BOUND)
+    low, high = stats.chi2.interval(1 - 1e-7, size)
+    assert all(low < float(row @ row) < high for row in white)
+    assert np.abs(np.corrcoef(white) - np.eye(rounds)).max() < 6 / math.sqrt(size)
+
+
+def test_with_one_band_the_noise_is_the_servers_to_the_bit():
+    source = CentralMechanism(PoissonSampling(1000, 50.0), GAUSSIAN).noise([30, 70], SOURCE, len)
+    for attempts in ({}, {2: 1}):
+        found = rows(1, [30, 70], 4, attempts)
+        for round_ in range(1, 5):
+            drawn = source.draw(round_, attempts.get(round_, 0), GAUSSIAN)
+            assert found[round_ - 1].equal(drawn)
+
+
+def test_noise_per_block_is_correlated_within_each_block():
+    gaussian = GaussianMechanism(Z, PerLayerClipping(0.5, (0.3, 0.4)), per_block=True)
+    noise = rows(3, [20_000, 20_000], 5, gaussian=gaussian).numpy()
+    for part, bound in zip(np.split(noise, 2, axis=1), (0.3, 0.4), strict=True):
+        white = matrix(3, 5) @ part / (Z * math.sqrt(2) * bound)
+        low, high = stats.chi2.interval(1 - 1e-7, part.size)
+        assert low < float((white**2).sum()) < high
+
+
+def test_a_process_that_starts_anew_makes_the_same_noise_again():
+    whole = rows(3, [50], 9)
+    for round_ in (1, 2, 5, 9):
+        source = correlated(3).noise([50], SOURCE, lambda _: 0)
+        assert source.draw(round_, 0, GAUSSIAN).equal(whole[round_ - 1])
+        # Whoever adds noise to a sum uses it up.
+        source.draw(round_, 0, GAUSSIAN).zero_()
+        assert source.draw(round_, 0, GAUSSIAN).equal(whole[round_ - 1])
+
+
+def test_a_round_that_is_drawn_afresh_begins_anew():
+    """Noise of before it would make an earlier contribution be in more than b rows."""
+    standard = [
+        SOURCE.numpy(Purpose.NOISE, r, int(r == 4)).standard_normal(50) for r in range(1, 8)
+    ]
+    later = np.linalg.inv(matrix(3, 4)) @ np.array(standard[3:]) * (Z * BOUND)
+    whole = rows(3, [50], 7, {4: 1})
+    np.testing.assert_allclose(whole[3:].numpy(), later, atol=1e-12)
+    assert whole[:3].equal(rows(3, [50], 3))
+    for round_ in (4, 5, 7):
+        source = correlated(3).noise([50], SOURCE, lambda r: int(r == 4))
+        assert source.draw(round_, int(round_ == 4), GAUSSIAN).equal(whole[round_ - 1])
+
+
+def test_drawn_afresh_in_the_same_process_it_begins_anew_too():
+    last = dict.fromkeys(range(1, 8), 0)
+    source = correlated(3).noise([50], SOURCE, last.__getitem__)
+    for round_ in range(1, 5):
+        source.draw(round_, 0, GAUSSIAN)
+    last[4] = 1
+    found = [source.draw(round_, last[round_], GAUSSIAN) for round_ in range(4, 8)]
+    assert torch.stack(found).equal(rows(3, [50], 7, {4: 1})[3:])
+
+
+# ---------------------------------------------------------------- who is drawn
+
+
+def test_a_round_draws_from_its_group_alone_each_user_with_b_times_q():
+    ids = [f"somebody {number}" for number in range(900)]
+    mechanism = correlated(4, ids, population=1000, cohort=100.0)
+    groups, times = np.array([group_of(user, 4) for user in ids]), np.zeros(900)
+    generator = np.random.default_rng(1)
+    for round_ in range(1, 401):
+        cohort = mechanism.cohort(round_, generator)
+        assert set(groups[cohort]) <= {(round_ - 1) % 4}
+        assert mechanism.payers(round_, cohort) == ((round_ - 1) % 4,)
+        times[cohort] += 1
+    # 100 rounds of each group, every user with probability 0.4 in each.
+    low, high = stats.binom.interval(1 - 1e-9, 100, 0.4)
+    assert low <= times.min() < times.max() <= high
+    assert abs(times.sum() - 900 * 40) < 6 * math.sqrt(900 * 100 * 0.4 * 0.6)
+    assert min(np.bincount(groups)) > 900 / 4 - 6 * math.sqrt(900 / 4)
+
+
+def test_with_one_band_the_cohorts_are_those_of_poisson_sampling():
+    mechanism = correlated(1, [str(number) for number in range(1000)])
+    for seed in range(5):
+        drawn = mechanism.sampling.draw(np.random.default_rng(seed))
+        np.testing.assert_array_equal(mechanism.cohort(7, np.random.default_rng(seed)), drawn)
+
+
+# ---------------------------------------------------------------- what it costs
+
+
+def test_rounds_cost_each_group_its_own_rounds_of_the_sampled_gaussian(tmp_path):
+    mechanism = correlated(3)
+    header = Header("print", 1000, DELTA, "add_or_remove_one", **mechanism.header)
+    ledger = Ledger.create(tmp_path / "ledger.jsonl", header)
+    for round_ in range(1, 8):
+        payers = mechanism.payers(round_, np.zeros(0))
+        ledger.append(Release.of(round_, 0, mechanism, "digest", payers))
+    read = read_ledger(tmp_path / "ledger.jsonl")
+    assert mechanism_of(read.header) is CorrelatedMechanism
+    assert read.releases == tuple(ledger)
+    assert (mechanism.paid(7), mechanism.most_rounds(3)) == (3, 9)
+    event = dp_accounting.PoissonSampledDpEvent(0.15, dp_accounting.GaussianDpEvent(Z))
+    assert mechanism.event() == event
+    charged = most_charged(read.releases)
+    assert [release.round for release in charged] == [1, 4, 7]
+    accounts = SiloAccounts(Adjacency.ADD_OR_REMOVE_ONE, mechanism.accounts)
+    accounts.charge_all(read.releases)
+    expected = [Reference().compose(event, times).get_epsilon(DELTA) for times in (3, 2, 2)]
+    np.testing.assert_allclose(accounts.epsilons(DELTA), expected, rtol=1e-6)
+
+
+def test_a_group_pays_again_for_a_round_that_is_drawn_afresh():
+    mechanism = correlated(3)
+    drawn = [(1, 0), (2, 0), (2, 1), (3, 0), (4, 0), (5, 0)]
+    releases = [
+        Release.of(round_, attempt, mechanism, "digest", mechanism.payers(round_, np.zeros(0)))
+        for round_, attempt in drawn
+    ]
+    assert [(each.round, each.attempt) for each in most_charged(releases)] == [
+        (2, 0),
+        (2, 1),
+        (5, 0),
+    ]
+
+
+ROUNDS, BANDS, RATE, SIGMA = 4, 2, 0.4, 1.3
+#: What the user who is compared sends in a round if drawn, by what was released before.
+USERS = {
+    "always the same": lambda past: 1.0,
+    "turns around": lambda past: (-1.0) ** len(past),
+    "follows": lambda past: np.tanh(2 * past[-1]) if past else 1.0,
+    "flees": lambda past: -np.tanh(2 * past[-1]) if past else 1.0,
+    "remembers": lambda past: np.tanh(sum(past)) if past else 1.0,
+}
+#: What all others send.
+OTHERS = {
+    "nothing": lambda past: 0.0,
+    "follow": lambda past: 1.5 * np.tanh(past[-1]) if past else 0.3,
+    "flee": lambda past: -1.5 * np.tanh(sum(past)) if past else -0.3,
+}
+
+
+def densities(user, others, size=1.0, step=0.95):
+    """Of y_1..y_4 with the user, in rounds 1 and 3, and without: on a grid, and the cell's size.
+
+    Straight from the covariance: nothing here knows of Cy, of blocks or of groups.
+    """
+    axis = np.arange(-12, 13) * step
+    past = list(np.meshgrid(*[axis] * ROUNDS, indexing="ij", sparse=True))
+    inverse = np.linalg.inv(matrix(BANDS, ROUNDS))
+    precision = np.linalg.inv(SIGMA**2 * inverse @ inverse.T)
+    scale = math.sqrt(np.linalg.det(precision) / (2 * math.pi) ** ROUNDS)
+
+    def density(bits):
+        left = [past[t] - others(past[:t]) - bits[t] * size * user(past[:t]) for t in range(ROUNDS)]
+        form = sum(
+            precision[i, j] * left[i] * left[j] for i in range(ROUNDS) for j in range(ROUNDS)
+        )
+        return scale * np.exp(-form / 2)
+
+    drawn = [(a, 0, b, 0) for a in (0, 1) for b in (0, 1)]
+    weights = [RATE ** sum(bits) * (1 - RATE) ** (2 - sum(bits)) for bits in drawn]
+    mixed = sum(weight * density(bits) for weight, bits in zip(weights, drawn, strict=True))
+    return mixed, density((0, 0, 0, 0)), step**ROUNDS
+
+
+def renyi(one, other, cell, order):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        terms = np.where(one > 0, one * (one / other) ** (order - 1), 0.0)
+    return math.log(np.nansum(terms) * cell) / (order - 1)
+
+
+EVENT = dp_accounting.PoissonSampledDpEvent(RATE, dp_accounting.GaussianDpEvent(SIGMA))
+
+
+def charged_renyi(order):
+    accountant = Reference(orders=[order])
+    return float(accountant.compose(EVENT, 2).rdp[0])
+
+
+@pytest.mark.parametrize("others", OTHERS)
+def test_nobody_leaks_more_than_is_charged_by_exact_densities(others):
+    pld = PldAccountant(Adjacency.ADD_OR_REMOVE_ONE)
+    pld.compose(EVENT, 2)
+    worst = 0.0
+    for user in USERS.values():
+        present, absent, cell = densities(user, OTHERS[others])
+        assert present.sum() * cell == pytest.approx(1, abs=1e-6)
+        for order in (2, 3):
+            for one, other in ((present, absent), (absent, present)):
+                leaked = renyi(one, other, cell, order) / charged_renyi(order)
+                assert leaked < 1 + 1e-4
+                worst = max(worst, leaked)
+        for epsilon in (0.3, 1.0):
+            for one, other in ((present, absent), (absent, present)):
+                leaked = np.maximum(one - math.exp(epsilon) * other, 0).sum() * cell
+                assert leaked < 1.02 * pld.delta(epsilon) + 1e-6
+    assert worst > 0.999
+
+
+def test_a_contribution_that_is_too_large_leaks_more():
+    present, absent, cell = densities(USERS["always the same"], OTHERS["follow"], size=1.1)
+    assert renyi(present, absent, cell, 2) > 1.1 * charged_renyi(2)
+
+
+# ---------------------------------------------------------------- what has no proof
+
+
+@pytest.mark.parametrize(
+    "sampling", [FixedSizeSampling(100, 10), FullParticipation(100)], ids=["fixed size", "all"]
+)
+def test_other_samplings_are_refused(sampling):
+    with pytest.raises(ValueError, match="no proof with"):
+        CorrelatedMechanism(sampling, GAUSSIAN, 2, ())
+
+
+def test_groups_that_are_too_small_and_counts_are_refused():
+    with pytest.raises(ValueError, match="at most the population of 100"):
+        correlated(3, population=100, cohort=40.0)
+    counted = GaussianMechanism(Z, GlobalClipping(BOUND), CountNoise(1, 5.0))
+    with pytest.raises(ValueError, match="where bounds adapt"):
+        correlated(2, gaussian=counted)
