@@ -16,6 +16,7 @@ MODELS = Kind(
     key="model",
     noun="model",
     registered={
+        "gpt": "fedpriv.models.gpt:build_gpt",
         "speech": "fedpriv.models.speech:build_speech",
         "vit": "fedpriv.models.vit:build_vit",
     },

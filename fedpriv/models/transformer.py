@@ -89,12 +89,12 @@ def require_heads(options: TransformerOptions) -> None:
 class Attention(nn.Module):
     """Multi-head self-attention: o(concat_h softmax(q_h k_hᵀ / √(dim/heads)) v_h)."""
 
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0, *, causal: bool = False) -> None:
         super().__init__()
         self.q = nn.Linear(dim, dim)
         self.k = nn.Linear(dim, dim)
         self.v = nn.Linear(dim, dim)
-        self.mixed = DotProductAttention(heads, dropout)
+        self.mixed = DotProductAttention(heads, dropout, causal=causal)
         self.o = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, valid: Tensor | Packing | None = None) -> Tensor:
@@ -108,11 +108,14 @@ class Attention(nn.Module):
 
 
 class DotProductAttention(nn.Module):
-    """Values mixed by softmax(q_h k_hᵀ / √d) for each head h of size d; it has no parameters."""
+    """Values mixed by softmax(q_h k_hᵀ / √d) for each head h of size d; it has no parameters.
 
-    def __init__(self, heads: int, dropout: float = 0.0) -> None:
+    Where it is `causal`, no token attends to one after it; sequences are then without padding.
+    """
+
+    def __init__(self, heads: int, dropout: float = 0.0, *, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.drop = Dropout(dropout)
 
     def forward(
@@ -127,7 +130,7 @@ class DotProductAttention(nn.Module):
             return self._attend(q, k, v, valid)
         mask = None if valid is None else valid[:, None, None, :]
         q, k, v = self._split(q), self._split(k), self._split(v)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.causal)
         return mixed.transpose(1, 2).flatten(2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> Tensor:
@@ -139,6 +142,8 @@ class DotProductAttention(nn.Module):
         q, v = (self._split(one).flatten(0, 1) for one in (q * (dim // self.heads) ** -0.5, v))
         turned = self._split(k).transpose(2, 3).flatten(0, 1)
         hidden = None if valid is None else hiding(valid, self.heads, q.dtype)
+        if self.causal:
+            hidden = q.new_full((tokens, tokens), float("-inf")).triu(1)
         mixed = self._mixed(q, turned, v, hidden)
         return mixed.view(batch, self.heads, tokens, -1).transpose(1, 2).flatten(2)
 
@@ -246,9 +251,11 @@ class Block(nn.Module):
         placement: BlockPlacement = "pre",
         norm: NormName = "layernorm",
         dropout: float = 0.0,
+        *,
+        causal: bool = False,
     ) -> None:
         super().__init__()
-        self.attention = Attention(dim, heads, dropout)
+        self.attention = Attention(dim, heads, dropout, causal=causal)
         self.attention_residual = Residual(dim, placement, norm, dropout)
         self.mlp = Mlp(dim, max(1, round(dim * mlp_ratio)), dropout)
         self.mlp_residual = Residual(dim, placement, norm, dropout)
@@ -276,11 +283,14 @@ class Transformer(nn.Module):
         norm: NormName = "layernorm",
         dropout: float = 0.0,
         layer_drop: float = 0.0,
+        *,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         placements = block_placements(norm_placement, depth)
         self.blocks = nn.ModuleList(
-            Block(dim, heads, mlp_ratio, placement, norm, dropout) for placement in placements
+            Block(dim, heads, mlp_ratio, placement, norm, dropout, causal=causal)
+            for placement in placements
         )
         self.norm = nn.Identity() if placements[-1] == "post" else NORMS[norm](dim)
         self.layer_drop = LayerDrop(layer_drop)

@@ -88,7 +88,7 @@ class Plain:
         """Return a batch of inputs: see `Task`."""
         return (torch.empty(batch_size, *shape),)
 
-    def prepare(self, model: nn.Module, examples: B) -> B:
+    def prepare(self, model: nn.Module, examples: Any) -> Any:
         """Return the examples as they are."""
         return examples
 

@@ -34,7 +34,9 @@ TASKS = Kind(
     registered={
         "data": "fedpriv.tasks.registry:of_data",
         "classification": "fedpriv.tasks.classification:build_classification",
+        "next_token": "fedpriv.tasks.next_token:build_next_token",
         "recognition": "fedpriv.tasks.recognition:build_recognition",
+        "regression": "fedpriv.tasks.regression:build_regression",
     },
     base="fedpriv.tasks.registry:TaskOptions",
     facts=("dataset", "decode", "spec_augment"),

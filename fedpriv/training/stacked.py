@@ -52,7 +52,7 @@ def can_stack(model: nn.Module) -> bool:
     shared = len(list(model.named_parameters(remove_duplicate=False))) > len(
         list(model.parameters())
     )
-    known = all(type(owner) in SIBLINGS for owner in owners)
+    known = all(type(owner) in SIBLINGS and SIBLINGS[type(owner)].takes(owner) for owner in owners)
     return known and not shared and all(p.requires_grad for p in model.parameters())
 
 

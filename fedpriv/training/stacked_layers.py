@@ -44,6 +44,11 @@ class StackedLayer(nn.Module):
     weight: Tensor
     bias: Tensor | None = None
 
+    @classmethod
+    def takes(cls, layer: nn.Module) -> bool:
+        """Say whether this layer can be exchanged: a setting may be one that is not known here."""
+        return True
+
     def __setattr__(self, name: str, value: Any) -> None:
         # In every pass plain tensors are set. A module would first look for parameters and buffers
         # of their names, which takes longer than the arithmetic of a small layer.
@@ -237,6 +242,28 @@ class StackedPositions(StackedLayer):
         return (x.view(self.users, -1, *x.shape[1:]) + self.weight[:, None]).view(x.shape)
 
 
+class StackedEmbedding(StackedLayer):
+    """Embeddings of many users."""
+
+    def __init__(self, layer: nn.Embedding) -> None:
+        super().__init__()
+
+    @classmethod
+    def takes(cls, layer: nn.Module) -> bool:
+        """Say whether its rows are looked up and nothing else is done with them."""
+        assert isinstance(layer, nn.Embedding)
+        beside = layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse
+        return not beside and layer.padding_idx is None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens, int64 `[U·B, T]`, to vectors `[U·B, T, d]`, each by its user's `[V, d]`."""
+        users, size = self.weight.shape[:2]
+        first = torch.arange(0, users * size, size, device=tokens.device)
+        whose = first.repeat_interleave(len(tokens) // users)
+        rows = tokens + whose.view(-1, *(1,) * (tokens.dim() - 1))
+        return nn.functional.embedding(rows, self.weight.flatten(0, 1))
+
+
 class CompiledGELU(nn.GELU):
     """GELU, compiled where it can be; many users' rows are no different from those of one."""
 
@@ -271,7 +298,7 @@ class CompiledAttention(DotProductAttention):
     """Attention, compiled where tokens are few and all of them real."""
 
     def __init__(self, layer: DotProductAttention) -> None:
-        super().__init__(layer.heads)
+        super().__init__(layer.heads, causal=layer.causal)
         self.drop = layer.drop
 
     def forward(
@@ -280,6 +307,7 @@ class CompiledAttention(DotProductAttention):
         """Map queries, keys and values, `[B, T, dim]`, to the same; `valid` as in `Attention`."""
         tokens = q.shape[1]
         few = tokens <= _FEW_TOKENS and tokens % TILE == 0 and q.shape == k.shape == v.shape
+        few = few and not self.causal
         if few and len(q) and valid is None and not self.drop.active and is_compiled_for(q, k, v):
             return cast(Tensor, _Attended.apply(q, k, v, self.heads))
         return super().forward(q, k, v, valid)
@@ -312,6 +340,7 @@ def _arrays(*tensors: Tensor) -> list[NDArray[np.float32]]:
 
 
 SIBLINGS: dict[type[nn.Module], Any] = {
+    nn.Embedding: StackedEmbedding,
     nn.Linear: StackedLinear,
     nn.LayerNorm: StackedNorm,
     nn.RMSNorm: StackedNorm,
