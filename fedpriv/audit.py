@@ -12,22 +12,23 @@ import copy
 import math
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from flwr.serverapp import Grid
+from flwr.app import Message
 from torch import Tensor
 
 from fedpriv.config import BudgetConfig, ExperimentConfig
 from fedpriv.data.federated import Batch, FederatedDataset
 from fedpriv.errors import InputError
 from fedpriv.experiment import Experiment, build_server, prepare
-from fedpriv.federation.audit_grid import AuditGrid, Hosted
+from fedpriv.federation.audit_node import AuditNode
+from fedpriv.federation.grids.local import LocalGrid
 from fedpriv.federation.plan import Plan
 from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
 from fedpriv.optimizers.server import Server
@@ -206,7 +207,7 @@ class _Canaries:
         signed = plan.sampling.adjacency is Adjacency.REPLACE_ONE
         return cls(drawn, included, signed, torch.stack(norms, dim=1))
 
-    def hosted(self, trainer: CohortTrainer) -> Hosted:
+    def hosted(self, trainer: CohortTrainer) -> AuditNode:
         """Return the node at which they are clipped and added up as any user is."""
         planted, present = self.updates, self.included
         if self.signed:
@@ -214,7 +215,7 @@ class _Canaries:
             planted, present = signs[:, None] * self.updates, np.ones_like(self.included)
         places = _Places(trainer.dataset, len(self.included))
         device = trainer.device
-        return Hosted(replace(trainer, dataset=places, planted=planted.to(device)), present)
+        return AuditNode(replace(trainer, dataset=places, planted=planted.to(device)), present)
 
 
 @dataclass(frozen=True)
@@ -295,13 +296,13 @@ class _AuditedRun:
         self.present[self.targets] = self._generator.integers(0, 2, size=size).astype(bool)
         zeros = np.zeros(number)
         self.evidence = _Evidence(zeros, np.full(number, -np.inf), zeros, zeros)
+        self._bounds: tuple[float, ...] = ()  # of the round where they have adapted
         model = self.experiment.trainer.model
         self.server = build_server(self.experiment.config, model, _WatchedServer)
         # Training overwrites the model that it works in.
         self.trainer = replace(self.experiment.trainer, model=copy.deepcopy(model))
-        self.grid = AuditGrid(
-            [Hosted(self.trainer, self.present), self.canaries.hosted(self.trainer)]
-        )
+        real = AuditNode(self.trainer, self.present)
+        self.nodes = (real, self.canaries.hosted(self.trainer))
 
     def judged(self, observer: Observer, stop: threading.Event) -> Audit:
         """Run all rounds and return what they show."""
@@ -310,24 +311,30 @@ class _AuditedRun:
 
         def seen(record: RoundRecord) -> None:
             self._gather()
+            self._bounds = record.bounds
             observer.finished(record.round)
 
         with TemporaryDirectory() as scratch:
             header = replace(self.experiment.header(), population=self.plan.sampling.population)
             ledger = Ledger.create(Path(scratch) / "ledger.jsonl", header)
             strategy = PrivateFedAvg(self.plan, self.server, ledger, seen, stop)
-            strategy.start(cast(Grid, self.grid))
+            strategy.start(LocalGrid(len(self.nodes), self._node))
         return self._audit(self._epsilons(ledger), self._membership(start))
 
+    def _node(self, partition: int, partitions: int) -> Callable[[Message], Message]:
+        return lambda message: self.nodes[partition].answer(message, partition, partitions)
+
     def _gather(self) -> None:
-        """Read one release."""
+        """Read one release, before nodes do the work of the next."""
         plan, canaries = self.plan, self.canaries
-        mechanism = plan.mechanism.gaussian.at(self.grid.bounds)
+        mechanism = plan.mechanism.gaussian.at(self._bounds)
         released = self.server.average.cpu() * plan.sampling.expected_cohort
         if plan.sampling.kind != "fixed_size":
             # Who of the real users was sampled says nothing of the canaries, and may be known.
             # Where the cohort has a fixed size it says how many canaries were.
-            released = released - self.grid.sent_by(_REAL)
+            released = released - self.nodes[_REAL].sent
+        for node in self.nodes:
+            node.sent = 0.0
         precision = torch.tensor(mechanism.block_stddevs(len(plan.layout.sizes))) ** -2.0
         scales = mechanism.clipping.scales(canaries.block_norms)
         parts = zip(

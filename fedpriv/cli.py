@@ -489,7 +489,7 @@ def _ray_starting(runtime: RuntimeConfig) -> Iterator[Callable[[], None]]:
     Yields what waits for it. A failure is told before the cluster is waited for and shut down,
     which takes seconds.
     """
-    if runtime.deployment:
+    if runtime.deployment or runtime.grid == "local":
         yield lambda: None
         return
     from fedpriv.federation.ray_cluster import cluster, ensure_started

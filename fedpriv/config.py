@@ -484,8 +484,13 @@ class PrivacyConfig(Section):
 class RuntimeConfig(Section):
     """Where and how the run is carried out."""
 
+    grid: Annotated[Literal["ray", "local"], NO_BEARING] = Field(
+        default="ray",
+        description="ray: each node is a Ray actor; local: nodes answer one after another in this "
+        "process. The results are the same. A deployment has Flower's own grid.",
+    )
     workers: Annotated[int, Field(ge=1), NO_BEARING] = Field(
-        default=2, description="Ray workers, one Flower node each"
+        default=2, description="Simulated nodes."
     )
     threads_per_worker: Annotated[int, Field(ge=1), NO_BEARING] = Field(
         default=1, description="Torch threads each."
@@ -555,6 +560,9 @@ class RuntimeConfig(Section):
                 "device: with gpus_per_worker a worker sees no GPU but its own, got "
                 f"{self.device}; write cuda"
             )
+        if self.grid == "local" and (share or self.ray_address):
+            key = "gpus_per_worker" if share else "ray_address"
+            raise ValueError(f"{key}: belongs to Ray, and grid: local does without; write one")
         return self
 
 
@@ -686,6 +694,12 @@ class ExperimentConfig(Section):
             raise ValueError(
                 "privacy.error_feedback: user keeps memories in the run directory of a simulation; "
                 "a deployment's nodes have no store for them: write error_feedback: none"
+            )
+        if feedback and feedback.kind == "user" and self.runtime.ray_address:
+            raise ValueError(
+                "runtime.ray_address: privacy.error_feedback: user keeps memories in the run "
+                "directory, which the other machines of a cluster do not see: write ray_address: "
+                "null or error_feedback: none"
             )
         return self
 

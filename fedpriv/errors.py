@@ -35,8 +35,8 @@ class Interrupted(FedprivError):  # noqa: N818 - a request of the user, not an e
     exit_code = 130
 
 
-class WorkerLost(FedprivError):  # noqa: N818 - mostly mended by starting the workers again
-    """Simulated nodes died. Flower never replaces a Ray worker, so all must be started again."""
+class WorkerLost(FedprivError):  # noqa: N818 - mostly mended by resuming the run
+    """Simulated nodes died again and again, or on a grid that does not replace them."""
 
 
 class ClientFault(FedprivError):  # noqa: N818 - carries what the client raised

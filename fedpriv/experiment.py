@@ -24,8 +24,8 @@ from fedpriv.components import outside
 from fedpriv.config import ExperimentConfig, RuntimeConfig, load_config
 from fedpriv.data.federated import Batch
 from fedpriv.errors import InputError, Interrupted
+from fedpriv.federation.grids import simulated_nodes
 from fedpriv.federation.plan import Plan
-from fedpriv.federation.ray_cluster import cluster
 from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
 from fedpriv.optimizers.server import Server
 from fedpriv.preparation import plan_and_trainer
@@ -339,7 +339,8 @@ def train(
             return
         try:
             if drive is None:
-                _simulate(strategy, experiment.config.runtime)
+                with simulated_nodes(experiment.config.runtime) as grid:
+                    strategy.start(grid)
             else:
                 drive(strategy)
         finally:
@@ -359,14 +360,6 @@ def _check_gpus(runtime: RuntimeConfig) -> None:
             f"runtime.gpus_per_worker: a worker takes {runtime.gpus_per_worker:g} and there are "
             f"{there} CUDA devices here; write 0 to train on CPUs"
         )
-
-
-def _simulate(strategy: PrivateFedAvg, runtime: RuntimeConfig) -> None:
-    with cluster(runtime):
-        # Imported here: it takes a second, in which Ray starts.
-        from fedpriv.federation.simulation import simulate
-
-        simulate(strategy, runtime)
 
 
 def _check_state(experiment: Experiment, directory: RunDirectory, ledger: Ledger) -> None:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from flwr.app import Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from in_process import small_config
 from torch import Tensor
 from writers import by_writers
 
 from fedpriv.config import ExperimentConfig
 from fedpriv.federation.client_app import app
+from fedpriv.federation.grids.base import give_id, identify
 from fedpriv.federation.messages import OwnNoise, flat_record, query_message, train_message
 from fedpriv.federation.parts import build_trainer
 from fedpriv.training.parameters import Layout, parameters_of
@@ -43,14 +42,13 @@ def context_of(folder: Path, partition: int = 0, partitions: int = 1) -> Context
 
 def asked(message: Message, context: Context) -> Message:
     """The node's answer to a message, as if that had come over a network."""
-    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
-    message.metadata.__dict__["_message_id"] = str(uuid4())
+    give_id(message)
     return app(message, context)
 
 
 def hosting_answer(config: ExperimentConfig, folder: Path) -> Message:
     """What the node says of the users that it hosts."""
-    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    identify()
     return asked(query_message(1000, config), context_of(folder))
 
 
@@ -58,7 +56,7 @@ def train_answer(
     config: ExperimentConfig, folder: Path, users: range, own_noise: OwnNoise | None = None
 ) -> Message:
     """What the node sends after training users, numbered as it numbers them, in round 1."""
-    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    identify()
     arrays = flat_record(start_of(config))
     asks = train_message(1000, config, arrays, 1, np.array(users), (), own_noise=own_noise)
     return asked(asks, context_of(folder))

@@ -1,62 +1,49 @@
-"""A Flower grid without Flower's runtime: nodes answer in this process, as soon as asked.
-
-It stands in for Ray workers where a test is about the strategy and not about processes.
-"""
+"""Small runs over nodes in this process, some of which misbehave."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Message
 from flwr.app.error import Error
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedpriv import experiment
 from fedpriv.config import ExperimentConfig, parse_config
 from fedpriv.experiment import Experiment
-from fedpriv.federation.client_app import app
+from fedpriv.federation.grids.base import FIRST_NODE
+from fedpriv.federation.grids.local import LocalGrid
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.reporting.run_directory import RunDirectory
 
 
-class InProcessGrid:
-    """Nodes 1000, 1001, ... of partitions 0, 1, ...; those in `dead` answer train with an error."""
+class InProcessGrid(LocalGrid):
+    """Keeps what is sent; nodes of partitions in `dead` answer train messages with an error."""
+
+    #: As on Flower's own grids, whose dead stay dead.
+    replaces_nodes = False
 
     def __init__(self, nodes: int = 2, dead: Iterable[int] = (), reverse: bool = False) -> None:
-        self.nodes = nodes
+        super().__init__(nodes)
         self.dead = set(dead)
         self.reverse = reverse
         self.sent: list[Message] = []
-        self._replies: list[Message] = []
-        # Flower's runtime sets these before a ServerApp may make messages.
-        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
-
-    def get_node_ids(self) -> list[int]:
-        return [1000 + partition for partition in range(self.nodes)]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        ids = []
-        for message in messages:
-            message.metadata.__dict__["_message_id"] = str(uuid4())
-            ids.append(message.metadata.message_id)
-            self.sent.append(message)
-            self._replies.append(self._answer(message))
-        return ids
+        messages = list(messages)
+        self.sent += messages
+        return super().push_messages(messages)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        replies, self._replies = self._replies, []
+        replies = super().pull_messages(message_ids)
         return replies[::-1] if self.reverse else replies
 
-    def _answer(self, message: Message) -> Message:
-        partition = message.metadata.dst_node_id - 1000
+    def answer(self, message: Message) -> Message:
+        partition = message.metadata.dst_node_id - FIRST_NODE
         if partition in self.dead and message.metadata.message_type == "train":
             return Message(Error(code=0, reason="the worker died"), reply_to=message)
-        node_config = {"partition-id": partition, "num-partitions": self.nodes}
-        context = Context(1, message.metadata.dst_node_id, node_config, RecordDict(), {})
-        return app(message, context)
+        return super().answer(message)
 
 
 class Silent:
@@ -150,6 +137,6 @@ def drive_on(grid: InProcessGrid | None) -> Any:
     """Return a drive over `grid`, or over a new one."""
 
     def drive(strategy: PrivateFedAvg) -> None:
-        strategy.start(grid or InProcessGrid())  # type: ignore[arg-type]
+        strategy.start(grid or InProcessGrid())
 
     return drive

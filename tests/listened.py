@@ -55,8 +55,8 @@ class ListeningGrid(InProcessGrid):
             raise WorkerLost("gone")
         return super().push_messages(messages)
 
-    def _answer(self, message: Message) -> Message:
-        reply = super()._answer(message)
+    def answer(self, message: Message) -> Message:
+        reply = super().answer(message)
         if message.metadata.message_type == "train" and not reply.has_error():
             partition, summed = sum_of(reply)
             if self.change is not None:
@@ -101,7 +101,7 @@ class Listened:
             step(average, round_, seed)
 
         def drive(strategy: PrivateFedAvg) -> None:
-            strategy.start(self.grid)  # type: ignore[arg-type]
+            strategy.start(self.grid)
 
         self.prepared.server.step = heard  # type: ignore[method-assign]
         experiment.train(self.prepared, self.directory, Silent(), drive)

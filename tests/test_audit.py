@@ -18,8 +18,8 @@ from fedpriv import audit as auditing
 from fedpriv.audit import AuditSettings
 from fedpriv.errors import InputError
 from fedpriv.experiment import prepare
-from fedpriv.federation import audit_grid
-from fedpriv.privacy import GaussianMechanism, Ledger, PoissonSampling, RdpAccountant
+from fedpriv.federation import audit_node
+from fedpriv.privacy import GaussianMechanism, Ledger, PoissonSampling, Purpose, RdpAccountant
 from fedpriv.privacy.clipping import clip_and_sum
 from fedpriv.reporting.audit import audit_document, audit_verdict, read_audit, write_audit
 from fedpriv.reporting.report import render, write_report
@@ -51,7 +51,7 @@ def audited_run(**changes):
 
 def test_a_canary_that_is_in_uses_its_whole_bound():
     run = audited_run()
-    planted = run.grid._nodes[1].trainer.planted
+    planted = run.nodes[1].trainer.planted
     assert planted is not None
     for update in planted:
         summed = clip_and_sum(update[None], run.plan.layout.sizes, run.trainer.clipping)
@@ -81,9 +81,9 @@ def test_the_sampling_rate_is_the_configs_and_the_ledger_says_so(monkeypatch):
 def test_only_those_the_coin_let_in_are_trained(monkeypatch):
     """The sum that a node sends is that of the users who are there, among those who were drawn."""
     run, seen = audited_run(privacy__sampling={"kind": "all"}, rounds=1), []
-    trained = audit_grid.trained
+    trained = audit_node.trained
     monkeypatch.setattr(
-        audit_grid, "trained", lambda t, work: (seen.append(work.users), trained(t, work))[1]
+        audit_node, "trained", lambda t, work: (seen.append(work.users), trained(t, work))[1]
     )
     run.judged(Unseen(), threading.Event())
     assert seen == [
@@ -134,7 +134,7 @@ def test_every_kind_of_round_can_be_audited(changes):
 
 def test_replace_one_canaries_send_one_sign_or_the_other():
     run = audited_run(privacy__sampling={"kind": "all"}, privacy__adjacency="replace_one")
-    node = run.grid._nodes[1]
+    node = run.nodes[1]
     assert node.present.all()
     included = torch.from_numpy(run.canaries.included)
     assert node.trainer.planted[included].equal(run.canaries.updates[included])
@@ -260,3 +260,21 @@ def test_the_run_must_be_of_the_same_configuration(fedpriv, config, tmp_path):
     result = fedpriv("audit", config, "--run", directory.path)
     assert_one_line(result, "--run", "another configuration")
     assert not (directory.path / "audit.json").exists()
+
+
+def test_the_attacker_takes_the_real_users_sum_of_the_same_round_away(monkeypatch):
+    """What is left of each release is what canaries sent, and noise."""
+    run, left = audited_run(rounds=3), []
+    gather = auditing._AuditedRun._gather
+
+    def gathered(self):
+        released = self.server.average * self.plan.sampling.expected_cohort
+        left.append(released - self.nodes[0].sent - self.nodes[1].sent)
+        gather(self)
+
+    monkeypatch.setattr(auditing._AuditedRun, "_gather", gathered)
+    run.judged(Unseen(), threading.Event())
+    for round_, noise in enumerate(left, start=1):
+        generator = run.plan.randomness.numpy(Purpose.NOISE, round_, 0)
+        drawn = run.plan.mechanism.noise(run.plan.layout.sizes, generator)
+        torch.testing.assert_close(noise.double(), drawn, rtol=1e-4, atol=1e-5)

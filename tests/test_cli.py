@@ -321,7 +321,7 @@ def test_another_failure_of_a_disk_is_no_full_disk(fedpriv, config, monkeypatch)
 def test_a_finished_run_that_is_resumed_says_so_and_starts_nothing(fedpriv, tmp_path, monkeypatch):
     directory, _ = train_small(tmp_path / "run", runtime__profile=True)
     before = {p: p.read_bytes() for p in directory.path.rglob("*.json*")}
-    monkeypatch.setattr(experiment, "_simulate", raising(AssertionError("started")))
+    monkeypatch.setattr(experiment, "simulated_nodes", raising(AssertionError("started")))
     code, _, err = fedpriv("resume", directory.path)
     assert code == 0, err
     assert "all 4 rounds are finished: nothing is left to train" in err

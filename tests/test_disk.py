@@ -14,7 +14,6 @@ from in_process import SMALL, Silent, drive_on, small_config, train_small
 
 from fedpriv import disk, experiment
 from fedpriv.errors import ClientFault, InputError
-from fedpriv.federation import in_transit
 from fedpriv.privacy import Ledger
 from fedpriv.reporting.picture import write_picture
 from fedpriv.reporting.report import write_report
@@ -68,15 +67,6 @@ def test_an_error_of_the_lock_that_says_neither_is_no_other_process(tmp_path, mo
     monkeypatch.setattr(fcntl, "flock", raising(errno.EIO))
     with pytest.raises(InputError, match="without locks"):
         directory.lock()
-
-
-def test_without_locks_in_the_temporary_folder_nobody_removes_it_in_use(without_flock, monkeypatch):
-    monkeypatch.setattr(fcntl, "fcntl", raising(errno.ENOSYS))
-    with in_transit.folder_in_transit() as one:
-        with in_transit.folder_in_transit():
-            assert one.is_dir()
-        assert one.is_dir()
-    assert not one.exists()
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])

@@ -65,7 +65,7 @@ def test_flower_and_ray_are_imported_where_the_federation_package_says():
     found = {
         (path.relative_to(root).as_posix(), module)
         for path in root.rglob("*.py")
-        if path.parent.name != "federation"
+        if root / "federation" not in path.parents
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         for module in _imported(node)
         if module.split(".")[0] in ("flwr", "ray")
@@ -73,7 +73,7 @@ def test_flower_and_ray_are_imported_where_the_federation_package_says():
     assert found == {
         ("experiment.py", "flwr.app"),
         ("experiment.py", "flwr.serverapp"),
-        ("audit.py", "flwr.serverapp"),
+        ("audit.py", "flwr.app"),
     }
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -18,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from fedpriv.config import ExperimentConfig
@@ -89,6 +90,13 @@ def train(message: Message, context: Context) -> Message:
         return sum_reply(message, partition, summed)
 
     return _guarded(message, context, answer)
+
+
+def client_node(partition: int, partitions: int) -> Callable[[Message], Message]:
+    """Return what answers as the node `partition` of so many, without Flower's runtime."""
+    node_config: UserConfig = {"partition-id": partition, "num-partitions": partitions}
+    context = Context(1, partition, node_config, RecordDict(), {})
+    return lambda message: app(message, context)
 
 
 def trained(trainer: CohortTrainer, work: Work, memories: RoundMemories | None = None) -> CohortSum:
@@ -229,6 +237,22 @@ def _trainer(config: ExperimentConfig, context: Context, data: str) -> CohortTra
     return replace(trainer, randomness=build_local_randomness(config))
 
 
+def _with_the_servers_data(
+    trainer: CohortTrainer, config: ExperimentConfig, data: str
+) -> CohortTrainer:
+    """Return `trainer`, whose data must be those whose digest is `data`; one machine has only one.
+
+    Raises:
+        InputError: this machine of a cluster has other data, of which the accounting knows nothing.
+    """
+    if config.runtime.ray_address is not None and trainer.dataset.digest() != data:
+        raise InputError(
+            f"data: what {platform.node()} has under this config is not what the machine has that "
+            "the run was started on; copy the same files to the same path there"
+        )
+    return trainer
+
+
 class _Trainers:
     """Keeps data and model in the worker between rounds. One experiment runs at a time."""
 
@@ -245,7 +269,7 @@ class _Trainers:
         if self._trainer is None or self._for != (config, data):
             torch.set_num_threads(config.runtime.threads_per_worker)
             keep_freed_memory()
-            self._trainer = build_trainer(config)
+            self._trainer = _with_the_servers_data(build_trainer(config), config, data)
             self._for = (config, data)
         return self._trainer
 

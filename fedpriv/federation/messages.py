@@ -1,14 +1,12 @@
 """What travels between server and nodes: one message a node and round, one reply.
 
-Parameters and sums travel as one flat array; names and shapes are known on both sides. Where both
-sides see one folder, a message only names the file that holds the array: Flower and Ray keep
-several copies of a message on its way.
+Parameters and sums travel as one flat array; names and shapes are known on both sides.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -18,50 +16,62 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpriv.components import LookUp
 from fedpriv.config import ExperimentConfig, parse_config
-from fedpriv.federation import in_transit
 from fedpriv.federation.hosting import NodeUsers
 from fedpriv.training.cohort import CohortSum
 from fedpriv.training.memory_store import Journal
 from fedpriv.training.spans import Span
 
-_FLAT, _FILE = "flat", "file"
+_FLAT = "flat"
 # Fields of a cohort's sum that do not travel under their own name.
 _APART = ("total", "spans")
 
 
-def flat_record(
-    flat: Tensor, dtype: torch.dtype | None = None, folder: Path | None = None
-) -> ArrayRecord:
-    """Return the vector as a record with one array, in `dtype` where that is given.
+class FlatArray(Array):
+    """An array of Flower's that stays an array, and becomes bytes where Flower's own grids send it.
 
-    With a `folder` the record holds the name of a file there, and the file the array.
+    In one process it is handed on as it is, and Ray moves it through memory that is shared.
     """
+
+    def __init__(self, flat: NDArray[Any]) -> None:
+        self.flat = flat
+        self.dtype, self.shape, self.stype = str(flat.dtype), flat.shape, "numpy.ndarray"
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """The array as Flower writes one."""
+        return Array(self.flat).data
+
+    def numpy(self) -> NDArray[Any]:
+        """Return the array; nobody writes to it."""
+        return self.flat
+
+    def deflate(self) -> bytes:
+        """Return what Flower sends, under the name of its own class."""
+        return Array(self.flat).deflate()
+
+
+def flat_record(flat: Tensor, dtype: torch.dtype | None = None) -> ArrayRecord:
+    """Return the vector as a record with one array, in `dtype` where that is given."""
     sent = flat.detach().cpu().to(dtype)
     if dtype == torch.bfloat16:  # which NumPy does not know
         sent = sent.view(torch.int16)
-    if folder is None:
-        return ArrayRecord({_FLAT: Array(sent.numpy())})
-    path = in_transit.put(sent.numpy(), folder)
-    return ArrayRecord({_FILE: Array(np.frombuffer(bytes(path), np.uint8))})
+    return ArrayRecord({_FLAT: FlatArray(sent.numpy())})
 
 
 def flat_tensor(record: ArrayRecord) -> Tensor:
-    """Return the vector of a record made by `flat_record`; bfloat16 comes back as float32."""
-    if (path := file_of(record)) is not None:
-        received = torch.from_numpy(in_transit.get(path))
-    else:
-        # Copied, because the array may be a read-only view into the message.
-        received = torch.from_numpy(np.array(record[_FLAT].numpy()))
+    """Return the vector of a record made by `flat_record`; bfloat16 comes back as float32.
+
+    It may lie in memory that others read: nobody writes to it.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        received = torch.from_numpy(record[_FLAT].numpy())
     return received.view(torch.bfloat16).float() if received.dtype == torch.int16 else received
-
-
-def file_of(record: ArrayRecord) -> Path | None:
-    """Return the file that holds a record's array; None where the record does."""
-    return Path(os.fsdecode(record[_FILE].numpy().tobytes())) if _FILE in record else None
 
 
 def query_message(node_id: int, config: ExperimentConfig, data: str = "") -> Message:
@@ -204,16 +214,13 @@ def hosting_of(message: Message) -> NodeUsers:
 
 
 def sum_reply(message: Message, partition: int, summed: CohortSum) -> Message:
-    """Return a node's answer to a train message; its sum comes the way the parameters went."""
-    arrays = message.content["arrays"]
-    assert isinstance(arrays, ArrayRecord)
-    came_in = file_of(arrays)
+    """Return a node's answer to a train message."""
     seen = {f.name: getattr(summed, f.name) for f in fields(summed) if f.name not in _APART}
     for field in fields(Span):
         seen[f"span_{field.name}s"] = [getattr(span, field.name) for span in summed.spans]
     content = RecordDict(
         {
-            "sum": flat_record(summed.total, folder=came_in and came_in.parent),
+            "sum": flat_record(summed.total),
             "seen": ConfigRecord({"partition": partition, **seen}),
         }
     )
@@ -232,13 +239,6 @@ def sum_of(message: Message) -> tuple[int, CohortSum]:
     spans = tuple(Span(*row) for row in zip(*columns, strict=True))
     flat = flat_tensor(total)
     return int(str(seen["partition"])), CohortSum(total=flat, spans=spans, **values)
-
-
-def file_of_sum(message: Message) -> Path | None:
-    """Return the file that holds the sum of a `sum_reply`; None where the message does."""
-    total = message.content["sum"]
-    assert isinstance(total, ArrayRecord)
-    return file_of(total)
 
 
 def failure_reply(message: Message, reason: str) -> Message:

@@ -100,7 +100,7 @@ def _built_model(
 
     runtime = config.runtime
     elsewhere = runtime.deployment or runtime.ray_address is not None
-    processes = 1 if elsewhere else 1 + runtime.workers
+    processes = 1 if elsewhere or runtime.grid == "local" else 1 + runtime.workers
     if MODELS.of(config.model).origin is None:
         with torch.device("meta"):  # shapes without numbers: a model of any size takes no time
             require_memory(Layout.of(built()).total, processes, device)

@@ -10,22 +10,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 import torch
-from ray._private import node, services
 
 from fedpriv.config import RuntimeConfig
 from fedpriv.disk import has_no_room
 from fedpriv.errors import InputError
-from fedpriv.federation.replacing import replaced
 
-_IMPORTED_BY_WORKERS = (
-    "flwr.simulation.ray_transport.ray_actor",
-    "fedpriv.federation.client_app",
-)
+_IMPORTED_BY_WORKERS = ("fedpriv.federation.grids.ray",)
 # Set by this package: without it Ray hides all GPUs from whoever takes no share of one.
 _SHOWN_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
 _TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
@@ -94,7 +89,7 @@ def _start(runtime: RuntimeConfig) -> None:
     if ray.is_initialized():
         return
     logging.getLogger("ray").setLevel(logging.CRITICAL)
-    with _environment_of_workers(runtime), _only_what_trains():
+    with _environment_of_workers(runtime):
         ray.init(**_arguments(runtime))
 
 
@@ -113,26 +108,6 @@ def _arguments(runtime: RuntimeConfig) -> dict[str, Any]:
         inherited = {"PYTHONPATH": _module_paths(), _SHOWN_GPUS: os.environ[_SHOWN_GPUS]}
         where = {"address": runtime.ray_address, "runtime_env": {"env_vars": inherited}}
     return where | {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-
-
-@contextmanager
-def _only_what_trains() -> Iterator[None]:
-    """Let Ray leave out processes that would do nothing in a cluster that it starts here.
-
-    They are the dashboard's server, which it starts without a dashboard too and waits for, the
-    autoscaler's monitor, and the reader of logs, which go nowhere. Ray has no setting for them, and
-    they take a second of the start and a hundredth of every round.
-    """
-    left_out: list[tuple[Any, str, Any]] = [
-        (services, "start_api_server", ("", None)),  # neither an address nor a process
-        (node.Node, "start_monitor", None),
-        (node.Node, "start_log_monitor", None),
-    ]
-    with ExitStack() as stack:
-        for owner, name, answer in left_out:
-            if hasattr(owner, name):  # another Ray has other names
-                stack.enter_context(replaced(owner, name, lambda *_, answer=answer, **__: answer))
-        yield
 
 
 def _module_paths() -> str:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,13 +22,10 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
-from fedpriv.federation import in_transit
 from fedpriv.federation.hosting import Hosting, NodeUsers
 from fedpriv.federation.messages import (
     OwnNoise,
     failure_of,
-    file_of,
-    file_of_sum,
     flat_record,
     hosting_of,
     query_message,
@@ -50,12 +46,8 @@ from fedpriv.training.cohort import CohortSum
 from fedpriv.training.memory_store import Journal, MemoryStore
 from fedpriv.training.spans import Span, Stopwatch
 
-# Flower's own loop looks for replies every 0.1 s, which is longer than a small round takes.
+# Between two looks for what nobody announces: nodes that come, and replies on Flower's own grids.
 _POLL_SECONDS = 0.005
-_POLL_ANNOUNCED_SECONDS = 0.1
-# Other threads of this process hand messages to the workers, who then begin. Work of ours would
-# hold them up: one thread runs at a time, and workers take up all processors.
-_HAND_OVER_SECONDS = 0.03
 # Numbers of a release whose digest one thread takes at once.
 _DIGESTED_NUMBERS = 2**18
 
@@ -140,17 +132,10 @@ class PrivateFedAvg(Strategy):
         )
         #: Where users' memories lie; None where they keep none.
         self.memory = memory
-        #: A folder of this strategy's own that all nodes see; None where they may not.
-        self.shared_folder: Path | None = None
-        #: The parameters' file there, as long as all who were sent it have answered.
-        self._sent: Path | None = None
         self._on_round = on_round
         self._say = say
         self._stop = stop
         self._watch = Stopwatch(plan.config.runtime.profile)
-        self._abandoned = threading.Event()
-        #: Set by whoever knows that a reply has come; None where nobody does.
-        self.arrived: threading.Event | None = None
         self._noise: Tensor | None = None
         self._noise_source = plan.mechanism.noise(
             plan.layout.sizes, plan.randomness, self._finished_attempt
@@ -231,14 +216,11 @@ class PrivateFedAvg(Strategy):
         parameters = self.plan.layout.total
         total = torch.zeros(parameters + len(self.bounds), dtype=torch.float64)
         with self._watch.measure("add up"):
-            arrived, files = self._sums(replies)
-            sums = self._enough(arrived)
+            sums = self._enough(self._sums(replies))
             for partition, summed in sums.items():
                 total[:parameters] += summed.total
                 total[parameters:] += self._beside(summed)
                 sums[partition] = replace(summed, total=summed.total.new_empty(0))
-            for path in files:
-                in_transit.free(path)
 
         with self._watch.measure("noise and ledger"):
             released = self._paid_release(server_round, total)
@@ -258,8 +240,6 @@ class PrivateFedAvg(Strategy):
     def _enough(self, sums: dict[int, CohortSum]) -> dict[int, CohortSum]:
         """Return `sums`, or none of them where too few have a share of the noise."""
         self._lost = self._asked - len(sums)
-        if self._lost:  # a node that did not answer may still read what it was sent
-            self._sent = None
         self._noise_only = len(sums) < self.plan.mechanism.needed
         return {} if self._noise_only else sums
 
@@ -402,10 +382,10 @@ class PrivateFedAvg(Strategy):
         Raises:
             Interrupted: the user asked to stop, between rounds or while nodes were working.
             BudgetError: the next round would exceed the budget.
-            WorkerLost: a simulated node died; its round is finished and kept.
+            WorkerLost: a simulated node died that nobody replaces, or again and again; finished
+                rounds are kept.
             InputError: a node found the user's data or config wrong.
         """
-        self._sent = None  # whoever it was sent to belongs to a run that was broken off
         arrays = self._broadcast()
         result = Result(arrays=arrays)
         try:
@@ -418,7 +398,7 @@ class PrivateFedAvg(Strategy):
                 assert metrics is not None
                 result.arrays = arrays = new_arrays
                 result.train_metrics_clientapp[round_] = metrics
-                self._check_end(round_)
+                self._check_end(round_, grid)
         finally:
             self._report()
         return result
@@ -429,11 +409,7 @@ class PrivateFedAvg(Strategy):
         """Run a round; while nodes work, report the round before and draw this one's noise."""
         with self._watch.measure("draw and ask"):
             messages = list(self.configure_train(round_, arrays, ConfigRecord(), grid))
-            if self.arrived is not None:
-                self.arrived.clear()
             asked = grid.push_messages(messages)
-        if self.arrived is not None:
-            self.arrived.wait(_HAND_OVER_SECONDS)
         self._report()
         with self._watch.measure("draw noise"):
             if not self.plan.mechanism.in_sums:
@@ -455,36 +431,20 @@ class PrivateFedAvg(Strategy):
         if record is not None:
             self._on_round(record)
 
-    def _check_end(self, round_: int) -> None:
-        """Stop after `round_` where that was asked for, or where workers died in it."""
+    def _check_end(self, round_: int, grid: Grid) -> None:
+        """Stop after `round_` where that was asked for, or nodes died in it whom none replaces."""
         assert self._record is not None
         if self._stop.is_set():
             raise Interrupted(f"stopped after round {round_}")
-        if self._record.nodes_lost and not self._deployed and not self.finished:
+        if not self._record.nodes_lost or self._deployed or self.finished:
+            return
+        if not getattr(grid, "replaces_nodes", False):
             raise WorkerLost(f"{self._record.nodes_lost} workers died in round {round_}")
 
     def _broadcast(self) -> ArrayRecord:
-        """Return the parameters as they travel to the nodes; those of the round before are gone."""
-        if self.shared_folder is not None:
-            sent, self._sent = self._sent, None
-            if sent is not None:
-                in_transit.free(sent)
-            in_transit.remove_others(self.shared_folder)
+        """Return the parameters as they travel to the nodes."""
         dtype = getattr(torch, self.plan.config.server.broadcast)
-        record = flat_record(self.server.parameters(), dtype, self.shared_folder)
-        self._sent = file_of(record)
-        return record
-
-    def restart(self) -> None:
-        """Prepare for another simulation: all its node ids will differ."""
-        self._hosting = None
-        self._abandoned.clear()
-
-    def abandon(self) -> None:
-        """Give up the round that is being waited for, from another thread; nothing is released."""
-        self._abandoned.set()
-        if self.arrived is not None:
-            self.arrived.set()
+        return flat_record(self.server.parameters(), dtype)
 
     @property
     def finished(self) -> bool:
@@ -496,15 +456,20 @@ class PrivateFedAvg(Strategy):
         return self.plan.config.runtime.deployment
 
     def _known_hosting(self, grid: Grid) -> Hosting:
-        """Return who hosts whom; in a deployment nodes come and go, and are then asked again."""
+        """Return who hosts whom; nodes come and go, and are then asked again."""
         known = self._hosting
-        if known is None or (self._deployed and known.node_ids != set(grid.get_node_ids())):
+        if known is None or known.node_ids != set(grid.get_node_ids()):
             self._hosting = known = self._ask_nodes(grid, first=known is None)
         return known
 
     def _ask_nodes(self, grid: Grid, first: bool) -> Hosting:
-        """Wait for nodes (at the first time for all of them) and ask each whom it hosts."""
-        expected = self.plan.config.runtime.workers if first else 1
+        """Wait for nodes (at the first time for all of them) and ask each whom it hosts.
+
+        Those of a simulation that add shares of the noise are waited for: too few, and the round
+        would cost what it costs for noise alone.
+        """
+        all_of_them = first or (self.plan.shares is not None and not self._deployed)
+        expected = self.plan.config.runtime.workers if all_of_them else 1
         deadline = time.monotonic() + self.plan.config.runtime.round_timeout
         while len(nodes := list(grid.get_node_ids())) < expected:
             self._pause(deadline, f"only {len(nodes)} of {expected} nodes (runtime.workers) came")
@@ -534,44 +499,26 @@ class PrivateFedAvg(Strategy):
         deadline = time.monotonic() + self.plan.config.runtime.round_timeout
         replies: list[Message] = []
         while waiting:
-            if self.arrived is not None:
-                self.arrived.clear()
             arrived = list(grid.pull_messages(waiting))
             replies += arrived
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
             if not waiting or time.monotonic() > deadline:
                 break
-            if self._was_abandoned():
-                raise Interrupted("the round was abandoned; nothing of it was released")
+            if not arrived:
+                time.sleep(_POLL_SECONDS)
         return replies
 
-    def _was_abandoned(self) -> bool:
-        """Wait until it is time to look for replies, and say whether they still matter."""
-        if self.arrived is None:
-            return self._abandoned.wait(_POLL_SECONDS)
-        self.arrived.wait(_POLL_ANNOUNCED_SECONDS)
-        return self._abandoned.is_set()
-
     def _pause(self, deadline: float, problem: str) -> None:
-        if self._stop.is_set() or self._abandoned.wait(_POLL_SECONDS):
+        if self._stop.is_set():
             raise Interrupted("stopped while waiting for nodes")
         if time.monotonic() > deadline:
             raise InputError(problem)
+        time.sleep(_POLL_SECONDS)
 
-    def _sums(self, replies: Iterable[Message]) -> tuple[dict[int, CohortSum], list[Path]]:
-        """Return the sums that arrived, by partition, and the files that hold them.
-
-        The order is that of partitions, whoever was first.
-        """
-        answers = [reply for reply in self._answers(replies) if self._is_in_place(reply)]
-        files = [path for reply in answers if (path := file_of_sum(reply)) is not None]
-        arrived = sorted(dict(map(sum_of, answers)).items())
-        return {number: summed for number, summed in arrived if self._is_sound(summed)}, files
-
-    def _is_in_place(self, reply: Message) -> bool:
-        """Say whether a sum is in its message, or in a file where nodes may put one."""
-        path = file_of_sum(reply)
-        return path is None or path.parent == self.shared_folder
+    def _sums(self, replies: Iterable[Message]) -> dict[int, CohortSum]:
+        """Return the sums that arrived, by partition, in the order of partitions."""
+        arrived = sorted(dict(map(sum_of, self._answers(replies))).items())
+        return {number: summed for number, summed in arrived if self._is_sound(summed)}
 
     def _is_sound(self, summed: CohortSum) -> bool:
         """Say whether a sum can be one of clipped updates; a node that sends another is lost."""

@@ -160,7 +160,7 @@ class Deployed(InProcessGrid):
     def get_node_ids(self) -> list[int]:
         return [node for node in super().get_node_ids() if node - 1000 not in self.away]
 
-    def _answer(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         if message.metadata.message_type == "train":
             self.messages.update((node - 1000, user) for user in work_of(message).users)

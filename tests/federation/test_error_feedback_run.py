@@ -191,11 +191,11 @@ class StopsAfter(InProcessGrid):
 class LosesReplies(InProcessGrid):
     """Node 1 does all of its work, and what it answers is lost."""
 
-    def _answer(self, message):
-        reply = super()._answer(message)
+    def answer(self, message):
+        reply = super().answer(message)
         if message.metadata.message_type == "train" and message.metadata.dst_node_id == 1001:
             self.dead.add(1)
-            return super()._answer(message)
+            return super().answer(message)
         return reply
 
 

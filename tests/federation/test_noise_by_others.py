@@ -160,8 +160,8 @@ def test_all_noise_passes_one_place(tmp_path, monkeypatch, changes):
 class Unsound(InProcessGrid):
     """Node 1 answers with a sum that cannot be one."""
 
-    def _answer(self, message):
-        reply = super()._answer(message)
+    def answer(self, message):
+        reply = super().answer(message)
         if message.metadata.dst_node_id == 1001 and "sum" in reply.content:
             total = flat_tensor(reply.content["sum"])
             reply.content["sum"] = flat_record(total * math.nan)
@@ -393,8 +393,8 @@ class Watching(InProcessGrid):
         super().__init__(2)
         self.ledger, self.charged, self.seen, self.total = ledger, [], [], 0
 
-    def _answer(self, message):
-        reply = super()._answer(message)
+    def answer(self, message):
+        reply = super().answer(message)
         if message.metadata.message_type == "train":
             self.charged.append(len(Ledger.open(self.ledger)))
             self.seen.append(dict(reply.content["seen"]))

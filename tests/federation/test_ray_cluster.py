@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray._private import node, services
 
 from fedpriv.config import RuntimeConfig
 from fedpriv.errors import InputError
@@ -29,7 +28,7 @@ def runtime():
 def test_workers_of_a_cluster_have_imported_all(runtime):
     @ray.remote
     def imported() -> tuple[bool, str]:
-        return "fedpriv.federation.client_app" in sys.modules, Path("/proc/self/maps").read_text()
+        return "fedpriv.federation.grids.ray" in sys.modules, Path("/proc/self/maps").read_text()
 
     with cluster(runtime):
         ensure_started(runtime)
@@ -141,26 +140,6 @@ def test_workers_find_modules_where_this_process_does(runtime, monkeypatch):
 
 def test_processes_that_no_worker_will_take_over_import_nothing(runtime):
     with _environment_of_workers(runtime):
-        assert "client_app" in os.environ[PRELOADED]
+        assert "grids.ray" in os.environ[PRELOADED]
     with _environment_of_workers(runtime.model_copy(update={"threads_per_worker": 2})):
         assert PRELOADED not in os.environ
-
-
-def test_ray_starts_without_helpers_and_has_them_back_afterwards(runtime, monkeypatch):
-    """A cluster that a user starts later, in this process, must be as Ray makes it."""
-    before = (services.start_api_server, node.Node.start_monitor, node.Node.start_log_monitor)
-    found = []
-
-    def init(**_):
-        found.append(services.start_api_server(False, raise_on_failure=False))
-        one = object.__new__(node.Node)
-        found.extend([one.start_monitor(), one.start_log_monitor()])
-        raise RuntimeError("that is enough")
-
-    monkeypatch.setattr(ray, "init", init)
-    with cluster(runtime), pytest.raises(InputError, match="that is enough"):
-        ensure_started(runtime)
-    # `cluster` starts it too, before anybody waits.
-    assert found[:3] == [("", None), None, None]
-    after = (services.start_api_server, node.Node.start_monitor, node.Node.start_log_monitor)
-    assert after == before

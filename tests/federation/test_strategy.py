@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Message
 from flwr.app.error import Error
 from in_process import (
     InProcessGrid,
@@ -25,9 +25,9 @@ from fedpriv import experiment
 from fedpriv.data.federated import PartitionedImages
 from fedpriv.data.registry import build_dataset
 from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
-from fedpriv.federation import client_app, in_transit
+from fedpriv.federation import client_app
 from fedpriv.federation.messages import flat_record, flat_tensor
-from fedpriv.federation.strategy import PrivateFedAvg, RoundChanged, _digest
+from fedpriv.federation.strategy import PrivateFedAvg, _digest
 from fedpriv.models.registry import build_model
 from fedpriv.privacy import Adjacency, GaussianMechanism, Ledger, Purpose, Randomness, RdpAccountant
 from fedpriv.privacy.clipping import bounds_of
@@ -404,8 +404,8 @@ def test_more_users_at_the_nodes_than_accounted_for_is_refused(tmp_path):
 
 
 class _Overfull(InProcessGrid):
-    def _answer(self, message):
-        reply = super()._answer(message)
+    def answer(self, message):
+        reply = super().answer(message)
         if "hosting" in reply.content:
             reply.content["hosting"]["users"] = 50
         return reply
@@ -414,10 +414,10 @@ class _Overfull(InProcessGrid):
 class Crashing(InProcessGrid):
     """Its client code raises on every train message."""
 
-    def _answer(self, message):
+    def answer(self, message):
         if message.metadata.message_type == "train":
             return Message(Error(code=2, reason="KeyError: 'x'"), reply_to=message)
-        return super()._answer(message)
+        return super().answer(message)
 
 
 def test_a_crash_of_the_client_code_is_not_taken_for_a_dropout(tmp_path):
@@ -488,27 +488,6 @@ def test_a_round_is_reported_while_the_next_is_trained_where_that_is_safe(tmp_pa
     assert grid.lines[1:] == expected  # the first answer is of who hosts whom
 
 
-def test_abandoning_releases_nothing(tmp_path):
-    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run")))
-    directory = experiment.create(prepared)
-
-    class Mute(InProcessGrid):
-        def pull_messages(self, message_ids):
-            replies = super().pull_messages(message_ids)
-            strategies[0].abandon()
-            return [r for r in replies if "hosting" in r.content]
-
-    strategies = []
-
-    def drive(strategy):
-        strategies.append(strategy)
-        strategy.start(Mute())
-
-    with pytest.raises(Interrupted, match="abandoned"):
-        experiment.train(prepared, directory, Silent(), drive)
-    assert len(Ledger.open(directory.ledger)) == 0
-
-
 def test_runs_of_one_seed_and_different_settings_share_neither_noise_nor_cohorts(tmp_path):
     plans = [
         experiment.prepare(small_config(**changes)).plan
@@ -548,8 +527,8 @@ def test_a_state_that_another_process_has_moved_on_is_refused(tmp_path):
 @pytest.mark.parametrize("damage", ["nan", "short"])
 def test_a_sum_that_cannot_be_one_is_a_lost_node(tmp_path, damage):
     class Broken(InProcessGrid):
-        def _answer(self, message):
-            reply = super()._answer(message)
+        def answer(self, message):
+            reply = super().answer(message)
             if "sum" in reply.content and message.metadata.dst_node_id == 1001:
                 total = flat_tensor(reply.content["sum"])
                 bad = total * math.nan if damage == "nan" else total[:-1]
@@ -632,148 +611,3 @@ def test_parameters_can_travel_as_bfloat16(tmp_path):
         updates.append(torch.cat([0.2 * p.grad.flatten() for p in model.parameters()]))
     expected = own - torch.stack(updates).mean(0)
     torch.testing.assert_close(parameters(rounded), expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("broadcast", ["float32", "bfloat16"])
-def test_arrays_in_files_are_those_in_messages(tmp_path, broadcast):
-    server = {"optimizer": "sgd", "lr": 1.0, "broadcast": broadcast}
-    _, by_message = train_small(tmp_path / "messages", rounds=3, server=server)
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    (folder / "left by a worker that died").touch()
-    held, largest = [], 0
-
-    class Watching(InProcessGrid):
-        def push_messages(self, messages):
-            nonlocal largest
-            messages = list(messages)
-            largest = max(largest, *(_bytes_of(message) for message in messages))
-            names = [path.name for path in folder.iterdir()]
-            held.append((len(names), sum(not name.startswith("free-") for name in names)))
-            return super().push_messages(messages)
-
-    def drive(strategy: PrivateFedAvg) -> None:
-        strategy.shared_folder = folder
-        strategy.start(Watching())
-
-    prepared = experiment.prepare(
-        small_config(run_dir=str(tmp_path / "files"), rounds=3, server=server)
-    )
-    experiment.train(prepared, experiment.create(prepared), Silent(), drive)
-    assert parameters(prepared).equal(parameters(by_message))
-    # The parameters, and the files of two sums that are used again; what was there before is gone.
-    assert held == [(1, 1), (1, 1), (3, 1), (3, 1)]
-    assert len(list(folder.iterdir())) == 3
-    assert largest < 600 < 2 * parameters(prepared).numel()
-
-
-class LosingOnce(InProcessGrid):
-    """Node 1 dies in one train round; `files` holds each round's, and what was in it."""
-
-    def __init__(self, lost_in: int) -> None:
-        super().__init__()
-        self.lost_in, self.files = lost_in, []
-
-    def push_messages(self, messages):
-        messages = list(messages)
-        if messages[0].metadata.message_type == "train":
-            arrays = messages[0].content["arrays"]
-            self.files.append((flat_tensor(arrays), flat_tensor(arrays).clone()))
-            self.dead = {1} if len(self.files) == self.lost_in else set()
-        return super().push_messages(messages)
-
-    @property
-    def unchanged(self) -> list[bool]:
-        """Whether each is as it was sent, or the file was used again for what was sent later."""
-        return [file.equal(then) for file, then in self.files]
-
-
-def test_what_a_lost_node_may_still_read_is_not_written_to(tmp_path):
-    grid = LosingOnce(lost_in=2)
-
-    def drive(strategy: PrivateFedAvg) -> None:
-        strategy.shared_folder = tmp_path / "folder"
-        strategy.shared_folder.mkdir()
-        with pytest.raises(WorkerLost):
-            strategy.start(grid)
-        strategy.restart()
-        strategy.start(grid)
-
-    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run"), rounds=6))
-    experiment.train(prepared, experiment.create(prepared), Silent(), drive)
-    assert grid.unchanged == [False, True, False, False, False, False]
-
-
-def test_what_a_late_node_of_a_repeated_round_may_still_read_is_not_written_to(tmp_path):
-    """Its first attempt lost a node; in the second, with the same parameters, all answered."""
-    grid = LosingOnce(lost_in=1)
-
-    def drive(strategy: PrivateFedAvg) -> None:
-        paid = strategy._paid_release
-
-        def changed_at_first(*of_round):
-            strategy._paid_release = paid
-            raise RoundChanged(1)
-
-        strategy._paid_release = changed_at_first
-        strategy.shared_folder = tmp_path / "folder"
-        strategy.shared_folder.mkdir()
-        strategy.start(grid)
-
-    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run"), rounds=3))
-    experiment.train(prepared, experiment.create(prepared), Silent(), drive)
-    assert grid.unchanged == [True, True, False, False]
-
-
-def test_a_file_is_read_before_others_may_take_it(tmp_path, monkeypatch):
-    """Others write over it as soon as they can."""
-    _, by_message = train_small(tmp_path / "messages", rounds=3)
-    free = in_transit.free
-
-    def freed_and_taken(path):
-        np.load(path, mmap_mode="r+")[:] = math.nan
-        free(path)
-
-    def drive(strategy: PrivateFedAvg) -> None:
-        monkeypatch.setattr(in_transit, "free", freed_and_taken)
-        strategy.shared_folder = tmp_path / "folder"
-        strategy.shared_folder.mkdir()
-        strategy.start(InProcessGrid())
-
-    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "files"), rounds=3))
-    experiment.train(prepared, experiment.create(prepared), Silent(), drive)
-    assert parameters(prepared).equal(parameters(by_message))
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_a_node_cannot_have_the_server_read_another_file(tmp_path, shared):
-    """It is lost, and the file stays."""
-    secret = tmp_path / "secret.npy"
-    np.save(secret, np.ones(parameters(experiment.prepare(small_config())).numel()))
-
-    class Naming(InProcessGrid):
-        def _answer(self, message):
-            reply = super()._answer(message)
-            if "sum" in reply.content and message.metadata.dst_node_id == 1001:
-                named = Array(np.frombuffer(bytes(secret), np.uint8))
-                reply.content["sum"] = ArrayRecord({"file": named})
-            return reply
-
-    def drive(strategy: PrivateFedAvg) -> None:
-        if shared:
-            strategy.shared_folder = tmp_path / "folder"
-            strategy.shared_folder.mkdir()
-        strategy.start(Naming())
-
-    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run"), rounds=1))
-    directory = experiment.create(prepared)
-    experiment.train(prepared, directory, Silent(), drive)
-    assert [row["nodes_lost"] for row in directory.read_metrics()] == [1]
-    assert secret.exists()
-    _, dead = train_small(tmp_path / "dead", InProcessGrid(dead=[1]), rounds=1)
-    assert parameters(prepared).equal(parameters(dead))
-
-
-def _bytes_of(message: Message) -> int:
-    records = message.content.array_records.values()
-    return sum(len(array.data) for record in records for array in record.values())

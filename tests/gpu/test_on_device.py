@@ -154,10 +154,10 @@ def test_silos_take_the_gradients_of_examples_and_the_noise_of_the_cpu(device, g
 class Killed(InProcessGrid):
     """Ends the run when users are to be trained in round 3."""
 
-    def _answer(self, message):
+    def answer(self, message):
         if message.metadata.message_type == "train" and message.metadata.group_id == "3":
             raise RuntimeError("killed")
-        return super()._answer(message)
+        return super().answer(message)
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_numbers(device, tmp_path):

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from in_process import small_config
+from in_process import small_config, train_small
 
+from fedpriv import experiment
 from fedpriv.privacy import Ledger
 
 APP = Path(__file__).parents[2] / "simulations" / "flower_app"
@@ -64,5 +65,12 @@ def test_flwr_run_completes_and_the_list_of_runs_says_finished(flower, tmp_path)
     flower("run", str(app), "--run-config", f"config='{config}' set='{overrides}'", "--stream")
     runs = json.loads(flower("ls", "--format", "json"))["runs"]
     assert [run["status"] for run in runs] == ["finished:completed"]
-    assert len(Ledger.open(tmp_path / "run" / "ledger.jsonl")) == 2
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 2
+    # The same as in one process, to the bit.
+    directory, here = train_small(tmp_path / "here", rounds=2, evaluation__every=1)
+    _, there = experiment.reopen(tmp_path / "run")
+    assert there.server.parameters().equal(here.server.parameters())
+    ledgers = [list(Ledger.open(d / "ledger.jsonl")) for d in (tmp_path / "run", directory.path)]
+    assert ledgers[0] == ledgers[1]
+    assert len(ledgers[0]) == 2
+    assert all(release.digest for release in ledgers[0])

@@ -1,4 +1,4 @@
-"""Whole runs through the command line, Flower's runtime and Ray workers."""
+"""Whole runs through the command line and Ray workers."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from in_process import small_config, train_small
+from in_process import Silent, small_config, train_small
 
 from fedpriv import experiment
 from fedpriv.privacy import Ledger, PldAccountant
@@ -45,7 +45,7 @@ def wait_for_rounds(process: subprocess.Popen, folder: Path, rounds: int) -> Non
         time.sleep(0.02)
 
 
-def test_a_run_over_ray_equals_the_run_in_one_process(tmp_path):
+def test_a_run_over_ray_equals_the_run_in_one_process_to_the_bit(tmp_path):
     code, out, err = finish(start("run", write_config(tmp_path), "--profile"))
     assert code == 0, err
     assert "small" in out
@@ -55,8 +55,13 @@ def test_a_run_over_ray_equals_the_run_in_one_process(tmp_path):
     assert "accuracy" in err
     assert (tmp_path / "run" / "report.html").exists()
     _, over_ray = experiment.reopen(tmp_path / "run")
-    _, in_process = train_small(tmp_path / "reference")
-    assert over_ray.server.parameters().equal(in_process.server.parameters())
+    local = experiment.prepare(small_config(run_dir=str(tmp_path / "local"), runtime__grid="local"))
+    directory = experiment.create(local)
+    experiment.train(local, directory, Silent())
+    assert over_ray.server.parameters().equal(local.server.parameters())
+    releases = list(Ledger.open(tmp_path / "run" / "ledger.jsonl"))
+    assert releases == list(Ledger.open(directory.ledger))
+    assert all(release.digest for release in releases)
 
 
 def stopped(folder: Path, number: signal.Signals, after: int) -> str:
@@ -159,7 +164,7 @@ def _a_worker_of(pid: int) -> int:
         ancestor = child
         while ancestor in parents and ancestor != pid:
             ancestor = parents[ancestor][0]
-        if ancestor == pid and command.startswith("ray::ClientAppActor"):
+        if ancestor == pid and command.startswith("ray::RayNode"):
             return child
     raise AssertionError("no Ray worker found")
 
