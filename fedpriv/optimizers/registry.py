@@ -10,10 +10,9 @@ pytorch_optimizer is imported when something of it is asked for: it takes half a
 import difflib
 import inspect
 import math
-import sys
 import typing
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -148,7 +147,8 @@ def server_optimizer(
     key = _key(name)
     optimizer_class = _optimizer_class(name)
     values = _checked_options(key, optimizer_class, options)
-    optimizer = _without_compiler(lambda: _construct(key, optimizer_class, parameters, lr, values))
+    built = _without_compiler(optimizer_class)  # type: ignore[arg-type]
+    optimizer = _construct(key, built, parameters, lr, values)
     if key == "lamb":
         optimizer.clamp = math.inf  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
@@ -156,23 +156,21 @@ def server_optimizer(
     return optimizer
 
 
-def _without_compiler(construct: Callable[[], torch.optim.Optimizer]) -> torch.optim.Optimizer:
-    """Return what `construct` does, as an optimizer that works without `torch.compile`.
+@cache
+def _without_compiler(optimizer_class: OptimizerClass) -> OptimizerClass:
+    """Return a class of our own that is `optimizer_class` and works without `torch.compile`.
 
     torch hides its optimizers' methods from the compiler at their first call, for which it imports
-    all of it: a second that no run has a use for.
+    all of it: a second that no run has a use for. Here they are the functions that it hides.
     """
-    if "torch._dynamo" in sys.modules:
-        return construct()
-    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
-        method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
-        if method is not None:
-            method.__dynamo_disable = method  # what torch keeps there once it has hidden it
-    optimizer = construct()
-    if type(optimizer).__module__.startswith("torch."):
-        step = torch.no_grad()(inspect.unwrap(type(optimizer).step))
-        optimizer.step = partial(step, optimizer)  # type: ignore[method-assign]
-    return optimizer
+    methods = {
+        name: inspect.unwrap(getattr(torch.optim.Optimizer, name))
+        for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+        if getattr(optimizer_class, name) is getattr(torch.optim.Optimizer, name)
+    }
+    if optimizer_class.__module__.startswith("torch."):
+        methods["step"] = torch.no_grad()(inspect.unwrap(optimizer_class.step))
+    return type(optimizer_class.__name__, (optimizer_class,), methods)
 
 
 def available_optimizers() -> list[str]:

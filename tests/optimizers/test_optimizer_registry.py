@@ -118,9 +118,9 @@ def test_names_ignore_case_and_separators(name):
 
 
 def test_torch_comes_first():
-    assert type(build("adam", parameters())) is torch.optim.Adam
-    assert type(build("rmsprop", parameters())) is torch.optim.RMSprop
-    assert type(build("radam", parameters())) is torch.optim.RAdam
+    assert isinstance(build("adam", parameters()), torch.optim.Adam)
+    assert isinstance(build("rmsprop", parameters()), torch.optim.RMSprop)
+    assert isinstance(build("radam", parameters()), torch.optim.RAdam)
 
 
 def lamb_step(theta, g, lr, eps, betas=(0.9, 0.999)):
