@@ -1,4 +1,4 @@
-"""The commands."""
+"""The commands. What one needs is imported by it, so that the others need not wait for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from rich.text import Text
 
-from fedpriv.config import ExperimentConfig, RuntimeConfig, load_config
+import fedpriv
 from fedpriv.disk import has_no_room, write_whole
 from fedpriv.errors import (
     BudgetError,
@@ -30,9 +30,9 @@ from fedpriv.reporting.terminal import (
     one_line,
     print_lines,
 )
-from fedpriv.sections import user_path
 
 if TYPE_CHECKING:
+    from fedpriv.config import ExperimentConfig, RuntimeConfig
     from fedpriv.experiment import Experiment
     from fedpriv.reporting.run_directory import RunDirectory
 
@@ -59,6 +59,8 @@ Overrides = Annotated[
 
 def file_or_folder(text: str) -> Path:
     """Return a path of the command line, where a shell leaves `--run=~/x` as it is."""
+    from fedpriv.sections import user_path
+
     return user_path(Path(text))
 
 
@@ -80,6 +82,22 @@ LedgerPath = Annotated[Path, typer.Argument(parser=file_or_folder, metavar="PATH
 _errors = console(stderr=True)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fedpriv {fedpriv.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="say which this is"),
+    ] = False,
+) -> None:
+    """Train, plan and check with differential privacy."""
+
+
 @app.command(epilog=_CONFIG)
 def run(
     config: ConfigPath,
@@ -89,7 +107,7 @@ def run(
     ] = False,
 ) -> None:
     """Train as CONFIG says, in a new run directory."""
-    # Imported here, so that --help and the config commands do not wait for them.
+    from fedpriv.config import load_config
     from fedpriv.preparation import plan_and_trainer
     from fedpriv.reporting.run_directory import require_empty
 
@@ -110,6 +128,7 @@ def run(
 def pretrain(config: ConfigPath, overrides: Overrides = None) -> None:
     """Make CONFIG's seed model from public data, without privacy; `run` does so when needed."""
     from fedpriv import seed_model
+    from fedpriv.config import load_config
     from fedpriv.reporting.summary import seed_model_table
 
     settings = load_config(config, overrides or [])
@@ -196,6 +215,7 @@ def audit(
     Exit code 1 where the bound exceeds the ε that is accounted for.
     """
     from fedpriv import audit as auditing
+    from fedpriv.config import load_config
     from fedpriv.experiment import stop_signal
     from fedpriv.reporting import audit as reporting
     from fedpriv.reporting.progress import AuditLines
@@ -228,6 +248,8 @@ def audit(
 @config_app.command(epilog=_CONFIG)
 def show(config: ConfigPath, overrides: Overrides = None) -> None:
     """Print CONFIG with all defaults filled in."""
+    from fedpriv.config import load_config
+
     sys.stdout.write(load_config(config, overrides or []).to_yaml())
 
 
@@ -235,6 +257,7 @@ def show(config: ConfigPath, overrides: Overrides = None) -> None:
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG, its data and its model, without running anything."""
     from fedpriv import experiment
+    from fedpriv.config import load_config
     from fedpriv.privacy.figures import epsilon_text
     from fedpriv.reporting.wording import beside_epsilon
 
@@ -258,6 +281,8 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
 @config_app.command()
 def schema() -> None:
     """Print the JSON schema of a config: every key, its meaning, unit and bounds."""
+    from fedpriv.config import ExperimentConfig
+
     print(json.dumps(ExperimentConfig.model_json_schema(), indent=2))
 
 

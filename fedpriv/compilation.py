@@ -15,8 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding
-import numba
 import torch
 from torch import Tensor
 
@@ -32,6 +30,9 @@ def compiled(loop: Callable[..., None]) -> Callable[..., None]:
 
     It should be called with arrays of one type and layout only, and call only loops of its file.
     """
+    # Imported here: it takes a quarter of a second, which commands that train nobody need not wait.
+    import numba
+
     options: dict[str, Any] = {"fastmath": _FASTMATH, "error_model": "numpy", "nogil": True}
     folder = _folder(loop)
     if folder is None:
@@ -51,6 +52,9 @@ def _folder(loop: Callable[..., None]) -> Path | None:
     mix up what they wrote. So whatever the code depends on has a folder of its own, and all who
     write there write the same.
     """
+    import llvmlite.binding
+    import numba
+
     machine = [llvmlite.binding.get_host_cpu_name(), str(llvmlite.binding.get_host_cpu_features())]
     versions = [numba.__version__, llvmlite.__version__, platform.python_version()]
     try:

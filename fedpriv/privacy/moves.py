@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpriv.compilation import is_compiled_for
-from fedpriv.privacy.row_sums import add_weighted, square_sums
 
 _NOT_TAKEN = -1.0
 # By how much sums of squares may differ that were taken in different orders: those of 2^31 numbers
@@ -72,6 +71,9 @@ class Moves:
         It does as long as the block is in the processor's caches. `norms` takes the others.
         """
         if self.compiled and low < high:
+            # Imported here: the accountants' commands, which train nobody, need no compiler.
+            from fedpriv.privacy.row_sums import square_sums
+
             square_sums(*self._arrays, self._squares, block, low, high)
 
     def norms(self) -> Tensor:
@@ -90,6 +92,8 @@ class Moves:
                 `total` then holds what no weight was meant for, and must not be used.
         """
         users = chosen.nonzero().flatten().numpy()
+        from fedpriv.privacy.row_sums import add_weighted
+
         squares = np.zeros_like(self._squares)
         weights_ = weights.contiguous().numpy()
         add_weighted(*self._arrays, weights_, users, total.numpy(), squares)

@@ -9,14 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
@@ -27,6 +22,11 @@ from fedpriv.privacy.figures import epsilon_text, rounded_up, significant_up
 from fedpriv.privacy.planning import BudgetAnswer, Cell, Curve, Extrapolation, Grid
 from fedpriv.reporting.strict_json import strict
 from fedpriv.reporting.terminal import Column, FittedTable
+
+if TYPE_CHECKING:  # matplotlib is imported where something is drawn
+    from matplotlib.axes import Axes
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 _BLUE, _VERMILLION, _BLACK = "#0072B2", "#D55E00", "#000000"
@@ -188,6 +188,8 @@ def plan_plot(answer: BudgetAnswer, curves: Mapping[str, Curve], path: Path) -> 
         axes.set_ylabel(f"ε at δ = {delta:.3g} (no unit)")
         axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)
+        from matplotlib.ticker import MaxNLocator
+
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.15g}")
         axes.set_title(_title(answer), fontsize=9, loc="left")
@@ -259,6 +261,8 @@ def grid_plot(recipe: Extrapolation, grid: Grid, path: Path) -> None:
     Raises:
         InputError: `path` cannot be written.
     """
+    from matplotlib.colors import LogNorm
+
     cohorts, populations = _cohorts(grid), _populations(grid)
     values = _grid_values(grid)
     width, height = max(5.6, 2.4 + 0.95 * len(cohorts)), 2.1 + 0.55 * len(populations)
@@ -334,6 +338,9 @@ def check_plot_path(path: Path) -> None:
 @contextmanager
 def _figure(width: float, height: float, path: Path) -> Iterator[tuple[Figure, Axes]]:
     """Give a figure of so many inches and write it to `path` when it is drawn."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.add_subplot()
