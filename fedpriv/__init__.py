@@ -1,3 +1,27 @@
-"""fedpriv: a simulator of differentially private federated learning."""
+"""fedpriv: a simulator of differentially private federated learning.
+
+From Python: `fedpriv.Experiment`, `fedpriv.Run`, `fedpriv.compare`, `fedpriv.sweep`; see
+`fedpriv.api`.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["Experiment", "Run", "__version__", "compare", "sweep"]
+
+if TYPE_CHECKING:
+    from fedpriv.api import Experiment, Run, compare, sweep
+
+
+def __getattr__(name: str) -> Any:
+    """Import the interface when it is first asked for: it takes seconds."""
+    if name in __all__:
+        from fedpriv import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'fedpriv' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return what is public."""
+    return __all__

@@ -846,6 +846,31 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     Raises:
         InputError: missing or unreadable file, bad YAML, unknown key, impossible value.
     """
+    document = document_of(path)
+    for override in overrides:
+        _apply(document, override)
+    return config_beside(path.absolute().parent, document)
+
+
+def config_beside(folder: Path, document: dict[str, Any]) -> ExperimentConfig:
+    """Return the validated config of a document from a file in `folder`.
+
+    Raises:
+        InputError: one line that names the key and what is wrong with it.
+    """
+    config = parse_config(document, LookUp(_code(document) or folder))
+    if config.code is None and any(each.origin and each.origin.folder for _, each in slots(config)):
+        # For whoever goes on with the run, whose own config lies elsewhere.
+        return config.model_copy(update={"code": folder})
+    return config
+
+
+def document_of(path: Path) -> dict[str, Any]:
+    """Return what a YAML config says, unchecked.
+
+    Raises:
+        InputError: missing or unreadable file, bad YAML, or no mapping.
+    """
     try:
         document = yaml_text.load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -854,13 +879,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(document, dict):
         raise InputError(f"{path}: a config is a mapping of keys, such as 'rounds: 60'")
-    for override in overrides:
-        _apply(document, override)
-    config = parse_config(document, LookUp(_code(document) or path.absolute().parent))
-    if config.code is None and any(each.origin and each.origin.folder for _, each in slots(config)):
-        # For whoever goes on with the run, whose own config lies elsewhere.
-        return config.model_copy(update={"code": path.absolute().parent})
-    return config
+    return document
 
 
 def parse_config(document: dict[str, Any], look_up: LookUp | None = None) -> ExperimentConfig:
@@ -895,6 +914,15 @@ def _apply(document: dict[str, Any], override: str) -> None:
         value = yaml_text.load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"--set {key}: {text!r} is not a YAML value") from None
+    put(document, key, value, "--set ")
+
+
+def put(document: dict[str, Any], key: str, value: Any, who: str = "") -> None:
+    """Put a value at a dotted key; sections that are missing are made.
+
+    Raises:
+        InputError: a part of the key is a value; the error begins with `who`.
+    """
     *parents, last = key.split(".")
     section = document
     for parent in parents:
@@ -902,7 +930,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
         if child is None:
             child = section[parent] = {}
         if not isinstance(child, dict):
-            raise InputError(f"--set {key}: {parent} is a value, not a section")
+            raise InputError(f"{who}{key}: {parent} is a value, not a section")
         section = child
     section[last] = value
 

@@ -468,7 +468,7 @@ class PrivateFedAvg(Strategy):
         Those of a simulation that add shares of the noise are waited for: too few, and the round
         would cost what it costs for noise alone.
         """
-        all_of_them = first or (self.plan.shares is not None and not self._deployed)
+        all_of_them = first or (self.plan.mechanism.needed > 0 and not self._deployed)
         expected = self.plan.config.runtime.workers if all_of_them else 1
         deadline = time.monotonic() + self.plan.config.runtime.round_timeout
         while len(nodes := list(grid.get_node_ids())) < expected:

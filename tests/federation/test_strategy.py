@@ -50,6 +50,7 @@ PUBLIC = {
     "seconds",
     "nodes_lost",
     "held_out",
+    "quality",
 }
 
 

@@ -1,0 +1,354 @@
+"""The Python interface: an experiment, the run that it leaves, and tables of several.
+
+    import fedpriv
+
+    experiment = fedpriv.Experiment.load("configs/vit_digits.yaml", rounds=20)
+    run = experiment.with_(model=my_model).train(grid="local")
+    run.metrics, run.epsilon("pld"), run.delta, run.model(), run.report()
+    fedpriv.compare([run, fedpriv.Run.open("runs/vit-digits/...")])
+    fedpriv.sweep(experiment, {"privacy.clipping.bound": [0.01, 0.05]}, seeds=[17, 18])
+
+It does what the commands do, by the same code: checks, ledger, checkpoints, report.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from fedpriv.config import ExperimentConfig, config_beside, document_of, parse_config, put
+from fedpriv.errors import InputError
+from fedpriv.reporting import reader
+from fedpriv.reporting.spent import Spent, spent
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from fedpriv.federation.plan import Cost
+
+
+class Experiment:
+    """What is to be run: a config, checked. It never changes; `with_` makes another one.
+
+    Sections are those of a config file. Whatever a config names, such as a model, a data set or a
+    clipping rule, may also be the object itself.
+
+        fedpriv.Experiment(name="mine", rounds=5, data={"name": "digits", "users": 100}, ...)
+
+    Raises:
+        InputError: one line that names the key and says what to write instead.
+    """
+
+    def __init__(self, **sections: Any) -> None:
+        self._document: Mapping[str, Any] = _copied(sections)
+        self._code: Path | None = None
+        self.config: ExperimentConfig = parse_config(_copied(sections))
+
+    @classmethod
+    def load(
+        cls, path: str | Path, changes: Mapping[str, Any] | None = None, **sections: Any
+    ) -> Experiment:
+        """Read a config file and change it, as `with_` does.
+
+        Raises:
+            InputError: missing or unreadable file, bad YAML, unknown key, impossible value.
+        """
+        return cls._of(document_of(Path(path)), Path(path).absolute().parent, changes, sections)
+
+    @classmethod
+    def _of(
+        cls,
+        document: Mapping[str, Any],
+        code: Path | None,
+        changes: Mapping[str, Any] | None,
+        sections: Mapping[str, Any],
+    ) -> Experiment:
+        changed = _copied(document)
+        for key, value in {**(changes or {}), **sections}.items():
+            put(changed, key, value)
+        made = cls.__new__(cls)
+        made._document, made._code = changed, code
+        made.config = (
+            parse_config(_copied(changed))
+            if code is None
+            else config_beside(code, _copied(changed))
+        )
+        return made
+
+    def with_(self, changes: Mapping[str, Any] | None = None, **sections: Any) -> Experiment:
+        """Return this experiment with other settings.
+
+        `changes` are by dotted keys, `{"privacy.clipping.bound": 0.05}`; `sections` are whole
+        sections or top-level keys, of which a mapping replaces what was there.
+
+        Raises:
+            InputError: an unknown key or an impossible value.
+        """
+        return self._of(self._document, self._code, changes, sections)
+
+    def planned_cost(self) -> Cost | None:
+        """Return what all rounds will cost, as `config validate` says; None without privacy."""
+        from fedpriv.preparation import plan_and_trainer
+
+        plan, _ = plan_and_trainer(self.config, seeded=False)
+        return plan.planned_cost()
+
+    def train(
+        self,
+        grid: Literal["local", "ray"] | None = None,
+        run_dir: str | Path | None = None,
+        progress: bool = True,
+    ) -> Run:
+        """Train all rounds in a new run directory and return the run.
+
+        Args:
+            grid: local trains in this process, ray in actors of a cluster; None as configured.
+            run_dir: an empty or absent folder; None as configured, by default a new one in `runs`.
+            progress: show a bar and a line a round, on the terminal or in the notebook.
+
+        Raises:
+            InputError: the config, its data or the machine do not allow it.
+            BudgetError: the privacy budget stopped it; `Run.open` has what was paid for.
+            Interrupted: Ctrl-C; `Run.open(...).resume()` goes on.
+        """
+        from fedpriv import experiment
+
+        changes = {"runtime.grid": grid, "run_dir": None if run_dir is None else str(run_dir)}
+        config = self.with_({k: v for k, v in changes.items() if v is not None}).config
+        if config.run_dir is not None:
+            from fedpriv.reporting.run_directory import require_empty
+
+            require_empty(config.run_dir)
+        prepared = experiment.prepare(_seeded(config, progress))
+        directory = experiment.create(prepared)
+        _trained(prepared, directory, progress)
+        return Run.open(directory.path)
+
+    def __repr__(self) -> str:
+        """Return what it is called, and how many rounds it has."""
+        return f"<Experiment {self.config.name}: {self.config.rounds} rounds>"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run left in its directory; ε is computed anew from its ledger.
+
+    Attributes:
+        path: the run directory.
+    """
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Return the run in a directory.
+
+        Raises:
+            InputError: no run there, or no finished round yet.
+        """
+        run = cls(Path(path))
+        _ = run._read
+        return run
+
+    @cached_property
+    def _read(self) -> reader.Run:
+        return reader.read_run(self.path)
+
+    @cached_property
+    def _spent(self) -> Spent:
+        return spent(self._read)
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The config, with everything that it was resolved to."""
+        return self._read.config
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """One row a round, by round; `simulation_only.` stands before what nobody may publish."""
+        import pandas as pd
+
+        rows = [_flat(row) for row in self._read.rows]
+        return pd.DataFrame(rows).set_index("round")
+
+    @cached_property
+    def ledger(self) -> pd.DataFrame:
+        """One row a release that was charged."""
+        import pandas as pd
+
+        return pd.DataFrame([vars(release) for release in self._read.releases])
+
+    @property
+    def delta(self) -> float | None:
+        """δ; None without privacy."""
+        return self._read.delta
+
+    def epsilon(self, accountant: str | None = None) -> float | None:
+        """Return ε at the run's δ, by "rdp" or "pld", or by the tighter; None without privacy.
+
+        Raises:
+            InputError: there is none by that accountant.
+        """
+        found = self._spent.epsilons
+        if accountant is None or not found:
+            return min(found.values(), default=None)
+        if accountant not in found:
+            known = " or ".join(sorted(found))
+            reason = f": {self._spent.without_pld}" if accountant == "pld" else ""
+            raise InputError(f"no ε by {accountant} here{reason}; write {known}")
+        return found[accountant]
+
+    @property
+    def quality(self) -> float:
+        """The last value of the task's measure; nan where nothing was measured."""
+        return self._read.measured.final
+
+    def model(self) -> nn.Module:
+        """Return the model as it was last released, on the CPU; its data set is read for that.
+
+        Raises:
+            InputError: there is no checkpoint, or the data are not there.
+        """
+        from fedpriv import experiment
+
+        _, prepared = experiment.reopen(self.path)
+        if not prepared.finished_rounds:
+            raise InputError(f"{self.path}: there is no checkpoint with a model")
+        return prepared.server.model.cpu().eval()
+
+    def report(self, output: str | Path | None = None) -> Path:
+        """Write the report, by default into the run directory, and return its path."""
+        from fedpriv.reporting.report import write_report
+
+        return write_report([self.path], None if output is None else Path(output))
+
+    def resume(self, progress: bool = True) -> Run:
+        """Go on with a run that was interrupted, on the same ledger; see `Experiment.train`."""
+        from fedpriv import experiment
+
+        directory, prepared = experiment.reopen(self.path)
+        _trained(prepared, directory, progress)
+        return Run.open(self.path)
+
+    def __repr__(self) -> str:
+        """Return where it is."""
+        return f"<Run {self.path}>"
+
+
+def compare(runs: Iterable[Run]) -> pd.DataFrame:
+    """Return a table of runs, one row each: what they were, reached and spent."""
+    import pandas as pd
+
+    runs = list(runs)
+    labels = reader.run_labels([run._read for run in runs])
+    rows = [_summed_up(run) for run in runs]
+    return pd.DataFrame(rows, index=pd.Index(labels, name="run"))
+
+
+def sweep(
+    experiment: Experiment,
+    values: Mapping[str, Sequence[Any]],
+    seeds: Sequence[int] | None = None,
+    grid: Literal["local", "ray"] = "local",
+    run_dir: str | Path | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train an experiment with every combination of values and seeds; return `compare`'s table.
+
+    Every run has a ledger of its own and says what it cost alone. That is not what choosing among
+    them costs: who publishes the best one after looking at held-out results has to count them all,
+    or to choose on public data.
+
+    Args:
+        experiment: what is the same in all of them.
+        values: what each dotted key takes in turn.
+        seeds: None for the experiment's own.
+        grid: as in `Experiment.train`.
+        run_dir: the folder of all runs; None for `runs/NAME-sweep`.
+        progress: show each run's progress.
+
+    Raises:
+        InputError: an unknown key or an impossible value, before anything is trained.
+    """
+    import pandas as pd
+
+    keys = {**values, **({} if seeds is None else {"seed": seeds})}
+    chosen = [dict(zip(keys, each, strict=True)) for each in itertools.product(*keys.values())]
+    folder = Path(run_dir or Path("runs") / f"{experiment.config.name}-sweep")
+    experiments = [experiment.with_(each) for each in chosen]
+    runs = [
+        each.train(grid, folder / "-".join(f"{v}" for v in point.values()), progress)
+        for each, point in zip(experiments, chosen, strict=True)
+    ]
+    rows = [{**point, **_summed_up(run)} for point, run in zip(chosen, runs, strict=True)]
+    return pd.DataFrame(rows)
+
+
+def _summed_up(run: Run) -> dict[str, Any]:
+    read = run._read
+    measured, last = read.measured, read.releases[-1]
+    return {
+        "rounds": read.finished_rounds,
+        measured.quality.key: measured.final,
+        "epsilon": math.inf if run.epsilon() is None else run.epsilon(),
+        "delta": read.delta,
+        "noise_multiplier": last.noise_multiplier if read.private else 0.0,
+        "bound": last.bound if read.private else math.inf,
+        "cohort": read.sampling.expected_cohort,
+        "seconds": read.seconds,
+        "run": run,
+    }
+
+
+def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the numbers of a row with dotted names; what there is one of a block is left out."""
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        if "block" in key or key == "quality":
+            continue
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{key}.")
+        elif not isinstance(value, list):
+            found[prefix + key] = value
+    return found
+
+
+def _copied(document: Any) -> Any:
+    """Return a copy of mappings; what else is in them stays the same object."""
+    if isinstance(document, Mapping):
+        return {key: _copied(value) for key, value in document.items()}
+    return document
+
+
+def _seeded(config: ExperimentConfig, progress: bool) -> ExperimentConfig:
+    if config.seed_model is None:
+        return config
+    from fedpriv.experiment import stop_signal
+    from fedpriv.reporting.progress import PretrainingLines
+    from fedpriv.seed_model import with_seed_model
+
+    console = _console(progress)
+    with PretrainingLines(console) as lines, stop_signal(lines.say) as stop:
+        return with_seed_model(config, lines, stop)
+
+
+def _trained(prepared: Any, directory: Any, progress: bool) -> None:
+    from fedpriv import experiment
+    from fedpriv.reporting.progress import ProgressLines
+
+    with ProgressLines(_console(progress)) as lines:
+        experiment.train(prepared, directory, lines)
+
+
+def _console(progress: bool) -> Any:
+    from fedpriv.reporting.terminal import console
+
+    made = console(stderr=True)
+    made.quiet = not progress
+    return made

@@ -1,0 +1,129 @@
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from in_process import SMALL
+from torch import nn
+
+import fedpriv
+from fedpriv.errors import InputError
+from fedpriv.reporting.reader import read_run
+from fedpriv.reporting.spent import spent
+from fedpriv.training.checkpoint import checkpoint_files, load_checkpoint
+
+EXPERIMENT = fedpriv.Experiment(**SMALL)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return EXPERIMENT.train(grid="local", run_dir=tmp_path_factory.mktemp("run") / "run")
+
+
+def test_importing_it_imports_neither_torch_nor_flower():
+    code = "import fedpriv, sys; assert not {'torch', 'flwr', 'ray'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_experiment_never_changes(tmp_path):
+    other = EXPERIMENT.with_({"privacy.clipping.bound": 0.5, "rounds": 2}, seed=9)
+    assert (other.config.rounds, other.config.seed) == (2, 9)
+    assert other.config.privacy.clipping.bound == 0.5
+    assert other.config.privacy.delta == EXPERIMENT.config.privacy.delta
+    assert EXPERIMENT.config.rounds == 4
+    assert EXPERIMENT.config.privacy.clipping.bound == 0.1
+    path = tmp_path / "small.yaml"
+    path.write_text(other.config.to_yaml())
+    loaded = fedpriv.Experiment.load(path, {"privacy.delta": 1e-4}, rounds=3)
+    assert (loaded.config.rounds, loaded.config.privacy.delta) == (3, 1e-4)
+    assert loaded.config.privacy.clipping.bound == 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"privacy.clippin.bound": 1}, "clippin"),
+        ({"rounds": 0}, "rounds"),
+        ({"rounds.of": 1}, "rounds is a value, not a section"),
+    ],
+)
+def test_what_is_wrong_is_told_by_its_key(changes, told):
+    with pytest.raises(InputError, match=told):
+        EXPERIMENT.with_(changes)
+
+
+def test_a_run_is_what_its_directory_says(run):
+    read = read_run(run.path)
+    assert list(run.metrics.index) == [1, 2, 3, 4]
+    assert run.metrics["epsilon.rdp"].tolist() == [row["epsilon"]["rdp"] for row in read.rows]
+    measured = run.metrics["held_out.accuracy"].dropna()
+    assert measured.tolist() == list(read.measured.values)
+    assert run.quality == measured.iloc[-1]
+    assert len(run.ledger) == 4
+    assert run.epsilon() == run.epsilon("rdp") == spent(read).epsilons["rdp"]
+    assert run.delta == 1e-3
+    assert run.report().read_text(encoding="utf-8").startswith("<!doctype html>")
+    with pytest.raises(InputError, match="no ε by pld"):
+        run.epsilon("pld")
+
+
+def test_its_model_is_the_one_of_the_last_checkpoint(run):
+    fingerprint = read_run(run.path).header.fingerprint
+    checkpoint = load_checkpoint(checkpoint_files(run.path / "checkpoints")[-1], fingerprint)
+    for name, parameter in run.model().named_parameters():
+        assert torch.equal(parameter, checkpoint.tensors[f"parameter/{name}"])
+
+
+def test_nothing_is_overwritten(run):
+    before = (run.path / "ledger.jsonl").read_bytes()
+    with pytest.raises(InputError, match="not empty"):
+        EXPERIMENT.train(grid="local", run_dir=run.path)
+    assert (run.path / "ledger.jsonl").read_bytes() == before
+    with pytest.raises(InputError):
+        fedpriv.Run.open(run.path / "nowhere")
+
+
+def test_a_model_may_be_handed_over(tmp_path):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    given = EXPERIMENT.with_(model=model, rounds=1).train("local", tmp_path / "run", False)
+    found = dict(given.model().named_parameters())
+    assert found.keys() == start.keys()
+    assert any(not torch.equal(found[name], start[name]) for name in start)
+    assert all(torch.equal(p, start[name]) for name, p in model.named_parameters())
+
+
+def test_a_sweep_trains_all_and_keeps_each_runs_ledger(tmp_path):
+    values = {"privacy.clipping.bound": [0.05, 0.1]}
+    table = fedpriv.sweep(
+        EXPERIMENT.with_(rounds=2), values, seeds=[5, 6], run_dir=tmp_path, progress=False
+    )
+    assert table[["privacy.clipping.bound", "seed"]].to_numpy().tolist() == [
+        [0.05, 5],
+        [0.05, 6],
+        [0.1, 5],
+        [0.1, 6],
+    ]
+    assert table["bound"].tolist() == pytest.approx([0.05, 0.05, 0.1, 0.1])
+    assert table["epsilon"].nunique() == 1
+    alone = EXPERIMENT.with_(rounds=2, seed=6).train("local", tmp_path / "alone", False)
+    assert table["accuracy"].iloc[3] == alone.quality
+    compared = fedpriv.compare([alone, *table["run"]])
+    assert compared["accuracy"].tolist() == [alone.quality, *table["accuracy"]]
+    assert compared["epsilon"].tolist() == [alone.epsilon()] * 5
+
+
+def test_without_privacy_epsilon_is_infinite_and_none(tmp_path):
+    plain = EXPERIMENT.with_(privacy=None, cohort=8, rounds=1)
+    run = plain.train("local", tmp_path / "run", False)
+    assert run.epsilon() is None
+    assert run.epsilon("rdp") is None
+    assert math.isinf(fedpriv.compare([run])["epsilon"].iloc[0])
+
+
+def test_a_sweep_with_one_impossible_value_trains_nothing(tmp_path):
+    with pytest.raises(InputError, match="bound"):
+        fedpriv.sweep(EXPERIMENT, {"privacy.clipping.bound": [0.1, -1.0]}, run_dir=tmp_path)
+    assert not any(tmp_path.iterdir())
