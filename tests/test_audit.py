@@ -276,5 +276,5 @@ def test_the_attacker_takes_the_real_users_sum_of_the_same_round_away(monkeypatc
     run.judged(Unseen(), threading.Event())
     for round_, noise in enumerate(left, start=1):
         generator = run.plan.randomness.numpy(Purpose.NOISE, round_, 0)
-        drawn = run.plan.mechanism.noise(run.plan.layout.sizes, generator)
+        drawn = run.plan.mechanism.gaussian.noise(run.plan.layout.sizes, generator)
         torch.testing.assert_close(noise.double(), drawn, rtol=1e-4, atol=1e-5)

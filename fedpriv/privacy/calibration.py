@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Context, Decimal
-from functools import partial
+from functools import lru_cache, partial
 
 import dp_accounting
 from scipy.optimize import brentq
@@ -49,6 +50,29 @@ def noise_multiplier_for(
     Raises:
         ValueError: no noise multiplier reaches the target.
     """
+    events = _Events(event_at, event_at(1.0), event_at(2.0))
+    return _calibrated(epsilon, delta, rounds, adjacency, events, tuple(accountants))
+
+
+@dataclass(frozen=True)
+class _Events:
+    """The event of a release by its noise multiplier, known by what it is at two of them."""
+
+    at: Callable[[float], dp_accounting.DpEvent] = field(compare=False)
+    at_one: dp_accounting.DpEvent
+    at_two: dp_accounting.DpEvent
+
+
+@lru_cache(maxsize=64)  # a sweep asks the same of every run, which takes seconds by PLD
+def _calibrated(
+    epsilon: float,
+    delta: float,
+    rounds: int,
+    adjacency: Adjacency,
+    events: _Events,
+    accountants: tuple[str, ...],
+) -> float:
+    event_at = events.at
 
     def spent(accountant: Accountant, noise_multiplier: float) -> float:
         accountant.compose(event_at(noise_multiplier * _RECORDED), rounds)
