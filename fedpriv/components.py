@@ -73,13 +73,14 @@ class LookUp:
 
 @dataclass(frozen=True)
 class Held:
-    """The component that makes an object which is made already, a copy of it each time."""
+    """The component of an object that is made already."""
 
     made: Any
+    copies: bool
 
     def __call__(self) -> Any:
-        """Return a copy."""
-        return copy.deepcopy(self.made)
+        """Return it, or a copy."""
+        return copy.deepcopy(self.made) if self.copies else self.made
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ class Kind:
         group: entry points in this group are known by name too; "" for none.
         name_key: the key that holds its name.
         default: the component of a section that has no name.
+        copies: whether each that is built of an object made already is a copy of it.
         only_own: why none may come from outside; "" where they may.
     """
 
@@ -171,6 +173,7 @@ class Kind:
     group: str = ""
     name_key: str = "name"
     default: str | None = None
+    copies: bool = True
     only_own: str = ""
     _found: dict[str, Component] = field(default_factory=dict, repr=False)
 
@@ -221,7 +224,8 @@ class Kind:
         name = f"{GIVEN}:{type(made).__name__}"
         of = type(made)
         origin = origin_of(of, f"{of.__module__}:{of.__qualname__}", None)
-        return self.take(name, Held(made), replace(origin, source=digest_of(made))).name
+        origin = replace(origin, source=digest_of(made))
+        return self.take(name, Held(made, self.copies), origin).name
 
     def of(self, options: Options) -> Component:
         """Return the component that the checked `options` are for."""

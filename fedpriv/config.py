@@ -19,7 +19,8 @@ from pydantic_core import ErrorDetails
 
 from fedpriv import yaml_text
 from fedpriv.components import LookUp, Slot, slots
-from fedpriv.data.registry import MAKES_EXAMPLES, DataConfig
+from fedpriv.data.options import DataOptions
+from fedpriv.data.registry import DATASETS
 from fedpriv.errors import InputError
 from fedpriv.models.options import ModelOptions
 from fedpriv.models.registry import MODELS
@@ -652,7 +653,9 @@ class ExperimentConfig(Section):
         default=None,
         description="Expected users a round without privacy (`privacy: null`); null for all.",
     )
-    data: DataConfig = DataConfig()
+    data: Annotated[DataOptions, Slot(DATASETS)] = Field(
+        default={}, validate_default=True, description="The users' data, with options of its own."
+    )
     code: Annotated[KeptPath | None, NO_BEARING] = Field(
         default=None,
         description="Folder of modules that are not installed, from which components are named; "
@@ -735,15 +738,12 @@ class ExperimentConfig(Section):
     def _one_example_decides_for_itself(self) -> ExperimentConfig:
         if self.privacy is None or self.privacy.unit != "example":
             return self
-        caps = {"data.speech.max_seconds_per_user": self.data.speech.max_seconds_per_user}
-        if self.data.name not in MAKES_EXAMPLES:
-            caps["data.examples_per_user"] = self.data.examples_per_user
-        for key, cap in caps.items():
+        for key, cap in self.data.caps().items():
             if cap is not None:
                 raise ValueError(
-                    f"{key} does not go with privacy.unit: example: one example more would decide "
-                    "which others of its silo are kept; write null, and fewer local.steps or a "
-                    "smaller privacy.example.sampling_rate"
+                    f"data.{key} does not go with privacy.unit: example: one example more would "
+                    "decide which others of its silo are kept; write null, and fewer local.steps "
+                    "or a smaller privacy.example.sampling_rate"
                 )
         return self
 
@@ -774,7 +774,7 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _batches_can_be_filled(self) -> ExperimentConfig:
-        most = self.data.examples_per_user
+        most = self.data.most_examples
         if most is not None and self.local.batch_size > most:
             raise ValueError(
                 f"local.batch_size is {self.local.batch_size}, but data.examples_per_user lets a "

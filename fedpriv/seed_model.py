@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fedpriv.config import ExperimentConfig, PretrainConfig
+from fedpriv.data.registry import DATASETS
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.disk import has_no_room
 from fedpriv.errors import InputError, Interrupted
@@ -200,10 +201,13 @@ def _fingerprint(config: ExperimentConfig) -> str:
     """Return the SHA-256 of everything that the seed model's numbers depend on."""
     assert config.seed_model is not None
     recipe = config.seed_model.pretrain
-    public = {"name", "path", "speech", "evaluation"}
+    of_users = {"users", "examples_per_user", "partition"}
     kept = {
         "seed": config.seed,
-        "data": config.data.model_dump(mode="json", include=public),
+        "data": [
+            DATASETS.of(config.data).version,
+            config.data.model_dump(mode="json", exclude=of_users),
+        ],
         "model": [config.model.name, MODELS.of(config.model).version, config.model.bearing()],
         "pretrain": recipe and recipe.model_dump(mode="json", exclude={"every"}),
     }

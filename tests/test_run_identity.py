@@ -9,11 +9,12 @@ import pytest
 import torch
 from deployed import deployed_config
 from in_process import small_config, train_small
+from schema import data_options
 from tiny_speech import tiny_speech
 from writers import by_writers, images_of, write_writers
 
 from fedpriv import experiment
-from fedpriv.data import DataConfig, build_dataset
+from fedpriv.data import build_dataset
 from fedpriv.data.content import Content, Files
 from fedpriv.data.federated import LabelledImages, PartitionedImages, PixelScale
 from fedpriv.errors import InputError
@@ -137,9 +138,9 @@ def test_parts_of_a_digest_cannot_run_into_one_another():
 
 def test_populations_of_any_size_have_a_digest_at_once():
     config = {"name": "synthetic_images", "users": 10**9}
-    digest = build_dataset(DataConfig(**config), seed=1).digest()
-    assert build_dataset(DataConfig(**config), seed=2).digest() == digest
-    assert build_dataset(DataConfig(**{**config, "users": 10}), seed=1).digest() != digest
+    digest = build_dataset(data_options(**config), seed=1).digest()
+    assert build_dataset(data_options(**config), seed=2).digest() == digest
+    assert build_dataset(data_options(**{**config, "users": 10}), seed=1).digest() != digest
 
 
 def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
@@ -162,10 +163,11 @@ def test_a_run_that_is_continued_elsewhere_reads_the_same_files(tmp_path, monkey
         write_writers(tmp_path / place / "data", {first + number: 5 for number in range(12)})
     monkeypatch.chdir(tmp_path / "one")
     speech = {"alphabet": "letters", "cache": "cache"}
-    config = small_config(**by_writers("data", speech=speech), seed_model={"path": "seed"})
+    config = small_config(**by_writers("data"), seed_model={"path": "seed"})
+    spoken = small_config(data={"name": "synthetic_speech", "users": 60, "speech": speech})
     assert config.data.path == tmp_path / "one" / "data"
-    assert config.data.speech.alphabet == tmp_path / "one" / "letters"
-    assert config.data.speech.cache == tmp_path / "one" / "cache"
+    assert spoken.data.speech.alphabet == tmp_path / "one" / "letters"
+    assert spoken.data.speech.cache == tmp_path / "one" / "cache"
     assert config.seed_model.path == tmp_path / "one" / "seed"
     directory, _ = train_small(tmp_path / "run", **by_writers("data"))
     (directory.checkpoints / "round-000004.safetensors").unlink()
@@ -269,14 +271,19 @@ def test_empty_places_contribute_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", [{"examples_per_user": 6}, {"speech": {"max_seconds_per_user": 4.5}}], ids=str
+    "data",
+    [
+        {"name": "digits", "examples_per_user": 6},
+        {"name": "fsdd", "speech": {"max_seconds_per_user": 4.5}},
+    ],
+    ids=str,
 )
 def test_caps_that_one_example_could_move_are_refused_where_examples_are_protected(data):
     silos = {
         "privacy__unit": "example",
         "privacy__example": {"sampling_rate": 0.5, "silo_size": 6},
         "local": {"steps": 2},
-        "data": {"name": "digits", "users": 6, **data},
+        "data": {"users": 6, **data},
     }
     with pytest.raises(InputError, match=r"does not go with privacy\.unit: example") as refused:
         small_config(**silos)

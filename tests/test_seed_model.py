@@ -9,7 +9,7 @@ import torch
 from in_process import InProcessGrid, Silent, drive_on, resume_small, small_config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_speech import SPEECH_CHANGES, build_tones, tiny_speech
+from tiny_speech import SPEECH_CHANGES, TonesOptions, build_tones, tiny_speech
 
 from fedpriv import experiment, seed_model
 from fedpriv.config import ExperimentConfig, load_config
@@ -26,7 +26,7 @@ RECIPE = {"steps": 6, "batch_size": 4, "lr": 0.01, "every": 2}
 
 @pytest.fixture(autouse=True)
 def _tones(monkeypatch, tmp_path):
-    monkeypatch.setitem(DATASETS, "tones", build_tones)
+    monkeypatch.setitem(DATASETS.registered, "tones", build_tones)
     monkeypatch.chdir(tmp_path)
 
 
@@ -70,7 +70,7 @@ def refused(settings: ExperimentConfig, message: str) -> None:
 def made_once(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("made") / "seed.safetensors"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(DATASETS, "tones", build_tones)
+        patched.setitem(DATASETS.registered, "tones", build_tones)
         found(config(path=path))
     return path
 
@@ -117,7 +117,11 @@ def test_path_and_digest_end_up_in_the_config(made):
 
 def test_none_is_trained_on_a_recording_that_is_said_to_be_a_users(monkeypatch):
     disputed = dataclasses.replace(tiny_speech(), disputed="one.wav is listed for two speakers")
-    monkeypatch.setitem(DATASETS, "tones", lambda data, seed: disputed)
+
+    def build_disputed(options: TonesOptions, seed: int):
+        return disputed
+
+    monkeypatch.setitem(DATASETS.registered, "tones", build_disputed)
     refused(config(), "listed for two speakers")
     assert not seed_path(config()).exists()
 

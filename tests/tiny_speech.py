@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from sounds import tone
 
-from fedpriv.data.config import DataConfig, SpeechConfig
-from fedpriv.data.speech import FederatedSpeech
+from fedpriv.data.speech import FederatedSpeech, SpeechConfig, SpokenOptions
 from fedpriv.data.text import Alphabet
 
 RATE = 8_000
@@ -52,9 +51,21 @@ def tiny_speech(users: int = 12, public: int = 4, **settings: object) -> Federat
     )
 
 
-def build_tones(config: DataConfig, seed: int) -> FederatedSpeech:
+class TonesConfig(SpeechConfig):
+    """How many speakers are public."""
+
+    public_speakers: int = 48
+
+
+class TonesOptions(SpokenOptions):
+    """What a config says of tones."""
+
+    speech: TonesConfig = TonesConfig()
+
+
+def build_tones(options: TonesOptions, seed: int) -> FederatedSpeech:
     """Build the data set of a config, for the registry."""
-    return tiny_speech(config.users or 12, config.speech.public_speakers)
+    return tiny_speech(options.users or 12, options.speech.public_speakers)
 
 
 #: What makes `small_config` train on tones; the registry must know them.

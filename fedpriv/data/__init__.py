@@ -1,12 +1,13 @@
 """Federated data sets: users with examples, behind one interface."""
 
-from fedpriv.data.config import DataConfig, PartitionConfig
 from fedpriv.data.federated import Examples, FederatedDataset, PartitionedImages
+from fedpriv.data.options import DataOptions
+from fedpriv.data.partition import PartitionConfig
 from fedpriv.data.registry import DATASETS, build_dataset
 
 __all__ = [
     "DATASETS",
-    "DataConfig",
+    "DataOptions",
     "Examples",
     "FederatedDataset",
     "PartitionConfig",

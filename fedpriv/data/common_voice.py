@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedpriv.data.audio import AudioFile, BadRow
-from fedpriv.data.config import DataConfig
 from fedpriv.data.files import is_clean, is_hidden, text_lines, unreachable
 from fedpriv.data.idx_images import require_path
-from fedpriv.data.speakers import NOBODY, BySpeaker, Corpus, federate_speakers, read_parts
+from fedpriv.data.speakers import (
+    NOBODY,
+    BySpeaker,
+    Corpus,
+    PartsOptions,
+    federate_speakers,
+    read_parts,
+)
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError
 
@@ -17,7 +23,7 @@ HELD_OUT = {"test": "test", "development": "dev"}
 SPEAKER, CLIP, SENTENCE = "client_id", "path", "sentence"
 
 
-def build_common_voice(config: DataConfig, seed: int) -> FederatedSpeech:
+def build_common_voice(options: PartsOptions, seed: int) -> FederatedSpeech:
     """Make the contributors of one language of Common Voice users.
 
     `data.path` is the folder of the language, with `train.tsv`, `test.tsv`, ... and `clips/`.
@@ -29,7 +35,7 @@ def build_common_voice(config: DataConfig, seed: int) -> FederatedSpeech:
     needed. Raises InputError for a missing or malformed table and for settings that the
     speakers cannot satisfy.
     """
-    folder, speech = require_path(config, COMMON_VOICE_HOME), config.speech
+    folder, speech = require_path(options, COMMON_VOICE_HOME), options.speech
     training = speech.train_subsets or ("train",)
 
     def read(subset: str) -> BySpeaker:
@@ -38,10 +44,10 @@ def build_common_voice(config: DataConfig, seed: int) -> FederatedSpeech:
     corpus = Corpus(
         title=f"common_voice ({folder.resolve().name}: {', '.join(training)})",
         training=read_parts(training, read),
-        held_out=read_parts(speech.held_out_subsets or [HELD_OUT[config.evaluation]], read),
+        held_out=read_parts(speech.held_out_subsets or [HELD_OUT[options.evaluation]], read),
         public=read_parts(speech.public_subsets, read),
     )
-    return federate_speakers(corpus, config, seed)
+    return federate_speakers(corpus, options, seed)
 
 
 def read_table(path: Path, clips: Path) -> BySpeaker:

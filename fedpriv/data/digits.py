@@ -3,10 +3,9 @@
 import numpy as np
 import torch
 
-from fedpriv.data.config import DataConfig
 from fedpriv.data.federated import LabelledImages, PartitionedImages, PixelScale
+from fedpriv.data.options import DealtOptions
 from fedpriv.data.sources import ImageSource, federate
-from fedpriv.errors import InputError
 
 DIGITS_TEST = 297
 DIGITS_SCALE = PixelScale(maximum=16, mean=0.3, std=0.4)
@@ -36,8 +35,6 @@ def load_digits_pool() -> ImageSource:
     )
 
 
-def build_digits(config: DataConfig, seed: int) -> PartitionedImages:
+def build_digits(options: DealtOptions, seed: int) -> PartitionedImages:
     """Deal the digits to made-up users: any partition but natural."""
-    if config.path is not None:
-        raise InputError("data.path must be null for digits, which reads no files")
-    return federate(load_digits_pool(), config, seed)
+    return federate(load_digits_pool(), options, seed)

@@ -6,17 +6,18 @@ import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from fedpriv.data.audio import JoinedFiles, load_soundfile
-from fedpriv.data.config import DataConfig
 from fedpriv.data.facts import DataFacts
 from fedpriv.data.files import visible
 from fedpriv.data.idx_images import require_path
 from fedpriv.data.sources import PARTITION_STREAM
 from fedpriv.data.speakers import choose_speakers
-from fedpriv.data.speech import FederatedSpeech, choose_alphabet
+from fedpriv.data.speech import FederatedSpeech, RecordedOptions, SpeechConfig, choose_alphabet
 from fedpriv.data.text import DIGITS as WORDS
 from fedpriv.errors import InputError
 from fedpriv.privacy.randomness import Purpose, Randomness, id_words
@@ -43,6 +44,25 @@ HELD_OUT_SEED = 0
 """Joins the held-out recordings, the same for every seed of a run."""
 
 
+class FsddConfig(SpeechConfig):
+    """What is read of recordings, and whose are held out."""
+
+    held_out_speakers: tuple[str, ...] = Field(
+        default=(),
+        description="speakers to measure on, who are then nobody in the population; "
+        "empty: held-out recordings of the same speakers",
+    )
+
+
+class FsddOptions(RecordedOptions):
+    """How the six speakers' recordings become users."""
+
+    gives_examples: ClassVar[bool] = True
+    speech: FsddConfig = Field(
+        default=FsddConfig(), description="what is read of recordings, and whose are held out"
+    )
+
+
 @dataclass(frozen=True)
 class Digit:
     """One recording of one digit; `index` counts a speaker's recordings of that digit."""
@@ -57,7 +77,7 @@ Voices = Mapping[str, Sequence[Digit]]
 """Recordings by speaker, or by the user who holds a share of a speaker's."""
 
 
-def build_fsdd(config: DataConfig, seed: int) -> FederatedSpeech:
+def build_fsdd(options: FsddOptions, seed: int) -> FederatedSpeech:
     """Make users of FSDD's speakers, who each hold strings of 1 to 6 of their spoken digits.
 
     Files are `{digit}_{speaker}_{index}.wav` in `data.path` or in `recordings` below it. A
@@ -77,10 +97,10 @@ def build_fsdd(config: DataConfig, seed: int) -> FederatedSpeech:
     and for settings that the files cannot satisfy.
     """
     load_soundfile()
-    digits = read_digits(require_path(config, FSDD_HOME))
-    training, held_out = _split(digits, config)
-    shares = _deal(training, config, seed)
-    strings = config.examples_per_user or STRINGS_PER_USER
+    digits = read_digits(require_path(options, FSDD_HOME))
+    training, held_out = _split(digits, options)
+    shares = _deal(training, options, seed)
+    strings = options.examples_per_user or STRINGS_PER_USER
     fixed = np.random.default_rng(HELD_OUT_SEED)
     measured = [string for voice in held_out.values() for string in _join(voice, fixed)]
     return FederatedSpeech(
@@ -89,13 +109,13 @@ def build_fsdd(config: DataConfig, seed: int) -> FederatedSpeech:
         held_out=measured,
         public=(),
         public_held_out=(),
-        alphabet=choose_alphabet(config.speech, ()),
-        speech=config.speech,
+        alphabet=choose_alphabet(options.speech, ()),
+        speech=options.speech,
         description=_describe(
-            training, held_out, config, config.users or len(shares), strings, len(measured)
+            training, held_out, options, options.users or len(shares), strings, len(measured)
         ),
         facts=DataFacts(
-            users="person" if config.partition.kind == "natural" else "share",
+            users="person" if options.partition.kind == "natural" else "share",
             example="joined",
             held_out="same" if held_out.keys() & training.keys() else "others",
             public="none",
@@ -123,9 +143,9 @@ def read_digits(folder: Path) -> list[Digit]:
     return [Digit(path, int(m[1]), m[2], int(m[3])) for path, m in matches]
 
 
-def _split(digits: Sequence[Digit], config: DataConfig) -> tuple[Voices, Voices]:
+def _split(digits: Sequence[Digit], options: FsddOptions) -> tuple[Voices, Voices]:
     """Return what the users-to-be and what nobody holds, both by speaker."""
-    strangers = set(config.speech.held_out_speakers)
+    strangers = set(options.speech.held_out_speakers)
     unknown = strangers - {one.speaker for one in digits}
     if unknown:
         known = ", ".join(sorted({one.speaker for one in digits}))
@@ -134,7 +154,7 @@ def _split(digits: Sequence[Digit], config: DataConfig) -> tuple[Voices, Voices]
             f"the speakers are {known}"
         )
     members = [one for one in digits if one.speaker not in strangers]
-    if config.evaluation == "development":
+    if options.evaluation == "development":
         kept_out: Container[int] = (*TEST, *DEVELOPMENT)
         held_out = [one for one in members if one.index in DEVELOPMENT]
     else:
@@ -146,8 +166,8 @@ def _split(digits: Sequence[Digit], config: DataConfig) -> tuple[Voices, Voices]
     if not training or not held_out:
         raise InputError(
             f"data.path: no {'held-out' if training else 'training'} recordings are left with "
-            f"data.evaluation={config.evaluation} and data.speech.held_out_speakers="
-            f"{list(config.speech.held_out_speakers)}; hold out fewer"
+            f"data.evaluation={options.evaluation} and data.speech.held_out_speakers="
+            f"{list(options.speech.held_out_speakers)}; hold out fewer"
         )
     return _by_speaker(training), _by_speaker(held_out)
 
@@ -162,20 +182,20 @@ def _own(seed: int, name: str) -> np.random.Generator:
     return Randomness.simulation(seed).numpy(Purpose.JOINED_EXAMPLES, *id_words(name))
 
 
-def _deal(training: Voices, config: DataConfig, seed: int) -> Voices:
+def _deal(training: Voices, options: FsddOptions, seed: int) -> Voices:
     """Return each user's own recordings, by the name that goes into the user's id."""
-    kind = config.partition.kind
+    kind = options.partition.kind
     if kind == "natural":
-        return {name: training[name] for name in choose_speakers(training, config, seed)}
+        return {name: training[name] for name in choose_speakers(training, options, seed)}
     if kind != "iid":
         raise InputError(f"data.partition.kind must be natural or iid for fsdd, got {kind}")
     most = len(training) * min(len(voice) for voice in training.values())
-    if config.users is None or config.users > most:
+    if options.users is None or options.users > most:
         raise InputError(
             f"data.users must be at most {most} for data.partition.kind=iid (a recording for "
-            f"every user of a voice), got {config.users}"
+            f"every user of a voice), got {options.users}"
         )
-    return _share(training, config.users, seed)
+    return _share(training, options.users, seed)
 
 
 def _share(training: Voices, users: int, seed: int) -> Voices:
@@ -218,7 +238,7 @@ def _join(voice: Sequence[Digit], rng: np.random.Generator) -> list[JoinedFiles]
 def _describe(
     training: Voices,
     held_out: Voices,
-    config: DataConfig,
+    options: FsddOptions,
     users: int,
     strings: int,
     measured: int,
@@ -226,5 +246,5 @@ def _describe(
     voices = f"sharing {len(training)} voices" if users > len(training) else "one for each voice"
     return (
         f"fsdd (Free Spoken Digit Dataset): {users} users ({voices}), {strings} digit strings "
-        f"each; {measured} {config.evaluation} strings by {', '.join(held_out)}"
+        f"each; {measured} {options.evaluation} strings by {', '.join(held_out)}"
     )

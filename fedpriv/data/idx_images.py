@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fedpriv.data.config import DataConfig
 from fedpriv.data.federated import LabelledImages, PartitionedImages, PixelScale
 from fedpriv.data.files import visible
 from fedpriv.data.idx import find_idx, read_idx
+from fedpriv.data.options import FolderOptions
 from fedpriv.data.sources import ImageSource, federate
 from fedpriv.errors import InputError
 
@@ -47,7 +47,7 @@ EMNIST_LABELS = {
 }
 
 
-def build_idx_images(config: DataConfig, seed: int) -> PartitionedImages:
+def build_idx_images(options: FolderOptions, seed: int) -> PartitionedImages:
     """Deal the images of the folder `data.path` to made-up users: any partition but natural.
 
     Where a folder holds several sets of files (EMNIST), the path names one of them by its
@@ -55,7 +55,7 @@ def build_idx_images(config: DataConfig, seed: int) -> PartitionedImages:
     Images are kept as distributed; EMNIST's are transposed.
     Raises InputError for a missing folder or file and for wrong content.
     """
-    folder, prefix = _locate(require_path(config, IDX_HOMES))
+    folder, prefix = _locate(require_path(options, IDX_HOMES))
     labels = EMNIST_LABELS.get(prefix, DIGIT_LABELS)
     test = f"{prefix}test" if prefix in EMNIST_LABELS else f"{prefix}t10k"
     splits = (f"{prefix}train", test)
@@ -67,14 +67,14 @@ def build_idx_images(config: DataConfig, seed: int) -> PartitionedImages:
         classes=labels.classes,
         scale=MNIST_SCALE,
     )
-    return federate(source, config, seed)
+    return federate(source, options, seed)
 
 
-def require_path(config: DataConfig, homes: str) -> Path:
+def require_path(options: FolderOptions, homes: str) -> Path:
     """Return `data.path`, or raise InputError, which says where the files are distributed."""
-    if config.path is None:
-        raise InputError(f"data.path must name the folder of {config.name} ({homes})")
-    return config.path.expanduser()
+    if options.path is None:
+        raise InputError(f"data.path must name the folder of {options.name} ({homes})")
+    return options.path.expanduser()
 
 
 def require_files(folder: Path, names: list[str], homes: str) -> None:

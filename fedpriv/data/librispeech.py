@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedpriv.data.audio import AudioFile, BadRow
-from fedpriv.data.config import DataConfig
 from fedpriv.data.files import is_clean, text_lines, unreachable, visible
 from fedpriv.data.idx_images import require_path
-from fedpriv.data.speakers import BySpeaker, Corpus, federate_speakers, read_parts
+from fedpriv.data.speakers import BySpeaker, Corpus, PartsOptions, federate_speakers, read_parts
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError
 
@@ -18,7 +17,7 @@ LIBRISPEECH_HOME = "LibriSpeech ASR corpus: openslr.org/12"
 HELD_OUT = {"test": "test-clean", "development": "dev-clean"}
 
 
-def build_librispeech(config: DataConfig, seed: int) -> FederatedSpeech:
+def build_librispeech(options: PartsOptions, seed: int) -> FederatedSpeech:
     """Make the readers of LibriSpeech's training subsets users.
 
     `data.path` is the folder of the subsets: `train-clean-100`, `test-clean` and so on.
@@ -29,7 +28,7 @@ def build_librispeech(config: DataConfig, seed: int) -> FederatedSpeech:
     it is needed. Raises InputError for a missing or empty subset and for settings that the
     speakers cannot satisfy.
     """
-    folder, speech = require_path(config, LIBRISPEECH_HOME), config.speech
+    folder, speech = require_path(options, LIBRISPEECH_HOME), options.speech
     training = speech.train_subsets or _training_subsets(folder)
 
     def read(subset: str) -> BySpeaker:
@@ -38,10 +37,10 @@ def build_librispeech(config: DataConfig, seed: int) -> FederatedSpeech:
     corpus = Corpus(
         title=f"librispeech ({', '.join(training)})",
         training=read_parts(training, read),
-        held_out=read_parts(speech.held_out_subsets or [HELD_OUT[config.evaluation]], read),
+        held_out=read_parts(speech.held_out_subsets or [HELD_OUT[options.evaluation]], read),
         public=read_parts(speech.public_subsets, read),
     )
-    return federate_speakers(corpus, config, seed)
+    return federate_speakers(corpus, options, seed)
 
 
 def read_subset(folder: Path) -> BySpeaker:

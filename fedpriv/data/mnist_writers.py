@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fedpriv.data.config import DataConfig
 from fedpriv.data.federated import PartitionedImages
 from fedpriv.data.idx import read_idx
 from fedpriv.data.idx_images import (
@@ -18,6 +17,7 @@ from fedpriv.data.idx_images import (
     require_files,
     require_path,
 )
+from fedpriv.data.options import FolderOptions
 from fedpriv.data.sources import ImageSource, federate
 from fedpriv.errors import InputError
 
@@ -29,7 +29,7 @@ UNKNOWN = -1
 """The label of an image of which the files say different things."""
 
 
-def build_mnist_writers(config: DataConfig, seed: int) -> PartitionedImages:
+def build_mnist_writers(options: FolderOptions, seed: int) -> PartitionedImages:
     """Make each writer of MNIST's 60,000 training images a user; other partitions work too.
 
     `evaluation: test` evaluates on the 10,000 t10k images, of other writers. `evaluation:
@@ -37,7 +37,7 @@ def build_mnist_writers(config: DataConfig, seed: int) -> PartitionedImages:
     of the population, so that tuning sees neither the test images nor its own users.
     Raises InputError for a missing folder or file and for wrong content.
     """
-    folder = require_path(config, WRITERS_HOMES)
+    folder = require_path(options, WRITERS_HOMES)
     needed = [*image_files("train"), *image_files("t10k"), QMNIST_LABELS]
     require_files(folder, needed, WRITERS_HOMES)
     training = read_images(folder, "train", DIGIT_LABELS)
@@ -51,7 +51,7 @@ def build_mnist_writers(config: DataConfig, seed: int) -> PartitionedImages:
         scale=MNIST_SCALE,
         writers=writers,
     )
-    return federate(source, config, seed)
+    return federate(source, options, seed)
 
 
 def read_writers(

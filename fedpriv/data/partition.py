@@ -7,14 +7,40 @@ given generator alone: it makes the users up. What happens to users who are give
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 
 from fedpriv.errors import InputError
 from fedpriv.privacy.randomness import Purpose, Randomness, id_words
+from fedpriv.sections import Section
 
 Indices = NDArray[np.int64]
+
+PartitionKind = Literal["iid", "dirichlet", "shards", "natural"]
+
+
+class PartitionConfig(Section):
+    """How the training examples are dealt to users."""
+
+    kind: PartitionKind = Field(
+        default="iid",
+        description="iid: at random; dirichlet: label skew by a Dirichlet draw for each user; "
+        "shards: label skew by pieces of the examples sorted by label; "
+        "natural: the people that the data set itself names",
+    )
+    alpha: float = Field(
+        default=0.3,
+        gt=0,
+        le=1e6,
+        description="dirichlet only: concentration of each label's share (no unit); "
+        "towards 0 a user sees one label, at 1000 nearly all labels equally",
+    )
+    shards_per_user: int = Field(
+        default=2, gt=0, description="shards only: number of label-sorted pieces that a user gets"
+    )
 
 
 def iid(labels: ArrayLike, users: int, rng: np.random.Generator) -> list[Indices]:

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedpriv.data import partition
-from fedpriv.data.config import DataConfig
 from fedpriv.data.facts import DataFacts
 from fedpriv.data.federated import LabelledImages, PartitionedImages, PixelScale
+from fedpriv.data.options import DealtOptions
 from fedpriv.data.partition import held_out_by_id
 from fedpriv.errors import InputError
 
@@ -43,18 +43,18 @@ class ImageSource:
             )
 
 
-def federate(source: ImageSource, config: DataConfig, seed: int) -> PartitionedImages:
-    """Hold out the evaluation examples and deal the others to users, as the config asks.
+def federate(source: ImageSource, options: DealtOptions, seed: int) -> PartitionedImages:
+    """Hold out the evaluation examples and deal the others to users, as the options asks.
 
-    The result depends on `source`, `config` and `seed` only; the held-out examples do not
+    The result depends on `source`, `options` and `seed` only; the held-out examples do not
     depend on `seed`. Raises InputError for a partition that the source cannot have.
     """
-    if config.evaluation == "development":
+    if options.evaluation == "development":
         source = hold_out_development(source)
     rng = np.random.default_rng(np.random.SeedSequence([seed, PARTITION_STREAM]))
-    dealt = _deal(source, config, rng)
-    user_ids = _user_ids(source, config, len(dealt))
-    parts = partition.cap(dealt, user_ids, config.examples_per_user, seed)
+    dealt = _deal(source, options, rng)
+    user_ids = _user_ids(source, options, len(dealt))
+    parts = partition.cap(dealt, user_ids, options.examples_per_user, seed)
     return PartitionedImages(
         pool=source.training,
         parts=parts,
@@ -62,9 +62,9 @@ def federate(source: ImageSource, config: DataConfig, seed: int) -> PartitionedI
         held_out=source.test,
         scale=source.scale,
         classes=source.classes,
-        description=_describe(source, config, config.users or len(parts)),
+        description=_describe(source, options, options.users or len(parts)),
         sizes=_sizes(parts) + _wrong_labels(source),
-        facts=_facts(source, config),
+        facts=_facts(source, options),
     )
 
 
@@ -96,40 +96,40 @@ def hold_out_development(source: ImageSource) -> ImageSource:
 
 
 def _deal(
-    source: ImageSource, config: DataConfig, rng: np.random.Generator
+    source: ImageSource, options: DealtOptions, rng: np.random.Generator
 ) -> list[partition.Indices]:
-    kind, labels = config.partition.kind, source.training.labels.numpy()
+    kind, labels = options.partition.kind, source.training.labels.numpy()
     if kind == "natural":
-        return _deal_naturally(source, config)
-    if config.users is None:
+        return _deal_naturally(source, options)
+    if options.users is None:
         raise InputError(
             f"data.users must be set for data.partition.kind={kind}: "
             f"a number from 1 to {len(labels)}"
         )
     if kind == "dirichlet":
-        return partition.dirichlet(labels, config.users, config.partition.alpha, rng)
+        return partition.dirichlet(labels, options.users, options.partition.alpha, rng)
     if kind == "shards":
-        return partition.shards(labels, config.users, config.partition.shards_per_user, rng)
-    return partition.iid(labels, config.users, rng)
+        return partition.shards(labels, options.users, options.partition.shards_per_user, rng)
+    return partition.iid(labels, options.users, rng)
 
 
-def _deal_naturally(source: ImageSource, config: DataConfig) -> list[partition.Indices]:
+def _deal_naturally(source: ImageSource, options: DealtOptions) -> list[partition.Indices]:
     if source.writers is None:
         raise InputError(
-            f"data.partition.kind=natural: data set {config.name} does not say who its users "
+            f"data.partition.kind=natural: data set {options.name} does not say who its users "
             "are; use iid, dirichlet or shards"
         )
     parts = partition.natural(source.writers)
-    if config.users is not None and config.users < len(parts):
+    if options.users is not None and options.users < len(parts):
         raise InputError(
-            f"data.users must be null or at least {len(parts)} (the writers of {config.name} with "
-            f"data.evaluation={config.evaluation}) for natural users, got {config.users}"
+            f"data.users must be null or at least {len(parts)} (the writers of {options.name} with "
+            f"data.evaluation={options.evaluation}) for natural users, got {options.users}"
         )
     return parts
 
 
-def _user_ids(source: ImageSource, config: DataConfig, users: int) -> tuple[str, ...]:
-    if config.partition.kind == "natural" and source.writers is not None:
+def _user_ids(source: ImageSource, options: DealtOptions, users: int) -> tuple[str, ...]:
+    if options.partition.kind == "natural" and source.writers is not None:
         return tuple(map(_writer, np.unique(source.writers)))
     return tuple(f"user-{index}" for index in range(users))
 
@@ -138,13 +138,13 @@ def _writer(number: np.int64) -> str:
     return f"writer-{number}"
 
 
-def _facts(source: ImageSource, config: DataConfig) -> DataFacts:
+def _facts(source: ImageSource, options: DealtOptions) -> DataFacts:
     """Whose the test images are no file says; held-out writers are taken out of the training."""
     named = source.writers is not None
     return DataFacts(
-        users="person" if config.partition.kind == "natural" and named else "dealt",
+        users="person" if options.partition.kind == "natural" and named else "dealt",
         example="image",
-        held_out="others" if config.evaluation == "development" and named else "unnamed",
+        held_out="others" if options.evaluation == "development" and named else "unnamed",
         public="none",
     )
 
@@ -157,14 +157,14 @@ def _sizes(parts: list[partition.Indices]) -> str:
     )
 
 
-def _describe(source: ImageSource, config: DataConfig, users: int) -> str:
+def _describe(source: ImageSource, options: DealtOptions, users: int) -> str:
     settings = {
-        "dirichlet": f" with alpha {config.partition.alpha:g}",
-        "shards": f" of {config.partition.shards_per_user} a user",
+        "dirichlet": f" with alpha {options.partition.alpha:g}",
+        "shards": f" of {options.partition.shards_per_user} a user",
     }
-    dealt = config.partition.kind + settings.get(config.partition.kind, "")
+    dealt = options.partition.kind + settings.get(options.partition.kind, "")
     return (
-        f"{source.title}: {users} users ({dealt}); {len(source.test)} {config.evaluation} examples"
+        f"{source.title}: {users} users ({dealt}); {len(source.test)} {options.evaluation} examples"
     )
 
 

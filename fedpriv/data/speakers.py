@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
+from pydantic import Field
 
 from fedpriv.data import partition
 from fedpriv.data.audio import AudioFile, BadRow, load_soundfile
-from fedpriv.data.config import DataConfig
 from fedpriv.data.facts import DataFacts
-from fedpriv.data.speech import FederatedSpeech, choose_alphabet
+from fedpriv.data.speech import (
+    FederatedSpeech,
+    RecordedOptions,
+    SpeechConfig,
+    SpokenOptions,
+    choose_alphabet,
+)
 from fedpriv.errors import InputError
 
 BySpeaker = Mapping[str, Sequence[AudioFile]]
@@ -38,7 +44,34 @@ class Corpus:
     public: BySpeaker
 
 
-def federate_speakers(corpus: Corpus, config: DataConfig, seed: int) -> FederatedSpeech:
+class PartsConfig(SpeechConfig):
+    """What is read of recordings that come in named parts."""
+
+    train_subsets: tuple[str, ...] = Field(
+        default=(),
+        description="parts whose speakers are the users; empty: all that are named train",
+    )
+    held_out_subsets: tuple[str, ...] = Field(
+        default=(),
+        description="parts to measure on; empty: test-clean or test, "
+        "with data.evaluation: development dev-clean or dev",
+    )
+    public_subsets: tuple[str, ...] = Field(
+        default=(),
+        description="parts to pre-train the seed model on, whose "
+        "speakers are taken out of the population; empty: none",
+    )
+
+
+class PartsOptions(RecordedOptions):
+    """Whose recordings come in named parts."""
+
+    speech: PartsConfig = Field(
+        default=PartsConfig(), description="what is read of recordings, and of which parts"
+    )
+
+
+def federate_speakers(corpus: Corpus, options: SpokenOptions, seed: int) -> FederatedSpeech:
     """Make each training speaker a user, unless held out or public; no sound is read.
 
     A speaker of several parts is held out rather than public, and public rather than a user,
@@ -50,19 +83,19 @@ def federate_speakers(corpus: Corpus, config: DataConfig, seed: int) -> Federate
     """
     load_soundfile()
     corpus, strays = _without_strays(corpus)
-    if config.partition.kind != "natural":
+    if options.partition.kind != "natural":
         raise InputError(
-            f"data.partition.kind must be natural for {config.name}, whose speakers are the "
-            f"users, got {config.partition.kind}"
+            f"data.partition.kind must be natural for {options.name}, whose speakers are the "
+            f"users, got {options.partition.kind}"
         )
     names = choose_speakers(
-        corpus.training.keys() - corpus.held_out.keys() - corpus.public.keys(), config, seed
+        corpus.training.keys() - corpus.held_out.keys() - corpus.public.keys(), options, seed
     )
     user_ids = tuple(f"speaker-{name}" for name in names)
     volunteers = sorted(corpus.public.keys() - corpus.held_out.keys())
     measuring = volunteers[PUBLIC_HELD_OUT]
     spoken = [corpus.training[name] for name in names]
-    users = _cap(spoken, user_ids, config.examples_per_user, seed)
+    users = _cap(spoken, user_ids, options.examples_per_user, seed)
     public = _recordings(corpus.public, set(volunteers) - set(measuring))
     return FederatedSpeech(
         users=users,
@@ -70,9 +103,9 @@ def federate_speakers(corpus: Corpus, config: DataConfig, seed: int) -> Federate
         held_out=_recordings(corpus.held_out, corpus.held_out),
         public=public,
         public_held_out=_recordings(corpus.public, measuring),
-        alphabet=choose_alphabet(config.speech, public),
-        speech=config.speech,
-        description=_describe(corpus, config, config.users or len(users), volunteers),
+        alphabet=choose_alphabet(options.speech, public),
+        speech=options.speech,
+        description=_describe(corpus, options, options.users or len(users), volunteers),
         sizes=_sizes(users) + (f"; {len(strays)} rows of nobody, left out" if strays else ""),
         facts=DataFacts(
             users="person",
@@ -96,7 +129,7 @@ def _without_strays(corpus: Corpus) -> tuple[Corpus, tuple[BadRow, ...]]:
     return named, tuple(row for row in rows if isinstance(row, BadRow))
 
 
-def choose_speakers(speakers: Iterable[str], config: DataConfig, seed: int) -> list[str]:
+def choose_speakers(speakers: Iterable[str], options: SpokenOptions, seed: int) -> list[str]:
     """Return `data.users` of the speakers, or all where there are no more, sorted.
 
     Raises InputError when there is none.
@@ -104,10 +137,10 @@ def choose_speakers(speakers: Iterable[str], config: DataConfig, seed: int) -> l
     names = sorted(speakers)
     if not names:
         raise InputError(
-            f"data.path: {config.name} has no training speaker here who is not also held out or "
+            f"data.path: {options.name} has no training speaker here who is not also held out or "
             "public; choose other parts in data.speech"
         )
-    return names if config.users is None else partition.choose(names, config.users, seed)
+    return names if options.users is None else partition.choose(names, options.users, seed)
 
 
 def read_parts(names: Iterable[str], read: Callable[[str], BySpeaker]) -> BySpeaker:
@@ -172,10 +205,10 @@ def _sizes(users: Sequence[Sequence[AudioFile]]) -> str:
     )
 
 
-def _describe(corpus: Corpus, config: DataConfig, users: int, volunteers: Sequence[str]) -> str:
+def _describe(corpus: Corpus, options: SpokenOptions, users: int, volunteers: Sequence[str]) -> str:
     line = (
         f"{corpus.title}: {users} speakers as users; {_count(corpus.held_out, corpus.held_out)} "
-        f"for {config.evaluation}"
+        f"for {options.evaluation}"
     )
     return f"{line}; {_count(corpus.public, volunteers)} public" if volunteers else line
 

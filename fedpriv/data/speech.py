@@ -2,27 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from fedpriv.data.audio import BadRow
-from fedpriv.data.config import SpeechConfig
 from fedpriv.data.content import Content, Files
 from fedpriv.data.facts import UNCHECKED, DataFacts
+from fedpriv.data.options import DealtOptions, FolderOptions
 from fedpriv.data.text import ENGLISH, Alphabet, normalise
 from fedpriv.data.utterances import Utterances
 from fedpriv.errors import InputError
+from fedpriv.sections import NO_BEARING, KeptPath, Section
 
 # Held-out recordings that are read together, and padded to the longest among them.
 _PART = 32
+
+
+class SpeechConfig(Section):
+    """What is read of recordings."""
+
+    sample_rate: int = Field(
+        default=16_000,
+        ge=4_000,
+        le=48_000,
+        description="sample rate that the model hears (Hz); recordings are resampled to it",
+    )
+    max_seconds: float = Field(
+        default=36.0,
+        gt=0,
+        le=3600,
+        description="longest utterance that is used (seconds); a longer one is a bad recording",
+    )
+    max_seconds_per_user: float | None = Field(
+        default=None,
+        gt=0,
+        description="a user's recordings are used up to this sum (seconds); null: all",
+    )
+    alphabet: Annotated[KeptPath | None, NO_BEARING] = Field(
+        default=None,
+        description="file with one character a line; null: the data set's own, which is public",
+    )
+    on_bad: Literal["skip", "stop"] = Field(
+        default="skip",
+        description="a recording that cannot be read, is silent or too long, or whose transcript "
+        "is missing, empty or has unknown characters: skip and count it, or stop the run",
+    )
+
+
+class SpokenOptions(DealtOptions):
+    """Whose users speak."""
+
+    speech: SpeechConfig = Field(default=SpeechConfig(), description="what is read of recordings")
+
+    def caps(self) -> Mapping[str, Any]:
+        """Return, by key, what cuts off a user's examples, so that one more moves another out."""
+        return {**super().caps(), "speech.max_seconds_per_user": self.speech.max_seconds_per_user}
+
+
+class RecordedOptions(SpokenOptions, FolderOptions):
+    """Whose users speak, on recordings in a folder."""
 
 
 class Recording(Protocol):

@@ -8,11 +8,10 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 
 from fedpriv.data.audio import AudioFile
-from fedpriv.data.config import DataConfig
 from fedpriv.data.files import text_lines, unreachable, visible
 from fedpriv.data.idx_images import require_path
 from fedpriv.data.speakers import BySpeaker, Corpus, federate_speakers
-from fedpriv.data.speech import FederatedSpeech
+from fedpriv.data.speech import FederatedSpeech, RecordedOptions
 from fedpriv.errors import InputError
 
 SPEECH_COMMANDS_HOME = "Speech Commands data set v0.02, TensorFlow"
@@ -20,7 +19,7 @@ FILE_NAME = re.compile(r"([^/_.@][^/]*)/([^/.@][^/]*)_nohash_\d+\.wav")
 LISTS = {"test": "testing_list.txt", "development": "validation_list.txt"}
 
 
-def build_speech_commands(config: DataConfig, seed: int) -> FederatedSpeech:
+def build_speech_commands(options: RecordedOptions, seed: int) -> FederatedSpeech:
     """Make the speakers of Speech Commands users; the transcript of a recording is its word.
 
     `data.path` is the folder with a folder for each word, whose files are
@@ -29,7 +28,7 @@ def build_speech_commands(config: DataConfig, seed: int) -> FederatedSpeech:
     (evaluation: development) never are users. Raises InputError for a missing folder or list
     and for settings that the speakers cannot satisfy.
     """
-    folder = require_path(config, SPEECH_COMMANDS_HOME)
+    folder = require_path(options, SPEECH_COMMANDS_HOME)
     listed = {name: _by_speaker(folder, _read_list(folder / name)) for name in LISTS.values()}
     nobody = set().union(*listed.values())
     found = _find(folder)
@@ -37,10 +36,10 @@ def build_speech_commands(config: DataConfig, seed: int) -> FederatedSpeech:
     corpus = Corpus(
         title="speech_commands (Google Speech Commands)",
         training={name: found for name, found in recordings.items() if name not in nobody},
-        held_out=_of_words(listed[LISTS[config.evaluation]], {match[1] for match in found}),
+        held_out=_of_words(listed[LISTS[options.evaluation]], {match[1] for match in found}),
         public={},
     )
-    return federate_speakers(corpus, config, seed)
+    return federate_speakers(corpus, options, seed)
 
 
 def _find(folder: Path) -> list[re.Match[str]]:

@@ -11,17 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import overload
+from typing import ClassVar, Literal, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
-from fedpriv.data.config import DataConfig, Evaluation, SizesConfig, SyntheticConfig
 from fedpriv.data.content import Content
 from fedpriv.data.facts import DataFacts
 from fedpriv.data.federated import Examples
+from fedpriv.data.options import DealtOptions, Evaluation
 from fedpriv.errors import InputError
+from fedpriv.sections import Section
 
 CLASSES = 10
 
@@ -50,6 +52,47 @@ CONTRAST = (0.6, 1.4)
 BRIGHTNESS = 0.3
 SHIFT = 0.07
 """Contrasts from and to, brightness' standard deviation, largest shift as a part of the side."""
+
+
+class SizesConfig(Section):
+    """How many examples a made-up user has."""
+
+    kind: Literal["equal", "lognormal"] = Field(
+        default="equal",
+        description="equal: data.examples_per_user each; lognormal: many have few and few have "
+        "many, median·exp(sigma·normal) rounded and kept within 1 and max",
+    )
+    median: float = Field(
+        default=10.0, gt=0, le=1e6, description="lognormal: median number of examples of a user"
+    )
+    sigma: float = Field(
+        default=1.0,
+        ge=0,
+        le=10,
+        description="lognormal: standard deviation of the number's logarithm (no unit)",
+    )
+    max: int = Field(default=100, gt=0, description="lognormal: most examples that a user has")
+
+
+class SyntheticConfig(Section):
+    """What is made up."""
+
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=2**63,
+        description="seed of the data set, of which every user is a function; runs with other "
+        "seeds of their own have the same users",
+    )
+    side: int = Field(default=28, ge=4, le=512, description="height and width of an image (pixels)")
+    sizes: SizesConfig = Field(default=SizesConfig(), description="how many examples a user has")
+
+
+class SyntheticImagesOptions(DealtOptions):
+    """How many users are made up, and of what."""
+
+    gives_examples: ClassVar[bool] = True
+    synthetic: SyntheticConfig = Field(default=SyntheticConfig(), description="what is made up")
 
 
 @dataclass(frozen=True)
@@ -172,33 +215,31 @@ class Style:
         return clean.astype(np.float32) + np.float32(NOISE) * noise
 
 
-def build_synthetic_images(config: DataConfig, seed: int) -> SyntheticImages:
+def build_synthetic_images(options: SyntheticImagesOptions, seed: int) -> SyntheticImages:
     """Make up `data.users` users with images of ten classes; partitions iid and dirichlet.
 
     Like a collected data set the users are the same for every run: the run's `seed` is not
     used, `data.synthetic.seed` names the data set. `partition: dirichlet` gives each user label
     shares of its own. Raises InputError, naming the key, for settings that it cannot use.
     """
-    if config.path is not None:
-        raise InputError("data.path must be null for synthetic_images, which reads no files")
-    if config.users is None:
+    if options.users is None:
         raise InputError("data.users must be set for synthetic_images: how many to make up")
-    kind = config.partition.kind
+    kind = options.partition.kind
     if kind not in ("iid", "dirichlet"):
         raise InputError(
             f"data.partition.kind must be iid or dirichlet for synthetic_images, got {kind}"
         )
-    if config.synthetic.sizes.kind == "lognormal" and config.examples_per_user is not None:
+    if options.synthetic.sizes.kind == "lognormal" and options.examples_per_user is not None:
         raise InputError(
             "data.examples_per_user must be null with data.synthetic.sizes.kind=lognormal; "
             "write data.synthetic.sizes.max"
         )
     return SyntheticImages(
-        population=config.users,
-        made=config.synthetic,
-        examples=config.examples_per_user or EXAMPLES_PER_USER,
-        alpha=config.partition.alpha if kind == "dirichlet" else None,
-        held_out=config.evaluation,
+        population=options.users,
+        made=options.synthetic,
+        examples=options.examples_per_user or EXAMPLES_PER_USER,
+        alpha=options.partition.alpha if kind == "dirichlet" else None,
+        held_out=options.evaluation,
     )
 
 

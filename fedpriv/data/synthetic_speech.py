@@ -9,19 +9,21 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Annotated, ClassVar
 
+from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedpriv.caches import cache_folder
-from fedpriv.data.config import DataConfig, SpeechConfig
 from fedpriv.data.espeak import Espeak, locate
 from fedpriv.data.facts import DataFacts
-from fedpriv.data.speech import FederatedSpeech
+from fedpriv.data.speech import FederatedSpeech, SpeechConfig, SpokenOptions
 from fedpriv.data.speech_chunks import ChunkRecording, has_chunk, read_chunk, write_chunk
 from fedpriv.data.synthetic_speakers import Split
 from fedpriv.data.text import DIGITS, Alphabet
 from fedpriv.errors import InputError
+from fedpriv.sections import NO_BEARING, KeptPath
 
 PUBLIC_ACCENT = "en-us"
 PUBLIC = Split("public", stream=0, utterances=40, accents=(PUBLIC_ACCENT,))
@@ -45,7 +47,31 @@ CACHE_VERSION = 1
 """To be raised when recordings are to differ from those in the caches of before."""
 
 
-def build_synthetic_speech(config: DataConfig, seed: int) -> FederatedSpeech:
+class MadeSpeechConfig(SpeechConfig):
+    """What is read of recordings, and how they are made."""
+
+    public_speakers: int = Field(
+        default=48,
+        ge=0,
+        description="speakers of one accent to pre-train the seed model on",
+    )
+    cache: Annotated[KeptPath | None, NO_BEARING] = Field(
+        default=None,
+        description="folder of generated recordings; null: fedpriv in the "
+        "user's cache folder (XDG_CACHE_HOME)",
+    )
+
+
+class SyntheticSpeechOptions(SpokenOptions):
+    """How many speakers are made up."""
+
+    gives_examples: ClassVar[bool] = True
+    speech: MadeSpeechConfig = Field(
+        default=MadeSpeechConfig(), description="what is read of recordings, and how they are made"
+    )
+
+
+def build_synthetic_speech(options: SyntheticSpeechOptions, seed: int) -> FederatedSpeech:
     """Make up `data.users` speakers of 8 English accents, who say strings of digits.
 
     A speaker's voice, words and sound follow from the speaker's number alone. Like a collected
@@ -62,10 +88,10 @@ def build_synthetic_speech(config: DataConfig, seed: int) -> FederatedSpeech:
             to be made without espeak-ng.
         FedprivError: a damaged file in the cache, or espeak-ng failed.
     """
-    users, speech = _require_users(config), config.speech
-    spoken = config.examples_per_user or UTTERANCES_PER_USER
+    users, speech = _require_users(options), options.speech
+    spoken = options.examples_per_user or UTTERANCES_PER_USER
     population = Split("population", POPULATION_STREAM, spoken)
-    held_out = HELD_OUT[config.evaluation]
+    held_out = HELD_OUT[options.evaluation]
     wanted = {
         population: users,
         held_out: HELD_OUT_SPEAKERS,
@@ -179,26 +205,21 @@ class Cache:
             write_chunk(self.path(split, first), sounds, texts)
 
 
-def _require_users(config: DataConfig) -> int:
-    if config.path is not None:
-        raise InputError(
-            "data.path must be null for synthetic_speech, which keeps its recordings in "
-            "data.speech.cache"
-        )
+def _require_users(options: SyntheticSpeechOptions) -> int:
     # The default kind is iid: who leaves it alone asks for no partition at all.
-    if config.partition.kind not in ("iid", "natural"):
+    if options.partition.kind not in ("iid", "natural"):
         raise InputError(
             "data.partition.kind must be natural for synthetic_speech, whose speakers are the "
-            f"users, got {config.partition.kind}"
+            f"users, got {options.partition.kind}"
         )
-    if config.users is None:
+    if options.users is None:
         raise InputError(
             "data.users must be set for synthetic_speech: how many speakers to make up"
         )
-    return config.users
+    return options.users
 
 
-def _cache_folder(speech: SpeechConfig) -> Path:
+def _cache_folder(speech: MadeSpeechConfig) -> Path:
     folder = speech.cache.expanduser() if speech.cache else cache_folder()
     return folder / f"synthetic-speech-v{CACHE_VERSION}-{speech.sample_rate}"
 

@@ -231,6 +231,10 @@ def _trainer(config: ExperimentConfig, context: Context, data: str) -> CohortTra
         share = Share(trainer.dataset, _partition(context), _partitions(context))
         trainer = replace(trainer, dataset=share)
     else:
+        if "path" not in type(config.data).model_fields:
+            raise InputError(
+                f"data.name: {config.data.name} reads no folder, and this node has its data-path"
+            )
         own = config.data.model_copy(update={"path": Path(str(folder)), "users": None})
         trainer = _TRAINERS.of(config.model_copy(update={"data": own}), data)
     # Drawn here and for this message: a trainer is kept between messages, its secrets are not.

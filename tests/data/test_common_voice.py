@@ -1,8 +1,9 @@
 import pytest
+from schema import data_options
 from sounds import write_tone
 
 from fedpriv.data.common_voice import build_common_voice
-from fedpriv.data.config import DataConfig, PartitionConfig, SpeechConfig
+from fedpriv.data.partition import PartitionConfig
 from fedpriv.data.text import ENGLISH
 from fedpriv.errors import EnvironmentFault, InputError
 
@@ -38,7 +39,7 @@ def folder(tmp_path):
 
 def build(folder, seed=1, **changes):
     settings = {"name": "common_voice", "path": folder, "partition": NATURAL, **changes}
-    return build_common_voice(DataConfig(**settings), seed)
+    return build_common_voice(data_options(**settings), seed)
 
 
 def clips(recordings):
@@ -58,7 +59,7 @@ def test_contributors_are_users(folder):
 
 
 def test_what_is_said_of_it_is_true(folder):
-    speech = SpeechConfig(train_subsets=("validated",), public_subsets=("other",))
+    speech = {"train_subsets": ("validated",), "public_subsets": ("other",)}
     for dataset in (build(folder), build(folder, speech=speech)):
         held_out = {"emil"} if clips(dataset.held_out) == [7, 8] else set()
         assert held_out
@@ -70,7 +71,7 @@ def test_what_is_said_of_it_is_true(folder):
 
 
 def test_a_quote_does_not_have_to_be_closed(folder):
-    dataset = build(folder, speech=SpeechConfig(on_bad="stop"))
+    dataset = build(folder, speech={"on_bad": "stop"})
     user = dataset.user(0)
     assert user.lengths.tolist() == [3_200, 3_200]
     texts = [dataset.alphabet.decode(target.tolist()) for target in user.targets]
@@ -82,7 +83,7 @@ def test_development_measures_on_dev(folder):
 
 
 def test_public_and_held_out_contributors_are_no_users(folder):
-    speech = SpeechConfig(train_subsets=("validated",), public_subsets=("other",))
+    speech = {"train_subsets": ("validated",), "public_subsets": ("other",)}
     dataset = build(folder, speech=speech)
     assert dataset.user_ids == ("speaker-anna", "speaker-ben")
     assert clips(dataset.public) == [4, 5]
@@ -90,7 +91,7 @@ def test_public_and_held_out_contributors_are_no_users(folder):
 
 
 def test_held_out_contributors_are_not_public(folder):
-    speech = SpeechConfig(train_subsets=("train",), public_subsets=("validated",))
+    speech = {"train_subsets": ("train",), "public_subsets": ("validated",)}
     with pytest.raises(InputError, match="no training speaker here who is not also held out or"):
         build(folder, speech=speech)
     write_table(folder, "train", ("fay", 9, "Alone"))
@@ -101,7 +102,7 @@ def test_held_out_contributors_are_not_public(folder):
 
 
 def test_a_clip_of_two_tables_counts_once(folder):
-    dataset = build(folder, speech=SpeechConfig(train_subsets=("train", "validated")))
+    dataset = build(folder, speech={"train_subsets": ("train", "validated")})
     assert [clips(user) for user in dataset.users] == [[1, 2], [3], [4, 5]]
 
 
@@ -111,14 +112,14 @@ def test_bad_clips_are_skipped_or_stop_the_run(folder):
     user = build(folder).user(0)
     assert (len(user), user.skipped) == (0, 3)
     with pytest.raises(InputError, match=r"cv_1\.mp3: empty, 0 bytes"):
-        build(folder, speech=SpeechConfig(on_bad="stop")).user(0)
+        build(folder, speech={"on_bad": "stop"}).user(0)
 
 
 def read_rows(folder, *lines, **speech):
     """Return the data set of a table of these rows, as bytes, and one good one of anna's."""
     rows = (b"anna\tcv_1.mp3\t77\tGood\t2", *lines)
     (folder / "train.tsv").write_bytes(HEADER.encode() + b"\n".join(rows) + b"\n")
-    return build(folder, speech=SpeechConfig(**speech))
+    return build(folder, speech=dict(**speech))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_a_byte_order_mark_is_no_part_of_a_column(folder, ending):
     for table in ("train", "test"):
         content = (folder / f"{table}.tsv").read_bytes()
         (folder / f"{table}.tsv").write_bytes(b"\xef\xbb\xbf" + content.replace(b"\n", ending))
-    dataset = build(folder, speech=SpeechConfig(on_bad="stop"))
+    dataset = build(folder, speech={"on_bad": "stop"})
     assert dataset.user_ids == ("speaker-anna", "speaker-ben", "speaker-cleo")
     assert dataset.user(0).lengths.tolist() == [3_200, 3_200]
 
@@ -213,7 +214,7 @@ def test_a_clip_of_a_user_is_not_measured_and_not_public(folder, table, part):
     write_table(folder, table, ("zoe", 3, "It’s late"))
     expected = rf"cv_3\.mp3 is listed for two speakers, ben \(training\) and zoe \({part}\)"
     with pytest.raises(InputError, match=expected):
-        build(folder, speech=SpeechConfig(public_subsets=("other",))).require_usable()
+        build(folder, speech={"public_subsets": ("other",)}).require_usable()
 
 
 def test_a_clip_with_two_sentences_has_none(folder):
@@ -270,6 +271,6 @@ def test_a_malformed_table(folder, content, message):
 def test_a_missing_table(folder):
     expected = r"data\.path: .*invalidated\.tsv is missing; .*Mozilla Common Voice"
     with pytest.raises(InputError, match=expected):
-        build(folder, speech=SpeechConfig(train_subsets=("invalidated",)))
+        build(folder, speech={"train_subsets": ("invalidated",)})
     with pytest.raises(InputError, match=r"data\.path must name the folder of common_voice"):
         build(None)

@@ -3,9 +3,11 @@ import doctest
 import pytest
 import torch
 from held_out import held_out
+from in_process import small_config
 from pydantic import ValidationError
+from schema import data_options, sections_of
 
-from fedpriv.data import DATASETS, DataConfig, PartitionConfig, build_dataset, registry
+from fedpriv.data import DATASETS, PartitionConfig, build_dataset, registry
 from fedpriv.errors import InputError
 
 MADE = ["iid", "dirichlet", "shards"]
@@ -16,7 +18,7 @@ def users_of(dataset):
 
 
 def digits(kind, **changes):
-    return DataConfig(partition=PartitionConfig(kind=kind), **{"users": 40, **changes})
+    return data_options(partition=PartitionConfig(kind=kind), **{"users": 40, **changes})
 
 
 @pytest.mark.parametrize("kind", MADE)
@@ -78,20 +80,19 @@ def test_description_is_one_line_on_source_users_and_sizes(kind, said):
 
 def test_unknown_name_lists_the_known_and_guesses():
     with pytest.raises(InputError) as caught:
-        build_dataset(DataConfig(name="digit"), seed=5)
+        small_config(data={"name": "digit"})
     message = str(caught.value)
-    assert all(name in message for name in DATASETS)
+    assert all(name in message for name in DATASETS.registered)
     assert message.endswith("did you mean digits?")
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (DataConfig(), r"data\.users must be set for data\.partition\.kind=iid"),
+        (data_options(), r"data\.users must be set for data\.partition\.kind=iid"),
         (digits("natural"), r"data\.partition\.kind=natural: data set digits"),
         (digits("dirichlet", users=1501), r"data\.users must be .*at most 1500 .*got 1501"),
         (digits("shards", users=751), r"data\.users must be at most 750 "),
-        (digits("iid", path="somewhere"), r"data\.path must be null for digits"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_by_key(config, message):
@@ -108,6 +109,8 @@ def test_negative_seed():
     "fields",
     [
         {"user": 3},
+        {"path": "somewhere"},
+        {"speech": {}},
         {"users": 0},
         {"examples_per_user": 0},
         {"evaluation": "train"},
@@ -120,12 +123,18 @@ def test_negative_seed():
 )
 def test_config_is_strict(fields):
     with pytest.raises(ValidationError):
-        DataConfig.model_validate(fields)
+        data_options(**fields)
 
 
 def test_every_config_field_is_described():
-    for model in (DataConfig, PartitionConfig):
-        assert all(field.description for field in model.model_fields.values())
+    def described(section):
+        for field in section.model_fields.values():
+            yield field.description is not None
+            for inner in sections_of(field):
+                yield from described(inner)
+
+    for name in DATASETS.registered:
+        assert all(described(DATASETS.find(name).options)), name
 
 
 def test_docstring_example_runs():

@@ -1,9 +1,10 @@
 import numpy as np
 import torch
 from held_out import held_out
+from schema import data_options
 from sklearn.datasets import load_digits
 
-from fedpriv.data import DataConfig, build_dataset
+from fedpriv.data import build_dataset
 from fedpriv.data.digits import load_digits_pool
 
 
@@ -27,7 +28,7 @@ def test_training_and_test_images_are_the_published_ones_each_once():
 
 
 def test_pixels_are_scaled_by_the_stated_constants():
-    dataset = build_dataset(DataConfig(users=1), seed=0)
+    dataset = build_dataset(data_options(users=1), seed=0)
     inputs = torch.cat([dataset.user(0).inputs, held_out(dataset).inputs])
     torch.testing.assert_close(inputs.min(), torch.tensor(-0.75))
     torch.testing.assert_close(inputs.max(), torch.tensor(1.75))

@@ -3,10 +3,11 @@ from pathlib import Path
 
 import pytest
 from held_out import held_out
+from schema import data_options
 from sounds import write_tone
 
-from fedpriv.data.config import DataConfig, PartitionConfig, SpeechConfig
 from fedpriv.data.fsdd import WORDS, build_fsdd
+from fedpriv.data.partition import PartitionConfig
 from fedpriv.errors import InputError
 
 NATURAL = PartitionConfig(kind="natural")
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
 
 
 def config(path, **changes):
-    return DataConfig(name="fsdd", path=path, **{"users": 12, **changes})
+    return data_options(name="fsdd", path=path, **{"users": 12, **changes})
 
 
 def files(strings):
@@ -76,7 +77,7 @@ def test_what_is_said_of_it_is_true(folder, partition, strangers, evaluation):
             users=None if partition is NATURAL else 6,
             partition=partition,
             evaluation=evaluation,
-            speech=SpeechConfig(held_out_speakers=strangers),
+            speech={"held_out_speakers": strangers},
         ),
         seed=1,
     )
@@ -107,7 +108,7 @@ def test_fewer_natural_users_are_drawn_by_the_seed(folder):
 
 
 def test_a_string_is_heard_and_transcribed(folder):
-    dataset = build_fsdd(config(folder, speech=SpeechConfig(on_bad="stop")), seed=1)
+    dataset = build_fsdd(config(folder, speech={"on_bad": "stop"}), seed=1)
     user = dataset.user(0)
     for row, string in enumerate(dataset.users[0]):
         digits = [int(path.name[0]) for path in string.paths]
@@ -163,7 +164,7 @@ def test_development_recordings_belong_to_nobody(folder):
 
 
 def test_a_held_out_speaker_is_in_no_user(folder):
-    speech = SpeechConfig(held_out_speakers=("ben",))
+    speech = {"held_out_speakers": ("ben",)}
     dataset = build_fsdd(config(folder, speech=speech), seed=1)
     assert speakers(dataset.held_out) == {"ben"}
     assert len(files(dataset.held_out)) == 3 * 14
@@ -172,7 +173,7 @@ def test_a_held_out_speaker_is_in_no_user(folder):
 
 
 def test_development_does_not_hear_a_held_out_speaker(folder):
-    speech = SpeechConfig(held_out_speakers=("ben",))
+    speech = {"held_out_speakers": ("ben",)}
     dataset = build_fsdd(config(folder, speech=speech, evaluation="development"), seed=1)
     assert speakers(dataset.held_out) == {"anna", "cleo"}
     assert indices(dataset.held_out) == set(range(5, 10))
@@ -195,11 +196,11 @@ def test_the_seed_moves_the_users_and_not_the_held_out_strings(folder):
             r"data\.partition\.kind must be natural or iid for fsdd, got shards",
         ),
         (
-            {"speech": SpeechConfig(held_out_speakers=("ben", "zoe"))},
+            {"speech": {"held_out_speakers": ("ben", "zoe")}},
             r"held_out_speakers: nobody is called zoe; the speakers are anna, ben, cleo",
         ),
         (
-            {"speech": SpeechConfig(held_out_speakers=SPEAKERS)},
+            {"speech": {"held_out_speakers": SPEAKERS}},
             r"no training recordings are left .*held_out_speakers=\['anna', 'ben', 'cleo'\]",
         ),
     ],
@@ -239,7 +240,7 @@ def real_folder():
 
 
 def test_real_recordings(real_folder):
-    speech = SpeechConfig(on_bad="stop", held_out_speakers=("theo",))
+    speech = {"on_bad": "stop", "held_out_speakers": ("theo",)}
     dataset = build_fsdd(config(real_folder, users=90, examples_per_user=25, speech=speech), seed=1)
     held = [set(files(user)) for user in dataset.users]
     assert sum(map(len, held)) == len(set().union(*held)) == 5 * 10 * 45

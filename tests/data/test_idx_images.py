@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 from held_out import held_out
+from schema import data_options
 
-from fedpriv.data import DataConfig, PartitionConfig, build_dataset
+from fedpriv.data import PartitionConfig, build_dataset
 from fedpriv.errors import EnvironmentFault, InputError
 
 
 def config(path, **changes):
-    return DataConfig(name="idx_images", path=path, **{"users": 6, **changes})
+    return data_options(name="idx_images", path=path, **{"users": 6, **changes})
 
 
 def test_mnist_folder(mnist_folder, labels):

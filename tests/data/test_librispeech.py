@@ -4,10 +4,11 @@ import shutil
 
 import pytest
 import soundfile
+from schema import data_options
 from sounds import write_tone
 
-from fedpriv.data.config import DataConfig, PartitionConfig, SpeechConfig
 from fedpriv.data.librispeech import build_librispeech, read_subset
+from fedpriv.data.partition import PartitionConfig
 from fedpriv.data.text import ENGLISH
 from fedpriv.errors import EnvironmentFault, InputError
 
@@ -40,7 +41,7 @@ def folder(tmp_path):
 
 def build(folder, seed=1, **changes):
     settings = {"name": "librispeech", "path": folder, "partition": NATURAL, **changes}
-    return build_librispeech(DataConfig(**settings), seed)
+    return build_librispeech(data_options(**settings), seed)
 
 
 def names(recordings):
@@ -72,7 +73,7 @@ def test_readers_are_users(folder):
 
 
 def test_a_user_is_heard_and_transcribed(folder):
-    dataset = build(folder, speech=SpeechConfig(on_bad="stop"))
+    dataset = build(folder, speech={"on_bad": "stop"})
     user = dataset.user(0)
     assert user.lengths.tolist() == [1_600] * 4
     assert dataset.alphabet.decode(user.targets[0].tolist()) == "it's a tale"
@@ -90,16 +91,17 @@ def test_development_measures_on_dev_clean(folder):
 
 
 def test_subsets_are_chosen_by_name(folder):
-    speech = SpeechConfig(
-        train_subsets=("train-other-500",), held_out_subsets=("test-clean", "dev-clean")
-    )
+    speech = {
+        "train_subsets": ("train-other-500",),
+        "held_out_subsets": ("test-clean", "dev-clean"),
+    }
     dataset = build(folder, speech=speech)
     assert dataset.user_ids == ("speaker-20", "speaker-26")
     assert len(dataset.held_out) == 5
 
 
 def test_public_speakers_are_no_users_not_even_with_other_recordings(folder):
-    dataset = build(folder, speech=SpeechConfig(public_subsets=("train-clean-100",)))
+    dataset = build(folder, speech={"public_subsets": ("train-clean-100",)})
     assert dataset.user_ids == ("speaker-20",)
     assert {name.split("-")[0] for name in names(dataset.public)} == {"103"}
     assert {name.split("-")[0] for name in names(dataset.public_held_out)} == {"26"}
@@ -109,9 +111,7 @@ def test_public_speakers_are_no_users_not_even_with_other_recordings(folder):
 
 
 def test_held_out_speakers_are_no_users_and_not_public(folder):
-    speech = SpeechConfig(
-        held_out_subsets=("train-other-500",), public_subsets=("train-clean-100",)
-    )
+    speech = {"held_out_subsets": ("train-other-500",), "public_subsets": ("train-clean-100",)}
     write_chapter(folder / "train-clean-360", "14", "208", 1)
     dataset = build(folder, speech=speech)
     assert dataset.user_ids == ("speaker-14",)
@@ -128,7 +128,7 @@ def test_what_lacks_its_transcript_or_its_sound_is_a_bad_recording(folder):
     user = dataset.user(dataset.user_ids.index("speaker-700"))
     assert (len(user), user.skipped) == (1, 3)
     table.unlink()
-    dataset = build(folder, speech=SpeechConfig(on_bad="stop"))
+    dataset = build(folder, speech={"on_bad": "stop"})
     with pytest.raises(InputError, match=r"700-1-0000\.flac: no transcript"):
         dataset.user(dataset.user_ids.index("speaker-700"))
 
@@ -213,9 +213,9 @@ def test_a_disk_that_is_gone_is_no_bad_recording(folder):
 @pytest.mark.parametrize(
     ("speech", "message"),
     [
-        (SpeechConfig(train_subsets=("train",)), "train is not a folder; it should hold"),
-        (SpeechConfig(held_out_subsets=("test-other",)), "test-other is not a folder"),
-        (SpeechConfig(public_subsets=("empty",)), "empty holds no recordings named"),
+        ({"train_subsets": ("train",)}, "train is not a folder; it should hold"),
+        ({"held_out_subsets": ("test-other",)}, "test-other is not a folder"),
+        ({"public_subsets": ("empty",)}, "empty holds no recordings named"),
     ],
 )
 def test_a_missing_subset(folder, speech, message):

@@ -5,15 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from held_out import held_out
+from schema import data_options
 
-from fedpriv.data import DataConfig, PartitionConfig, build_dataset
+from fedpriv.data import PartitionConfig, build_dataset
 from fedpriv.errors import InputError
 
 NATURAL = PartitionConfig(kind="natural")
 
 
 def config(path, **changes):
-    return DataConfig(name="mnist_writers", path=path, **{"partition": NATURAL, **changes})
+    return data_options(name="mnist_writers", path=path, **{"partition": NATURAL, **changes})
 
 
 def pixels(examples):

@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from schema import data_options
 from writers import by_writers, write_writers
 
-from fedpriv.data import DataConfig, build_dataset
+from fedpriv.data import build_dataset
 from fedpriv.data.audio import AudioFile
-from fedpriv.data.config import PartitionConfig
+from fedpriv.data.partition import PartitionConfig
 from fedpriv.data.speakers import Corpus, federate_speakers
+from fedpriv.data.speech import SpokenOptions
 
 COUNTS = {100 + number: 9 + number % 4 for number in range(30)}
 NATURAL = PartitionConfig(kind="natural")
@@ -18,7 +20,7 @@ NATURAL = PartitionConfig(kind="natural")
 
 def held_by_writers(folder, counts, **data):
     """The examples of each writer, by id."""
-    config = DataConfig(**by_writers(write_writers(folder, counts), **data)["data"])
+    config = data_options(**by_writers(write_writers(folder, counts), **data)["data"])
     dataset = build_dataset(config, seed=3)
     users = {user_id: dataset.user(place) for place, user_id in enumerate(dataset.user_ids)}
     return {user_id: (user.inputs.numpy(), user.targets.numpy()) for user_id, user in users.items()}
@@ -32,7 +34,7 @@ def recordings(counts):
 
 
 def held_by_speakers(counts, **data):
-    config = DataConfig(name="tales", partition=NATURAL, **data)
+    config = SpokenOptions(name="tales", partition=NATURAL, **data)
     held_out = recordings({"zed": 2})
     corpus = Corpus("tales", training=recordings(counts), held_out=held_out, public={})
     dataset = federate_speakers(corpus, config, seed=3)
@@ -51,7 +53,7 @@ def fsdd(tmp_path):
 
 
 def held_by_fsdd(folder):
-    config = DataConfig(name="fsdd", path=folder, partition=NATURAL, examples_per_user=20)
+    config = data_options(name="fsdd", path=folder, partition=NATURAL, examples_per_user=20)
     dataset = build_dataset(config, seed=3)
     return dict(zip(dataset.user_ids, dataset.users, strict=True))
 
@@ -106,7 +108,7 @@ def test_caps_keep_what_the_seed_says_of_a_user_and_not_always_the_same():
     counts = {"ann": 9, "bob": 9}
     drawn = set()
     for seed in range(30):
-        config = DataConfig(name="tales", partition=NATURAL, examples_per_user=4)
+        config = SpokenOptions(name="tales", partition=NATURAL, examples_per_user=4)
         corpus = Corpus("tales", recordings(counts), recordings({"zed": 1}), {})
         ann, bob = federate_speakers(corpus, config, seed).users
         drawn |= {recording.path for recording in ann}

@@ -3,8 +3,9 @@ import sys
 import pytest
 
 from fedpriv.data.audio import AudioFile
-from fedpriv.data.config import DataConfig, PartitionConfig, SpeechConfig
+from fedpriv.data.partition import PartitionConfig
 from fedpriv.data.speakers import Corpus, federate_speakers, read_parts
+from fedpriv.data.speech import SpeechConfig, SpokenOptions
 from fedpriv.errors import FedprivError, InputError
 
 NATURAL = PartitionConfig(kind="natural")
@@ -20,7 +21,7 @@ def part(*speakers, recordings=3, folder="sounds"):
 def federate(training, held_out=None, public=None, seed=1, **changes):
     corpus = Corpus("tales", training, held_out or part("zoe"), public or {})
     settings = {"name": "tales", "partition": NATURAL, **changes}
-    return federate_speakers(corpus, DataConfig(**settings), seed)
+    return federate_speakers(corpus, SpokenOptions(**settings), seed)
 
 
 def speakers(recordings):

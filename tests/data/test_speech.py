@@ -10,8 +10,7 @@ from held_out import held_out
 from sounds import tone, write_tone
 
 from fedpriv.data.audio import AudioFile
-from fedpriv.data.config import SpeechConfig
-from fedpriv.data.speech import FederatedSpeech, choose_alphabet
+from fedpriv.data.speech import FederatedSpeech, SpeechConfig, choose_alphabet
 from fedpriv.data.text import ENGLISH, Alphabet
 from fedpriv.errors import FedprivError, InputError
 

@@ -1,8 +1,9 @@
 import pytest
 from held_out import held_out
+from schema import data_options
 from sounds import write_tone
 
-from fedpriv.data.config import DataConfig, PartitionConfig, SpeechConfig
+from fedpriv.data.partition import PartitionConfig
 from fedpriv.data.speech_commands import build_speech_commands
 from fedpriv.errors import InputError
 
@@ -31,7 +32,7 @@ def folder(tmp_path):
 
 def build(folder, seed=1, **changes):
     settings = {"name": "speech_commands", "path": folder, "partition": NATURAL, **changes}
-    return build_speech_commands(DataConfig(**settings), seed)
+    return build_speech_commands(data_options(**settings), seed)
 
 
 def names(recordings):
@@ -53,7 +54,7 @@ def test_speakers_are_users(folder):
 
 
 def test_the_transcript_is_the_word(folder):
-    dataset = build(folder, speech=SpeechConfig(on_bad="stop"))
+    dataset = build(folder, speech={"on_bad": "stop"})
     user = dataset.user(0)
     texts = [dataset.alphabet.decode(target.tolist()) for target in user.targets]
     assert texts == ["no", "yes", "yes"]

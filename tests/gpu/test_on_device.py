@@ -33,7 +33,7 @@ WRITTEN_OUT = {"local__momentum": 0.9, "local__proximal_mu": 0.1, "local__max_gr
 
 @pytest.fixture(autouse=True)
 def _tones(monkeypatch):
-    monkeypatch.setitem(DATASETS, "tones", build_tones)
+    monkeypatch.setitem(DATASETS.registered, "tones", build_tones)
 
 
 def trainer_on(device: torch.device, **changes: object) -> CohortTrainer:

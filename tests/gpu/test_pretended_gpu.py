@@ -42,7 +42,7 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def _tones(monkeypatch):
-    monkeypatch.setitem(DATASETS, "tones", build_tones)
+    monkeypatch.setitem(DATASETS.registered, "tones", build_tones)
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
