@@ -226,8 +226,8 @@ def audit(
     wanted = auditing.AuditSettings(canaries, rounds, confidence)
     auditing.check(settings, wanted)
     settings = _seeded(settings)
-    if run_dir is not None and RunDirectory.open(run_dir).config().fingerprint("") != (
-        settings.fingerprint("")
+    if run_dir is not None and (
+        RunDirectory.open(run_dir).config_to_continue().fingerprint("") != settings.fingerprint("")
     ):
         raise InputError(f"--run: {run_dir} is a run of another configuration than {config}")
     with AuditLines(_errors) as lines, stop_signal(lambda said: _say([said])) as stop:

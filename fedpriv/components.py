@@ -65,10 +65,13 @@ class LookUp:
         code: the folder of modules that are not installed; None for none.
         allowed: names from outside that may be imported; None for all. What this process was
             handed, or found before by a look-up of its own, is there whatever is allowed.
+        reading: whether a finished run's config is only read: nothing from outside is looked for,
+            and keys that components of an earlier version had are passed over.
     """
 
     code: Path | None = None
     allowed: Collection[str] | None = None
+    reading: bool = False
 
 
 @dataclass(frozen=True)
@@ -245,6 +248,8 @@ class Kind:
             raise ValueError(f"these are no options of a {self.noun}")
         document = self._document(value)
         name = document.get(self.name_key)
+        if look_up.reading and isinstance(name, str):
+            return self._read(name, document)
         if name is None:
             raise _at(self.name_key, f"write the name of a {self.noun}", value)
         try:
@@ -257,6 +262,14 @@ class Kind:
         options = component.options.model_validate(document, context=look_up)
         options._component = component
         return options
+
+    def _read(self, name: str, document: Mapping[str, Any]) -> Options:
+        if name in self.registered:
+            options = self._own(name).options
+            return options.model_validate(_known(document, options))
+        base = cast(type[Options], _object(self.base))
+        unread = create_model(f"{base.__name__} of {name}", __base__=base, __module__=__name__)
+        return _open(unread).model_validate(document)
 
     def _document(self, value: Any) -> dict[str, Any]:
         """Return what a config says, which may be a name alone, as a section with a name."""
@@ -318,10 +331,7 @@ class Kind:
         made = create_model(
             f"{base.__name__} of {name}", __base__=base, __module__=__name__, **fields
         )
-        if others:
-            made.model_config["extra"] = "allow"
-            made.model_rebuild(force=True)
-        return made
+        return _open(made) if others else made
 
 
 @dataclass(frozen=True)
@@ -342,6 +352,11 @@ class Slot:
     def known(self) -> list[type[Options]]:
         """Return the classes of options of all that are registered."""
         return [self.kind.find(name).options for name in sorted(self.kind.registered)]
+
+    def with_key(self, key: str) -> list[str]:
+        """Return the registered components that have an option of this name."""
+        names = sorted(self.kind.registered)
+        return [name for name in names if key in self.kind.find(name).options.model_fields]
 
     def options_of(self, value: Any) -> type[Options]:
         """Return the class of the options of what a config says, whose component is there."""
@@ -383,6 +398,24 @@ def slots(section: BaseModel, prefix: str = "") -> list[tuple[str, Component]]:
 def outside(section: BaseModel) -> dict[str, Component]:
     """Return the components of a config that are not fedpriv's own, by key."""
     return {key: found for key, found in slots(section) if found.origin is not None}
+
+
+def _open(options: type[Options]) -> type[Options]:
+    """Let a class of options take any key."""
+    options.model_config["extra"] = "allow"
+    options.model_rebuild(force=True)
+    return options
+
+
+def _known(document: Mapping[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    """Return what a document has of a section's keys."""
+    kept = {}
+    for key, value in document.items():
+        if key in section.model_fields:
+            inner: Any = section.model_fields[key].annotation
+            deeper = isinstance(value, Mapping) and inspect.isclass(inner)
+            kept[key] = _known(value, inner) if deeper and issubclass(inner, Section) else value
+    return kept
 
 
 def _at(key: str, reason: str, value: Any) -> ValidationError:

@@ -26,6 +26,7 @@ from fedpriv.models.options import ModelOptions
 from fedpriv.models.registry import MODELS
 from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.privacy.clipping import GlobalClipping
+from fedpriv.privacy.clipping_rules import CLIPPING, AdaptiveOptions, ClippingOptions
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency, build_sampling
@@ -36,7 +37,6 @@ from fedpriv.training.local import Precision
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 # Beyond these bounds nothing is learnt and floating point overflows.
 Rate = Annotated[float, Field(gt=0, le=1e6)]
-CountNoise = Annotated[float, Field(ge=1e-6, le=1e9)]
 
 
 class SpecAugmentConfig(Section):
@@ -152,56 +152,6 @@ class SamplingConfig(Section):
             raise ValueError(f"expected_cohort is needed with kind: {self.kind}")
         if self.kind == "fixed_size" and self.expected_cohort != int(self.expected_cohort or 0):
             raise ValueError("expected_cohort must be a whole number with kind: fixed_size")
-        return self
-
-
-class ClippingConfig(Section):
-    """How a user's contribution is bounded."""
-
-    kind: Literal["global", "per_layer", "adaptive"] = Field(
-        default="per_layer",
-        description="global: one norm for the whole update; per_layer: one a tensor; adaptive: "
-        "bounds that follow a quantile of the norms (Andrew et al. 2021), with unit: example from "
-        "step to step.",
-    )
-    # Below 1e-20 the squares of float32 block norms and their rounding come too near to zero.
-    bound: Annotated[float, Field(ge=1e-20, le=1e20)] = Field(
-        description="C, the largest L2 norm of a user's contribution."
-    )
-    split: Literal["uniform", "dim"] = Field(
-        default="dim", description="per_layer: C_h = C/√H (uniform) or C·√(d_h/Σd) (dim)."
-    )
-    normalize: bool = Field(
-        default=False,
-        description="per_layer: set every block of an update above C to norm C_h exactly.",
-    )
-
-    adapts: Literal["global", "per_layer"] = Field(
-        default="global", description="adaptive: one bound for all, or one a tensor."
-    )
-    quantile: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.5,
-        description="adaptive: fraction of users (or examples) whose norm should be within.",
-    )
-    adapt_lr: Annotated[float, Field(gt=0, le=10)] = Field(
-        default=0.2, description="adaptive: rate η of C ← C·exp(-η(fraction within - quantile))."
-    )
-    count_noise: CountNoise | None = Field(
-        default=None,
-        description="adaptive: noise standard deviation on each count of users within, charged "
-        "to z; null: the larger of z and a twentieth of the cohort (with unit: example of q·N), "
-        "times √(number of bounds).",
-    )
-
-    @model_validator(mode="after")
-    def _options_go_with_kind(self) -> ClippingConfig:
-        if self.normalize and self.kind != "per_layer":
-            raise ValueError("normalize: true goes with kind: per_layer only")
-        for name in ("adapts", "quantile", "adapt_lr", "count_noise"):
-            if self.kind != "adaptive" and name in self.model_fields_set:
-                default = type(self).model_fields[name].default
-                if getattr(self, name) != default:
-                    raise ValueError(f"{name} goes with kind: adaptive only")
         return self
 
 
@@ -333,7 +283,9 @@ class PrivacyConfig(Section):
         "replace_one with fixed_size sampling.",
     )
     sampling: SamplingConfig
-    clipping: ClippingConfig
+    clipping: Annotated[ClippingOptions, Slot(CLIPPING)] = Field(
+        description="How a user's contribution is bounded, with options of the rule's own."
+    )
     error_feedback: ErrorFeedbackConfig = ErrorFeedbackConfig()
     noise: Literal["spherical", "per_block"] = Field(
         default="spherical",
@@ -369,11 +321,7 @@ class PrivacyConfig(Section):
             raise ValueError("noise_multiplier must be 0 (no privacy) or from 1e-6 to 1e6")
         if self.unit == "user" and self.noise_by != "users":
             _check_adjacency(self.sampling.kind, self.adjacency)
-        if self.noise == "per_block" and (
-            self.clipping.kind == "global"
-            or self.clipping.normalize
-            or (self.clipping.kind == "adaptive" and self.clipping.adapts == "global")
-        ):
+        if self.noise == "per_block" and not self.clipping.bounds_each_block:
             raise ValueError(
                 "noise: per_block has no proof unless every tensor is bounded on its own: write "
                 "clipping.kind: per_layer without normalize, or adaptive with adapts: per_layer"
@@ -392,7 +340,7 @@ class PrivacyConfig(Section):
         if self.example is None:
             return self
         if (
-            self.clipping.kind == "adaptive"
+            isinstance(self.clipping, AdaptiveOptions)
             and self.clipping.count_noise is None
             and self.example.silo_size is None
         ):
@@ -840,8 +788,12 @@ def _check_cohort(key: str, cohort: float | None, population: int) -> None:
         raise InputError(f"{key} must be at most the population of {population}, got {cohort:g}")
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+def load_config(
+    path: Path, overrides: Sequence[str] = (), reading: bool = False
+) -> ExperimentConfig:
     """Read a YAML config and apply `key.sub=value` overrides (values are YAML too).
+
+    With `reading` it is only read, as that of a run whose code need not be there: see `LookUp`.
 
     Raises:
         InputError: missing or unreadable file, bad YAML, unknown key, impossible value.
@@ -849,7 +801,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     document = document_of(path)
     for override in overrides:
         _apply(document, override)
-    return config_beside(path.absolute().parent, document)
+    folder = path.absolute().parent
+    if reading:
+        return parse_config(document, LookUp(_code(document) or folder, reading=True))
+    return config_beside(folder, document)
 
 
 def config_beside(folder: Path, document: dict[str, Any]) -> ExperimentConfig:
@@ -963,8 +918,10 @@ def _no_section(error: ErrorDetails, document: dict[str, Any]) -> str:
 
 
 def _suggestion(location: tuple[int | str, ...], document: dict[str, Any]) -> str:
-    section = _section_at(location[:-1], document)
-    near = difflib.get_close_matches(str(location[-1]), section.model_fields, n=1)
+    section, key = _section_at(location[:-1], document), str(location[-1])
+    if (slot := _slot_at(location[:-1], document)) is not None and (owners := slot.with_key(key)):
+        return f"; it goes with {slot.kind.name_key}: {' or '.join(owners)}"
+    near = difflib.get_close_matches(key, section.model_fields, n=1)
     if near:
         return f"; did you mean {near[0]}?"
     return f"; known keys here: {', '.join(section.model_fields)}"
@@ -979,6 +936,14 @@ def _section_at(location: Sequence[int | str], document: Any) -> Any:
         slot = next((each for each in about.metadata if isinstance(each, Slot)), None)
         section = slot.options_of(document) if slot else _section_type(about.annotation)
     return section
+
+
+def _slot_at(location: Sequence[int | str], document: Any) -> Slot | None:
+    """Return the slot that a section is in; None for a section that is no component's."""
+    if not location:
+        return None
+    about = _section_at(location[:-1], document).model_fields[str(location[-1])]
+    return next((each for each in about.metadata if isinstance(each, Slot)), None)
 
 
 def _section_type(annotation: Any) -> Any:

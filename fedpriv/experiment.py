@@ -256,7 +256,7 @@ def reopen(path: Path) -> tuple[RunDirectory, Experiment]:
     """
     directory = RunDirectory.open(path)
     files = checkpoint_files(directory.checkpoints)
-    experiment = prepare(directory.config(), seeded=not files)
+    experiment = prepare(directory.config_to_continue(), seeded=not files)
     if files:
         # Before the checkpoint: the ledger can say what differs.
         if directory.ledger.exists():

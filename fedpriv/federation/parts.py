@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from fedpriv.config import (
-    ClippingConfig,
     ExperimentConfig,
     LocalConfig,
     PrivacyConfig,
@@ -26,14 +25,13 @@ from fedpriv.models.products import route_products
 from fedpriv.models.registry import MODELS, build_model
 from fedpriv.models.speech import HOP_SECONDS
 from fedpriv.privacy.clipping import (
-    SPLITS,
     AdaptiveBounds,
     ClippingRule,
     GlobalClipping,
-    PerLayerClipping,
     Unclipped,
     bounds_of,
 )
+from fedpriv.privacy.clipping_rules import AdaptiveOptions, ClippingOptions, build_rule
 from fedpriv.privacy.error_feedback import Dice, ErrorFeedback, Remainder
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.mechanisms.base import NodeNoise
@@ -160,7 +158,7 @@ def build_gaussian(
     if (feedback := build_error_feedback(privacy, layout)) is not None:
         clipping = feedback.contribution(clipping)
     counts = None
-    if privacy.clipping.kind == "adaptive":
+    if isinstance(privacy.clipping, AdaptiveOptions):
         number = len(bounds_of(clipping))
         stddev = privacy.clipping.count_noise
         if stddev is None:
@@ -177,21 +175,14 @@ def build_gaussian(
         raise InputError(f"privacy.clipping: {error}") from None
 
 
-def build_clipping(config: ClippingConfig | None, layout: Layout) -> ClippingRule:
-    """Return the clipping rule of `config` for blocks of `layout`; None bounds nothing."""
-    if config is None:
-        return Unclipped()
-    if (config.adapts if config.kind == "adaptive" else config.kind) == "global":
-        return GlobalClipping(config.bound)
-    bounds = SPLITS[config.split](config.bound, layout.sizes)
-    return PerLayerClipping(config.bound, bounds, config.normalize)
+def build_clipping(options: ClippingOptions | None, layout: Layout) -> ClippingRule:
+    """Return the clipping rule of `options` for blocks of `layout`; None bounds nothing."""
+    return Unclipped() if options is None else build_rule(options, layout.sizes)
 
 
-def build_adaptive(config: ClippingConfig) -> AdaptiveBounds | None:
+def build_adaptive(options: ClippingOptions) -> AdaptiveBounds | None:
     """Return how the clip bounds follow the norms; None where they are fixed."""
-    if config.kind != "adaptive":
-        return None
-    return AdaptiveBounds(config.quantile, config.adapt_lr)
+    return options.bounds() if isinstance(options, AdaptiveOptions) else None
 
 
 def build_error_feedback(privacy: PrivacyConfig | None, layout: Layout) -> ErrorFeedback | None:

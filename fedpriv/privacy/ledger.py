@@ -370,11 +370,7 @@ def check_same_run(path: Path, found: Header, expected: Header) -> None:
     """Raise InputError, with what differs, unless `found` is the header of the expected run."""
     if found == expected:
         return
-    if found.version != expected.version:
-        raise InputError(
-            f"{path} was written by another version of fedpriv, which told runs apart by other "
-            "facts: the run can be reported on, but not continued"
-        )
+    check_version(path, found)
     if found.outside != expected.outside:
         raise InputError(
             f"{path} was charged with {_listed(found.outside)} from outside, and what is there now "
@@ -391,6 +387,15 @@ def check_same_run(path: Path, found: Header, expected: Header) -> None:
         f"{path} belongs to another configuration ({next(differing)} differs): "
         "a run continues only with the configuration that it was charged under"
     )
+
+
+def check_version(path: Path, found: Header) -> None:
+    """Raise InputError where another version of fedpriv began the run with the header `found`."""
+    if found.version != VERSION:
+        raise InputError(
+            f"{path} was written by another version of fedpriv, which told runs apart by other "
+            "facts: the run can be reported on, but not continued"
+        )
 
 
 def _listed(outside: Sequence[str]) -> str:

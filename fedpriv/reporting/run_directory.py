@@ -30,7 +30,7 @@ import torch
 from fedpriv import __version__, disk
 from fedpriv.config import ExperimentConfig, load_config
 from fedpriv.errors import InputError
-from fedpriv.privacy.ledger import Header, Ledger
+from fedpriv.privacy.ledger import Header, Ledger, check_version, read_ledger
 from fedpriv.reporting.terminal import in_a_shell
 
 _RECORDS = ("config.yaml", "environment.json", "ledger.jsonl", "metrics.jsonl", "audit.json")
@@ -144,7 +144,17 @@ class RunDirectory:
         raise InputError(f"{path}: not a run directory (it has no config.yaml){newest_below(path)}")
 
     def config(self) -> ExperimentConfig:
-        """Return the run's resolved config."""
+        """Return the run's resolved config, which is only read."""
+        return load_config(self.path / "config.yaml", reading=True)
+
+    def config_to_continue(self) -> ExperimentConfig:
+        """Return the run's resolved config, with all the code that it names.
+
+        Raises:
+            InputError: some of it is not there, or another version of fedpriv wrote the run.
+        """
+        if self.ledger.exists():
+            check_version(self.ledger, read_ledger(self.ledger).header)
         return load_config(self.path / "config.yaml")
 
     def environment(self) -> dict[str, Any]:

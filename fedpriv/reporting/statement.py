@@ -13,6 +13,7 @@ from importlib.metadata import version
 from itertools import groupby
 
 from fedpriv.privacy.advice import LARGE_DELTA, REASONABLE, STRONG
+from fedpriv.privacy.clipping_rules import AdaptiveOptions, GlobalOptions, PerLayerOptions
 from fedpriv.privacy.figures import epsilon_text, percent_up
 from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.mechanisms.base import HOSTED, Facts
@@ -276,6 +277,8 @@ def _sections(run: Run, account: Spent) -> tuple[Section, ...]:
         Section("logged", "What else was logged", _logged(run)),
         Section("verification", "How to check this", _verification(run)),
     ]
+    if run.header.outside:
+        always.insert(2, Section("outside", "Code from outside", _outside(run)))
     if not run.private or run.delta is None:
         return tuple(always)
     promised = [
@@ -315,9 +318,30 @@ def _facts(run: Run, account: Spent, delta: float) -> Facts:
     )
 
 
+def _outside(run: Run) -> tuple[str, ...]:
+    """Say what is not fedpriv's own, and what that leaves open."""
+    open_questions = {
+        "data": "That what a user holds does not depend on who else is there is for the data set's "
+        "author to say: ε takes it for granted.",
+        "model": "That a model keeps nothing of one user for the next was checked of what its "
+        "state says, and of nothing that its code may hide.",
+        "privacy.clipping": "The clipping rule is shown one user's norms at a time, and its "
+        "factors are shrunk where they would lift a contribution above C: the bound does not rest "
+        "on it.",
+        "server.normalize": "The normaliser sees the noisy average alone: what it does is "
+        "post-processing.",
+    }
+    named = [line.partition(": ")[0] for line in run.header.outside]
+    return (
+        *(f"Not fedpriv's own: {line}." for line in run.header.outside),
+        *(open_questions[key] for key in named if key in open_questions),
+    )
+
+
 # The order in which a reader asks; without a promise some of the questions fall away.
 _ORDER = (
     "unit",
+    "outside",
     "adjacency",
     "trust",
     "mechanism",
@@ -377,16 +401,19 @@ def _clipping(run: Run, what: str) -> str:
     if run.config.privacy is None:
         return f"each {what} is clipped, how config.yaml does not say,"
     clipping = run.config.privacy.clipping
-    if clipping.kind == "global":
+    if isinstance(clipping, GlobalOptions):
         return f"each {what} is clipped as a whole"
-    if clipping.kind == "adaptive":
+    if isinstance(clipping, AdaptiveOptions):
         part = {"global": f"the {what}", "per_layer": "each block"}[clipping.adapts]
         return (
             f"{part} is clipped to a bound that follows the {clipping.quantile:g} quantile of the "
             "norms (Andrew et al. 2021)"
         )
-    if clipping.kind != "per_layer":
-        raise ValueError(f"no sentence for privacy.clipping.kind: {clipping.kind}")
+    if not isinstance(clipping, PerLayerOptions):
+        return (
+            f"each {what} is clipped by {clipping.kind}, a rule from outside, whose factors are "
+            f"shrunk where they would lift the {what} above C,"
+        )
     shares = {"uniform": "C/√H each", "dim": "C·√(d_h/Σd) each"}[clipping.split]
     if clipping.normalize:
         return f"any {what} above C has each of its H blocks set to its share of C ({shares})"
