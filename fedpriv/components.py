@@ -149,6 +149,10 @@ class Component:
             raise InputError(f"{where}: {self.name} fails: {_told(error)}") from error
 
 
+#: All kinds, by the key at which a config has them.
+KINDS: dict[str, Kind] = {}
+
+
 @dataclass(frozen=True, eq=False)
 class Kind:
     """A kind of component: where a config has it, and which are known by name.
@@ -179,6 +183,9 @@ class Kind:
     copies: bool = True
     only_own: str = ""
     _found: dict[str, Component] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        KINDS[self.key] = self
 
     def find(self, name: str, look_up: LookUp = LookUp()) -> Component:
         """Return the component called `name`.
@@ -336,9 +343,15 @@ class Kind:
 
 @dataclass(frozen=True)
 class Slot:
-    """Marks the field of a config in which a component of `kind` is: `Annotated[X, Slot(KIND)]`."""
+    """Marks the field of a config in which a component of `kind` is: `Annotated[X, Slot(KIND)]`.
+
+    Attributes:
+        kind: its kind.
+        optional: whether null stands for none.
+    """
 
     kind: Kind
+    optional: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         return core_schema.with_info_plain_validator_function(
@@ -346,7 +359,9 @@ class Slot:
             serialization=core_schema.plain_serializer_function_ser_schema(_dumped, info_arg=True),
         )
 
-    def _parsed(self, value: Any, info: core_schema.ValidationInfo) -> Options:
+    def _parsed(self, value: Any, info: core_schema.ValidationInfo) -> Options | None:
+        if value is None and self.optional:
+            return None
         return self.kind.parse(value, info.context or LookUp())
 
     def known(self) -> list[type[Options]]:
@@ -368,6 +383,7 @@ class Slot:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         known = [handler(each.__pydantic_core_schema__) for each in self.known()]
+        known += [{"type": "null"}] if self.optional else []
         if self.kind.only_own:
             return {"anyOf": known}
         key = self.kind.name_key
@@ -382,14 +398,38 @@ class Slot:
         return {"anyOf": [*known, outside]}
 
 
+@dataclass(frozen=True)
+class Named:
+    """Marks a field that holds the name of a component whose options lie elsewhere.
+
+    Only names from outside, `package.module:object`, are looked up when a config is read.
+    """
+
+    kind: Kind
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.with_info_after_validator_function(self._found, handler(source))
+
+    def _found(self, name: str, info: core_schema.ValidationInfo) -> str:
+        look_up = info.context or LookUp()
+        if ":" in name and not look_up.reading:
+            try:
+                self.kind.find(name, look_up)
+            except InputError as error:
+                raise PydanticCustomError("component", "{reason}", {"reason": str(error)}) from None
+        return name
+
+
 def slots(section: BaseModel, prefix: str = "") -> list[tuple[str, Component]]:
     """Return the components of a config, each with the key that it is at."""
     found: list[tuple[str, Component]] = []
     for name, about in type(section).model_fields.items():
         value = getattr(section, name)
-        slot = next((each for each in about.metadata if isinstance(each, Slot)), None)
-        if slot is not None and isinstance(value, Options):
-            found.append((prefix + name, slot.kind.of(value)))
+        mark = next((each for each in about.metadata if isinstance(each, Slot | Named)), None)
+        if isinstance(mark, Named) and ":" in value:
+            found.append((prefix + name, mark.kind.find(value)))
+        elif mark is not None and isinstance(value, Options):
+            found.append((prefix + name, mark.kind.of(value)))
         elif isinstance(value, BaseModel):
             found += slots(value, f"{prefix}{name}.")
     return found
@@ -425,9 +465,13 @@ def _at(key: str, reason: str, value: Any) -> ValidationError:
     return ValidationError.from_exception_data("component", [details])
 
 
-def _dumped(options: Options, info: core_schema.SerializationInfo) -> dict[str, Any]:
-    return options.model_dump(
-        mode=info.mode, exclude_defaults=info.exclude_defaults, exclude_unset=info.exclude_unset
+def _dumped(options: Options | None, info: core_schema.SerializationInfo) -> dict[str, Any] | None:
+    return (
+        None
+        if options is None
+        else options.model_dump(
+            mode=info.mode, exclude_defaults=info.exclude_defaults, exclude_unset=info.exclude_unset
+        )
     )
 
 

@@ -18,12 +18,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from fedpriv import yaml_text
-from fedpriv.components import LookUp, Slot, slots
+from fedpriv.components import LookUp, Named, Slot, slots
 from fedpriv.data.options import DataOptions
 from fedpriv.data.registry import DATASETS
 from fedpriv.errors import InputError
 from fedpriv.models.options import ModelOptions
 from fedpriv.models.registry import MODELS
+from fedpriv.optimizers.kinds import OPTIMIZERS
+from fedpriv.optimizers.normalize import NORMALIZERS, NormalizerOptions
 from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.clipping_rules import CLIPPING, AdaptiveOptions, ClippingOptions
@@ -111,8 +113,10 @@ class LocalConfig(Section):
 class ServerConfig(Section):
     """How the server applies the averaged update."""
 
-    optimizer: str = Field(
-        default="lamb", description="Any optimizer of torch.optim or pytorch_optimizer, by name."
+    optimizer: Annotated[str, Named(OPTIMIZERS)] = Field(
+        default="lamb",
+        description="Any optimizer of torch.optim or pytorch_optimizer, by name, or "
+        "package.module:object for your own.",
     )
     lr: Rate = Field(default=0.01, description="Server learning rate, before the schedule.")
     options: dict[str, Any] = Field(
@@ -126,7 +130,7 @@ class ServerConfig(Section):
         description="Numbers in which parameters travel to the nodes; bfloat16 halves what is "
         "sent, and users start from parameters rounded to 8 bits.",
     )
-    normalize: str | None = Field(
+    normalize: Annotated[NormalizerOptions | None, Slot(NORMALIZERS, optional=True)] = Field(
         default=None,
         description="Layer-wise normalisation of the averaged update before the optimizer.",
     )
@@ -520,7 +524,9 @@ class PretrainConfig(Section):
 
     steps: Annotated[int, Field(ge=1)] = Field(description="Optimizer steps.")
     batch_size: Annotated[int, Field(ge=1)] = Field(default=16, description="Examples a step.")
-    optimizer: str = Field(default="adamw", description="As for server.optimizer.")
+    optimizer: Annotated[str, Named(OPTIMIZERS)] = Field(
+        default="adamw", description="As for server.optimizer."
+    )
     lr: Rate = Field(default=0.001, description="Learning rate, before the schedule.")
     options: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of the optimizer, e.g. betas."

@@ -427,7 +427,7 @@ def test_every_key_that_a_message_names_exists():
         return True
 
     roots = "|".join(name for name, field in ExperimentConfig.model_fields.items())
-    named = set(re.findall(rf"(?<![\w./])((?:{roots})(?:\.[a-z_0-9]+)+)(?![\w(])", strings()))
+    named = set(re.findall(rf"(?<![\w./{{])((?:{roots})(?:\.[a-z_0-9]+)+)(?![\w(])", strings()))
     modules = {
         name for name in named if name.split(".")[-1] in ("py", "yaml", "json", "safetensors")
     }

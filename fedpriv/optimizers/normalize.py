@@ -1,21 +1,28 @@
 """Layer-wise normalisation of the averaged update, before the server's optimizer sees it.
 
 Post-processing of the noisy sum: free of privacy cost. A normaliser maps a dict of blocks, one a
-parameter tensor, to a dict with the same keys, shapes and dtypes; it changes none of its
-arguments, and knows neither parameters nor optimizer. A new one is a function and one line in
-`NORMALIZERS`.
+parameter tensor, to a dict with the same keys and shapes; it changes none of its arguments, and
+knows neither parameters nor optimizer. It is a function of the blocks and of its options, or a
+class that is made with its options and then called with the blocks.
 """
 
-import difflib
 from collections.abc import Callable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from fedpriv.components import Kind, Options
 from fedpriv.errors import InputError
 
 Update = dict[str, Tensor]
 Normalizer = Callable[[Update], Update]
+
+
+class NormalizerOptions(Options):
+    """How the averaged update is normalised; each normaliser adds its own options."""
+
+    name: str = Field(description="name of the normaliser, or package.module:object for your own")
 
 
 def layer_norm_l2(update: Update) -> Update:
@@ -33,24 +40,35 @@ def _unit(block: Tensor) -> Tensor:
     return (precise / torch.where(norm == 0, 1.0, norm)).to(block.dtype)
 
 
-NORMALIZERS: dict[str, Normalizer] = {"layer_norm_l2": layer_norm_l2}
+NORMALIZERS = Kind(
+    key="server.normalize",
+    noun="normaliser",
+    registered={"layer_norm_l2": "fedpriv.optimizers.normalize:layer_norm_l2"},
+    base="fedpriv.optimizers.normalize:NormalizerOptions",
+    works_on=1,
+    group="fedpriv.normalizers",
+)
 
 
-def normalizer(name: str | None) -> Normalizer:
-    """Return the normaliser of that name; None is off: the update itself.
+def normalizer(options: NormalizerOptions | None) -> Normalizer:
+    """Return the normaliser of these options; None is off: the update itself.
 
-    Raises InputError naming `server.normalize` for an unknown name.
-
-    >>> normalizer("layer_norm_l2")({"w": torch.tensor([3.0, 4.0])})
+    >>> normalizer(NORMALIZERS.parse("layer_norm_l2"))({"w": torch.tensor([3.0, 4.0])})
     {'w': tensor([0.6000, 0.8000])}
     """
-    if name is None:
+    if options is None:
         return dict
-    if name not in NORMALIZERS:
-        close = difflib.get_close_matches(name, NORMALIZERS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise InputError(
-            f"server.normalize: unknown normaliser {name!r}, known are "
-            f"{', '.join(sorted(NORMALIZERS))}{hint}"
-        )
-    return NORMALIZERS[name]
+    made: Normalizer = NORMALIZERS.of(options).bound(options)
+
+    def normalized(update: Update) -> Update:
+        blocks = made(dict(update))
+        if not isinstance(blocks, dict) or {k: b.shape for k, b in blocks.items()} != {
+            k: b.shape for k, b in update.items()
+        }:
+            raise InputError(
+                f"server.normalize: {options.name} must return a dict with the blocks that it was "
+                "given, each of its own shape"
+            )
+        return blocks
+
+    return normalized

@@ -20,6 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import nn
 
 from fedpriv.errors import InputError
+from fedpriv.optimizers.kinds import OPTIMIZERS
 from fedpriv.sections import refuse_truth
 
 OptimizerClass = type[torch.optim.Optimizer]
@@ -213,6 +214,8 @@ def _all_optimizers() -> dict[str, OptimizerClass]:
 
 
 def _optimizer_class(name: str) -> OptimizerClass:
+    if ":" in name:
+        return _from_outside(name)
     key = _key(name)
     if key in UNSUITABLE:
         raise InputError(f"server.optimizer: {name} cannot be the server's, {UNSUITABLE[key]}")
@@ -228,12 +231,19 @@ def _optimizer_class(name: str) -> OptimizerClass:
     return found
 
 
+def _from_outside(name: str) -> OptimizerClass:
+    made = OPTIMIZERS.find(name).make
+    if not isinstance(made, type) or not issubclass(made, torch.optim.Optimizer):
+        raise InputError(f"server.optimizer: {name} is no class of torch.optim.Optimizer")
+    return made
+
+
 def _option_hints(key: str, optimizer_class: OptimizerClass) -> dict[str, Any]:
     """Return the type of each option that the optimizer takes."""
     _, *arguments = inspect.signature(optimizer_class).parameters.values()
     hints = typing.get_type_hints(optimizer_class.__init__)
     named = {
-        argument.name: hints[argument.name]
+        argument.name: hints.get(argument.name, Any)
         for argument in arguments
         if argument.kind is not argument.VAR_KEYWORD and argument.name not in _NOT_OPTIONS
     }

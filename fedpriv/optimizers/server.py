@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpriv.errors import InputError
-from fedpriv.optimizers.normalize import normalizer
+from fedpriv.optimizers.normalize import NormalizerOptions, normalizer
 from fedpriv.optimizers.registry import server_optimizer, state_types
 from fedpriv.optimizers.schedules import ScheduleConfig, factor, scale_learning_rates
 from fedpriv.training.parameters import Layout, parameters_of
@@ -35,7 +35,7 @@ class Server:
         lr: float,
         options: Mapping[str, Any],
         schedule: ScheduleConfig,
-        normalize: str | None,
+        normalize: NormalizerOptions | None,
         rounds: int,
     ) -> None:
         self.model = model

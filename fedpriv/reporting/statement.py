@@ -330,6 +330,8 @@ def _outside(run: Run) -> tuple[str, ...]:
         "on it.",
         "server.normalize": "The normaliser sees the noisy average alone: what it does is "
         "post-processing.",
+        "server.optimizer": "The optimizer sees the noisy average alone: what it does is "
+        "post-processing.",
     }
     named = [line.partition(": ")[0] for line in run.header.outside]
     return (

@@ -1,8 +1,11 @@
 import pytest
 import torch
+from in_process import small_config
 
+from fedpriv.components import outside
 from fedpriv.errors import InputError
 from fedpriv.optimizers.normalize import NORMALIZERS, layer_norm_l2, normalizer
+from fedpriv.optimizers.registry import server_optimizer
 
 
 def test_each_block_is_divided_by_its_norm():
@@ -32,6 +35,71 @@ def test_norms_are_one_at_any_scale(scale, dtype):
 def test_registry():
     update = {"a": torch.ones(3)}
     assert torch.equal(normalizer(None)(update)["a"], update["a"])
-    assert all(normalizer(name) is rule for name, rule in NORMALIZERS.items())
-    with pytest.raises(InputError, match=r"server\.normalize: unknown.*did you mean layer_norm_l2"):
-        normalizer("layernorm_l2")
+    named = normalizer(NORMALIZERS.parse("layer_norm_l2"))
+    assert torch.equal(named(update)["a"], layer_norm_l2(update)["a"])
+    with pytest.raises(InputError, match=r"server\.normalize\.name: unknown.*mean layer_norm_l2"):
+        small_config(server__normalize="layernorm_l2")
+
+
+CODE = """
+import torch
+def powered(update, power: float = 0.5):
+    return {name: block.sign() * block.abs() ** power for name, block in update.items()}
+class Scaled:
+    def __init__(self, by: float):
+        self.by = by
+    def __call__(self, update):
+        return {name: self.by * block for name, block in update.items()}
+def fewer(update):
+    return {}
+class Halving(torch.optim.SGD):
+    def __init__(self, params, lr, slow: float = 1.0):
+        super().__init__(params, lr=lr * slow)
+"""
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({"name": "theirs:powered"}, [2.0, -3.0]),
+        ({"name": "theirs:powered", "power": 2}, [16.0, -81.0]),
+        ({"name": "theirs:Scaled", "by": 3}, [12.0, -27.0]),
+        ("theirs:powered", [2.0, -3.0]),
+    ],
+)
+def test_a_normalizer_from_outside_is_a_function_or_a_class_with_options(
+    tmp_path, wanted, expected
+):
+    (tmp_path / "theirs.py").write_text(CODE)
+    config = small_config(code=str(tmp_path), server__normalize=wanted)
+    update = {"a": torch.tensor([4.0, -9.0])}
+    assert normalizer(config.server.normalize)(update)["a"].tolist() == expected
+    assert update["a"].tolist() == [4.0, -9.0]
+
+
+def test_what_a_normalizer_may_not_do_is_told(tmp_path):
+    (tmp_path / "theirs.py").write_text(CODE)
+    config = small_config(code=str(tmp_path), server__normalize="theirs:fewer")
+    with pytest.raises(InputError, match=r"server\.normalize: theirs:fewer must return a dict"):
+        normalizer(config.server.normalize)({"a": torch.ones(2)})
+    with pytest.raises(InputError, match=r"^server\.normalize\.by: this key is needed"):
+        small_config(code=str(tmp_path), server__normalize="theirs:Scaled")
+
+
+def test_an_optimizer_from_outside_takes_its_options(tmp_path):
+    (tmp_path / "theirs.py").write_text(CODE)
+    given = {"optimizer": "theirs:Halving", "lr": 0.5, "options": {"slow": 0.5}}
+    config = small_config(code=str(tmp_path), server=given)
+    weights = [torch.nn.Parameter(torch.ones(2))]
+    optimizer = server_optimizer(
+        config.server.optimizer, weights, config.server.lr, config.server.options
+    )
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    assert list(outside(config)) == ["server.optimizer"]
+    with pytest.raises(InputError, match=r"server\.options\.slwo: .* has no such option"):
+        server_optimizer("theirs:Halving", weights, 0.1, {"slwo": 1})
+    with pytest.raises(InputError, match=r"^server\.optimizer: .* has no none"):
+        small_config(code=str(tmp_path), server={"optimizer": "theirs:none"})
+    named = small_config(code=str(tmp_path), server={"optimizer": "theirs:powered"})
+    with pytest.raises(InputError, match=r"server\.optimizer: theirs:powered is no class of"):
+        server_optimizer(named.server.optimizer, weights, 0.1, {})

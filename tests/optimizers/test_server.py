@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from fedpriv.errors import InputError
+from fedpriv.optimizers.normalize import NORMALIZERS
 from fedpriv.optimizers.registry import available_optimizers
 from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.optimizers.server import Server
@@ -29,7 +30,8 @@ def test_sgd_subtracts_the_averaged_update():
 
 def test_the_schedule_and_the_normalizer_are_applied():
     schedule = ScheduleConfig(kind="step", factor=0.1, every=1, start_round=1)
-    server = new_server("sgd", lr=1.0, normalize="layer_norm_l2", schedule=schedule)
+    unit = NORMALIZERS.parse("layer_norm_l2")
+    server = new_server("sgd", lr=1.0, normalize=unit, schedule=schedule)
     for round_ in (1, 2, 3):
         before = server.parameters()
         server.step(average(server, round_), round_, seed=0)
