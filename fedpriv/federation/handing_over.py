@@ -1,0 +1,71 @@
+"""How a user's own code reaches the processes that train.
+
+What is installed, or on PYTHONPATH, is imported there. What lies beside a config, in a script or in
+a notebook travels as it is in memory, so that neither a folder nor a file need be shared.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ray import cloudpickle
+
+from fedpriv.components import KINDS, outside
+from fedpriv.config import ExperimentConfig
+from fedpriv.origins import modules_in
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """What another process needs for a config's components from outside.
+
+    Attributes:
+        paths: where modules are imported from here.
+        pickled: the components, which are unpickled when those paths are known.
+    """
+
+    paths: tuple[str, ...]
+    pickled: bytes
+
+    @classmethod
+    def of(cls, config: ExperimentConfig) -> HandOver:
+        """Return what the components of `config` need; nothing where all are fedpriv's own."""
+        found = list(outside(config).values())
+        if not found:
+            return cls((), b"")
+        given = [(each.kind.key, each.name, each.make, each.origin) for each in found]
+        folders = {each.origin.folder for each in found if each.origin and each.origin.folder}
+        modules = [module for folder in sorted(folders) for module in modules_in(folder)]
+        for module in modules:
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            pickled = cloudpickle.dumps(given)
+        finally:
+            for module in modules:
+                cloudpickle.unregister_pickle_by_value(module)
+        return cls(tuple(path for path in sys.path if path), pickled)
+
+    def accept(self) -> None:
+        """Make the components known in this process, whatever its node may import by itself."""
+        sys.path += [path for path in self.paths if path not in sys.path]
+        if not self.pickled:
+            return
+        for key, name, make, origin in cloudpickle.loads(self.pickled):
+            # The files may be others by now, or not be there: what runs is what was handed over.
+            KINDS[key].take(name, make, replace(origin, folder=None))
+
+
+@dataclass(frozen=True)
+class Accepting:
+    """Makes a node of a process that first accepts what it is handed; it travels by pickle."""
+
+    handed: HandOver
+    node: Callable[[int, int], Any]
+
+    def __call__(self, partition: int, partitions: int) -> Any:
+        """Return the node of a partition out of so many."""
+        self.handed.accept()
+        return self.node(partition, partitions)

@@ -1,0 +1,119 @@
+"""A user's own code reaches another process, which sees neither its file nor its folder."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from in_process import SMALL
+
+from fedpriv.config import load_config
+from fedpriv.federation.handing_over import Accepting, HandOver
+
+CODE = """
+from torch import nn
+from beside_helping import width_of
+def cnn(input_shape, classes, width: int = 4):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width_of(width)), nn.Linear(width, classes))
+"""
+
+# Another process: a node that lets itself import nothing by itself.
+NODE = """
+import json, pickle, sys
+from fedpriv.components import LookUp, outside
+from fedpriv.config import parse_config
+from fedpriv.models import build_model
+node, document = pickle.load(open(sys.argv[1], "rb")), json.load(open(sys.argv[2]))
+assert node(0, 1) == ("node", 0, 1)
+config = parse_config(document, LookUp(allowed=()))
+model = build_model(config.model, (1, 8, 8), 10, 1)
+print(json.dumps([[tuple(p.shape) for p in model.parameters()], config.fingerprint("")]))
+"""
+
+# What a script hands over, which is `__main__` there.
+SCRIPT = """
+import json, pickle, sys
+from torch import nn
+from fedpriv.config import parse_config
+from fedpriv.federation.handing_over import Accepting, HandOver
+from where import node
+WIDTH = 6
+def mine(input_shape, classes, wide: bool = True):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, WIDTH), nn.Linear(WIDTH, classes))
+document = json.load(open(sys.argv[1]))
+document["model"] = {"name": mine, "wide": False}
+config = parse_config(document)
+pickle.dump(Accepting(HandOver.of(config), node), open(sys.argv[2], "wb"))
+json.dump(json.loads(config.model_dump_json()), open(sys.argv[3], "w"))
+"""
+
+
+@pytest.fixture
+def there(tmp_path):
+    """A folder that the other process imports from."""
+    folder = tmp_path / "there"
+    folder.mkdir()
+    (folder / "where.py").write_text(
+        "def node(partition, partitions):\n    return ('node', partition, partitions)\n"
+    )
+    return folder
+
+
+def answer(there: Path, *arguments: Path) -> tuple[list[list[int]], str]:
+    path = f"{there}:{Path(__file__).parents[2]}"
+    done = subprocess.run(
+        [sys.executable, "-c", NODE, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=there,
+        env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    shapes, fingerprint = json.loads(done.stdout)
+    return shapes, fingerprint
+
+
+def test_a_file_beside_the_config_travels_with_what_it_imports(there, tmp_path, monkeypatch):
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "beside_mine.py").write_text(CODE)
+    (project / "beside_helping.py").write_text("def width_of(width):\n    return width\n")
+    document = {**SMALL, "model": {"name": "beside_mine:cnn", "width": 5}}
+    (project / "mine.yaml").write_text(yaml.safe_dump(document))
+    config = load_config(project / "mine.yaml")
+    monkeypatch.syspath_prepend(str(there))
+    from where import node
+
+    (tmp_path / "node").write_bytes(pickle.dumps(Accepting(HandOver.of(config), node)))
+    (tmp_path / "config").write_text(config.model_dump_json())
+    shutil.rmtree(project)  # as if the other process were on another machine
+    shapes, fingerprint = answer(there, tmp_path / "node", tmp_path / "config")
+    assert shapes == [[5, 64], [5], [10, 5], [10]]
+    assert fingerprint == config.fingerprint("")
+
+
+def test_what_a_script_hands_over_travels(there, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "small").write_text(json.dumps(SMALL))
+    files = [tmp_path / name for name in ("small", "node", "config")]
+    subprocess.run(
+        [sys.executable, tmp_path / "script.py", *files],
+        check=True,
+        env={
+            "PYTHONPATH": f"{there}:{Path(__file__).parents[2]}",
+            "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": "1",
+        },
+    )
+    (tmp_path / "script.py").unlink()
+    shapes, _ = answer(there, *files[1:])
+    assert shapes == [[6, 64], [6], [10, 6], [10]]
+
+
+def test_nothing_is_handed_over_where_all_is_fedprivs_own(tmp_path):
+    (tmp_path / "plain.yaml").write_text(yaml.safe_dump(SMALL))
+    assert HandOver.of(load_config(tmp_path / "plain.yaml")) == HandOver((), b"")
