@@ -108,18 +108,18 @@ def run(
 ) -> None:
     """Train as CONFIG says, in a new run directory."""
     from fedpriv.config import load_config
-    from fedpriv.preparation import plan_and_trainer
+    from fedpriv.preparation import plan_for, ready_trainer
     from fedpriv.reporting.run_directory import require_empty
 
     overrides = [*(overrides or []), *(["runtime.profile=true"] if profile else [])]
     settings = load_config(config, overrides)
     if settings.run_dir is not None:
         require_empty(settings.run_dir)
-    plan, trainer = plan_and_trainer(_seeded(settings))
-    with _ray_starting(plan.config.runtime) as wait_for_ray:
+    settings, trainer = ready_trainer(_seeded(settings))
+    with _ray_starting(settings.runtime) as wait_for_ray:
         from fedpriv import experiment
 
-        prepared = experiment.complete(plan, trainer)
+        prepared = experiment.complete(plan_for(settings, trainer), trainer)
         wait_for_ray()  # where it does not start nothing should be left behind
         _train(experiment.create(prepared), prepared)
 

@@ -28,7 +28,7 @@ from fedpriv.federation.grids import simulated_nodes
 from fedpriv.federation.plan import Plan
 from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
 from fedpriv.optimizers.server import Server
-from fedpriv.preparation import plan_and_trainer
+from fedpriv.preparation import plan_for, ready_trainer
 from fedpriv.privacy.accounts import SiloCosts, most_charged
 from fedpriv.privacy.charging import pld_epsilon
 from fedpriv.privacy.ledger import Header, Ledger, check_same_run, read_ledger
@@ -176,16 +176,17 @@ class Experiment:
 
 
 def prepare(config: ExperimentConfig, seeded: bool = True) -> Experiment:
-    """Build and check everything that a run needs, as `plan_and_trainer`; writes nothing.
+    """Build and check everything that a run needs, as `ready_trainer`; writes nothing.
 
     Raises:
         InputError: data, model, optimizer or privacy settings are impossible.
     """
-    return complete(*plan_and_trainer(config, seeded))
+    config, trainer = ready_trainer(config, seeded)
+    return complete(plan_for(config, trainer), trainer)
 
 
 def complete(plan: Plan, trainer: CohortTrainer) -> Experiment:
-    """Return the experiment of what `plan_and_trainer` has built, with its server.
+    """Return the experiment of a plan and what its nodes train with, with its server.
 
     Raises:
         InputError: the optimizer's settings are impossible, or no held-out example can be used.

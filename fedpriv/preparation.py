@@ -1,29 +1,37 @@
 """What a run does and what its nodes train with, built and checked before anything starts.
 
 Neither Flower and Ray nor the optimizers are imported here, which takes as long as all of it.
+What nodes train with is there first, in a moment; the plan takes seconds, in which Ray can start.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fedpriv.config import ExperimentConfig
 from fedpriv.federation.parts import build_trainer
-from fedpriv.federation.plan import Plan, build_plan, population_of
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.parameters import Layout
 from fedpriv.training.stack_size import Room, fitting_stack, measured_stack
 
+if TYPE_CHECKING:
+    from fedpriv.federation.plan import Plan
 
-def plan_and_trainer(config: ExperimentConfig, seeded: bool = True) -> tuple[Plan, CohortTrainer]:
-    """Build and check data, model, local training and privacy; writes nothing.
+
+def ready_trainer(
+    config: ExperimentConfig, seeded: bool = True
+) -> tuple[ExperimentConfig, CohortTrainer]:
+    """Build and check data, model and local training; writes nothing.
+
+    Returns the config, with what the machine decides of it, and the trainer.
 
     Args:
         config: the config; where it has a seed model, one from `with_seed_model`.
         seeded: False leaves the seed model unread, where a checkpoint will take its place.
 
     Raises:
-        InputError: data, model or privacy settings are impossible.
+        InputError: data, model or settings of the machine are impossible.
     """
     trainer = build_trainer(config)
     if config.runtime.stack == "measure" or (
@@ -37,9 +45,21 @@ def plan_and_trainer(config: ExperimentConfig, seeded: bool = True) -> tuple[Pla
         from fedpriv.seed_model import load_seed_model
 
         load_seed_model(config, trainer.model)
+    return config, trainer
+
+
+def plan_for(config: ExperimentConfig, trainer: CohortTrainer) -> Plan:
+    """Return the plan of what `ready_trainer` has built; writes nothing.
+
+    Raises:
+        InputError: the privacy settings are impossible.
+    """
+    # Imported here: it takes a second.
+    from fedpriv.federation.plan import build_plan, population_of
+
     population, layout = population_of(config, trainer.dataset), Layout.of(trainer.model)
     data = "" if config.runtime.deployment else trainer.dataset.digest()
-    return build_plan(config, population, layout, data, trainer.dataset.user_ids), trainer
+    return build_plan(config, population, layout, data, trainer.dataset.user_ids)
 
 
 def _stack(config: ExperimentConfig, trainer: CohortTrainer) -> int:

@@ -51,7 +51,10 @@ def test_torchs_optimizers_step_as_they_do_and_do_not_import_the_compiler():
             "fedpriv.federation.client_app",
             ["scipy.special", "scipy.stats", "dp_accounting", "pytorch_optimizer"],
         ),
-        ("fedpriv.preparation", ["flwr", "ray", "pytorch_optimizer"]),
+        ("fedpriv.preparation", ["flwr", "ray", "pytorch_optimizer", "dp_accounting"]),
+        ("fedpriv.cli", ["torch", "numpy", "pydantic", "flwr"]),
+        ("fedpriv", ["torch", "numpy", "pydantic", "flwr"]),
+        ("fedpriv.privacy.planning, fedpriv.reporting.budget", ["numba", "matplotlib", "flwr"]),
     ],
 )
 def test_nothing_is_imported_that_is_not_needed_yet(module, absent):

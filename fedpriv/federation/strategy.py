@@ -468,16 +468,18 @@ class PrivateFedAvg(Strategy):
         Those of a simulation that add shares of the noise are waited for: too few, and the round
         would cost what it costs for noise alone.
         """
-        all_of_them = first or (self.plan.mechanism.needed > 0 and not self._deployed)
-        expected = self.plan.config.runtime.workers if all_of_them else 1
+        needed = 0 if self._deployed else self.plan.mechanism.needed
+        expected = self.plan.config.runtime.workers if first or needed else 1
         deadline = time.monotonic() + self.plan.config.runtime.round_timeout
         while len(nodes := list(grid.get_node_ids())) < expected:
             self._pause(deadline, f"only {len(nodes)} of {expected} nodes (runtime.workers) came")
         config, data = self.plan.config, self.plan.data
         replies = self._exchange(grid, [query_message(node, config, data) for node in nodes])
         found = [hosting_of(reply) for reply in self._answers(replies)]
-        if not found:
-            raise WorkerLost("no worker answered")
+        if len(found) < max(1, needed):
+            if not getattr(grid, "replaces_nodes", False):
+                raise WorkerLost("no worker answered")
+            return self._ask_nodes(grid, first)
         hosting, places = Hosting.of(found), self.plan.sampling.population
         if first and hosting.population is not None and hosting.population > places:
             raise InputError(

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import ray
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MessageType, RecordDict
 from in_process import InProcessGrid, Silent, small_config, train_small
+from ray.exceptions import OutOfDiskError
 
 from fedpriv import experiment
 from fedpriv.config import RuntimeConfig
+from fedpriv.disk import has_no_room
 from fedpriv.errors import ClientFault, InputError, WorkerLost
 from fedpriv.federation import client_app
+from fedpriv.federation.grids import ray as ray_grids
 from fedpriv.federation.grids.base import OwnGrid
 from fedpriv.federation.grids.local import LocalGrid
 from fedpriv.federation.grids.ray import RayGrid
@@ -220,6 +223,32 @@ def test_flowers_grids_get_the_bytes_that_flower_would_send():
     assert inflated.object_id == ours.object_id
 
 
+def test_a_machine_of_a_cluster_that_is_silent_is_given_up(up, monkeypatch):
+    """Its processes are there and do nothing, as if the network were gone; a busy one is heard."""
+    monkeypatch.setattr(ray_grids, "_SILENCE", 1.0)
+    grid = RayGrid(RuntimeConfig(workers=1, ray_address="joined:1"), obedient)
+    (pid,) = processes(grid.send_and_receive([sent(1000)])).values()
+    (asked,) = grid.push_messages([sent(1000, "sleep")])
+    until = time.monotonic() + 3
+    while time.monotonic() < until:
+        assert grid.pull_messages([asked]) == []
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert said(first_of(grid, [asked])) == {1000: "lost"}
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_no_room_for_an_array_is_a_full_disk(ray_grid, monkeypatch):
+    def full(value):
+        raise OutOfDiskError("Local disk is full")
+
+    monkeypatch.setattr(ray, "put", full)
+    with pytest.raises(OSError, match=r"Ray's object store") as caught:
+        ray_grid.push_messages([sent(1000)])
+    assert has_no_room(caught.value)
+
+
 # ---------------------------------------------------------------- runs
 
 
@@ -288,6 +317,32 @@ def test_where_nodes_add_the_noise_all_of_them_are_waited_for(tmp_path):
     assert [row["nodes_lost"] for row in directory.read_metrics()] == [0, 1, 0, 0]
     asked = [m.metadata.group_id for m in grid.sent if m.metadata.message_type == "train"]
     assert asked.count("3") == 2
+
+
+@pytest.mark.parametrize("noise_by", ["server", "nodes"])
+def test_a_round_waits_for_a_node_that_died_when_it_was_asked_whom_it_hosts(tmp_path, noise_by):
+    """With the noise of nodes it would release noise alone; with no node, nothing at all."""
+
+    class DiesOnce(InProcessGrid):
+        replaces_nodes = True
+        queries = 0
+
+        def answer(self, message):
+            if message.metadata.message_type == "query":
+                self.queries += 1
+                if self.queries == 1:
+                    return Message(Error(code=0, reason="the worker died"), reply_to=message)
+            return super().answer(message)
+
+    workers = 1 if noise_by == "server" else 2
+    grid = DiesOnce(workers)
+    directory, _ = train_small(
+        tmp_path / "run", grid, rounds=1, runtime__workers=workers, privacy__noise_by=noise_by
+    )
+    (row,) = directory.read_metrics()
+    assert row["nodes_lost"] == 0
+    assert "noise_only" not in row
+    assert grid.queries == 2 * workers
 
 
 def test_what_belongs_to_ray_is_refused_without_it():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import time
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass
@@ -9,7 +12,13 @@ from typing import Any
 
 import ray
 from flwr.app import ArrayRecord, Error, Message, RecordDict
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import (
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+)
 
 from fedpriv.config import RuntimeConfig
 from fedpriv.errors import ClientFault, InputError, WorkerLost
@@ -22,7 +31,13 @@ _ANSWERS_OF_A_HEALTHY_NODE = 3
 _MOST_DEATHS = 4
 # For so long one waits for a reply before one looks at the clock, and Python at its signals.
 _MOMENT = 0.2
+# In a cluster that was joined a machine that is cut off is given up after so many seconds. Ray
+# takes longer, unless whoever started the cluster has told it otherwise.
+_SILENCE = 10.0
+_PULSE = "pulse"  # what answers that a node is there, while it works
 _NODE_DIED = 0  # flwr's ErrorCode: UNKNOWN
+# What Ray says where neither memory nor disk takes an array.
+_NO_ROOM = (ObjectStoreFullError, OutOfDiskError)
 
 
 class RayNode:
@@ -54,6 +69,8 @@ class _Place:
         reply: what will be the answer.
         deaths: in a row.
         answers: since the last.
+        pulse: will be resolved where its machine is there; None where nobody asks.
+        felt: when that was asked.
     """
 
     partition: int
@@ -63,6 +80,8 @@ class _Place:
     reply: Any = None
     deaths: int = 0
     answers: int = 0
+    pulse: Any = None
+    felt: float = 0.0
 
 
 class RayGrid(OwnGrid):
@@ -81,13 +100,17 @@ class RayGrid(OwnGrid):
         super().__init__()
         _require_room(runtime)
         self._node, self._partitions = node, runtime.workers
+        self._machines = runtime.ray_address is not None
         # Ray does not restart it: what was asked of it in between would be lost, or wait.
-        self._actors = ray.remote(
-            num_cpus=runtime.threads_per_worker,
-            num_gpus=runtime.gpus_per_worker,
-            max_restarts=0,
-            max_task_retries=0,
-        )(RayNode)
+        options: dict[str, Any] = {
+            "num_cpus": runtime.threads_per_worker,
+            "num_gpus": runtime.gpus_per_worker,
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+        if self._machines:
+            options["concurrency_groups"] = {_PULSE: 1}
+        self._actors = ray.remote(**options)(RayNode)
         self._places = {
             FIRST_NODE + number: _Place(number, self._started(number))
             for number in range(runtime.workers)
@@ -125,7 +148,7 @@ class RayGrid(OwnGrid):
             arrays = message.content.array_records
             for record in arrays.values():
                 if id(record) not in sent:
-                    sent[id(record)] = ray.put(record)
+                    sent[id(record)] = _put(record)
             rest = copy(message)
             rest.content = RecordDict(
                 {name: part for name, part in message.content.items() if name not in arrays}
@@ -151,7 +174,27 @@ class RayGrid(OwnGrid):
         if not waiting:
             return []
         there, _ = ray.wait(list(waiting), timeout=_MOMENT)
-        return [self._answered(waiting[reply]) for reply in there]
+        replies = [self._answered(waiting[reply]) for reply in there]
+        if self._machines and not there:
+            replies += [self._given_up(place) for place in waiting.values() if self._silent(place)]
+        return replies
+
+    def _silent(self, place: _Place) -> bool:
+        """Say whether the machine of a node, which was up, has not been heard of for long."""
+        now = time.monotonic()
+        if place.pulse is None:
+            if place.answers:
+                beat = place.actor.ready.options(concurrency_group=_PULSE)
+                place.pulse, place.felt = beat.remote(), now
+        elif ray.wait([place.pulse], timeout=0)[0]:
+            place.pulse = None
+        return place.pulse is not None and now - place.felt > _SILENCE
+
+    def _given_up(self, place: _Place) -> Message:
+        asked = place.asked
+        assert asked is not None
+        self._replace(place, TimeoutError("its machine does not answer"))
+        return Message(Error(_NODE_DIED, "its machine does not answer"), reply_to=asked)
 
     def _answered(self, place: _Place) -> Message:
         assert place.asked is not None
@@ -160,6 +203,8 @@ class RayGrid(OwnGrid):
         try:
             answer: Message = ray.get(reply)
         except RayTaskError as error:
+            if isinstance(error.cause, _NO_ROOM):
+                raise _no_room() from error
             raise ClientFault(told(error.cause)) from error
         except RayError as error:
             self._replace(place, error)
@@ -180,7 +225,19 @@ class RayGrid(OwnGrid):
             )
         ray.kill(place.actor)
         place.actor = self._started(place.partition)
-        place.coming, place.asked, place.reply = place.actor.ready.remote(), None, None
+        place.coming, place.pulse = place.actor.ready.remote(), None
+        place.asked = place.reply = None
+
+
+def _put(record: ArrayRecord) -> Any:
+    try:
+        return ray.put(record)
+    except _NO_ROOM as error:
+        raise _no_room() from error
+
+
+def _no_room() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "Ray's object store")
 
 
 def _require_room(runtime: RuntimeConfig) -> None:
