@@ -94,10 +94,9 @@ class Experiment:
 
     def planned_cost(self) -> Cost | None:
         """Return what all rounds will cost, as `config validate` says; None without privacy."""
-        from fedpriv.preparation import plan_and_trainer
+        from fedpriv.preparation import plan_for, ready_trainer
 
-        plan, _ = plan_and_trainer(self.config, seeded=False)
-        return plan.planned_cost()
+        return plan_for(*ready_trainer(self.config, seeded=False)).planned_cost()
 
     def train(
         self,

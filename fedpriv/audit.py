@@ -145,6 +145,11 @@ def check(config: ExperimentConfig, settings: AuditSettings) -> None:
             f"privacy.mechanism.kind: {config.privacy.mechanism.kind}: an audit takes the noise of "
             "a round to be independent of other rounds'; an audit of correlated noise is not built"
         )
+    if config.algorithm.name != "fedavg":
+        raise InputError(
+            f"algorithm.name: {config.algorithm.name}: canaries send an update and nothing else; "
+            "audit the same config with --set algorithm.name=fedavg"
+        )
     if config.privacy.error_feedback.kind != "none":
         raise InputError(
             "privacy.error_feedback: an audit has no store for users' memories: audit the same "

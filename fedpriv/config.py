@@ -136,6 +136,27 @@ class ServerConfig(Section):
     )
 
 
+class AlgorithmConfig(Section):
+    """What a user computes and keeps, what it sends, and what the server does with averages."""
+
+    name: Literal["fedavg", "scaffold"] = Field(
+        default="fedavg",
+        description="fedavg: the update alone (with local.proximal_mu FedProx); scaffold: control "
+        "variates, which users keep, take the drift out of local steps (Karimireddy et al. 2020).",
+    )
+    control_bound: Annotated[float, Field(ge=1e-20, le=1e20)] | None = Field(
+        default=None,
+        description="scaffold: largest L2 norm of a user's change of its control variate, which "
+        "is about that of its update divided by local steps times local.lr.",
+    )
+
+    @model_validator(mode="after")
+    def _options_go_with_name(self) -> AlgorithmConfig:
+        if self.control_bound is not None and self.name != "scaffold":
+            raise ValueError("control_bound goes with name: scaffold only")
+        return self
+
+
 class SamplingConfig(Section):
     """How a round's cohort is drawn."""
 
@@ -626,6 +647,7 @@ class ExperimentConfig(Section):
     )
     local: LocalConfig = LocalConfig()
     server: ServerConfig = ServerConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
     privacy: PrivacyConfig | None = Field(
         description="null trains without privacy, and every report says so."
     )
@@ -658,6 +680,42 @@ class ExperimentConfig(Section):
                 "directory, which the other machines of a cluster do not see: write ray_address: "
                 "null or error_feedback: none"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _control_variates_have_a_proof(self) -> ExperimentConfig:
+        if self.algorithm.name != "scaffold":
+            return self
+        if self.runtime.deployment:
+            raise ValueError(
+                "algorithm.name: scaffold keeps control variates in the run directory of a "
+                "simulation; a deployment's nodes have no store for them: write fedavg"
+            )
+        privacy = self.privacy
+        if (privacy is None) == (self.algorithm.control_bound is not None):
+            raise ValueError(
+                "algorithm.control_bound is needed with name: scaffold and privacy, and bounds "
+                "nothing with privacy: null"
+            )
+        if privacy is None:
+            return self
+        refused = {
+            "unit: example": privacy.unit == "example",
+            f"noise_by: {privacy.noise_by}": privacy.noise_by != "server",
+            "sampling.kind: fixed_size": privacy.sampling.kind == "fixed_size",
+            "clipping.kind: adaptive": privacy.clipping.kind == "adaptive",
+            "error_feedback: user": privacy.error_feedback.kind != "none",
+            "mechanism.kind: correlated": privacy.mechanism.kind != "independent",
+            "noise: per_block": privacy.noise != "spherical",
+        }
+        for written, found in refused.items():
+            if found:
+                raise ValueError(
+                    f"algorithm.name: scaffold has no proof with privacy.{written}: what users "
+                    "keep is free where each is drawn by a coin of its own, or everybody is in "
+                    "every round, and its two payloads are one release of fixed bounds with noise "
+                    "that the server adds; write algorithm.name: fedavg"
+                )
         return self
 
     @model_validator(mode="after")
@@ -735,6 +793,11 @@ class ExperimentConfig(Section):
                 f"user have {most} at most; write at most {most}"
             )
         return self
+
+    @property
+    def kept(self) -> ErrorFeedbackConfig:
+        """How what users keep between rounds is stored."""
+        return self.privacy.error_feedback if self.privacy else ErrorFeedbackConfig()
 
     def check_population(self, population: int) -> None:
         """Check what depends on the number of users.

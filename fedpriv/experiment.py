@@ -25,6 +25,7 @@ from fedpriv.config import ExperimentConfig, RuntimeConfig, load_config
 from fedpriv.data.federated import Batch
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.grids import simulated_nodes
+from fedpriv.federation.parts import build_algorithm
 from fedpriv.federation.plan import Plan
 from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
 from fedpriv.optimizers.server import Server
@@ -141,21 +142,21 @@ class Experiment:
     @property
     def memory(self) -> MemoryFormat | None:
         """What users keep between rounds; None for nothing."""
-        privacy, plan = self.config.privacy, self.plan
-        if privacy is None or self.trainer.feedback is None:
+        plan = self.plan
+        if self.trainer.feedback is None and not self.trainer.algorithm.keeps:
             return None
         return MemoryFormat(
             population=plan.sampling.population,
             parameters=plan.layout.total,
-            dtype=privacy.error_feedback.dtype,
+            dtype=self.config.kept.dtype,
             fingerprint=self.plan.fingerprint,
         )
 
     def memory_sizes(self) -> MemorySizes | None:
         """Return what users' memories will take; None where they keep nothing."""
-        if self.memory is None or self.config.privacy is None:
+        if self.memory is None:
             return None
-        ram = self.config.privacy.error_feedback.ram_mib * 2**20
+        ram = self.config.kept.ram_mib * 2**20
         cohort = self.plan.sampling.expected_cohort
         return MemorySizes.of(self.memory, cohort, self.config.rounds, ram)
 
@@ -208,6 +209,7 @@ def build_server(config: ExperimentConfig, model: nn.Module, kind: type[S]) -> S
         schedule=config.server.schedule,
         normalize=config.server.normalize,
         rounds=config.rounds,
+        shared=len(build_algorithm(config).shared),
     )
 
 
@@ -340,7 +342,7 @@ def train(
             return
         try:
             if drive is None:
-                with simulated_nodes(experiment.config.runtime) as grid:
+                with simulated_nodes(experiment.config) as grid:
                     strategy.start(grid)
             else:
                 drive(strategy)

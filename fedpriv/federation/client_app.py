@@ -201,9 +201,9 @@ def _ids_digest(dataset: FederatedDataset, config: ExperimentConfig) -> str:
 
 def _memories(config: ExperimentConfig, work: Work) -> AbstractContextManager[RoundMemories | None]:
     """Return access to what users keep, where they keep anything, for this piece of work."""
-    if config.privacy is None or work.memories is None or work.journal is None:
+    if work.memories is None or work.journal is None:
         return nullcontext()
-    ram = config.privacy.error_feedback.ram_mib * 2**20 // config.runtime.workers
+    ram = config.kept.ram_mib * 2**20 // config.runtime.workers
     return _opened(work.memories, ram).round(work.journal)
 
 

@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedpriv.algorithms.base import Algorithm
+from fedpriv.algorithms.fedavg import FedAvg
+from fedpriv.algorithms.fedprox import FedProx
+from fedpriv.algorithms.scaffold import Scaffold
 from fedpriv.config import (
     ExperimentConfig,
     LocalConfig,
@@ -28,6 +32,7 @@ from fedpriv.privacy.clipping import (
     AdaptiveBounds,
     ClippingRule,
     GlobalClipping,
+    PayloadClipping,
     Unclipped,
     bounds_of,
 )
@@ -68,8 +73,13 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
         model=model,
         task=task,
         recipe=_recipe(config.local),
-        clipping=build_clipping(config.privacy.clipping if config.privacy else None, layout),
+        clipping=build_clipping(
+            config.privacy.clipping if config.privacy else None,
+            layout,
+            config.algorithm.control_bound,
+        ),
         feedback=feedback,
+        algorithm=build_algorithm(config),
         randomness=build_local_randomness(config),
         device=device,
         # In a stack the rounding of one user's numbers depends on who else is in it, which local
@@ -140,21 +150,36 @@ def build_spec_augment(config: SpecAugmentConfig | None) -> SpecAugment | None:
     return None if config is None else SpecAugment(**config.model_dump())
 
 
+def build_algorithm(config: ExperimentConfig) -> Algorithm:
+    """Return what users compute, keep and send, and what the server does with it.
+
+    Raises:
+        InputError: the local recipe has something that the algorithm has no meaning for.
+    """
+    if config.algorithm.name == "fedavg":
+        return FedProx() if config.local.proximal_mu else FedAvg()
+    algorithm = Scaffold()
+    if (reason := algorithm.refuses(_recipe(config.local))) is not None:
+        raise InputError(f"algorithm.name: {config.algorithm.name} does not go with {reason}")
+    return algorithm
+
+
 def build_gaussian(
     privacy: PrivacyConfig,
     noise_multiplier: float,
     layout: Layout,
     contributions: float | None = None,
+    control_bound: float | None = None,
 ) -> GaussianMechanism:
     """Return the clip bound and the noise of `privacy`.
 
     `contributions` are how many are expected in a sum; adaptive clipping needs it unless its
-    `count_noise` is given.
+    `count_noise` is given. `control_bound` is that of SCAFFOLD's second payload.
 
     Raises:
         InputError: the noise on the counts of adaptive clipping costs more than there is.
     """
-    clipping = build_clipping(privacy.clipping, layout)
+    clipping = build_clipping(privacy.clipping, layout, control_bound)
     if (feedback := build_error_feedback(privacy, layout)) is not None:
         clipping = feedback.contribution(clipping)
     counts = None
@@ -175,9 +200,19 @@ def build_gaussian(
         raise InputError(f"privacy.clipping: {error}") from None
 
 
-def build_clipping(options: ClippingOptions | None, layout: Layout) -> ClippingRule:
-    """Return the clipping rule of `options` for blocks of `layout`; None bounds nothing."""
-    return Unclipped() if options is None else build_rule(options, layout.sizes)
+def build_clipping(
+    options: ClippingOptions | None, layout: Layout, control_bound: float | None = None
+) -> ClippingRule:
+    """Return the clipping rule of `options` for blocks of `layout`; None bounds nothing.
+
+    With a `control_bound` users send a second payload, which is clipped as a whole.
+    """
+    if options is None:
+        return Unclipped()
+    rule = build_rule(options, layout.sizes)
+    if control_bound is None:
+        return rule
+    return PayloadClipping(Scaffold.payloads, (rule, GlobalClipping(control_bound)))
 
 
 def build_adaptive(options: ClippingOptions) -> AdaptiveBounds | None:

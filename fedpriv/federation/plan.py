@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 
+from fedpriv.algorithms.base import Algorithm
 from fedpriv.config import ExperimentConfig, PrivacyConfig
 from fedpriv.data.federated import FederatedDataset
 from fedpriv.errors import InputError
 from fedpriv.federation.parts import (
     build_adaptive,
+    build_algorithm,
     build_gaussian,
     build_randomness,
     build_shares,
@@ -54,6 +56,16 @@ class Plan:
     def sampling(self) -> Sampling:
         """Who takes part in a round."""
         return self.mechanism.sampling
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """What users compute, keep and send, and what the server does with it."""
+        return build_algorithm(self.config)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of parameters of each block of what a user sends, one payload after another."""
+        return self.layout.sizes * len(self.algorithm.payloads)
 
     @property
     def fingerprint(self) -> str:
@@ -166,7 +178,8 @@ def _mechanism(
     """
     z = _noise_multiplier(privacy, config.rounds, make)
     contributions = make(GaussianMechanism(z, GlobalClipping(1.0))).contributions
-    return make(build_gaussian(privacy, z, layout, contributions))
+    control_bound = config.algorithm.control_bound
+    return make(build_gaussian(privacy, z, layout, contributions, control_bound))
 
 
 def _with_gaussian(

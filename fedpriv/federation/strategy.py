@@ -138,7 +138,7 @@ class PrivateFedAvg(Strategy):
         self._watch = Stopwatch(plan.config.runtime.profile)
         self._noise: Tensor | None = None
         self._noise_source = plan.mechanism.noise(
-            plan.layout.sizes, plan.randomness, self._finished_attempt
+            plan.sizes, plan.randomness, self._finished_attempt
         )
         self._changed: set[int] = set()
         self._hosting: Hosting | None = None
@@ -213,7 +213,7 @@ class PrivateFedAvg(Strategy):
         A node that did not answer takes nothing from the noise or the denominator: its users
         contribute zero.
         """
-        parameters = self.plan.layout.total
+        parameters = sum(self.plan.sizes)
         total = torch.zeros(parameters + len(self.bounds), dtype=torch.float64)
         with self._watch.measure("add up"):
             sums = self._enough(self._sums(replies))
@@ -225,12 +225,16 @@ class PrivateFedAvg(Strategy):
         with self._watch.measure("noise and ledger"):
             released = self._paid_release(server_round, total)
             beside = released[parameters:].clone()
-            average = released[:parameters].div_(self.plan.sampling.expected_cohort)
+            averages = released[:parameters].div_(self.plan.sampling.expected_cohort)
+            average, *others = averages.split(self.plan.layout.total)
         with self._watch.measure("server step"):
             seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
             self.server.step(average, server_round, seed)
+            fraction = self.plan.sampling.expected_cohort / self.plan.sampling.population
+            shared = self.plan.algorithm.server(others, self.server.shared, fraction)
+            self.server.shared = shared
 
-        stddevs = self._mechanism.stddevs(len(self.plan.layout.names), server_round, len(sums))
+        stddevs = self._mechanism.stddevs(len(self.plan.sizes), server_round, len(sums))
         self.bounds = self._next_bounds(beside, sums)
         self._record = self._recorded(server_round, sums, average, stddevs)
         self.next_round = server_round + 1
@@ -444,7 +448,9 @@ class PrivateFedAvg(Strategy):
     def _broadcast(self) -> ArrayRecord:
         """Return the parameters as they travel to the nodes."""
         dtype = getattr(torch, self.plan.config.server.broadcast)
-        return flat_record(self.server.parameters(), dtype)
+        return flat_record(
+            torch.cat([self.server.parameters(), self.server.shared.flatten()]), dtype
+        )
 
     @property
     def finished(self) -> bool:
@@ -524,7 +530,7 @@ class PrivateFedAvg(Strategy):
 
     def _is_sound(self, summed: CohortSum) -> bool:
         """Say whether a sum can be one of clipped updates; a node that sends another is lost."""
-        if summed.total.shape != (self.plan.layout.total,):
+        if summed.total.shape != (sum(self.plan.sizes),):
             return False
         # Any number that is not finite makes the sum so.
         return math.isfinite(float(summed.total.sum()))
@@ -571,7 +577,8 @@ class PrivateFedAvg(Strategy):
             block_norms=tuple(float(block.norm()) for block in layout.split(average).values()),
             block_noise=tuple(
                 stddev * math.sqrt(size) / cohort
-                for stddev, size in zip(stddevs, layout.sizes, strict=bool(stddevs))
+                # Those of the update come first, and there may be none.
+                for stddev, size in zip(stddevs, layout.sizes, strict=False)
             ),
             bound=self.ledger.charges(round_)[-1].bound,
             bounds=self.bounds,

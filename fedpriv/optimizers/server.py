@@ -19,6 +19,7 @@ from fedpriv.training.parameters import Layout, parameters_of
 
 _PARAMETER = "parameter/"
 _OPTIMIZER = "optimizer"
+_SHARED = "algorithm/shared"
 
 
 class Server:
@@ -37,6 +38,7 @@ class Server:
         schedule: ScheduleConfig,
         normalize: NormalizerOptions | None,
         rounds: int,
+        shared: int = 0,
     ) -> None:
         self.model = model
         self.layout = Layout.of(model)
@@ -45,6 +47,8 @@ class Server:
         self._rounds = rounds
         self._normalize = normalizer(normalize)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        #: What an algorithm's server keeps and sends beside the model: `[shared, total]`.
+        self.shared = torch.zeros(shared, self.layout.total)
         self._optimizer = server_optimizer(optimizer, self._parameters, lr, options)
 
     def parameters(self) -> Tensor:
@@ -82,7 +86,8 @@ class Server:
         torch.save(self._optimizer.state_dict(), buffer)
         packed = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
         parameters = {_PARAMETER + name: t for name, t in parameters_of(self.model).items()}
-        return {**parameters, _OPTIMIZER: packed}
+        kept = {_SHARED: self.shared} if len(self.shared) else {}
+        return {**parameters, _OPTIMIZER: packed, **kept}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned.
@@ -104,6 +109,7 @@ class Server:
             if value is None or value.shape != parameter.shape:
                 raise InputError(f"the checkpoint does not fit the model (block {name})")
             parameter.copy_(value)
+        self.shared = tensors.get(_SHARED, self.shared)
 
     def _place(self, storage: Any, saved_on: str) -> Any:
         """Return a storage of a checkpoint where this model is, whichever GPU it was saved on.

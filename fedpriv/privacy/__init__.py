@@ -18,9 +18,11 @@ if TYPE_CHECKING:
         ClippedUpdate,
         ClippingRule,
         GlobalClipping,
+        PayloadClipping,
         PerLayerClipping,
         Unclipped,
         clip,
+        clip_and_sum,
         with_bounds,
     )
     from fedpriv.privacy.error_feedback import Dice, ErrorFeedback, Remainder, feed_back
@@ -81,6 +83,7 @@ __all__ = [
     "Mechanism",
     "NodeShare",
     "NoiseShares",
+    "PayloadClipping",
     "PerLayerClipping",
     "PldAccountant",
     "PoissonSampling",
@@ -100,6 +103,7 @@ __all__ = [
     "build_sampling",
     "charge",
     "clip",
+    "clip_and_sum",
     "feed_back",
     "most_charged",
     "multiplier_against_a_node",

@@ -86,6 +86,30 @@ class PerLayerClipping:
 
 
 @dataclass(frozen=True)
+class PayloadClipping:
+    """A rule of its own for each of several payloads of equally many blocks.
+
+    Attributes:
+        payloads: what they are called.
+        rules: the rule that bounds each.
+    """
+
+    payloads: tuple[str, ...]
+    rules: tuple[ClippingRule, ...]
+
+    @property
+    def bound(self) -> float:
+        """The largest L2 norm of all payloads together."""
+        return math.hypot(*(rule.bound for rule in self.rules))
+
+    def scales(self, norms: Tensor) -> Tensor:
+        """Return the factor of each block of each payload: `[..., payloads·H]`."""
+        parts = norms.chunk(len(self.rules), dim=-1)
+        scales = [rule.scales(part) for rule, part in zip(self.rules, parts, strict=True)]
+        return torch.cat(scales, dim=-1)
+
+
+@dataclass(frozen=True)
 class Unclipped:
     """No bound at all: for training without privacy. Its sensitivity is infinite."""
 

@@ -158,6 +158,8 @@ class Release:
         shares: noise added by nodes: how many of their shares have `stddev` together.
         bands: correlated noise: b, the bands of C, and the groups of users. `stddev` is then that
             of a row of Z, and users of the group are drawn with b times `expected_cohort` / N.
+        payloads: name, bound and noise σ of each, where users send several; `bound` is then that
+            of all together.
         group: correlated noise: the group that the round draws from, all of whose users pay.
     """
 
@@ -182,6 +184,7 @@ class Release:
     shares: int | None = None
     bands: int | None = None
     group: int | None = None
+    payloads: tuple[tuple[str, float, float], ...] | None = None
 
     @property
     def mechanism(self) -> type[Mechanism]:
@@ -223,7 +226,10 @@ class Release:
         """
         if self.bound is None or self.stddev == 0:
             return dp_accounting.NonPrivateDpEvent()
-        inverse_square = (self.bound / self.stddev) ** 2
+        parts = self.payloads or (("model", self.bound, self.stddev),)
+        if any(bound > 0 and stddev == 0 for _, bound, stddev in parts):
+            return dp_accounting.NonPrivateDpEvent()
+        inverse_square = sum((bound / stddev) ** 2 for _, bound, stddev in parts)
         if self.counts and self.count_stddev is not None:
             inverse_square += CountNoise(self.counts, self.count_stddev).inverse_square
         multiplier = _rounded_down(inverse_square**-0.5, self.noise_multiplier)
@@ -551,6 +557,7 @@ _OF_KIND = {
     "users": ("users",),
     "shares": ("shares",),
     "bands": ("bands", "group"),
+    "payloads": ("payloads",),
 }
 
 
@@ -558,6 +565,8 @@ def _release(body: dict[str, Any]) -> Release:
     if any(name in body for name in _OF_SILOS):
         rate, steps = float(body["sampling_rate"]), int(body["steps"])
         body |= {"silos": tuple(body["silos"]), "sampling_rate": rate, "steps": steps}
+    if "payloads" in body:
+        body["payloads"] = tuple((str(n), float(b), float(s)) for n, b, s in body["payloads"])
     if "users" in body:
         body["users"] = tuple(body["users"])
     return Release(**body)

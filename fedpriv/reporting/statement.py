@@ -309,7 +309,7 @@ def _facts(run: Run, account: Spent, delta: float) -> Facts:
         optimizer=run.config.server.optimizer,
         update=_clipping(run, "update"),
         gradient=_clipping(run, "gradient"),
-        feedback=_error_feedback(run),
+        feedback=(*_error_feedback(run), *_payloads(run)),
         who=who_users_are(run),
         example=an_example(run),
         silo_size=example.silo_size if example else None,
@@ -433,6 +433,20 @@ def _error_feedback(run: Run) -> tuple[str, ...]:
         "Error feedback: each user keeps what clipping cut off and adds it when it takes part "
         f"again, clipped ({how[feedback.variant]}), so C holds whatever is kept. The memory is "
         "never released, and costs nothing under this sampling (docs/privacy.md).",
+    )
+
+
+def _payloads(run: Run) -> tuple[str, ...]:
+    """Return what is said of users who send more than an update."""
+    payloads = run.releases[-1].payloads
+    if payloads is None:
+        return ()
+    each = ", ".join(f"{name} with C = {b:.4g} and σ = {s:.4g}" for name, b, s in payloads)
+    return (
+        "SCAFFOLD (Karimireddy et al. 2020): each user keeps a control variate, which never leaves "
+        "it and costs nothing under this sampling (docs/privacy.md), and sends by how much it has "
+        f"changed beside its update. Each payload is clipped and gets noise of its own ({each}); C "
+        "is the bound on all of them, and z that of their one release.",
     )
 
 

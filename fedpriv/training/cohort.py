@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fedpriv.algorithms.base import Algorithm, Trained
+from fedpriv.algorithms.fedavg import FedAvg
 from fedpriv.data.federated import Batch, FederatedDataset
 from fedpriv.errors import DamagedFile, EnvironmentFault
 from fedpriv.models.stochastic import PerUserDraw, Stochastic
@@ -57,7 +59,7 @@ class CohortTrainer:
         model: the architecture; its parameters are overwritten.
         task: what is learnt.
         recipe: local training.
-        clipping: the rule that bounds each user's update.
+        clipping: the rule that bounds what each user sends: its update, or all its payloads.
         feedback: how users' memories enter their contributions; None where they keep none.
         randomness: the order of each user's examples, its dropout and its masks. In a simulation
             it derives from the seed alone: whose data are there must not change what others draw.
@@ -72,6 +74,7 @@ class CohortTrainer:
         cache: prepared users.
         timed: spans are recorded.
         graphs: on a GPU, stacks of shapes that come again are recorded and replayed.
+        algorithm: what users compute, keep and send beside their update.
         planted: float32 `[users, P]`, what each user sends to be clipped in place of what training
             would have given it: the canaries of an audit. None in every training.
     """
@@ -90,6 +93,7 @@ class CohortTrainer:
     timed: bool = False
     graphs: bool = False
     feedback: ErrorFeedback | None = None
+    algorithm: Algorithm = field(default_factory=FedAvg)
     planted: Tensor | None = None
 
     @property
@@ -159,16 +163,19 @@ def train_cohort(
     round_: int,
     memories: RoundMemories | None = None,
 ) -> CohortSum:
-    """Train each of `users` from the flat `parameters` and return the sum of clipped updates.
+    """Train each of `users` from the flat `parameters` and return the sum of what they send.
 
-    The sum is kept in float64 and taken in an order that depends on `users` and their data alone.
-    `memories` are what users keep; a trainer with error feedback needs them.
+    `parameters` `[P·(1 + shared)]` are the model, then what the algorithm's server shares; the sum
+    `[P·payloads]` is that of clipped updates, then of other payloads. It is kept in float64 and
+    taken in an order that depends on `users` and their data alone. `memories` are what users keep;
+    a trainer with error feedback, or an algorithm whose users keep something, needs them.
     """
     layout = Layout.of(trainer.model)
-    seen, watch = _Seen(layout, trainer, memories), Stopwatch(trainer.timed, device=trainer.device)
+    received = parameters.to(trainer.device).view(-1, layout.total)
+    seen = _Seen(layout, trainer, memories, received[1:])
+    watch = Stopwatch(trainer.timed, device=trainer.device)
     steps_seed = trainer.randomness.torch_seed(Purpose.STEP_ORDER, round_)
-    start = parameters.to(trainer.device)
-    stacked = trainer.stacked
+    start, stacked = received[0], trainer.stacked
     size = trainer.stack if stacked and not _share_draws(trainer) else 1
     for window in _windows(users, size * _WINDOW):
         with watch.measure("data"):
@@ -254,14 +261,14 @@ def _train_together(
     watch: Stopwatch,
 ) -> None:
     with watch.measure("forward and backward"):
-        result = None
-        if trainer.graphs:
+        result, pull = None, seen.pull(stack)
+        if trainer.graphs and pull is None:
             recorded = recordings_of(stacked)
             result = recorded.train(
                 start, stack, trainer.stack, trainer.recipe, trainer.task, round_
             )
         if result is None:
-            result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_)
+            result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_, pull)
     with watch.measure("clip and sum"):
         seen.add(result.moves, result.losses, stack)
 
@@ -284,8 +291,10 @@ def _train_alone(
     steps = (batch.to(trainer.device) for batch in steps)
     try:
         with watch.measure("forward and backward"):
+            pull = seen.pull([one])
+            pulls = () if pull is None else tuple(layout.split(pull[0]).values())
             result = train_user(
-                trainer.model, layout.split(start), steps, trainer.recipe, trainer.task
+                trainer.model, layout.split(start), steps, trainer.recipe, trainer.task, pulls
             )
     except _OF_THE_MACHINE:
         raise  # as in `_work`
@@ -303,11 +312,17 @@ class _Seen:
     """Bounds updates, accumulates contributions, and notes what was seen of them."""
 
     def __init__(
-        self, layout: Layout, trainer: CohortTrainer, memories: RoundMemories | None
+        self,
+        layout: Layout,
+        trainer: CohortTrainer,
+        memories: RoundMemories | None,
+        shared: Tensor,
     ) -> None:
         self._sizes, self._trainer, self._memories = layout.sizes, trainer, memories
+        self._shared = shared
         blocks, device = len(layout.names), trainer.device
-        self.total = torch.zeros(layout.total, dtype=torch.float64, device=device)
+        numbers = layout.total * len(trainer.algorithm.payloads)
+        self.total = torch.zeros(numbers, dtype=torch.float64, device=device)
         self.users = self.examples = self.skipped = self.non_finite = self.clipped = 0
         self.loss = self.norm = self.memory_norm = 0.0
         self.memory_reset = 0
@@ -324,7 +339,7 @@ class _Seen:
         self, updates: list[Tensor] | Moves, losses: Tensor, users: Sequence[StackedUser]
     ) -> None:
         """Bound the users' updates, moves or blocks `[U, d_h]`, add them up and count them."""
-        clipped = self._bounded(updates, [user.number for user in users])
+        clipped = self._bounded(updates, users)
         self.users += len(users)
         self.examples += sum(len(user.examples) for user in users)
         self.skipped += sum(user.examples.skipped for user in users)
@@ -336,20 +351,36 @@ class _Seen:
     def _count(self, finite: Tensor, norms: Tensor, scales: Tensor, losses: Tensor) -> None:
         """Count what clipping has seen of a stack."""
         self.non_finite += int((~finite).sum())
-        norms, shrunk = norms[finite], scales[finite] < 1
+        # Of an update; what else a user sends is not counted.
+        blocks = len(self._sizes)
+        norms, shrunk = norms[finite, :blocks], scales[finite, :blocks] < 1
         self.clipped += int(shrunk.any(dim=1).sum())
         self.block_clipped += shrunk.sum(0)
         self.block_norms += norms.sum(0)
         self.norm += float(torch.linalg.vector_norm(norms, dim=1).sum())
         self.loss += float(losses[finite].double().sum())
 
-    def _bounded(self, updates: list[Tensor] | Moves, users: Sequence[int]) -> ClippedUsers:
+    def pull(self, users: Sequence[StackedUser]) -> Tensor | None:
+        """Return what users add to each gradient: `[U, P]`; None where the algorithm adds none."""
+        algorithm = self._trainer.algorithm
+        if not algorithm.keeps or self._trainer.planted is not None:
+            return None
+        return algorithm.pull(self._shared, self._kept(users))
+
+    def _kept(self, users: Sequence[StackedUser]) -> Tensor:
+        assert self._memories is not None
+        return self._memories.read([user.number for user in users]).to(self._trainer.device)
+
+    def _bounded(self, updates: list[Tensor] | Moves, stack: Sequence[StackedUser]) -> ClippedUsers:
         """Add the users' contributions to `total`; they keep what was not sent."""
         trainer, memories = self._trainer, self._memories
-        if trainer.feedback is None:
+        if trainer.feedback is None and not trainer.algorithm.keeps:
             return clip_and_add(updates, trainer.clipping, self.total)
         assert memories is not None
         whole = torch.cat(updates, dim=1) if isinstance(updates, list) else updates.written_out()
+        if trainer.feedback is None:
+            return self._payloads(whole, stack)
+        users = [user.number for user in stack]
         before = memories.read(users).to(whole)
         fed = feed_back(whole, before, self._sizes, trainer.clipping, trainer.feedback)
         memories.write(users, fed.memories)
@@ -357,6 +388,30 @@ class _Seen:
         self.memory_reset += int(fed.reset.sum())
         self.total += fed.sent.total
         return fed.sent
+
+    def _payloads(self, updates: Tensor, users: Sequence[StackedUser]) -> ClippedUsers:
+        """Bound all payloads of the users, add them to `total`, and let users keep theirs."""
+        trainer, memories = self._trainer, self._memories
+        assert memories is not None
+        steps = torch.tensor([len(user.steps) for user in users], device=updates.device)
+        kept = self._kept(users)
+        trained = Trained(updates, steps, self._shared, kept, trainer.recipe.lr)
+        payloads = [updates, *trainer.algorithm.sent(trained)]
+        blocks = [block for each in payloads for block in each.split(self._sizes, dim=1)]
+        clipped = clip_and_add(blocks, trainer.clipping, self.total)
+        scales = clipped.scales.to(updates.dtype).unflatten(1, (len(payloads), -1))
+        sent = [
+            torch.cat(
+                [b * s[:, None] for b, s in zip(one.split(self._sizes, dim=1), own, strict=True)], 1
+            )
+            for one, own in zip(payloads[1:], scales[:, 1:].permute(1, 2, 0), strict=True)
+        ]
+        after = trainer.algorithm.kept(trained, sent)
+        # Whose update is not finite sends nothing and keeps what it had.
+        after = torch.where((clipped.finite & after.isfinite().all(1))[:, None], after, kept)
+        memories.write([user.number for user in users], after)
+        self.memory_norm += float(torch.linalg.vector_norm(after, dim=1).sum())
+        return clipped
 
     def summed(self, watch: Stopwatch) -> CohortSum:
         while self._coming:

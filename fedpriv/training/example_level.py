@@ -28,7 +28,7 @@ from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 from fedpriv.tasks.base import Task
 from fedpriv.training.cohort import CohortSum, CohortTrainer
 from fedpriv.training.example_gradients import GRADIENTS, example_gradients
-from fedpriv.training.local import LocalTraining, add_proximal
+from fedpriv.training.local import LocalTraining, correct
 from fedpriv.training.parameters import Layout, load_parameters
 from fedpriv.training.spans import Stopwatch
 
@@ -137,8 +137,7 @@ def train_silo(
         level = level.after(released[layout.total :], silo.size)
         for parameter, part in zip(parameters, noisy.split(layout.sizes), strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
-        if recipe.proximal_mu:
-            add_proximal(parameters, list(blocks.values()), recipe.proximal_mu)
+        correct(parameters, list(blocks.values()), recipe)
         optimizer.step()
     end = torch.cat([p.detach().reshape(-1) for p in parameters])
     moves = [math.log(now / before) for now, before in zip(level.bounds, first, strict=True)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -68,6 +69,7 @@ def train_user(
     steps: Iterable[Batch],
     recipe: LocalTraining,
     task: Task[Any],
+    pull: Sequence[Tensor] = (),
 ) -> LocalResult:
     """Train `model` from `start` on one user's batches by SGD and return the update.
 
@@ -77,9 +79,10 @@ def train_user(
         steps: the batch of each local step, on the model's device.
         recipe: learning rate, gradient clipping, FedProx.
         task: what is learnt.
+        pull: what is added to the gradient of each parameter, where anything is.
 
     Each step follows the gradient of loss + μ/2·‖θ − θ_start‖² (FedProx, Li et al. 2020, eq. 2;
-    μ = 0 is FedAvg), clipped to `max_grad_norm`.
+    μ = 0 is FedAvg) and the pull, clipped to `max_grad_norm`.
     """
     load_parameters(model, start)
     model.train()
@@ -91,8 +94,7 @@ def train_user(
         with recipe.products(parameters[0].device):
             value = task.losses(model, batch).mean()
         value.backward()
-        if recipe.proximal_mu:
-            add_proximal(parameters, list(start.values()), recipe.proximal_mu)
+        correct(parameters, list(start.values()), recipe, pull)
         if recipe.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
         optimizer.step()
@@ -157,8 +159,26 @@ def _cut(order: Tensor, sizes: Tensor, recipe: LocalTraining) -> list[Tensor]:
     return [*cut, torch.tensor(batch)]
 
 
-def add_proximal(parameters: list[nn.Parameter], start: list[Tensor], mu: float) -> None:
-    """Add μ·(θ - θ_start) to the gradients, in place (FedProx)."""
-    for parameter, origin in zip(parameters, start, strict=True):
+def correct(
+    parameters: Sequence[nn.Parameter],
+    start: Sequence[Tensor],
+    recipe: LocalTraining,
+    pull: Sequence[Tensor] = (),
+) -> None:
+    """Make the loss's gradients those that a step follows, in place: see `corrected`."""
+    for parameter, origin, more in zip_longest(parameters, start, pull):
         assert parameter.grad is not None
-        parameter.grad.add_(parameter.detach() - origin, alpha=mu)
+        corrected(parameter.grad, parameter.detach(), origin, recipe.proximal_mu, more)
+
+
+def corrected(
+    gradient: Tensor, value: Tensor, start: Tensor, mu: float, pull: Tensor | None = None
+) -> None:
+    """Add μ·(θ - θ_start) (FedProx), and the pull (SCAFFOLD), to a gradient, in place.
+
+    This is all in which a step differs from one of SGD, in every engine.
+    """
+    if mu:
+        gradient.add_(value - start, alpha=mu)
+    if pull is not None:
+        gradient.add_(pull)

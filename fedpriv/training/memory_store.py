@@ -105,7 +105,7 @@ class MemorySizes:
         """Say the sizes."""
         each, most, expected, ram = map(_size, (self.each, self.most, self.expected, self.ram))
         return (
-            f"error feedback keeps {each} a participating user: at most {most} on disk "
+            f"what users keep takes {each} a participating user: at most {most} on disk "
             f"({expected} expected) and {ram} in RAM"
         )
 
@@ -122,8 +122,8 @@ class MemorySizes:
             return None
         if free < self.expected:
             raise InputError(
-                f"run_dir: its disk has {_size(free)} free, and error feedback is expected to fill "
-                f"{_size(self.expected)}; write another run_dir, or "
+                f"run_dir: its disk has {_size(free)} free, and what users keep is expected to "
+                f"fill {_size(self.expected)}; write another run_dir, or "
                 "privacy.error_feedback.dtype: bfloat16"
             )
         return (

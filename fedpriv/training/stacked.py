@@ -17,6 +17,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from fedpriv.models.packing import Ragged
 from fedpriv.models.stochastic import PerUserDraw, Stochastic
 from fedpriv.privacy.moves import Moves
 from fedpriv.tasks.base import Task
-from fedpriv.training.local import LocalTraining
+from fedpriv.training.local import LocalTraining, corrected
 from fedpriv.training.parameters import Layout
 from fedpriv.training.stacked_layers import (
     COMPILED,
@@ -272,8 +273,11 @@ def train_stack(
     recipe: LocalTraining,
     task: Task[Any],
     round_: int,
+    pull: Tensor | None = None,
 ) -> StackedResult:
     """Train all `users` from the flat `parameters` at once, each as `train_user` trains it alone.
+
+    `pull` `[U, P]` is what each adds to its gradients; None for nothing.
 
     Users with more steps come first, so that those who are still training are the first so many
     and nothing is computed for the others. In a step, a user with fewer examples than others is
@@ -287,7 +291,9 @@ def train_stack(
         raise ValueError(f"users with more steps must come first, got {counts}")
     steps = (rows.to(parameters.device) for rows in steps_of(users, task, round_))
     generators = [user.dropout() for user in users] if stacked.draws else []
-    moves, losses = take_steps(stacked, parameters, steps, len(users), recipe, task, generators)
+    moves, losses = take_steps(
+        stacked, parameters, steps, len(users), recipe, task, generators, pull
+    )
     return StackedResult(moves, losses / moved_to(losses.device, torch.tensor(counts)))
 
 
@@ -349,6 +355,7 @@ def take_steps(
     recipe: LocalTraining,
     task: Task[Any],
     generators: Sequence[torch.Generator] = (),
+    pull: Tensor | None = None,
 ) -> tuple[Moves, Tensor]:
     """Take all local steps of a stack; return the moves, and the sums of losses, float32 `[U]`.
 
@@ -360,10 +367,10 @@ def take_steps(
     moves = Moves(parameters, stacked.parameters, stacked.layout.sizes, users)
     for number, rows in enumerate(steps):
         active = len(rows.weights)
-        step = _Step(recipe, active, rows.going_on, number == 0, moves)
+        step = _Step(recipe, active, rows.going_on, number == 0, moves, pull)
         stacked.set_users(active, step.first)
         stacked.set_streams(generators[:active])
-        stacked.begin_pass(step.take if recipe.plain else None)
+        stacked.begin_pass(step.take if step.plain else None)
         with recipe.products(parameters.device):
             per_example = task.losses(stacked.module, rows.batch).view(active, -1)
         weights = rows.weights.to(per_example.dtype)
@@ -371,7 +378,7 @@ def take_steps(
         per_user.sum().backward()
         losses[:active] += per_user.detach()
         with torch.no_grad():
-            if recipe.plain:
+            if step.plain:
                 _each(step.take, stacked.waiting)
             else:
                 _written_out_step(stacked, momenta, step)
@@ -388,6 +395,7 @@ class _Step:
         going_on: who take another one after it, the first so many.
         first: nobody has taken one before.
         moves: takes the norms of those whose last step it was.
+        pull: `[U, P]`, what is added to gradients; None for nothing.
     """
 
     recipe: LocalTraining
@@ -395,6 +403,12 @@ class _Step:
     going_on: int
     first: bool
     moves: Moves
+    pull: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is θ ← θ - η·∇, which each parameter can take by itself."""
+        return self.recipe.plain and self.pull is None
 
     def take(self, block: _Block) -> None:
         """Take a plain step of a block, in place."""
@@ -415,9 +429,11 @@ def _written_out_step(stacked: StackedModel, momenta: list[Tensor] | None, step:
     """
     recipe, users, first = step.recipe, step.users, step.first
     gradients = [_gradient(block, 0, users) for block in stacked.blocks]
-    if recipe.proximal_mu and not first:  # at the start the proximal term has no gradient
-        for gradient, block in zip(gradients, stacked.blocks, strict=True):
-            gradient.add_(block.values[:users] - block.origin, alpha=recipe.proximal_mu)
+    mu = 0.0 if first else recipe.proximal_mu  # at the start the proximal term has no gradient
+    pulls = () if step.pull is None else step.pull[:users].split(stacked.layout.sizes, dim=1)
+    for gradient, block, pull in zip_longest(gradients, stacked.blocks, pulls):
+        more = None if pull is None else pull.reshape(gradient.shape)
+        corrected(gradient, block.values[:users], block.origin, mu, more)
     if recipe.max_grad_norm is not None:
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
         # The same constant as torch's clip_grad_norm_, for equal results.

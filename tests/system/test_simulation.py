@@ -123,7 +123,7 @@ def test_kill_9_of_everything_tears_no_users_memory(tmp_path):
     process.communicate(timeout=60)
     code, _, err = finish(start("resume", tmp_path / "run"))
     assert code == 0, err
-    assert "error feedback keeps" in err
+    assert "what users keep takes" in err
     assert not list((tmp_path / "run").rglob("*.npy"))  # exact sums
     _, resumed = experiment.reopen(tmp_path / "run")
     _, uninterrupted = train_small(tmp_path / "reference", rounds=40, **feedback)

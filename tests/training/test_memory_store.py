@@ -326,7 +326,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_run(tmp_path, monkeypatch):
     format_ = MemoryFormat(population=10_000, parameters=200_000, dtype="float32", fingerprint="")
     sizes = MemorySizes.of(format_, cohort=64, rounds=60, ram=2**30)
     assert sizes.sentence() == (
-        "error feedback keeps 781.2 KiB a participating user: at most 7.53 GiB on disk "
+        "what users keep takes 781.2 KiB a participating user: at most 7.53 GiB on disk "
         "(2.46 GiB expected) and 1.00 GiB in RAM"
     )
     usage = namedtuple("usage", "free")

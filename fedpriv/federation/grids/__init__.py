@@ -7,16 +7,19 @@ from contextlib import contextmanager
 
 from flwr.serverapp import Grid
 
-from fedpriv.config import RuntimeConfig
+from fedpriv.config import ExperimentConfig
 
 
 @contextmanager
-def simulated_nodes(runtime: RuntimeConfig) -> Iterator[Grid]:
+def simulated_nodes(config: ExperimentConfig) -> Iterator[Grid]:
     """Open the grid that `runtime.grid` names, and close it when the body has ended.
+
+    What a user's own code has brought into this process is handed to those of Ray.
 
     Raises:
         InputError: Ray does not start, or has no room for the nodes.
     """
+    runtime = config.runtime
     if runtime.grid == "local":
         from fedpriv.federation.grids.local import LocalGrid
 
@@ -26,7 +29,9 @@ def simulated_nodes(runtime: RuntimeConfig) -> Iterator[Grid]:
 
     with cluster(runtime):
         # Imported here: it takes a second, in which Ray starts.
+        from fedpriv.federation.client_app import client_node
         from fedpriv.federation.grids.ray import RayGrid
+        from fedpriv.federation.handing_over import Accepting, HandOver
 
         ensure_started(runtime)
-        yield RayGrid(runtime)
+        yield RayGrid(runtime, Accepting(HandOver.of(config), client_node))

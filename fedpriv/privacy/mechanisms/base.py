@@ -247,6 +247,7 @@ class Mechanism:
             "noise_shape": "per_block" if self.gaussian.per_block else "spherical",
             "counts": counts.counts if counts else 0,
             "count_stddev": counts.stddev if counts else None,
+            "payloads": self.gaussian.payloads or None,
         }
 
     @classmethod

@@ -11,7 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedpriv.privacy.clipping import ClippingRule, PerLayerClipping, with_bounds
+from fedpriv.privacy.clipping import (
+    ClippingRule,
+    PayloadClipping,
+    PerLayerClipping,
+    with_bounds,
+)
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.mechanisms.base import (
     Facts,
@@ -98,8 +103,26 @@ class GaussianMechanism:
         # Without noise the bound may be infinite, and 0·inf is not a number.
         return 0.0 if self.noise_multiplier == 0 else self.update_multiplier * self.clipping.bound
 
+    @property
+    def payloads(self) -> tuple[tuple[str, float, float], ...]:
+        """Name, bound C_p and noise σ_p of each payload, where there are several; else nothing.
+
+        Each of n has multiplier z_p = z_Δ·√n relative to its own bound: 1/z_Δ² = Σ_p 1/z_p².
+        """
+        if not isinstance(self.clipping, PayloadClipping):
+            return ()
+        scale = self.update_multiplier * math.sqrt(len(self.clipping.rules))
+        named = zip(self.clipping.payloads, self.clipping.rules, strict=True)
+        return tuple((name, rule.bound, scale * rule.bound) for name, rule in named)
+
     def block_stddevs(self, blocks: int) -> tuple[float, ...]:
-        """Return the standard deviation of the noise on each of `blocks` blocks."""
+        """Return the standard deviation of the noise on each of `blocks` blocks.
+
+        Of several payloads `blocks` are those of all, one payload after another.
+        """
+        if self.payloads:
+            each = blocks // len(self.payloads)
+            return tuple(stddev for _, _, stddev in self.payloads for _ in range(each))
         if not self.per_block:
             return (self.stddev,) * blocks
         assert isinstance(self.clipping, PerLayerClipping)

@@ -1,0 +1,72 @@
+"""What an algorithm is, as functions of vectors: nothing here knows of a model's layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fedpriv.training.local import LocalTraining
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the local steps of some users have come to.
+
+    Attributes:
+        updates: `[U, P]`, start minus end of each: the direction that a server *subtracts*.
+        steps: how many local steps each took: `[U]`.
+        shared: `[len(algorithm.shared), P]`, what the server sent beside the model.
+        kept: `[U, P]`, what the users had kept; None where they keep nothing.
+        lr: η, the local learning rate.
+    """
+
+    updates: Tensor
+    steps: Tensor
+    shared: Tensor
+    kept: Tensor | None
+    lr: float
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Federated optimisation over users who each send a few vectors of the model's size P.
+
+    A local step follows ∇loss + μ(θ - θ_start) + pull, where μ and the pull are the algorithm's.
+    Each payload is clipped to a bound of its own; together they are one Gaussian release. What
+    stands here holds for users who send an update and keep nothing.
+    """
+
+    #: What a user sends, `model` first: the update.
+    payloads: ClassVar[tuple[str, ...]] = ("model",)
+    #: What the server keeps and sends beside the model: functions of releases, so free.
+    shared: ClassVar[tuple[str, ...]] = ()
+    #: Whether each user keeps a vector between rounds, which never leaves it.
+    keeps: ClassVar[bool] = False
+
+    def refuses(self, recipe: LocalTraining) -> str | None:
+        """Return what in the local `recipe` has no meaning here, and why; None for nothing."""
+        return None
+
+    def pull(self, shared: Tensor, kept: Tensor) -> Tensor | None:
+        """Return what users who keep something add to each gradient: `[U, P]`; None for nothing."""
+        return None
+
+    def sent(self, trained: Trained) -> list[Tensor]:
+        """Return every payload but the update, before clipping: `[U, P]` each."""
+        return []
+
+    def kept(self, trained: Trained, sent: list[Tensor]) -> Tensor:
+        """Return what users keep: `[U, P]`. `sent` are the payloads beside the update, clipped."""
+        raise NotImplementedError
+
+    def server(self, averages: list[Tensor], shared: Tensor, fraction: float) -> Tensor:
+        """Return what the server keeps after a round: `[len(shared), P]`.
+
+        Args:
+            averages: of every payload but the update, released: `[P]` each.
+            shared: what it kept before.
+            fraction: the expected share of users in a round.
+        """
+        return shared
