@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -373,7 +374,7 @@ class PrivateFedAvg(Strategy):
         self,
         grid: Grid,
         initial_arrays: ArrayRecord | None = None,
-        num_rounds: int = 0,
+        num_rounds: int | None = None,
         timeout: float | None = None,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
@@ -381,15 +382,27 @@ class PrivateFedAvg(Strategy):
     ) -> Result:
         """Run the rounds that are left, from `next_round` to the config's last.
 
-        The plan decides rounds, timeout and evaluation, so Flower's other arguments are unused.
+        The config decides rounds, start, timeout and evaluation, which the ledger depends on: of
+        Flower's other arguments none is taken but a `num_rounds` that is the config's own.
 
         Raises:
+            InputError: an argument that would be ignored, with the key to write instead; or as
+                below.
             Interrupted: the user asked to stop, between rounds or while nodes were working.
             BudgetError: the next round would exceed the budget.
             WorkerLost: a simulated node died that nobody replaces, or again and again; finished
                 rounds are kept.
             InputError: a node found the user's data or config wrong.
         """
+        _refuse_arguments(
+            self.plan.config.rounds,
+            num_rounds=num_rounds,
+            initial_arrays=initial_arrays,
+            timeout=timeout,
+            train_config=train_config,
+            evaluate_config=evaluate_config,
+            evaluate_fn=evaluate_fn,
+        )
         arrays = self._broadcast()
         result = Result(arrays=arrays)
         try:
@@ -621,3 +634,30 @@ def _digest(released: Tensor) -> str:
 
 # flwr's ErrorCode: LOAD_CLIENT_APP_EXCEPTION and CLIENT_APP_RAISED_EXCEPTION.
 _CLIENT_CODE_RAISED = (1, 2)
+
+
+#: What to write instead of an argument of Flower's `start`.
+_INSTEAD = {
+    "num_rounds": "`rounds`",
+    "initial_arrays": "`seed_model.path`, or nothing for the model's own start",
+    "timeout": "`runtime.round_timeout`",
+    "train_config": "`local`",
+    "evaluate_config": "`evaluation`",
+    "evaluate_fn": "`evaluation`, and read metrics.jsonl",
+}
+
+
+def _refuse_arguments(rounds: int, **given: Any) -> None:
+    """Refuse what a caller believes to be obeyed.
+
+    Raises:
+        InputError: an argument is given that is not what the config says.
+    """
+    if given["num_rounds"] == rounds:
+        given["num_rounds"] = None
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"{name}: the config decides it, which the ledger depends on; write "
+                f"{_INSTEAD[name]} there"
+            )

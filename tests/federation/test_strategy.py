@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.app.error import Error
 from in_process import (
     InProcessGrid,
@@ -612,3 +612,34 @@ def test_parameters_can_travel_as_bfloat16(tmp_path):
         updates.append(torch.cat([0.2 * p.grad.flatten() for p in model.parameters()]))
     expected = own - torch.stack(updates).mean(0)
     torch.testing.assert_close(parameters(rounded), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"num_rounds": 3}, "`rounds`"),
+        ({"initial_arrays": ArrayRecord()}, "`seed_model.path`"),
+        ({"timeout": 5.0}, "`runtime.round_timeout`"),
+        ({"evaluate_fn": lambda round_, arrays: None}, "`evaluation`"),
+    ],
+)
+def test_what_the_config_decides_is_not_taken_from_who_calls(tmp_path, given, key):
+    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run")))
+    directory = experiment.create(prepared)
+    grid = InProcessGrid()
+    with pytest.raises(InputError, match=key):
+        experiment.train(
+            prepared, directory, Silent(), lambda strategy: strategy.start(grid, **given)
+        )
+    assert grid.sent == []
+    assert len(directory.open_ledger(prepared.header())) == 0
+
+
+def test_as_many_rounds_as_the_config_has_are_obeyed(tmp_path):
+    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run"), rounds=1))
+    directory = experiment.create(prepared)
+    grid = InProcessGrid()
+    experiment.train(
+        prepared, directory, Silent(), lambda strategy: strategy.start(grid, num_rounds=1)
+    )
+    assert len(directory.open_ledger(prepared.header())) == 1
