@@ -13,100 +13,42 @@ writes results.csv and figure.png (default folder: simulations/results/clipping_
 
 from __future__ import annotations
 
-import csv
-import math
-import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import matplotlib
+import pandas as pd
+
+import fedpriv
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
-from rich.console import Console
-from rich.table import Table
-
-from fedpriv.privacy.figures import epsilon_text
-from fedpriv.reporting.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "configs" / "vit_digits.yaml"
-SEEDS = (17, 18)
-
 CLIPPING = {
-    "no privacy": ["privacy=null", "cohort=370"],
-    "global": ["privacy.clipping.kind=global"],
-    "per layer, dim": ["privacy.clipping.split=dim"],
+    "no privacy": {"privacy": None, "cohort": 370},
+    "global": {"privacy.clipping.kind": "global"},
+    "per layer, dim": {"privacy.clipping.kind": "per_layer", "privacy.clipping.split": "dim"},
 }
-OPTIMIZERS = {
-    "adam": ["server.optimizer=adam", "server.lr=0.02"],
-    "lamb": ["server.optimizer=lamb", "server.lr=0.02"],
-}
+COLUMNS = ["clipping", "optimizer", "seed", "accuracy", "epsilon", "delta"]
 
 
-@dataclass(frozen=True)
-class Result:
-    """One finished run."""
-
-    clipping: str
-    optimizer: str
-    seed: int
-    accuracy: float
-    epsilon_rdp: float | None
-    epsilon_pld: float | None
-    delta: float | None
-
-
-def run(clipping: str, optimizer: str, seed: int, folder: Path) -> Result:
-    overrides = [*CLIPPING[clipping], *OPTIMIZERS[optimizer], f"seed={seed}", f"run_dir={folder}"]
-    options = [part for override in overrides for part in ("--set", override)]
-    command = [sys.executable, "-m", "fedpriv", "run", str(CONFIG), *options]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    last = RunDirectory.open(folder).read_metrics()[-1]
-    epsilon = last["epsilon"]
-    accuracy = last["held_out"]["accuracy"]
-    return Result(
-        clipping, optimizer, seed, accuracy, epsilon["rdp"], epsilon.get("pld"), last["delta"]
-    )
-
-
-def table(results: list[Result]) -> Table:
-    shown = Table(
-        "clipping", "optimizer", *(f"accuracy, seed {seed}" for seed in SEEDS), "ε by PLD"
-    )
-    for clipping in CLIPPING:
-        for optimizer in OPTIMIZERS:
-            row = [r for r in results if (r.clipping, r.optimizer) == (clipping, optimizer)]
-            accuracies = [f"{r.accuracy:.3f}" for r in row]
-            epsilon = epsilon_text(row[0].epsilon_pld or math.inf)
-            shown.add_row(clipping, optimizer, *accuracies, epsilon)
-    return shown
-
-
-def figure(results: list[Result], path: Path) -> None:
+def figure(results: pd.DataFrame, path: Path) -> None:
     plotted, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    colours = {"adam": "#0072B2", "lamb": "#D55E00"}
-    for place, clipping in enumerate(CLIPPING):
-        for offset, optimizer in ((-0.12, "adam"), (0.12, "lamb")):
-            values = [
-                r.accuracy for r in results if (r.clipping, r.optimizer) == (clipping, optimizer)
-            ]
-            axes.plot(
-                [place + offset] * len(values),
-                values,
-                marker="o" if optimizer == "adam" else "s",
-                linestyle="",
-                color=colours[optimizer],
-                label=optimizer if place == 0 else None,
-            )
-    private = next(r for r in results if r.epsilon_pld)
+    for offset, marker, colour, optimizer in (
+        (-0.12, "o", "#0072B2", "adam"),
+        (0.12, "s", "#D55E00", "lamb"),
+    ):
+        rows = results[results.optimizer == optimizer]
+        places = rows.clipping.map(list(CLIPPING).index) + offset
+        axes.plot(places, rows.accuracy, marker, color=colour, label=optimizer)
     axes.set_xticks(range(len(CLIPPING)), list(CLIPPING))
     axes.set_ylabel("held-out accuracy")
+    private = results[results.clipping != "no privacy"].iloc[0]
     axes.set_title(
-        f"Digits, 750 users of 2 images: private runs at ε = "
-        f"{epsilon_text(private.epsilon_pld)} by PLD, δ = {private.delta:g}; each point a seed",
+        f"Digits, 750 users of 2 images: private runs at ε = {private.epsilon:.3f} by PLD, "
+        f"δ = {private.delta:g}; each point a seed",
         fontsize=9,
     )
     axes.grid(axis="y", alpha=0.3)
@@ -118,20 +60,23 @@ def main() -> None:
     default = ROOT / "simulations" / "results" / "clipping_and_optimizer"
     output = Path(sys.argv[1]) if len(sys.argv) > 1 else default
     output.mkdir(parents=True, exist_ok=True)
-    console, results = Console(), []
-    with TemporaryDirectory() as scratch:
-        for clipping in CLIPPING:
-            for optimizer in OPTIMIZERS:
-                for seed in SEEDS:
-                    folder = Path(scratch) / f"{len(results)}"
-                    results.append(run(clipping, optimizer, seed, folder))
-                    console.print(results[-1])
-    with (output / "results.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(Result.__dataclass_fields__)
-        rows.writerows([vars(result).values() for result in results])
+    experiment = fedpriv.Experiment.load(ROOT / "configs" / "vit_digits.yaml", {"server.lr": 0.02})
+    optimizers = {"server.optimizer": ["adam", "lamb"]}
+    tables = []
+    for number, (clipping, changes) in enumerate(CLIPPING.items()):
+        with TemporaryDirectory() as folder:
+            table = fedpriv.sweep(
+                experiment.with_(changes), optimizers, seeds=[17, 18], run_dir=f"{folder}/{number}"
+            )
+        tables.append(
+            table.rename(columns={"server.optimizer": "optimizer"}).assign(clipping=clipping)
+        )
+    results = pd.concat(tables)[COLUMNS]
+    results.to_csv(output / "results.csv", index=False)
     figure(results, output / "figure.png")
-    console.print(table(results))
+    print(
+        results.pivot(index=["clipping", "optimizer"], columns="seed", values="accuracy").round(3)
+    )
 
 
 if __name__ == "__main__":
