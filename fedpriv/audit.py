@@ -23,6 +23,7 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
+from fedpriv.algorithms.registry import make_algorithm
 from fedpriv.config import BudgetConfig, ExperimentConfig
 from fedpriv.data.federated import Batch, FederatedDataset
 from fedpriv.errors import InputError
@@ -145,7 +146,8 @@ def check(config: ExperimentConfig, settings: AuditSettings) -> None:
             f"privacy.mechanism.kind: {config.privacy.mechanism.kind}: an audit takes the noise of "
             "a round to be independent of other rounds'; an audit of correlated noise is not built"
         )
-    if config.algorithm.name != "fedavg":
+    algorithm = make_algorithm(config.algorithm)
+    if algorithm.keeps or algorithm.shared or len(algorithm.payloads) > 1:
         raise InputError(
             f"algorithm.name: {config.algorithm.name}: canaries send an update and nothing else; "
             "audit the same config with --set algorithm.name=fedavg"

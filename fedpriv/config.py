@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from fedpriv import yaml_text
+from fedpriv.algorithms.registry import ALGORITHMS, AlgorithmOptions, make_algorithm
 from fedpriv.components import LookUp, Named, Slot, slots
 from fedpriv.data.options import DataOptions
 from fedpriv.data.registry import DATASETS
@@ -134,27 +135,6 @@ class ServerConfig(Section):
         default=None,
         description="Layer-wise normalisation of the averaged update before the optimizer.",
     )
-
-
-class AlgorithmConfig(Section):
-    """What a user computes and keeps, what it sends, and what the server does with averages."""
-
-    name: Literal["fedavg", "scaffold"] = Field(
-        default="fedavg",
-        description="fedavg: the update alone (with local.proximal_mu FedProx); scaffold: control "
-        "variates, which users keep, take the drift out of local steps (Karimireddy et al. 2020).",
-    )
-    control_bound: Annotated[float, Field(ge=1e-20, le=1e20)] | None = Field(
-        default=None,
-        description="scaffold: largest L2 norm of a user's change of its control variate, which "
-        "is about that of its update divided by local steps times local.lr.",
-    )
-
-    @model_validator(mode="after")
-    def _options_go_with_name(self) -> AlgorithmConfig:
-        if self.control_bound is not None and self.name != "scaffold":
-            raise ValueError("control_bound goes with name: scaffold only")
-        return self
 
 
 class SamplingConfig(Section):
@@ -647,7 +627,11 @@ class ExperimentConfig(Section):
     )
     local: LocalConfig = LocalConfig()
     server: ServerConfig = ServerConfig()
-    algorithm: AlgorithmConfig = AlgorithmConfig()
+    algorithm: Annotated[AlgorithmOptions, Slot(ALGORITHMS)] = Field(
+        default={},
+        validate_default=True,
+        description="What users compute, keep and send, with options of its own.",
+    )
     privacy: PrivacyConfig | None = Field(
         description="null trains without privacy, and every report says so."
     )
@@ -683,26 +667,25 @@ class ExperimentConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _control_variates_have_a_proof(self) -> ExperimentConfig:
-        if self.algorithm.name != "scaffold":
-            return self
-        if self.runtime.deployment:
+    def _algorithm_has_a_proof(self) -> ExperimentConfig:
+        algorithm, privacy = make_algorithm(self.algorithm), self.privacy
+        if algorithm.keeps and self.runtime.deployment:
             raise ValueError(
-                "algorithm.name: scaffold keeps control variates in the run directory of a "
-                "simulation; a deployment's nodes have no store for them: write fedavg"
+                f"algorithm.name: {self.algorithm.name} has users keep something in the run "
+                "directory of a simulation; a deployment's nodes have no store for it: write fedavg"
             )
-        privacy = self.privacy
-        if (privacy is None) == (self.algorithm.control_bound is not None):
+        bounded = algorithm.payloads[1:] if privacy else ()
+        if tuple(self.algorithm.bounds) != bounded:
             raise ValueError(
-                "algorithm.control_bound is needed with name: scaffold and privacy, and bounds "
-                "nothing with privacy: null"
+                f"algorithm.bounds: write a bound for each payload beside the update "
+                f"({', '.join(bounded) or 'there are none'}), and for no other"
             )
-        if privacy is None:
+        if privacy is None or not (bounded or algorithm.keeps or algorithm.shared):
             return self
         refused = {
             "unit: example": privacy.unit == "example",
             f"noise_by: {privacy.noise_by}": privacy.noise_by != "server",
-            "sampling.kind: fixed_size": privacy.sampling.kind == "fixed_size",
+            "sampling.kind: fixed_size": algorithm.keeps and privacy.sampling.kind == "fixed_size",
             "clipping.kind: adaptive": privacy.clipping.kind == "adaptive",
             "error_feedback: user": privacy.error_feedback.kind != "none",
             "mechanism.kind: correlated": privacy.mechanism.kind != "independent",
@@ -711,10 +694,10 @@ class ExperimentConfig(Section):
         for written, found in refused.items():
             if found:
                 raise ValueError(
-                    f"algorithm.name: scaffold has no proof with privacy.{written}: what users "
-                    "keep is free where each is drawn by a coin of its own, or everybody is in "
-                    "every round, and its two payloads are one release of fixed bounds with noise "
-                    "that the server adds; write algorithm.name: fedavg"
+                    f"algorithm.name: {self.algorithm.name} has no proof with privacy.{written}: "
+                    "what users keep is free where each is drawn by a coin of its own, or "
+                    "everybody is in every round, and payloads are one release of fixed bounds "
+                    "with noise that the server adds; write algorithm.name: fedavg"
                 )
         return self
 

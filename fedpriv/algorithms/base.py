@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
+if TYPE_CHECKING:  # configs are checked where torch is not imported
+    from torch import Tensor
 
-from fedpriv.training.local import LocalTraining
+    from fedpriv.training.local import LocalTraining
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Algorithm:
     stands here holds for users who send an update and keep nothing.
     """
 
+    #: What statements call it, with its source.
+    cite: ClassVar[str] = ""
     #: What a user sends, `model` first: the update.
     payloads: ClassVar[tuple[str, ...]] = ("model",)
     #: What the server keeps and sends beside the model: functions of releases, so free.
@@ -49,8 +52,18 @@ class Algorithm:
         """Return what in the local `recipe` has no meaning here, and why; None for nothing."""
         return None
 
-    def pull(self, shared: Tensor, kept: Tensor) -> Tensor | None:
-        """Return what users who keep something add to each gradient: `[U, P]`; None for nothing."""
+    @property
+    def proximal_mu(self) -> float:
+        """μ, where the algorithm has one of its own."""
+        return 0.0
+
+    def pull(self, shared: Tensor, kept: Tensor | None) -> Tensor | None:
+        """Return what users add to each gradient: `[U, P]`, or `[P]` for all; None for nothing.
+
+        Args:
+            shared: `[len(self.shared), P]`, what the server sent beside the model.
+            kept: `[U, P]`, what the users keep; None where they keep nothing.
+        """
         return None
 
     def sent(self, trained: Trained) -> list[Tensor]:

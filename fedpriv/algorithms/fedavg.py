@@ -14,3 +14,5 @@ from fedpriv.algorithms.base import Algorithm
 @dataclass(frozen=True)
 class FedAvg(Algorithm):
     """Local SGD, and the average of the updates."""
+
+    cite = "FedAvg (McMahan et al. 2017)"

@@ -1,9 +1,7 @@
 """FedProx (Li et al. 2020, "Federated Optimization in Heterogeneous Networks").
 
-    user:    y ← x;  K times:  y ← y - η (∇loss(y) + μ(y - x));  send Δ = x - y
-    server:  as FedAvg
-
-μ is `proximal_mu` of the local recipe, which every engine's step follows; with μ = 0 it is FedAvg.
+user:    y ← x;  K times:  y ← y - η (∇loss(y) + μ(y - x));  send Δ = x - y
+server:  as FedAvg
 """
 
 from __future__ import annotations
@@ -15,4 +13,16 @@ from fedpriv.algorithms.base import Algorithm
 
 @dataclass(frozen=True)
 class FedProx(Algorithm):
-    """Local SGD that is held back to where it started, and the average of the updates."""
+    """Local SGD that is held back to where it started, and the average of the updates.
+
+    Attributes:
+        mu: μ, the weight of μ/2·‖y - x‖² in the local loss.
+    """
+
+    mu: float
+    cite = "FedProx (Li et al. 2020)"
+
+    @property
+    def proximal_mu(self) -> float:
+        """Return μ."""
+        return self.mu

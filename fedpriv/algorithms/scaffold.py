@@ -24,6 +24,7 @@ from fedpriv.training.local import LocalTraining
 class Scaffold(Algorithm):
     """Two payloads, the update and the change of a user's control."""
 
+    cite = "SCAFFOLD (Karimireddy et al. 2020)"
     payloads = ("model", "control")
     shared = ("control",)
     keeps = True
@@ -35,8 +36,9 @@ class Scaffold(Algorithm):
                 return f"local.{key}: its control variates are those of plain SGD steps"
         return None
 
-    def pull(self, shared: Tensor, kept: Tensor) -> Tensor:
+    def pull(self, shared: Tensor, kept: Tensor | None) -> Tensor:
         """Return c - c_k."""
+        assert kept is not None
         return shared[0] - kept
 
     def sent(self, trained: Trained) -> list[Tensor]:

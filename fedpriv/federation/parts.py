@@ -6,15 +6,15 @@ Nothing here imports an accountant: nodes account for nothing, and start a secon
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
 from fedpriv.algorithms.base import Algorithm
-from fedpriv.algorithms.fedavg import FedAvg
-from fedpriv.algorithms.fedprox import FedProx
-from fedpriv.algorithms.scaffold import Scaffold
+from fedpriv.algorithms.registry import make_algorithm
 from fedpriv.config import (
     ExperimentConfig,
     LocalConfig,
@@ -56,6 +56,9 @@ from fedpriv.training.parameters import Layout
 from fedpriv.training.stack_size import planned_stack
 from fedpriv.training.user_cache import UserCache
 
+#: Users send their update and nothing beside it.
+NO_PAYLOADS: Mapping[str, float] = MappingProxyType({})
+
 
 def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     """Return what a node needs to train its users: data, model, recipe, clipping rule."""
@@ -66,20 +69,20 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
         route_products()
     model = _built_model(config, dataset, device)
     layout = Layout.of(model)
-    feedback = build_error_feedback(config.privacy, layout)
+    feedback, algorithm = build_error_feedback(config.privacy, layout), build_algorithm(config)
     task = task_of(config, dataset)
     return CohortTrainer(
         dataset=dataset,
         model=model,
         task=task,
-        recipe=_recipe(config.local),
+        recipe=_recipe(config.local, algorithm),
         clipping=build_clipping(
             config.privacy.clipping if config.privacy else None,
             layout,
-            config.algorithm.control_bound,
+            config.algorithm.bounds,
         ),
         feedback=feedback,
-        algorithm=build_algorithm(config),
+        algorithm=algorithm,
         randomness=build_local_randomness(config),
         device=device,
         # In a stack the rounding of one user's numbers depends on who else is in it, which local
@@ -128,8 +131,9 @@ def _stack(config: ExperimentConfig, model: nn.Module, task: Task[Any]) -> int:
     return planned_stack(parameters, memory, task.long_examples, config.local.momentum > 0)
 
 
-def _recipe(config: LocalConfig) -> LocalTraining:
+def _recipe(config: LocalConfig, algorithm: Algorithm) -> LocalTraining:
     shared = config.model_dump(exclude={"optimizer", "batch_seconds", "spec_augment"})
+    shared["proximal_mu"] = algorithm.proximal_mu or config.proximal_mu
     if config.batch_seconds is None:
         return LocalTraining(**shared)
     return LocalTraining(**shared, batch_sizes=round(config.batch_seconds / HOP_SECONDS))
@@ -156,10 +160,8 @@ def build_algorithm(config: ExperimentConfig) -> Algorithm:
     Raises:
         InputError: the local recipe has something that the algorithm has no meaning for.
     """
-    if config.algorithm.name == "fedavg":
-        return FedProx() if config.local.proximal_mu else FedAvg()
-    algorithm = Scaffold()
-    if (reason := algorithm.refuses(_recipe(config.local))) is not None:
+    algorithm = make_algorithm(config.algorithm)
+    if (reason := algorithm.refuses(_recipe(config.local, algorithm))) is not None:
         raise InputError(f"algorithm.name: {config.algorithm.name} does not go with {reason}")
     return algorithm
 
@@ -169,17 +171,17 @@ def build_gaussian(
     noise_multiplier: float,
     layout: Layout,
     contributions: float | None = None,
-    control_bound: float | None = None,
+    payloads: Mapping[str, float] = NO_PAYLOADS,
 ) -> GaussianMechanism:
     """Return the clip bound and the noise of `privacy`.
 
     `contributions` are how many are expected in a sum; adaptive clipping needs it unless its
-    `count_noise` is given. `control_bound` is that of SCAFFOLD's second payload.
+    `count_noise` is given. `payloads` are those beside the update, each with its bound.
 
     Raises:
         InputError: the noise on the counts of adaptive clipping costs more than there is.
     """
-    clipping = build_clipping(privacy.clipping, layout, control_bound)
+    clipping = build_clipping(privacy.clipping, layout, payloads)
     if (feedback := build_error_feedback(privacy, layout)) is not None:
         clipping = feedback.contribution(clipping)
     counts = None
@@ -201,18 +203,18 @@ def build_gaussian(
 
 
 def build_clipping(
-    options: ClippingOptions | None, layout: Layout, control_bound: float | None = None
+    options: ClippingOptions | None, layout: Layout, payloads: Mapping[str, float] = NO_PAYLOADS
 ) -> ClippingRule:
     """Return the clipping rule of `options` for blocks of `layout`; None bounds nothing.
 
-    With a `control_bound` users send a second payload, which is clipped as a whole.
+    `payloads` are those beside the update, each with the bound to which it is clipped as a whole.
     """
     if options is None:
         return Unclipped()
     rule = build_rule(options, layout.sizes)
-    if control_bound is None:
+    if not payloads:
         return rule
-    return PayloadClipping(Scaffold.payloads, (rule, GlobalClipping(control_bound)))
+    return PayloadClipping(("model", *payloads), (rule, *map(GlobalClipping, payloads.values())))
 
 
 def build_adaptive(options: ClippingOptions) -> AdaptiveBounds | None:

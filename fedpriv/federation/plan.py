@@ -178,8 +178,7 @@ def _mechanism(
     """
     z = _noise_multiplier(privacy, config.rounds, make)
     contributions = make(GaussianMechanism(z, GlobalClipping(1.0))).contributions
-    control_bound = config.algorithm.control_bound
-    return make(build_gaussian(privacy, z, layout, contributions, control_bound))
+    return make(build_gaussian(privacy, z, layout, contributions, config.algorithm.bounds))
 
 
 def _with_gaussian(

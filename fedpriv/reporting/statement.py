@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import groupby
 
+from fedpriv.algorithms.registry import cited, make_algorithm
 from fedpriv.privacy.advice import LARGE_DELTA, REASONABLE, STRONG
 from fedpriv.privacy.clipping_rules import AdaptiveOptions, GlobalOptions, PerLayerOptions
 from fedpriv.privacy.figures import epsilon_text, percent_up
@@ -437,17 +438,23 @@ def _error_feedback(run: Run) -> tuple[str, ...]:
 
 
 def _payloads(run: Run) -> tuple[str, ...]:
-    """Return what is said of users who send more than an update."""
-    payloads = run.releases[-1].payloads
-    if payloads is None:
-        return ()
-    each = ", ".join(f"{name} with C = {b:.4g} and σ = {s:.4g}" for name, b, s in payloads)
-    return (
-        "SCAFFOLD (Karimireddy et al. 2020): each user keeps a control variate, which never leaves "
-        "it and costs nothing under this sampling (docs/privacy.md), and sends by how much it has "
-        f"changed beside its update. Each payload is clipped and gets noise of its own ({each}); C "
-        "is the bound on all of them, and z that of their one release.",
-    )
+    """Return what is said of users who send more than an update, or keep something for it."""
+    payloads, options = run.releases[-1].payloads, run.config.algorithm
+    said = []
+    if payloads is not None:
+        more = ", ".join(name for name, _, _ in payloads[1:])
+        each = ", ".join(f"{name} with C = {b:.4g} and σ = {s:.4g}" for name, b, s in payloads)
+        said.append(
+            f"{cited(options)}: each user sends more than an update ({more}). Each payload is "
+            f"clipped and gets noise of its own ({each}); C is the bound on all of them, and z "
+            "that of their one release."
+        )
+    if make_algorithm(options).keeps:
+        said.append(
+            f"{cited(options)}: what a user keeps for it between rounds never leaves it and costs "
+            "nothing under this sampling (docs/privacy.md)."
+        )
+    return tuple(said)
 
 
 def _sampling(run: Run) -> tuple[str, ...]:

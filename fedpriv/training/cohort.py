@@ -362,24 +362,26 @@ class _Seen:
 
     def pull(self, users: Sequence[StackedUser]) -> Tensor | None:
         """Return what users add to each gradient: `[U, P]`; None where the algorithm adds none."""
-        algorithm = self._trainer.algorithm
-        if not algorithm.keeps or self._trainer.planted is not None:
-            return None
-        return algorithm.pull(self._shared, self._kept(users))
+        pull = self._trainer.algorithm.pull(self._shared, self._kept(users))
+        return None if pull is None else pull.expand(len(users), -1)
 
-    def _kept(self, users: Sequence[StackedUser]) -> Tensor:
+    def _kept(self, users: Sequence[StackedUser]) -> Tensor | None:
+        """Return what users keep for the algorithm: `[U, P]`; None where they keep nothing."""
+        if not self._trainer.algorithm.keeps:
+            return None
         assert self._memories is not None
         return self._memories.read([user.number for user in users]).to(self._trainer.device)
 
     def _bounded(self, updates: list[Tensor] | Moves, stack: Sequence[StackedUser]) -> ClippedUsers:
         """Add the users' contributions to `total`; they keep what was not sent."""
         trainer, memories = self._trainer, self._memories
-        if trainer.feedback is None and not trainer.algorithm.keeps:
+        plain = len(trainer.algorithm.payloads) == 1 and not trainer.algorithm.keeps
+        if trainer.feedback is None and plain:
             return clip_and_add(updates, trainer.clipping, self.total)
-        assert memories is not None
         whole = torch.cat(updates, dim=1) if isinstance(updates, list) else updates.written_out()
         if trainer.feedback is None:
             return self._payloads(whole, stack)
+        assert memories is not None
         users = [user.number for user in stack]
         before = memories.read(users).to(whole)
         fed = feed_back(whole, before, self._sizes, trainer.clipping, trainer.feedback)
@@ -392,13 +394,15 @@ class _Seen:
     def _payloads(self, updates: Tensor, users: Sequence[StackedUser]) -> ClippedUsers:
         """Bound all payloads of the users, add them to `total`, and let users keep theirs."""
         trainer, memories = self._trainer, self._memories
-        assert memories is not None
         steps = torch.tensor([len(user.steps) for user in users], device=updates.device)
         kept = self._kept(users)
         trained = Trained(updates, steps, self._shared, kept, trainer.recipe.lr)
         payloads = [updates, *trainer.algorithm.sent(trained)]
         blocks = [block for each in payloads for block in each.split(self._sizes, dim=1)]
         clipped = clip_and_add(blocks, trainer.clipping, self.total)
+        if kept is None:
+            return clipped
+        assert memories is not None
         scales = clipped.scales.to(updates.dtype).unflatten(1, (len(payloads), -1))
         sent = [
             torch.cat(

@@ -42,7 +42,7 @@ PLAIN = {
 }
 PRIVATE = {
     "rounds": 3,
-    "algorithm": {"name": "scaffold", "control_bound": 0.5},
+    "algorithm": {"name": "scaffold", "bounds": {"control": 0.5}},
     "local": {"steps": 2, "batch_size": 4, "lr": 0.1},
 }
 
@@ -197,7 +197,7 @@ def test_controls_move_by_what_is_sent_so_that_the_servers_is_their_mean(tmp_pat
         **PRIVATE,
         "privacy__noise_multiplier": 0.0,
         "privacy__sampling": {"kind": "all"},
-        "algorithm": {"name": "scaffold", "control_bound": 0.01},
+        "algorithm": {"name": "scaffold", "bounds": {"control": 0.01}},
     }
     directory, prepared = train_small(tmp_path / "run", **changes)
     with Memories(directory.memory, 2**20).round(Journal(9, 0, 0, 0)) as memories:
@@ -221,9 +221,9 @@ REFUSED = {
         "mechanism.kind: correlated",
     ),
     "per block": ({"privacy__noise": "per_block"}, "per_block"),
-    "deployment": ({"runtime__deployment": True}, "no store for them"),
-    "no bound": ({"algorithm": {"name": "scaffold"}}, "control_bound is needed"),
-    "bound alone": ({"algorithm": {"control_bound": 1.0}}, "goes with name: scaffold"),
+    "deployment": ({"runtime__deployment": True}, "no store for it"),
+    "no bound": ({"algorithm": {"name": "scaffold"}}, r"each payload .*\(control\)"),
+    "bound alone": ({"algorithm": {"bounds": {"control": 1.0}}}, "there are none"),
 }
 
 

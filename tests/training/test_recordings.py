@@ -44,7 +44,8 @@ class Stacks:
         self.plain = StackedModel(self.trainer.model)
 
     def users(self, numbers, round_=1):
-        seen = cohort._Seen(Layout.of(self.trainer.model), self.trainer, None)
+        layout = Layout.of(self.trainer.model)
+        seen = cohort._Seen(layout, self.trainer, None, torch.empty(0, layout.total))
         return [cohort._work(self.trainer, number, round_, 1, seen) for number in numbers]
 
     def recorded(self, users, start):

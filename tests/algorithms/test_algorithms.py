@@ -1,0 +1,77 @@
+"""Algorithms of all kinds: our own by name, and one of somebody's own with a second payload."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from in_process import small_config, train_small
+
+from fedpriv import experiment
+from fedpriv.config import load_config
+from fedpriv.errors import InputError
+from fedpriv.privacy import Ledger
+from fedpriv.reporting.report import render
+
+OUTSIDE = str(Path(__file__).parent.parent / "outside")
+PLAIN = {"rounds": 2, "privacy": None, "server": {"optimizer": "sgd", "lr": 1.0}}
+SQUARES = {
+    "code": OUTSIDE,
+    "algorithm": {"name": "second_payload:WithSquares", "bounds": {"squares": 0.01}, "decay": 0.25},
+    "rounds": 2,
+}
+
+
+def parameters(prepared):
+    return prepared.server.parameters()
+
+
+def test_fedprox_is_the_recipe_with_its_proximal_term(tmp_path):
+    named = {**PLAIN, "algorithm": {"name": "fedprox", "mu": 0.5}}
+    _, one = train_small(tmp_path / "named", **named)
+    _, other = train_small(tmp_path / "recipe", **PLAIN, local__proximal_mu=0.5)
+    _, without = train_small(tmp_path / "without", **PLAIN)
+    assert parameters(one).equal(parameters(other))
+    assert not parameters(one).equal(parameters(without))
+
+
+def test_an_algorithm_of_ones_own_sends_a_second_payload_that_is_charged_and_told(tmp_path):
+    directory, prepared = train_small(tmp_path / "run", **SQUARES)
+    moments, sizes = prepared.server.shared[0], prepared.plan.layout.total
+    assert moments.shape == (sizes,)
+    # What noise there is: σ_p/cohort, of the second round and a quarter of that of the first.
+    expected = 2**0.5 * 0.01 / 8 * 0.75 * (1 + 0.25**2) ** 0.5 * sizes**0.5
+    assert float(moments.norm()) == pytest.approx(expected, rel=0.2)
+    for release in Ledger.open(directory.ledger):
+        assert [name for name, _, _ in release.payloads] == ["model", "squares"]
+        assert release.event().event.noise_multiplier == pytest.approx(1.0, rel=1e-10)
+    text = render([directory.path], "md")
+    assert "squares (somebody, 2026): each user sends more than an update (squares)" in text
+
+
+def test_without_privacy_the_second_payload_is_the_mean_of_squares(tmp_path):
+    changes = {**SQUARES, **PLAIN, "rounds": 1}
+    changes["algorithm"] = {"name": "second_payload:WithSquares", "decay": 0.0}
+    _, prepared = train_small(tmp_path / "run", **changes)
+    moved = parameters(experiment.prepare(small_config(**PLAIN))) - parameters(prepared)
+    assert torch.all(prepared.server.shared[0] >= moved.square() - 1e-6)
+    assert prepared.server.shared.norm() > 0
+
+
+def test_an_algorithm_of_ones_own_is_refused_what_has_no_proof():
+    with pytest.raises(InputError, match=r"no proof with privacy\.noise_by: users"):
+        small_config(**SQUARES, privacy__noise_by="users")
+    small_config(**SQUARES, privacy__sampling={"kind": "fixed_size", "expected_cohort": 8})
+
+
+@pytest.mark.parametrize("bounds", [{}, {"squares": 1.0, "others": 1.0}, {"others": 1.0}], ids=str)
+def test_every_payload_needs_a_bound(bounds):
+    algorithm = {"name": "second_payload:WithSquares", "bounds": bounds}
+    with pytest.raises(InputError, match=r"write a bound for each payload .*\(squares\)"):
+        small_config(**{**SQUARES, "algorithm": algorithm})
+
+
+def test_a_name_that_is_none_is_told(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("name: x\nrounds: 1\nprivacy: null\nalgorithm: scafold\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"did you mean scaffold\?"):
+        load_config(path)
