@@ -59,12 +59,12 @@ class Origin:
         return "; ".join(parts) or "of no file"
 
     def changed(self, code: Path | None) -> bool:
-        """Say whether the files beside a config are others now, or another config's."""
+        """Say whether files beside a config are gone, or others by now, or another config's."""
         if self.folder is None or code is None:
             return False
         now = ((name, self.folder / name) for name, _ in self.files)
         return code != self.folder or any(
-            path.is_file() and _sha256(path) != dict(self.files)[name] for name, path in now
+            not path.is_file() or _sha256(path) != dict(self.files)[name] for name, path in now
         )
 
 
@@ -79,6 +79,10 @@ def module_beside(name: str, code: Path | None) -> ModuleType:
         InputError: the folder has one, and another of its name is imported already.
     """
     top = name.split(".")[0]
+    if any(each.changed(code) for each in _BESIDE.values()):
+        for beside in _BESIDE:
+            sys.modules.pop(beside, None)
+        _BESIDE.clear()
     if code is None or not ((code / f"{top}.py").is_file() or (code / top).is_dir()):
         return importlib.import_module(name)
     loaded = sys.modules.get(top)
@@ -87,10 +91,6 @@ def module_beside(name: str, code: Path | None) -> ModuleType:
             f"{top} in {code} has the name of a module that is imported already "
             f"({getattr(loaded, '__file__', None) or 'built in'}); give it another"
         )
-    if any(each.folder != code or each.changed(code) for each in _BESIDE.values()):
-        for each in _BESIDE:
-            sys.modules.pop(each, None)
-        _BESIDE.clear()
     before = set(sys.modules)
     while str(code) in sys.path:
         sys.path.remove(str(code))

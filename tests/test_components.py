@@ -78,7 +78,11 @@ def test_a_run_elsewhere_finds_the_same_file_again(mine, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "line"),
     [
-        ("vitt", {}, r"^model\.name: unknown model 'vitt', known are speech, vit; did you mean v"),
+        (
+            "vitt",
+            {},
+            r"^model\.name: unknown model 'vitt', known are gpt, speech, vit; did you mean v",
+        ),
         ("zzz", {}, r"^model\.name: unknown model 'zzz', .*; write package\.module:object for"),
         ("mime:cnn", {}, r"^model\.name: there is no module mime: .* or as a file in /"),
         ("mine:cmn", {}, r"^model\.name: the module mine has no cmn; did you mean mine:cnn\?"),
@@ -214,7 +218,7 @@ def test_an_entry_point_is_a_name(monkeypatch, mine):
 
     monkeypatch.setattr(components, "entry_points", entries)
     assert built(small_config(model={"name": "lenet", "width": 2}))[0].out_channels == 2
-    assert MODELS.names() == ["lenet", "speech", "vit"]
+    assert set(MODELS.names()) == {"lenet", *MODELS.registered}
     with pytest.raises(InputError, match="did you mean lenet"):
         small_config(model={"name": "lenett"})
 
@@ -237,5 +241,6 @@ def test_a_node_imports_only_what_it_allows(mine, tmp_path):
 def test_the_schema_has_each_models_own_options():
     section = ExperimentConfig.model_json_schema()["properties"]["model"]["anyOf"]
     keys = [set(each["properties"]) for each in section]
-    assert {"patch", "pooling"} <= keys[1]
-    assert "mels" in keys[0] - keys[1]
+    vit, speech = (keys[sorted(MODELS.registered).index(name)] for name in ("vit", "speech"))
+    assert {"patch", "pooling"} <= vit
+    assert "mels" in speech - vit
