@@ -85,8 +85,9 @@ def all_up(grid: RayGrid) -> list[int]:
 @pytest.fixture(scope="module")
 def up():
     """A cluster with room for three nodes."""
-    with cluster(RuntimeConfig(workers=3)):
-        ensure_started(RUNTIME)
+    room = RuntimeConfig(workers=3)
+    with cluster(room):
+        ensure_started(room)
         yield
 
 
