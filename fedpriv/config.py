@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -32,6 +33,7 @@ from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.clipping_rules import CLIPPING, AdaptiveOptions, ClippingOptions
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
+from fedpriv.privacy.mechanisms.options import SERVER_NOISE, MechanismOptions, unproven_with
 from fedpriv.privacy.sampling import Adjacency, build_sampling
 from fedpriv.sections import NO_BEARING, KeptPath, Section, UserPath, kept_path
 from fedpriv.tasks.registry import TASKS, TaskOptions
@@ -235,27 +237,6 @@ class ExampleConfig(Section):
     )
 
 
-class MechanismConfig(Section):
-    """How the noise that the server adds in one round goes with that of other rounds."""
-
-    kind: Literal["independent", "correlated"] = Field(
-        default="independent",
-        description="independent: each round's noise is drawn anew; correlated: later rounds take "
-        "back part of it, and each round draws from one of `bands` groups of users.",
-    )
-    bands: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        default=None,
-        description="correlated: b, the rounds over which noise is correlated, and the groups; "
-        "the noise of as many rounds is kept in RAM (float64). 1 is independent noise.",
-    )
-
-    @model_validator(mode="after")
-    def _bands_go_with_kind(self) -> MechanismConfig:
-        if (self.kind == "correlated") != (self.bands is not None):
-            raise ValueError("write bands with kind: correlated, and with it alone")
-        return self
-
-
 class PrivacyConfig(Section):
     """Differential privacy for users, or for examples within silos."""
 
@@ -303,7 +284,9 @@ class PrivacyConfig(Section):
         "adds a share of it, for where nobody sees more than the nodes' sum; users: each adds all "
         "of it to its own contribution (local differential privacy).",
     )
-    mechanism: MechanismConfig = MechanismConfig()
+    mechanism: Annotated[MechanismOptions, Slot(SERVER_NOISE)] = Field(
+        default={}, validate_default=True, description="noise_by: server: how noise is made."
+    )
     lost_nodes: Annotated[int, Field(ge=0)] = Field(
         default=0,
         description="noise_by: nodes: how many nodes may fail in a round; the shares of the others "
@@ -385,23 +368,22 @@ class PrivacyConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _correlated_noise_has_a_proof(self) -> PrivacyConfig:
+    def _mechanism_has_a_proof(self) -> PrivacyConfig:
         if self.mechanism.kind == "independent":
             return self
+        unproven = partial(unproven_with, self.mechanism)
         refused = {
             "unit: example": self.unit == "example",
             f"noise_by: {self.noise_by}": self.noise_by != "server",
-            f"sampling.kind: {self.sampling.kind}": self.sampling.kind != "poisson",
-            "clipping.kind: adaptive": self.clipping.kind == "adaptive",
-            "error_feedback: user": self.error_feedback.kind != "none",
+            f"sampling.kind: {self.sampling.kind}": unproven(self.sampling.kind),
+            "clipping.kind: adaptive": self.clipping.kind == "adaptive" and unproven("adaptive"),
+            "error_feedback: user": self.error_feedback.kind != "none" and unproven("memories"),
         }
         for written, found in refused.items():
             if found:
                 raise ValueError(
-                    f"mechanism.kind: correlated has no proof with {written}: it is proved for "
-                    "noise that the server adds to one sum over users who are each drawn by a coin "
-                    "of their own, with fixed bounds and without memories; write mechanism: "
-                    "{kind: independent}"
+                    f"mechanism.kind: {self.mechanism.kind} has no proof with {written}; write "
+                    "mechanism: {kind: independent}"
                 )
         return self
 
@@ -647,10 +629,12 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _memories_have_a_place(self) -> ExperimentConfig:
-        if self.privacy and self.privacy.mechanism.kind == "correlated" and self.runtime.deployment:
+        deployed = self.privacy and self.runtime.deployment
+        if self.privacy and deployed and unproven_with(self.privacy.mechanism, "deployment"):
             raise ValueError(
-                "privacy.mechanism.kind: correlated puts users into groups by their ids, which the "
-                "server of a deployment does not know; write mechanism: {kind: independent}"
+                f"privacy.mechanism.kind: {self.privacy.mechanism.kind} does not go with "
+                "runtime.deployment, such as where the server does not know who users are; write "
+                "mechanism: {kind: independent}"
             )
         feedback = self.privacy and self.privacy.error_feedback
         if feedback and feedback.kind == "user" and self.runtime.deployment:
@@ -797,14 +781,8 @@ class ExperimentConfig(Section):
                 f"privacy.delta must be below 1/population ({1 / population:.3g} for "
                 f"{population} users), got {self.privacy.delta:g}"
             )
-        cohort, bands = self.privacy.sampling.expected_cohort, self.privacy.mechanism.bands or 1
+        cohort = self.privacy.sampling.expected_cohort
         _check_cohort("privacy.sampling.expected_cohort", cohort, population)
-        if bands * (cohort or 0) > population:
-            raise InputError(
-                f"privacy.mechanism.bands must be at most {population // (cohort or 1):.0f}, the "
-                f"population of {population} divided by the expected cohort, got {bands}: a round "
-                "draws from one of so many groups"
-            )
 
     def fingerprint(self, data: str) -> str:
         """Return the SHA-256 of everything that bears on what a run releases.

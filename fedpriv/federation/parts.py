@@ -91,7 +91,12 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
         stack=_stack(config, model, task),
         tolerant=config.runtime.deployment,
         cache=UserCache(config.runtime.cache_mib * 2**20),
-        graphs=config.runtime.cuda_graphs and device.type == "cuda" and feedback is None,
+        # What is recorded adds updates up as they are.
+        graphs=config.runtime.cuda_graphs
+        and device.type == "cuda"
+        and feedback is None
+        and not algorithm.keeps
+        and len(algorithm.payloads) == 1,
         # How long a user takes says something of its data.
         timed=config.runtime.profile and not config.runtime.deployment,
     )

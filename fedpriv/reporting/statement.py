@@ -635,6 +635,17 @@ def _logged(run: Run) -> tuple[str, ...]:
     )
 
 
+def _not_our_own(run: Run) -> tuple[str, ...]:
+    """Return what a run was made of that is not fedpriv's own."""
+    if not run.header.outside:
+        return ()
+    return (
+        f"Not fedpriv's own, and not checked by it: {'; '.join(run.header.outside)}. Where that is "
+        "the mechanism, how noise is made rests on its code; what is charged was rebuilt from the "
+        "ledger by fedpriv's own.",
+    )
+
+
 def _verification(run: Run) -> tuple[str, ...]:
     git = run.environment.get("git")
     source = ""
@@ -653,5 +664,6 @@ def _verification(run: Run) -> tuple[str, ...]:
         f"{line} Its lines form a hash chain, which was intact when this was written; the "
         "chain shows edits, not a ledger that was written anew as a whole.",
         run.evidence.sentence() if run.complete else "LINES ARE MISSING, as said above.",
+        *_not_our_own(run),
         f"Configuration {run.header.fingerprint[:16]}…{private}, fedpriv {fedpriv}{source}.",
     )

@@ -139,6 +139,10 @@ class Mechanism:
     kind: ClassVar[str]
     #: What the header of a ledger says of it: the unit of privacy, and who adds the noise.
     header: ClassVar[Mapping[str, Any]] = {"unit": "user", "noise_by": "server", "mechanism": ""}
+    #: The samplings for which it has a proof.
+    samplings: ClassVar[tuple[str, ...]] = ("poisson", "fixed_size", "all")
+    #: Whether it has one where bounds adapt, where users keep memories, and in deployments.
+    proven_with: ClassVar[frozenset[str]] = frozenset({"adaptive", "memories", "deployment"})
     #: Whether the sums of nodes come with noise in them.
     in_sums: ClassVar[bool] = False
     #: Whether nodes are asked that have none of the cohort.

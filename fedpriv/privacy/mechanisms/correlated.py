@@ -14,9 +14,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor
 
 from fedpriv.privacy.mechanisms.base import (
@@ -142,10 +143,20 @@ class CorrelatedMechanism(Mechanism):
             whose noise would have to follow bounds.
     """
 
-    bands: int
+    bands: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1024,
+            description="b, the rounds over which noise is correlated, and the groups; the noise "
+            "of as many rounds is kept in RAM (float64). 1 is independent noise.",
+        ),
+    ]
     user_ids: Sequence[str] = field(repr=False, compare=False)
 
     kind = "correlated"
+    samplings = ("poisson",)
+    proven_with = frozenset()
     header: ClassVar = {**Mechanism.header, "mechanism": "correlated"}
     label = "correlated noise"
     payer: ClassVar[str] = "group"

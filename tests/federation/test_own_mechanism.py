@@ -1,0 +1,73 @@
+"""A mechanism of somebody's own, in whole runs in this process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from in_process import small_config, train_small
+
+from fedpriv import experiment
+from fedpriv.errors import InputError
+from fedpriv.privacy import Ledger, Purpose
+from fedpriv.reporting.reader import read_run
+from fedpriv.reporting.report import render
+from fedpriv.reporting.spent import spent
+
+OUTSIDE = {"code": str(Path(__file__).parent.parent / "outside"), "rounds": 2}
+OWN = {**OUTSIDE, "privacy__mechanism": {"kind": "own_mechanism:TwoKeepers"}}
+
+
+def test_it_adds_its_noise_is_charged_by_the_record_and_told(tmp_path):
+    still = {"local__lr": 1e-12, "server": {"optimizer": "sgd", "lr": 1.0}, "rounds": 1}
+    directory, prepared = train_small(tmp_path / "run", **{**OWN, **still})
+    before = experiment.prepare(prepared.config).server.parameters().double()
+    moved = before - prepared.server.parameters().double()
+    draws = [
+        prepared.plan.randomness.numpy(Purpose.NOISE, round_, 0).standard_normal(len(moved))
+        for round_ in (1, 10**6 + 1)
+    ]
+    expected = torch.from_numpy(0.1 * sum(draws) / 2**0.5 / 8)
+    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-6)
+
+    plain = experiment.prepare(small_config(rounds=1)).plan.planned_cost()
+    assert prepared.plan.planned_cost() == plain
+    account = spent(read_run(directory.path))
+    assert account.disagreements == ()
+    assert account.epsilons["rdp"] == pytest.approx(plain.epsilon)
+    text = render([directory.path], "md")
+    assert "Not fedpriv's own, and not checked by it: privacy.mechanism: own_mechanism" in text
+
+
+def test_two_of_its_runs_share_no_noise_with_others(tmp_path):
+    _, own = train_small(tmp_path / "own", **OWN)
+    other = {"kind": "own_mechanism:TwoKeepers", "first_of_the_second": 7}
+    prepared = experiment.prepare(small_config(**{**OWN, "privacy__mechanism": other}))
+    assert prepared.plan.fingerprint != own.plan.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Boastful", "record and event must agree"),
+        ("Forgetful", "does not record who pays"),
+        ("TwoDraws", "TwoDraws"),
+    ],
+)
+def test_one_that_the_ledger_would_charge_otherwise_is_refused(name, reason):
+    mechanism = {"kind": f"own_mechanism:{name}"}
+    if name == "TwoDraws":
+        mechanism |= {"drawn": 1, "first_of_the_second": 1}
+    with pytest.raises(InputError, match=reason):
+        experiment.prepare(small_config(**{**OUTSIDE, "privacy__mechanism": mechanism}))
+
+
+def test_it_does_not_go_with_noise_that_others_add():
+    with pytest.raises(InputError, match=r"has no proof with noise_by: nodes"):
+        small_config(**OWN, privacy__noise_by="nodes")
+
+
+def test_a_ledger_of_it_is_read_without_its_code(tmp_path):
+    directory, _ = train_small(tmp_path / "run", **OWN)
+    ledger = Ledger.open(directory.ledger)
+    assert "own_mechanism:TwoKeepers" in ledger.header.outside[0]
+    assert next(release.event() for release in ledger).sampling_probability == 8 / 60
