@@ -27,44 +27,20 @@ from fedpriv.errors import InputError
 from fedpriv.models.options import ModelOptions
 from fedpriv.models.registry import MODELS
 from fedpriv.optimizers.kinds import OPTIMIZERS
-from fedpriv.optimizers.normalize import NORMALIZERS, NormalizerOptions
 from fedpriv.optimizers.schedules import ScheduleConfig
+from fedpriv.optimizers.server import ServerConfig
 from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.clipping_rules import CLIPPING, AdaptiveOptions, ClippingOptions
-from fedpriv.privacy.example_level import ExampleLevel
+from fedpriv.privacy.error_feedback import ErrorFeedbackConfig
+from fedpriv.privacy.example_level import ExampleConfig, ExampleLevel
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 from fedpriv.privacy.mechanisms.options import SERVER_NOISE, MechanismOptions, unproven_with
 from fedpriv.privacy.sampling import Adjacency, build_sampling
-from fedpriv.sections import NO_BEARING, KeptPath, Section, UserPath, kept_path
+from fedpriv.privacy.sampling_options import SAMPLINGS, SamplingOptions
+from fedpriv.sections import NO_BEARING, KeptPath, Positive, Rate, Section, UserPath, kept_path
 from fedpriv.tasks.registry import TASKS, TaskOptions
+from fedpriv.tasks.spec_augment import SpecAugmentConfig
 from fedpriv.training.local import Precision
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-# Beyond these bounds nothing is learnt and floating point overflows.
-Rate = Annotated[float, Field(gt=0, le=1e6)]
-
-
-class SpecAugmentConfig(Section):
-    """What is masked of a user's features in training (Park et al. 2019); speech only."""
-
-    from_round: Annotated[int, Field(ge=1)] = Field(
-        default=1, description="First round in which features are masked."
-    )
-    freq_masks: Annotated[int, Field(ge=0)] = Field(
-        default=2, description="Masks over neighbouring mel bands."
-    )
-    freq_width: Annotated[int, Field(ge=0)] = Field(
-        default=30, description="Widest such mask (bands)."
-    )
-    time_masks: Annotated[int, Field(ge=0)] = Field(
-        default=10, description="Masks over neighbouring frames."
-    )
-    time_width: Annotated[int, Field(ge=0)] = Field(
-        default=50, description="Widest such mask (frames of 10 ms)."
-    )
-    time_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=0.1, description="Widest such mask as a part of the utterance."
-    )
 
 
 class LocalConfig(Section):
@@ -113,127 +89,11 @@ class LocalConfig(Section):
     )
 
 
-class ServerConfig(Section):
-    """How the server applies the averaged update."""
-
-    optimizer: Annotated[str, Named(OPTIMIZERS)] = Field(
-        default="lamb",
-        description="Any optimizer of torch.optim or pytorch_optimizer, by name, or "
-        "package.module:object for your own.",
-    )
-    lr: Rate = Field(default=0.01, description="Server learning rate, before the schedule.")
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="Further arguments of the optimizer, e.g. betas."
-    )
-    schedule: ScheduleConfig = Field(
-        default_factory=ScheduleConfig, description="Learning rate by round."
-    )
-    broadcast: Literal["float32", "bfloat16"] = Field(
-        default="float32",
-        description="Numbers in which parameters travel to the nodes; bfloat16 halves what is "
-        "sent, and users start from parameters rounded to 8 bits.",
-    )
-    normalize: Annotated[NormalizerOptions | None, Slot(NORMALIZERS, optional=True)] = Field(
-        default=None,
-        description="Layer-wise normalisation of the averaged update before the optimizer.",
-    )
-
-
-class SamplingConfig(Section):
-    """How a round's cohort is drawn."""
-
-    kind: Literal["poisson", "fixed_size", "all"] = Field(
-        default="poisson",
-        description="poisson: each user independently (add-or-remove-one adjacency); fixed_size: "
-        "exactly that many users (replace-one, sensitivity 2C); all: every user, every round.",
-    )
-    expected_cohort: Positive | None = Field(
-        default=None, description="Users sampled in a round, in expectation. Not for `all`."
-    )
-
-    @model_validator(mode="after")
-    def _cohort_fits_kind(self) -> SamplingConfig:
-        if self.kind == "all" and self.expected_cohort is not None:
-            raise ValueError("expected_cohort does not go with kind: all; remove it")
-        if self.kind != "all" and self.expected_cohort is None:
-            raise ValueError(f"expected_cohort is needed with kind: {self.kind}")
-        if self.kind == "fixed_size" and self.expected_cohort != int(self.expected_cohort or 0):
-            raise ValueError("expected_cohort must be a whole number with kind: fixed_size")
-        return self
-
-
-class ErrorFeedbackConfig(Section):
-    """What users keep of what clipping cut off; also written as just `none`, `user` or `dice`."""
-
-    kind: Literal["none", "user"] = Field(
-        default="none",
-        description="user: each user keeps a memory of its own, at no privacy cost.",
-    )
-    variant: Literal["remainder", "dice"] = Field(
-        default="remainder",
-        description="remainder: update and memory are clipped as one, to clipping.bound; dice: "
-        "each alone, and a contribution's norm is up to clipping.bound + memory_bound.",
-    )
-    memory_bound: Annotated[float, Field(ge=1e-20, le=1e20)] | None = Field(
-        default=None, description="dice: bound C2 on the memory; null: clipping.bound."
-    )
-    decay: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=1.0, description="Factor on a user's memory each time that it takes part."
-    )
-    norm_cap: Positive | None = Field(
-        default=None, description="Largest L2 norm of a memory; null: any."
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="How memories are stored; bfloat16 halves them."
-    )
-    ram_mib: Annotated[int, Field(ge=0), NO_BEARING] = Field(
-        default=1024,
-        description="RAM in which all workers together keep memories (MiB); all lie on disk.",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _short_form(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        short = {"none": {}, "user": {"kind": "user"}, "dice": {"kind": "user", "variant": "dice"}}
-        if value not in short:
-            raise ValueError("write none, user or dice, or a section with kind: user")
-        return short[value]
-
-    @model_validator(mode="after")
-    def _options_go_with_kind(self) -> ErrorFeedbackConfig:
-        for name, field in type(self).model_fields.items():
-            if self.kind == "none" and getattr(self, name) != field.default:
-                raise ValueError(f"{name} goes with kind: user only")
-        if self.memory_bound is not None and self.variant != "dice":
-            raise ValueError("memory_bound goes with variant: dice only")
-        return self
-
-
 class BudgetConfig(Section):
     """Where the run must stop."""
 
     epsilon: Positive | None = Field(
         default=None, description="The round that would exceed this ε is not run; null: no budget."
-    )
-
-
-class ExampleConfig(Section):
-    """Example-level privacy: how each silo samples its own examples. All of it is public."""
-
-    sampling_rate: Annotated[float, Field(gt=0, le=1)] = Field(
-        description="q: probability with which an example is in a local step, each independently."
-    )
-    silo_size: Annotated[int, Field(ge=1)] | None = Field(
-        default=None,
-        description="N, a public number, the same for all silos: a step's noisy sum is divided by "
-        "q·N. null: each silo's own number of examples, with adjacency: zero_out alone.",
-    )
-    gradients: Literal["instantiated", "ghost"] = Field(
-        default="instantiated",
-        description="instantiated: every example's gradient is written out, a model's size each; "
-        "ghost: those of linear maps are clipped and added up without that, in less memory.",
     )
 
 
@@ -268,7 +128,9 @@ class PrivacyConfig(Section):
         "where data.users says how many users there are, zero_out where the data say it, "
         "replace_one with fixed_size sampling.",
     )
-    sampling: SamplingConfig
+    sampling: Annotated[SamplingOptions, Slot(SAMPLINGS)] = Field(
+        description="How a round's cohort is drawn."
+    )
     clipping: Annotated[ClippingOptions, Slot(CLIPPING)] = Field(
         description="How a user's contribution is bounded, with options of the rule's own."
     )
@@ -781,7 +643,7 @@ class ExperimentConfig(Section):
                 f"privacy.delta must be below 1/population ({1 / population:.3g} for "
                 f"{population} users), got {self.privacy.delta:g}"
             )
-        cohort = self.privacy.sampling.expected_cohort
+        cohort = self.privacy.sampling.cohort
         _check_cohort("privacy.sampling.expected_cohort", cohort, population)
 
     def fingerprint(self, data: str) -> str:

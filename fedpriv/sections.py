@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 
 def user_path(path: Path) -> Path:
@@ -21,6 +28,11 @@ def user_path(path: Path) -> Path:
     except RuntimeError:
         raise ValueError("there is no such home folder; write the path in full") from None
 
+
+#: A number above 0.
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+#: A learning rate. Beyond these bounds nothing is learnt and floating point overflows.
+Rate = Annotated[float, Field(gt=0, le=1e6)]
 
 #: Every path in a config: here, and nowhere else, is decided what it means.
 UserPath = Annotated[Path, AfterValidator(user_path)]

@@ -244,3 +244,9 @@ def test_the_schema_has_each_models_own_options():
     vit, speech = (keys[sorted(MODELS.registered).index(name)] for name in ("vit", "speech"))
     assert {"patch", "pooling"} <= vit
     assert "mels" in speech - vit
+
+
+def test_a_sampling_from_outside_is_refused_with_the_reason(mine):
+    (mine.parent / "mine.py").write_text("raise SystemExit('imported')")
+    with pytest.raises(InputError, match=r"^privacy\.sampling\.kind: .* no proof here: who is dra"):
+        load_config(mine, ["model=vit", "privacy.sampling.kind=mine:cnn"])

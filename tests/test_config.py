@@ -65,8 +65,11 @@ def test_overrides_change_nested_keys_with_yaml_values(tmp_path):
             {"privacy__clipping__normalize": True, "privacy__clipping__kind": "global"},
             "it goes with kind: per_layer",
         ),
-        ({"privacy__sampling__kind": "all"}, "expected_cohort does not go with kind: all"),
-        ({"privacy__sampling": {"kind": "poisson"}}, "expected_cohort is needed"),
+        ({"privacy__sampling__kind": "all"}, "it goes with kind: fixed_size or poisson"),
+        (
+            {"privacy__sampling": {"kind": "poisson"}},
+            r"^privacy\.sampling\.expected_cohort: this key is needed",
+        ),
         ({"privacy__sampling": {"kind": "fixed_size", "expected_cohort": 2.5}}, "whole number"),
         ({"privacy__accountants": ["pld"]}, "accountants must include rdp"),
         ({"privacy__adjacency": "replace_one"}, "replace_one has no proof with poisson sampling"),

@@ -84,28 +84,28 @@ def left(tmp_path_factory):
         )
         audited = config.model_copy(update={"privacy": plain})
         found = audit(audited, AuditSettings(60, rounds=1), Unseen(), threading.Event())
-    logging.getLogger("flwr").removeHandler(handler)
-    path = directory.path
-    audits.write_audit(path, found)
-    console.print(audits.audit_table(found))
-    console.print(audits.audit_verdict(found))
-    console.print(prepared.profile.table())
-    console.print(summary_table([path]))
-    opened = ledgers.open_ledger(path)
-    console.print(ledgers.ledger_table(opened, opened.account.bill(1e-3)))
-    console.print(ledgers.verified_lines(ledgers.verify(path)))
-    write_report([path])
-    texts = {
-        "terminal": printed.getvalue(),
-        "log": logged.getvalue(),
-        "markdown": render([path], "md"),
-        "csv": render([path], "csv"),
-        "json": render([path], "json"),
-        "ledger verify": to_json(ledgers.verified_document(ledgers.verify(path))),
-        "config.yaml": (path / "config.yaml").read_text(),
-        "report.html": (path / "report.html").read_text(),
-    }
-    return path, texts
+        logging.getLogger("flwr").removeHandler(handler)
+        path = directory.path
+        audits.write_audit(path, found)
+        console.print(audits.audit_table(found))
+        console.print(audits.audit_verdict(found))
+        console.print(prepared.profile.table())
+        console.print(summary_table([path]))
+        opened = ledgers.open_ledger(path)
+        console.print(ledgers.ledger_table(opened, opened.account.bill(1e-3)))
+        console.print(ledgers.verified_lines(ledgers.verify(path)))
+        write_report([path])
+        texts = {
+            "terminal": printed.getvalue(),
+            "log": logged.getvalue(),
+            "markdown": render([path], "md"),
+            "csv": render([path], "csv"),
+            "json": render([path], "json"),
+            "ledger verify": to_json(ledgers.verified_document(ledgers.verify(path))),
+            "config.yaml": (path / "config.yaml").read_text(),
+            "report.html": (path / "report.html").read_text(),
+        }
+        yield path, texts
 
 
 def private_values(path):

@@ -19,7 +19,6 @@ from fedpriv.config import (
     ExperimentConfig,
     LocalConfig,
     PrivacyConfig,
-    SpecAugmentConfig,
 )
 from fedpriv.data.federated import FederatedDataset
 from fedpriv.data.registry import build_dataset
@@ -48,7 +47,7 @@ from fedpriv.privacy.sampling import Adjacency
 from fedpriv.tasks.base import Task
 from fedpriv.tasks.decoding import decoder
 from fedpriv.tasks.registry import build_task
-from fedpriv.tasks.spec_augment import SpecAugment
+from fedpriv.tasks.spec_augment import SpecAugment, SpecAugmentConfig
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.device import resolve_device, set_tf32
 from fedpriv.training.local import LocalTraining

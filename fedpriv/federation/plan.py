@@ -36,6 +36,7 @@ from fedpriv.privacy.mechanisms.shares import SharedMechanism
 from fedpriv.privacy.mechanisms.silos import SiloMechanism
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
+from fedpriv.privacy.sampling_options import SAMPLINGS
 from fedpriv.training.parameters import Layout
 
 
@@ -191,7 +192,7 @@ def _with_gaussian(
 ) -> Callable[[GaussianMechanism], Mechanism]:
     """Return what makes the mechanism of `config` of its clip bound and noise."""
     wanted = privacy.sampling
-    drawn = partial(build_sampling, wanted.kind, population, wanted.expected_cohort)
+    drawn = partial(SAMPLINGS.of(wanted).build, wanted, population=population)
     if privacy.unit == "example":
         if find_spec("opacus") is None:
             raise InputError("privacy.unit: example needs Opacus: pip install 'fedpriv[opacus]'")
@@ -206,7 +207,7 @@ def _with_gaussian(
         return of_silos
     if privacy.noise_by == "users":
         return partial(LocalMechanism, drawn())
-    sampling = drawn(_adjacency(config))
+    sampling = drawn(adjacency=_adjacency(config))
     if privacy.noise_by == "nodes":
         return partial(SharedMechanism, sampling, shares=build_shares(config))
     component = SERVER_NOISE.of(privacy.mechanism)

@@ -6,20 +6,50 @@ import io
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from fedpriv.components import Named, Slot
 from fedpriv.errors import InputError
-from fedpriv.optimizers.normalize import NormalizerOptions, normalizer
+from fedpriv.optimizers.kinds import OPTIMIZERS
+from fedpriv.optimizers.normalize import NORMALIZERS, NormalizerOptions, normalizer
 from fedpriv.optimizers.registry import server_optimizer, state_types
 from fedpriv.optimizers.schedules import ScheduleConfig, factor, scale_learning_rates
+from fedpriv.sections import Rate, Section
 from fedpriv.training.parameters import Layout, parameters_of
 
 _PARAMETER = "parameter/"
 _OPTIMIZER = "optimizer"
 _SHARED = "algorithm/shared"
+
+
+class ServerConfig(Section):
+    """How the server applies the averaged update."""
+
+    optimizer: Annotated[str, Named(OPTIMIZERS)] = Field(
+        default="lamb",
+        description="Any optimizer of torch.optim or pytorch_optimizer, by name, or "
+        "package.module:object for your own.",
+    )
+    lr: Rate = Field(default=0.01, description="Server learning rate, before the schedule.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of the optimizer, e.g. betas."
+    )
+    schedule: ScheduleConfig = Field(
+        default_factory=ScheduleConfig, description="Learning rate by round."
+    )
+    broadcast: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Numbers in which parameters travel to the nodes; bfloat16 halves what is "
+        "sent, and users start from parameters rounded to 8 bits.",
+    )
+    normalize: Annotated[NormalizerOptions | None, Slot(NORMALIZERS, optional=True)] = Field(
+        default=None,
+        description="Layer-wise normalisation of the averaged update before the optimizer.",
+    )
 
 
 class Server:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedpriv.privacy.clipping import (
@@ -22,6 +23,56 @@ from fedpriv.privacy.clipping import (
     clip_and_sum,
     with_bounds,
 )
+from fedpriv.sections import NO_BEARING, Positive, Section
+
+
+class ErrorFeedbackConfig(Section):
+    """What users keep of what clipping cut off; also written as just `none`, `user` or `dice`."""
+
+    kind: Literal["none", "user"] = Field(
+        default="none",
+        description="user: each user keeps a memory of its own, at no privacy cost.",
+    )
+    variant: Literal["remainder", "dice"] = Field(
+        default="remainder",
+        description="remainder: update and memory are clipped as one, to clipping.bound; dice: "
+        "each alone, and a contribution's norm is up to clipping.bound + memory_bound.",
+    )
+    memory_bound: Annotated[float, Field(ge=1e-20, le=1e20)] | None = Field(
+        default=None, description="dice: bound C2 on the memory; null: clipping.bound."
+    )
+    decay: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0, description="Factor on a user's memory each time that it takes part."
+    )
+    norm_cap: Positive | None = Field(
+        default=None, description="Largest L2 norm of a memory; null: any."
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="How memories are stored; bfloat16 halves them."
+    )
+    ram_mib: Annotated[int, Field(ge=0), NO_BEARING] = Field(
+        default=1024,
+        description="RAM in which all workers together keep memories (MiB); all lie on disk.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        short = {"none": {}, "user": {"kind": "user"}, "dice": {"kind": "user", "variant": "dice"}}
+        if value not in short:
+            raise ValueError("write none, user or dice, or a section with kind: user")
+        return short[value]
+
+    @model_validator(mode="after")
+    def _options_go_with_kind(self) -> ErrorFeedbackConfig:
+        for name, field in type(self).model_fields.items():
+            if self.kind == "none" and getattr(self, name) != field.default:
+                raise ValueError(f"{name} goes with kind: user only")
+        if self.memory_bound is not None and self.variant != "dice":
+            raise ValueError("memory_bound goes with variant: dice only")
+        return self
 
 
 class ErrorFeedback(Protocol):

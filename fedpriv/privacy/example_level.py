@@ -8,21 +8,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 from torch import Tensor
 
 from fedpriv.errors import InputError
 from fedpriv.privacy.clipping import AdaptiveBounds, bounds_of
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency
+from fedpriv.sections import Section
 
 if TYPE_CHECKING:
     import dp_accounting
 
 #: The adjacencies under which one example moves the sum of a Poisson sample by at most C.
 EXAMPLE_ADJACENCIES = (Adjacency.ADD_OR_REMOVE_ONE, Adjacency.ZERO_OUT)
+
+
+class ExampleConfig(Section):
+    """Example-level privacy: how each silo samples its own examples. All of it is public."""
+
+    sampling_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="q: probability with which an example is in a local step, each independently."
+    )
+    silo_size: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="N, a public number, the same for all silos: a step's noisy sum is divided by "
+        "q·N. null: each silo's own number of examples, with adjacency: zero_out alone.",
+    )
+    gradients: Literal["instantiated", "ghost"] = Field(
+        default="instantiated",
+        description="instantiated: every example's gradient is written out, a model's size each; "
+        "ghost: those of linear maps are clipped and added up without that, in less memory.",
+    )
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from fedpriv.models.packing import valid_mask
+from fedpriv.sections import Section
+
+
+class SpecAugmentConfig(Section):
+    """What is masked of a user's features in training (Park et al. 2019); speech only."""
+
+    from_round: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="First round in which features are masked."
+    )
+    freq_masks: Annotated[int, Field(ge=0)] = Field(
+        default=2, description="Masks over neighbouring mel bands."
+    )
+    freq_width: Annotated[int, Field(ge=0)] = Field(
+        default=30, description="Widest such mask (bands)."
+    )
+    time_masks: Annotated[int, Field(ge=0)] = Field(
+        default=10, description="Masks over neighbouring frames."
+    )
+    time_width: Annotated[int, Field(ge=0)] = Field(
+        default=50, description="Widest such mask (frames of 10 ms)."
+    )
+    time_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.1, description="Widest such mask as a part of the utterance."
+    )
 
 
 @dataclass(frozen=True)

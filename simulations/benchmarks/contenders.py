@@ -230,7 +230,7 @@ def cohort_of(config: ExperimentConfig) -> int:
     sampling = config.privacy.sampling
     if sampling.kind == "poisson":
         raise ValueError("privacy.sampling.kind: poisson has rounds of different sizes")
-    return config.data.users if sampling.kind == "all" else int(sampling.expected_cohort or 0)
+    return config.data.users if sampling.kind == "all" else int(sampling.cohort or 0)
 
 
 def task_of(config: ExperimentConfig, fast_products: bool) -> task.Task:

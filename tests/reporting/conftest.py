@@ -52,7 +52,7 @@ def sampling_and_mechanism(config: ExperimentConfig) -> tuple[Sampling, Gaussian
     sampling = build_sampling(
         privacy.sampling.kind,
         POPULATION,
-        privacy.sampling.expected_cohort,
+        privacy.sampling.cohort,
         Adjacency(privacy.adjacency) if privacy.adjacency else None,
     )
     clipping = GlobalClipping(privacy.clipping.bound)
