@@ -272,8 +272,10 @@ class Kind:
 
     def _read(self, name: str, document: Mapping[str, Any]) -> Options:
         if name in self.registered:
-            options = self._own(name).options
-            return options.model_validate(_known(document, options))
+            own = self._own(name)
+            read = own.options.model_validate(_known(document, own.options))
+            read._component = own
+            return read
         base = cast(type[Options], _object(self.base))
         unread = create_model(f"{base.__name__} of {name}", __base__=base, __module__=__name__)
         return _open(unread).model_validate(document)

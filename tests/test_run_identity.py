@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import yaml
 from deployed import deployed_config
 from in_process import small_config, train_small
 from schema import data_options
@@ -20,6 +21,7 @@ from fedpriv.data.federated import LabelledImages, PartitionedImages, PixelScale
 from fedpriv.errors import InputError
 from fedpriv.privacy import Header, Ledger, Purpose, read_ledger
 from fedpriv.privacy.composition import Account, merge
+from fedpriv.reporting.run_directory import RunDirectory
 
 COUNTS = {100 + number: 5 for number in range(12)}
 
@@ -287,4 +289,21 @@ def test_caps_that_one_example_could_move_are_refused_where_examples_are_protect
     }
     with pytest.raises(InputError, match=r"does not go with privacy\.unit: example") as refused:
         small_config(**silos)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_config_of_an_earlier_version_is_read_and_not_continued(tmp_path):
+    """Its sections had the keys of all models, data sets and clipping rules."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    document = json.loads(small_config().model_dump_json())
+    document["model"] |= {"mels": 80, "positions": "sinusoidal"}
+    document["data"] |= {"path": None, "speech": {"sample_rate": 16000}, "synthetic": {"side": 28}}
+    document["privacy"]["clipping"] |= {"adapts": "global", "quantile": 0.5, "count_noise": None}
+    (folder / "config.yaml").write_text(yaml.safe_dump(document))
+    directory = RunDirectory.open(folder)
+    assert directory.config() == small_config()
+    Ledger.create(directory.ledger, Header("print", 60, 1e-3, "add_or_remove_one", version=2))
+    with pytest.raises(InputError, match=r"another version of fedpriv.*reported on") as refused:
+        experiment.reopen(folder)
     assert "\n" not in str(refused.value)

@@ -412,11 +412,13 @@ def _clipping(run: Run, what: str) -> str:
             f"{part} is clipped to a bound that follows the {clipping.quantile:g} quantile of the "
             "norms (Andrew et al. 2021)"
         )
-    if not isinstance(clipping, PerLayerOptions):
+    if any(line.startswith(f"privacy.clipping: {clipping.kind} ") for line in run.header.outside):
         return (
             f"each {what} is clipped by {clipping.kind}, a rule from outside, whose factors are "
             f"shrunk where they would lift the {what} above C,"
         )
+    if clipping.kind != "per_layer" or not isinstance(clipping, PerLayerOptions):
+        raise ValueError(f"no sentence for privacy.clipping.kind: {clipping.kind}")
     shares = {"uniform": "C/√H each", "dim": "C·√(d_h/Σd) each"}[clipping.split]
     if clipping.normalize:
         return f"any {what} above C has each of its H blocks set to its share of C ({shares})"
