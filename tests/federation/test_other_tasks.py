@@ -11,6 +11,7 @@ from in_process import SMALL, train_small
 from fedpriv.data.content import Content
 from fedpriv.data.facts import UNCHECKED, DataFacts
 from fedpriv.data.federated import Examples
+from fedpriv.data.options import DataOptions
 from fedpriv.data.registry import DATASETS
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.report import write_report
@@ -61,7 +62,11 @@ def made_up(monkeypatch):
         "letters": MadeUp("next_token", LETTERS, (LENGTH,)),
     }
     for name, made in sets.items():
-        monkeypatch.setitem(DATASETS, name, lambda config, seed, made=made: made)
+
+        def build(options: DataOptions, seed: int, made: MadeUp = made) -> MadeUp:
+            return made
+
+        monkeypatch.setitem(DATASETS.registered, name, build)
 
 
 GPT = {"name": "gpt", "dim": 16, "depth": 1, "heads": 2}
@@ -76,9 +81,7 @@ GPT = {"name": "gpt", "dim": 16, "depth": 1, "heads": 2}
 )
 def test_a_run_measures_its_own_quality_and_reports_it(made_up, tmp_path, name, model, key, shown):
     changes = {
-        "data__name": name,
-        "data__users": USERS,
-        "data__examples_per_user": None,
+        "data": {"name": name, "users": USERS},
         "model": model,
         "rounds": 12,
         "privacy__noise_multiplier": 0.01,
