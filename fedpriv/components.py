@@ -54,6 +54,8 @@ class Options(Section):
 
     #: Raised when equal options come to mean another component.
     version: ClassVar[int] = 1
+    #: Whether they were only read, and nobody looked for their component.
+    unread: ClassVar[bool] = False
     _component: Component | None = PrivateAttr(default=None)
 
 
@@ -239,6 +241,8 @@ class Kind:
 
     def of(self, options: Options) -> Component:
         """Return the component that the checked `options` are for."""
+        if options.unread:
+            raise InputError(f"{self.key}: {getattr(options, self.name_key)} was not looked for")
         return options._component or self.find(getattr(options, self.name_key))
 
     def parse(self, value: Any, look_up: LookUp = LookUp()) -> Options:
@@ -278,6 +282,7 @@ class Kind:
             return read
         base = cast(type[Options], _object(self.base))
         unread = create_model(f"{base.__name__} of {name}", __base__=base, __module__=__name__)
+        unread.unread = True
         return _open(unread).model_validate(document)
 
     def _document(self, value: Any) -> dict[str, Any]:

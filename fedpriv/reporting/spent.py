@@ -110,7 +110,10 @@ def _disagreements(run: Run, epsilons: Mapping[str, float]) -> tuple[str, ...]:
     never less than the charges up to its round.
     """
     found = list(run.missing)
-    if run.config.fingerprint(run.header.data) != run.header.fingerprint:
+    # What came from outside is a part of it, and need not be here.
+    if not run.header.outside and (
+        run.config.fingerprint(run.header.data) != run.header.fingerprint
+    ):
         found.append(
             "config.yaml is not the configuration that the ledger was charged under: either it or "
             "fedpriv has changed since. Every privacy figure here is the ledger's."

@@ -337,6 +337,8 @@ def _outside(run: Run) -> tuple[str, ...]:
     named = [line.partition(": ")[0] for line in run.header.outside]
     return (
         *(f"Not fedpriv's own: {line}." for line in run.header.outside),
+        "Without that code nobody can tell whether config.yaml is the one that the ledger was "
+        "charged under: a report does not import it, and did not check.",
         *(open_questions[key] for key in named if key in open_questions),
     )
 

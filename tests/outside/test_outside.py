@@ -12,10 +12,13 @@ from in_process import SMALL, Silent, drive_on
 from PIL import Image
 
 from fedpriv import experiment
+from fedpriv.components import KINDS
 from fedpriv.config import load_config
 from fedpriv.errors import InputError
 from fedpriv.privacy import Ledger
+from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.report import render
+from fedpriv.reporting.spent import spent
 
 HERE = Path(__file__).parent
 
@@ -81,6 +84,8 @@ def test_it_is_trained_and_named(case, tmp_path, monkeypatch):
     )
     # Who reads the report need not have the code.
     (tmp_path / f"{case}.py").unlink()
+    KINDS[key]._found.clear()
+    assert spent(read_run(directory.path)).disagreements == ()
     for format in ("md", "json"):
         assert named["name"] in render([directory.path], format)
         assert digest in render([directory.path], format)
