@@ -153,7 +153,8 @@ class RunDirectory:
         Raises:
             InputError: some of it is not there, or another version of fedpriv wrote the run.
         """
-        if self.ledger.exists():
+        # A process may have died while it wrote the header.
+        if self.ledger.exists() and b"\n" in self.ledger.read_bytes():
             check_version(self.ledger, read_ledger(self.ledger).header)
         return load_config(self.path / "config.yaml")
 
