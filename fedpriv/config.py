@@ -231,7 +231,7 @@ class PrivacyConfig(Section):
 
     @model_validator(mode="after")
     def _mechanism_has_a_proof(self) -> PrivacyConfig:
-        if self.mechanism.kind == "independent":
+        if self.mechanism.kind == "independent" or self.mechanism.unread:
             return self
         unproven = partial(unproven_with, self.mechanism)
         refused = {
@@ -514,6 +514,8 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _algorithm_has_a_proof(self) -> ExperimentConfig:
+        if self.algorithm.unread:  # it was checked when the run began
+            return self
         algorithm, privacy = make_algorithm(self.algorithm), self.privacy
         if algorithm.keeps and self.runtime.deployment:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Every test keeps Flower and Ray to itself: no telemetry, no cluster that happens to be there."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,3 +25,9 @@ os.environ |= {
 @pytest.fixture(autouse=True)
 def _own_flower_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+
+
+@pytest.fixture(autouse=True)
+def _own_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config's folder of modules stays on the path: another test would find its own there."""
+    monkeypatch.setattr(sys, "path", list(sys.path))

@@ -444,18 +444,25 @@ def _error_feedback(run: Run) -> tuple[str, ...]:
 def _payloads(run: Run) -> tuple[str, ...]:
     """Return what is said of users who send more than an update, or keep something for it."""
     payloads, options = run.releases[-1].payloads, run.config.algorithm
+    # For a report no code from outside is imported.
+    called = options.name if options.unread else cited(options)
     said = []
     if payloads is not None:
         more = ", ".join(name for name, _, _ in payloads[1:])
         each = ", ".join(f"{name} with C = {b:.4g} and σ = {s:.4g}" for name, b, s in payloads)
         said.append(
-            f"{cited(options)}: each user sends more than an update ({more}). Each payload is "
+            f"{called}: each user sends more than an update ({more}). Each payload is "
             f"clipped and gets noise of its own ({each}); C is the bound on all of them, and z "
             "that of their one release."
         )
-    if make_algorithm(options).keeps:
+    if options.unread:
         said.append(
-            f"{cited(options)}: what a user keeps for it between rounds never leaves it and costs "
+            f"{called} came from outside: whether its users keep something between rounds was "
+            "checked when the run began, and is not checked here."
+        )
+    elif make_algorithm(options).keeps:
+        said.append(
+            f"{called}: what a user keeps for it between rounds never leaves it and costs "
             "nothing under this sampling (docs/privacy.md)."
         )
     return tuple(said)

@@ -45,7 +45,8 @@ def test_an_algorithm_of_ones_own_sends_a_second_payload_that_is_charged_and_tol
         assert [name for name, _, _ in release.payloads] == ["model", "squares"]
         assert release.event().event.noise_multiplier == pytest.approx(1.0, rel=1e-10)
     text = render([directory.path], "md")
-    assert "squares (somebody, 2026): each user sends more than an update (squares)" in text
+    assert "second_payload:WithSquares: each user sends more than an update (squares)" in text
+    assert "whether its users keep something between rounds" in text
 
 
 def test_without_privacy_the_second_payload_is_the_mean_of_squares(tmp_path):
