@@ -306,6 +306,23 @@ class Mechanism:
         raise NotImplementedError
 
 
+class PaidByTheDrawn(Mechanism):
+    """Noise that those who are drawn add themselves, and that they alone pay for."""
+
+    def payers(self, round_: int, cohort: np.ndarray) -> tuple[int, ...]:
+        """Return all who were drawn."""
+        return tuple(cohort.tolist())
+
+    def stddevs(self, blocks: int, round_: int, answers: int) -> tuple[float, ...]:
+        """Return nothing: how much noise there is depends on how many were drawn, and how often."""
+        return ()
+
+    @classmethod
+    def sampling_of(cls, release: Release) -> Sampling:
+        """Return how they were drawn; the adjacency on record is that of what each protects."""
+        return build_sampling(release.sampling, release.population, release.expected_cohort)
+
+
 # -------------------------------------------------------------------- words of several mechanisms
 
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from torch import Tensor
 
 from fedpriv.privacy.mechanisms.base import (
     Facts,
     Mechanism,
+    PaidByTheDrawn,
     Sentences,
     drawn_anew,
     own_seeds,
@@ -23,7 +23,7 @@ from fedpriv.privacy.mechanisms.base import (
 )
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 from fedpriv.privacy.randomness import Purpose, Randomness, id_words
-from fedpriv.privacy.sampling import Adjacency, FullParticipation, Sampling, build_sampling
+from fedpriv.privacy.sampling import Adjacency, FullParticipation, Sampling
 
 if TYPE_CHECKING:
     import dp_accounting
@@ -56,7 +56,7 @@ class UsersNoise:
 
 
 @dataclass(frozen=True)
-class LocalMechanism(Mechanism):
+class LocalMechanism(PaidByTheDrawn):
     """A user's message: its contribution of norm at most C, plus N(0, (zC)² I).
 
     Two users are to be told apart by their data alone: any data exchanged for any other move the
@@ -86,14 +86,6 @@ class LocalMechanism(Mechanism):
         """A message has one."""
         return 1.0
 
-    def payers(self, round_: int, cohort: np.ndarray) -> tuple[int, ...]:
-        """Return all who were drawn."""
-        return tuple(cohort.tolist())
-
-    def stddevs(self, blocks: int, round_: int, answers: int) -> tuple[float, ...]:
-        """Return nothing: how much noise there is says how many were drawn."""
-        return ()
-
     def event(self) -> dp_accounting.DpEvent:
         """Return the event of one message for the one user who sends it: multiplier z/2.
 
@@ -109,11 +101,6 @@ class LocalMechanism(Mechanism):
     def event_of(cls, release: Release, gaussian: GaussianMechanism) -> dp_accounting.DpEvent:
         """Return the event for one of those who took part."""
         return _message(gaussian)
-
-    @classmethod
-    def sampling_of(cls, release: Release) -> Sampling:
-        """Return how those who pay were drawn; the adjacency on record is that of a message."""
-        return build_sampling(release.sampling, release.population, release.expected_cohort)
 
     @classmethod
     def headline(cls, private: str) -> str:

@@ -10,18 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
-
 from fedpriv.privacy.example_level import ExampleLevel, steps_event
 from fedpriv.privacy.mechanisms.base import (
     Facts,
     Mechanism,
+    PaidByTheDrawn,
     Sentences,
     drawn_anew,
     worst_and_median,
 )
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
-from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
+from fedpriv.privacy.sampling import Adjacency, Sampling
 
 if TYPE_CHECKING:
     import dp_accounting
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SiloMechanism(Mechanism):
+class SiloMechanism(PaidByTheDrawn):
     """Silos add noise to every local step; a silo pays for the rounds in which it was drawn.
 
     Attributes:
@@ -73,14 +72,6 @@ class SiloMechanism(Mechanism):
         level = self.level.at(bounds)
         return replace(self, gaussian=level.mechanism, level=level)
 
-    def payers(self, round_: int, cohort: np.ndarray) -> tuple[int, ...]:
-        """Return all silos that were drawn."""
-        return tuple(cohort.tolist())
-
-    def stddevs(self, blocks: int, round_: int, answers: int) -> tuple[float, ...]:
-        """Return nothing: the noise on a silo's change depends on all its steps."""
-        return ()
-
     def event(self) -> dp_accounting.DpEvent:
         """Return the event of one round for a silo that takes part in it."""
         return self.level.event()
@@ -99,11 +90,6 @@ class SiloMechanism(Mechanism):
         assert release.sampling_rate is not None
         assert release.steps is not None
         return steps_event(gaussian.noise_multiplier, release.sampling_rate, release.steps)
-
-    @classmethod
-    def sampling_of(cls, release: Release) -> Sampling:
-        """Return how silos were drawn; the adjacency on record is that of examples."""
-        return build_sampling(release.sampling, release.population, release.expected_cohort)
 
     @classmethod
     def headline(cls, private: str) -> str:
