@@ -31,7 +31,8 @@ from fedpriv.experiment import Experiment, build_server, prepare
 from fedpriv.federation.audit_node import AuditNode
 from fedpriv.federation.grids.local import LocalGrid
 from fedpriv.federation.plan import Plan
-from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
+from fedpriv.federation.round_record import RoundRecord
+from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.auditing import (
     Coins,

@@ -27,7 +27,8 @@ from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.grids import simulated_nodes
 from fedpriv.federation.parts import build_algorithm
 from fedpriv.federation.plan import Plan
-from fedpriv.federation.strategy import PrivateFedAvg, RoundRecord
+from fedpriv.federation.round_record import RoundRecord
+from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.optimizers.server import Server
 from fedpriv.preparation import plan_for, ready_trainer
 from fedpriv.privacy.accounts import SiloCosts, most_charged

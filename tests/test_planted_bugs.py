@@ -59,8 +59,8 @@ def weigh_by_examples_over_the_actual_count(monkeypatch: pytest.MonkeyPatch) -> 
         weighted = [each.total * each.examples for each in alone]
         return replace(whole, total=sum(weighted, torch.zeros_like(whole.total)))
 
-    def paid_release(self, round_, total):
-        released = release(self, round_, total)
+    def paid_release(self, *args):
+        released = release(self, *args)
         examples = max(1, sum(seen))
         seen.clear()
         return released * self.plan.sampling.expected_cohort / examples
@@ -142,9 +142,9 @@ def noise_is_as_charged(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as watched:
         release = PrivateFedAvg._paid_release
 
-        def paid_release(self, round_, total):
-            released = release(self, round_, total)
-            charged = self.ledger.charges(round_)[-1].stddev
+        def paid_release(self, total, noise_only):
+            released = release(self, total, noise_only)
+            charged = self.ledger.charges(self.next_round)[-1].stddev
             noise.append((released - total) / charged)
             return released
 

@@ -27,7 +27,8 @@ from fedpriv.data.registry import build_dataset
 from fedpriv.errors import BudgetError, ClientFault, InputError, Interrupted, WorkerLost
 from fedpriv.federation import client_app
 from fedpriv.federation.messages import flat_record, flat_tensor
-from fedpriv.federation.strategy import PrivateFedAvg, _digest
+from fedpriv.federation.payment import digest_of
+from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.models.registry import build_model
 from fedpriv.privacy import Adjacency, GaussianMechanism, Ledger, Purpose, Randomness, RdpAccountant
 from fedpriv.privacy.clipping import bounds_of
@@ -262,11 +263,11 @@ def test_the_digest_of_a_release_is_that_of_all_its_pieces(numbers):
     length = 2**18 * released.itemsize
     hashed = [hashlib.sha256(content[i * length : (i + 1) * length]) for i in range(pieces)]
     whole = hashlib.sha256(b"".join(one.digest() for one in hashed)).hexdigest()
-    assert _digest(released) == whole
+    assert digest_of(released) == whole
     for changed in {0, numbers // 2, numbers - 1} & set(range(numbers)):
         other = released.clone()
         other[changed] += 1
-        assert _digest(other) != whole
+        assert digest_of(other) != whole
 
 
 def test_neither_noise_nor_cohort_is_used_again_with_another_sum(tmp_path, monkeypatch):

@@ -14,6 +14,8 @@ from pathlib import Path
 from in_process import SILOS, train_small
 
 from fedpriv import experiment
+from fedpriv.federation.nodes import Nodes
+from fedpriv.federation.round_record import RoundRecord
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy import ExampleLevel, Ledger
@@ -22,13 +24,13 @@ from fedpriv.training.memory_store import Memories, MemoryStore, RoundMemories
 
 STEPS = {
     "draw the cohort": (PrivateFedAvg, "configure_train"),
-    "ask the nodes": (PrivateFedAvg, "_replies"),
-    "add up": (PrivateFedAvg, "_sums"),
+    "ask the nodes": (Nodes, "replies"),
+    "add up": (Nodes, "sums"),
     "draw the noise": (PrivateFedAvg, "_noisy"),
     "charge the ledger": (Ledger, "append"),
     "half of the ledger's line": (Ledger, "_write"),
     "step the model": (Server, "step"),
-    "record the round": (PrivateFedAvg, "_recorded"),
+    "record the round": (RoundRecord, "of"),
     "write the metrics": (RunDirectory, "append_metrics"),
     "collect the state": (Server, "state"),
     "write the checkpoint": (experiment, "save_checkpoint"),

@@ -1,0 +1,87 @@
+"""What a finished round says of itself, to whoever writes metrics, checkpoints and reports."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fedpriv.federation.payment import Draw, Payments
+from fedpriv.privacy.accounts import SiloCosts
+from fedpriv.training.cohort import CohortSum
+from fedpriv.training.memory_store import Journal
+from fedpriv.training.spans import Span
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """A finished round.
+
+    Attributes:
+        round: counted from 1.
+        epsilon: RDP ε at the run's δ after this round; None without privacy.
+        lr: the server's learning rate.
+        seconds: wall time of the round.
+        nodes_lost: nodes that were asked and did not answer.
+        sums: what each node saw, in the order of partitions, without the sum itself, which is
+            as large as the model. Private: simulation only.
+        block_norms: `[blocks]`, L2 norms of the averaged update's blocks, of the release alone.
+        block_noise: `[blocks]`, the norm that the noise alone has in expectation in each; empty
+            where silos or users added noise of their own.
+        bound: the clip bound C of the round; None without privacy.
+        bounds: the bounds of the next round where they adapt, a function of the release.
+        spans: what the server did, where time is recorded.
+        journals: what the users whose sums were counted keep, where they keep anything.
+        payers: who pays for the round; None where all users do.
+        costs: what they have spent; `epsilon` is that of the worst.
+        noise_only: whether too few nodes answered to release their sum, and noise was instead.
+    """
+
+    round: int
+    epsilon: float | None
+    lr: float
+    seconds: float
+    nodes_lost: int
+    sums: tuple[CohortSum, ...]
+    block_norms: tuple[float, ...]
+    block_noise: tuple[float, ...]
+    bound: float | None
+    bounds: tuple[float, ...]
+    spans: tuple[Span, ...]
+    journals: tuple[Journal, ...]
+    payers: tuple[int, ...] | None = None
+    costs: SiloCosts | None = None
+    noise_only: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        draw: Draw,
+        payments: Payments,
+        average: Tensor,
+        sums: tuple[CohortSum, ...],
+        **known: Any,
+    ) -> RoundRecord:
+        """Return the record of the round of `draw`, whose update came to `average`: `[total]`.
+
+        `known` are the attributes that only the server knows.
+        """
+        layout, cohort = payments.plan.layout, payments.plan.sampling.expected_cohort
+        stddevs = draw.mechanism.stddevs(len(payments.plan.sizes), draw.round, len(sums))
+        return cls(
+            round=draw.round,
+            epsilon=payments.epsilon(),
+            sums=sums,
+            block_norms=tuple(float(block.norm()) for block in layout.split(average).values()),
+            block_noise=tuple(
+                stddev * math.sqrt(size) / cohort
+                # Those of the update come first, and there may be none.
+                for stddev, size in zip(stddevs, layout.sizes, strict=False)
+            ),
+            bound=payments.ledger.charges(draw.round)[-1].bound,
+            payers=draw.payers,
+            costs=payments.costs(),
+            **known,
+        )
