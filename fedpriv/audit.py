@@ -33,6 +33,7 @@ from fedpriv.federation.grids.local import LocalGrid
 from fedpriv.federation.plan import Plan
 from fedpriv.federation.round_record import RoundRecord
 from fedpriv.federation.strategy import PrivateFedAvg
+from fedpriv.models.parameters import Layout, load_parameters
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.auditing import (
     Coins,
@@ -50,7 +51,6 @@ from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.privacy.sampling import Adjacency, build_sampling
 from fedpriv.reporting.audit import Audit
 from fedpriv.training.cohort import CohortTrainer
-from fedpriv.training.parameters import Layout, load_parameters
 
 #: Canaries of an audit that does not say how many.
 CANARIES = 500

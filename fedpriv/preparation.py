@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from fedpriv.config import ExperimentConfig
 from fedpriv.federation.parts import build_trainer
+from fedpriv.models.parameters import Layout
 from fedpriv.training.cohort import CohortTrainer
-from fedpriv.training.parameters import Layout
 from fedpriv.training.stack_size import Room, fitting_stack, measured_stack
 
 if TYPE_CHECKING:

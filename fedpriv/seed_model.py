@@ -21,12 +21,12 @@ from fedpriv.data.speech import FederatedSpeech
 from fedpriv.disk import has_no_room
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.parts import build_spec_augment, build_trainer
+from fedpriv.models.parameters import load_parameters, parameters_of
 from fedpriv.models.registry import MODELS
 from fedpriv.optimizers.server import Server
 from fedpriv.tasks.recognition import Recognition
 from fedpriv.training.checkpoint import digest_of, write_tensors
 from fedpriv.training.cohort import CohortTrainer
-from fedpriv.training.parameters import load_parameters, parameters_of
 from fedpriv.training.pretrain import Listener, Pretraining, measures_of, pretrain
 from fedpriv.training.user_cache import UserCache
 

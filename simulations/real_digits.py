@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
+from fedpriv.models.parameters import parameters_of
 from fedpriv.seed_model import seed_path
-from fedpriv.training.parameters import parameters_of
 
 FOLDER = Path(__file__).parent / "results" / "real_digits"
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedpriv.federation.parts import build_trainer
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.training.cohort import train_cohort
-from fedpriv.training.parameters import Layout, parameters_of
 from fedpriv.training.user_cache import UserCache
 
 STEPS = 4

@@ -16,7 +16,7 @@ from fedpriv.federation.client_app import app
 from fedpriv.federation.grids.base import give_id, identify
 from fedpriv.federation.messages import OwnNoise, flat_record, query_message, train_message
 from fedpriv.federation.parts import build_trainer
-from fedpriv.training.parameters import Layout, parameters_of
+from fedpriv.models.parameters import Layout, parameters_of
 
 #: Places of the population; the nodes have fewer users.
 PLACES = 100

@@ -17,9 +17,9 @@ from fedpriv.data.registry import DATASETS
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.messages import work_of
 from fedpriv.federation.parts import build_trainer
+from fedpriv.models.parameters import parameters_of
 from fedpriv.seed_model import load_seed_model, read_measures, seed_path, with_seed_model
 from fedpriv.training.checkpoint import checkpoint_files, digest_of
-from fedpriv.training.parameters import parameters_of
 
 RECIPE = {"steps": 6, "batch_size": 4, "lr": 0.01, "every": 2}
 

@@ -12,12 +12,15 @@ c stays the mean of all c_k, but for noise, and the rest is sent later.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fedpriv.algorithms.base import Algorithm, Trained
-from fedpriv.training.local import LocalTraining
+
+if TYPE_CHECKING:
+    from fedpriv.training.local import LocalTraining
 
 
 @dataclass(frozen=True)

@@ -43,12 +43,12 @@ from fedpriv.federation.parts import (
     build_randomness,
     build_trainer,
 )
+from fedpriv.models.parameters import Layout
 from fedpriv.privacy.clipping import with_bounds
 from fedpriv.training.cohort import CohortSum, CohortTrainer, train_cohort
 from fedpriv.training.device import keep_freed_memory
 from fedpriv.training.memory_store import Memories, RoundMemories
 from fedpriv.training.own_noise import released_alone, with_noise
-from fedpriv.training.parameters import Layout
 
 app = ClientApp()
 _LOG = logging.getLogger("flwr")

@@ -24,6 +24,7 @@ from fedpriv.data.federated import FederatedDataset
 from fedpriv.data.registry import build_dataset
 from fedpriv.errors import InputError
 from fedpriv.models.fitness import require_memory
+from fedpriv.models.parameters import Layout
 from fedpriv.models.products import route_products
 from fedpriv.models.registry import MODELS, build_model
 from fedpriv.models.speech import HOP_SECONDS
@@ -51,7 +52,6 @@ from fedpriv.tasks.spec_augment import SpecAugment, SpecAugmentConfig
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.device import resolve_device, set_tf32
 from fedpriv.training.local import LocalTraining
-from fedpriv.training.parameters import Layout
 from fedpriv.training.stack_size import planned_stack
 from fedpriv.training.user_cache import UserCache
 

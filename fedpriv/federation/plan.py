@@ -23,6 +23,7 @@ from fedpriv.federation.parts import (
     build_shares,
     example_level_of,
 )
+from fedpriv.models.parameters import Layout
 from fedpriv.privacy.advice import delta_advice, epsilon_advice
 from fedpriv.privacy.calibration import noise_multiplier_for
 from fedpriv.privacy.charging import Budget, Cost, affordable, charge
@@ -37,7 +38,6 @@ from fedpriv.privacy.mechanisms.silos import SiloMechanism
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
 from fedpriv.privacy.sampling_options import SAMPLINGS
-from fedpriv.training.parameters import Layout
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from fedpriv.components import Named, Slot
 from fedpriv.errors import InputError
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.optimizers.kinds import OPTIMIZERS
 from fedpriv.optimizers.normalize import NORMALIZERS, NormalizerOptions, normalizer
 from fedpriv.optimizers.registry import server_optimizer, state_types
 from fedpriv.optimizers.schedules import ScheduleConfig, factor, scale_learning_rates
 from fedpriv.sections import Rate, Section
-from fedpriv.training.parameters import Layout, parameters_of
 
 _PARAMETER = "parameter/"
 _OPTIMIZER = "optimizer"

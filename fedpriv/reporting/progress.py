@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,11 +16,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from fedpriv.experiment import Experiment
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.reporting.terminal import one_line, print_lines
 from fedpriv.reporting.wording import beside_epsilon, smallest, spent_text
 from fedpriv.tasks.quality import WORD_ERROR_RATE, quality_of
+
+if TYPE_CHECKING:
+    from fedpriv.experiment import Experiment
 
 
 class ProgressLines:

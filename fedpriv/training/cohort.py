@@ -16,6 +16,7 @@ from fedpriv.algorithms.base import Algorithm, Trained
 from fedpriv.algorithms.fedavg import FedAvg
 from fedpriv.data.federated import Batch, FederatedDataset
 from fedpriv.errors import DamagedFile, EnvironmentFault
+from fedpriv.models.parameters import Layout
 from fedpriv.models.stochastic import PerUserDraw, Stochastic
 from fedpriv.privacy.clipping import ClippedUsers, ClippingRule, clip_and_add
 from fedpriv.privacy.error_feedback import ErrorFeedback, feed_back
@@ -24,7 +25,6 @@ from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 from fedpriv.tasks.base import Task
 from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.memory_store import RoundMemories
-from fedpriv.training.parameters import Layout
 from fedpriv.training.recordings import recordings_of
 from fedpriv.training.spans import Span, Stopwatch
 from fedpriv.training.stacked import StackedModel, StackedUser, Stream, stacked_model, train_stack

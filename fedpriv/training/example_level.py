@@ -21,6 +21,7 @@ from opacus import GradSampleModule
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch
+from fedpriv.models.parameters import Layout, load_parameters
 from fedpriv.privacy.clipping import ClippedUsers, clip_and_add
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.outer_products import OuterProducts
@@ -29,7 +30,6 @@ from fedpriv.tasks.base import Task
 from fedpriv.training.cohort import CohortSum, CohortTrainer
 from fedpriv.training.example_gradients import GRADIENTS, example_gradients
 from fedpriv.training.local import LocalTraining, correct
-from fedpriv.training.parameters import Layout, load_parameters
 from fedpriv.training.spans import Stopwatch
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch
+from fedpriv.models.parameters import load_parameters, parameters_of
 from fedpriv.tasks.base import Task
-from fedpriv.training.parameters import load_parameters, parameters_of
 
 #: In what matrix products of local training are taken.
 Precision = Literal["float32", "tf32", "bfloat16"]

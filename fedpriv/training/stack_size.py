@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.training.cohort import CohortTrainer, train_cohort
-from fedpriv.training.parameters import Layout, parameters_of
 from fedpriv.training.stacked import stacked_model
 
 # Users hide the operations' overhead, and fill the processor's caches. Of models of 0.2 million

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch
 from fedpriv.models.packing import Ragged
+from fedpriv.models.parameters import Layout
 from fedpriv.models.stochastic import PerUserDraw, Stochastic
 from fedpriv.privacy.moves import Moves
 from fedpriv.tasks.base import Task
 from fedpriv.training.local import LocalTraining, corrected
-from fedpriv.training.parameters import Layout
 from fedpriv.training.stacked_layers import (
     COMPILED,
     SIBLINGS,

@@ -22,12 +22,12 @@ from large_model import CONFIG, make_tree, overrides
 from fedpriv.config import load_config
 from fedpriv.data.text import Alphabet
 from fedpriv.data.utterances import Utterances
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.registry import build_model
 from fedpriv.tasks.decoding import greedy
 from fedpriv.tasks.recognition import Recognition
 from fedpriv.training.device import set_tf32
 from fedpriv.training.local import LocalTraining
-from fedpriv.training.parameters import Layout, parameters_of
 from fedpriv.training.stacked import StackedUser, Stream, stacked_model, train_stack
 
 # Of the model on a CPU.

@@ -25,8 +25,8 @@ from fedpriv.config import load_config
 from fedpriv.data.federated import Examples
 from fedpriv.errors import FedprivError
 from fedpriv.federation.parts import build_trainer
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.training.cohort import CohortTrainer, train_cohort
-from fedpriv.training.parameters import Layout, parameters_of
 from fedpriv.training.stacked import can_stack
 
 SPEECH = "speech"

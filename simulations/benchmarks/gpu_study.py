@@ -18,10 +18,10 @@ from gpu_stage import Stage
 from fedpriv.config import load_config
 from fedpriv.errors import FedprivError
 from fedpriv.federation.parts import build_clipping, build_trainer
+from fedpriv.models.parameters import Layout
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 from fedpriv.training.cohort import train_cohort
-from fedpriv.training.parameters import Layout
 
 DEEP = ["model.dim=256", "model.depth=36", "model.heads=4", "data.users=64"]
 SMALL = ["model.dim=32", "model.depth=2", "model.heads=2", "data.users=8"]

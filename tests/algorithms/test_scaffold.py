@@ -11,6 +11,7 @@ from scipy import stats
 
 from fedpriv import audit, experiment
 from fedpriv.errors import InputError
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.registry import build_model
 from fedpriv.privacy import (
     GaussianMechanism,
@@ -29,7 +30,6 @@ from fedpriv.reporting.report import render
 from fedpriv.reporting.spent import spent
 from fedpriv.training.local import batches
 from fedpriv.training.memory_store import Journal, Memories
-from fedpriv.training.parameters import Layout, parameters_of
 
 LR = 0.2
 PLAIN = {

@@ -12,13 +12,13 @@ from fedpriv import experiment
 from fedpriv.data.registry import build_dataset
 from fedpriv.errors import InputError, WorkerLost
 from fedpriv.federation.strategy import PrivateFedAvg
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.registry import build_model
 from fedpriv.privacy import Dice, Ledger, Purpose, Randomness, Remainder
 from fedpriv.privacy.randomness import id_words
 from fedpriv.tasks.classification import Classification
 from fedpriv.training.local import batches, train_user
 from fedpriv.training.memory_store import Journal, Memories
-from fedpriv.training.parameters import Layout, parameters_of
 
 TIGHT = {"privacy__clipping__bound": 0.02}
 

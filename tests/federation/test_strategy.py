@@ -29,13 +29,13 @@ from fedpriv.federation import client_app
 from fedpriv.federation.messages import flat_record, flat_tensor
 from fedpriv.federation.payment import digest_of
 from fedpriv.federation.strategy import PrivateFedAvg
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.registry import build_model
 from fedpriv.privacy import Adjacency, GaussianMechanism, Ledger, Purpose, Randomness, RdpAccountant
 from fedpriv.privacy.clipping import bounds_of
 from fedpriv.privacy.randomness import id_words
 from fedpriv.reporting.report import write_report
 from fedpriv.training.local import batches
-from fedpriv.training.parameters import Layout, parameters_of
 
 #: What a line of the metrics may say without a mechanism of its own: functions of releases, of
 #: held-out examples, of the config, and of the clock.

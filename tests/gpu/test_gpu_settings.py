@@ -21,6 +21,7 @@ from fedpriv.errors import InputError
 from fedpriv.federation import ray_cluster
 from fedpriv.federation.parts import build_trainer
 from fedpriv.models import SpeechOptions, build_model
+from fedpriv.models.parameters import Layout
 from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.clipping import PerLayerClipping
@@ -30,7 +31,6 @@ from fedpriv.tasks.recognition import Recognition
 from fedpriv.training import stack_size
 from fedpriv.training.device import set_tf32
 from fedpriv.training.local import LocalTraining
-from fedpriv.training.parameters import Layout
 from fedpriv.training.spans import Stopwatch
 from fedpriv.training.stack_size import Room, fitting_stack, kept_bytes, measured_stack
 from fedpriv.training.stacked import stacked_model

@@ -14,12 +14,12 @@ from tiny_speech import SPEECH_CHANGES, build_tones
 
 from fedpriv.data.registry import DATASETS
 from fedpriv.federation.parts import build_example_level, build_randomness, build_trainer
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.speech import LogMel
 from fedpriv.privacy.clipping import GlobalClipping, PerLayerClipping, clip_and_sum, dim_split
 from fedpriv.training import cohort
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.example_level import train_silos
-from fedpriv.training.parameters import Layout, parameters_of
 from fedpriv.training.recordings import Recordings, recordings_of
 from fedpriv.training.user_cache import UserCache
 

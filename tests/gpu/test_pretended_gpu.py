@@ -14,10 +14,10 @@ from tiny_speech import SPEECH_CHANGES, build_tones
 from fedpriv.data.registry import DATASETS
 from fedpriv.errors import InputError
 from fedpriv.federation.parts import build_example_level, build_randomness, build_trainer
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.training import cohort
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.example_level import train_silos
-from fedpriv.training.parameters import Layout, parameters_of
 from fedpriv.training.user_cache import UserCache
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -7,11 +7,11 @@ from in_process import small_config
 from fedpriv.data.federated import Examples, Share
 from fedpriv.errors import DamagedFile, EnvironmentFault, InputError
 from fedpriv.federation.parts import build_trainer
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.privacy import GlobalClipping, Unclipped, clip
 from fedpriv.training import cohort
 from fedpriv.training.cohort import train_cohort
 from fedpriv.training.device import resolve_device
-from fedpriv.training.parameters import Layout, parameters_of
 
 
 @pytest.fixture

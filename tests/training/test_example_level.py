@@ -8,6 +8,7 @@ import torch
 from opacus import GradSampleModule
 from training.test_example_gradients import images, speech, vit
 
+from fedpriv.models.parameters import Layout, load_parameters, parameters_of
 from fedpriv.privacy import (
     SPLITS,
     AdaptiveBounds,
@@ -23,7 +24,6 @@ from fedpriv.privacy.clipping import bounds_of
 from fedpriv.training.example_gradients import GRADIENTS
 from fedpriv.training.example_level import Silo, train_silo
 from fedpriv.training.local import LocalTraining
-from fedpriv.training.parameters import Layout, load_parameters, parameters_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 

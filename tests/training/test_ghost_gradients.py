@@ -10,6 +10,7 @@ from torch import nn
 from training.test_example_gradients import CLASSES, images, speech
 from training.test_example_level import RATE, RECIPE, SIZE, STEPS, level_of, silo
 
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.vit import ViT
 from fedpriv.privacy import SPLITS, ExampleLevel, GaussianMechanism, GlobalClipping
 from fedpriv.privacy.clipping import PerLayerClipping, clip_and_add
@@ -18,7 +19,6 @@ from fedpriv.tasks.classification import Classification
 from fedpriv.training.example_gradients import GhostGradients, example_gradients
 from fedpriv.training.example_level import train_silo
 from fedpriv.training.local import LocalTraining
-from fedpriv.training.parameters import Layout, parameters_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 

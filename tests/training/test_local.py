@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedpriv.data.federated import Examples
+from fedpriv.models.parameters import Layout, load_parameters, parameters_of
 from fedpriv.tasks.classification import Classification
 from fedpriv.training.local import LocalTraining, batches, train_user
-from fedpriv.training.parameters import Layout, load_parameters, parameters_of
 
 
 def small_model() -> nn.Module:

@@ -12,13 +12,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.models import SpeechOptions, build_model
+from fedpriv.models.parameters import parameters_of
 from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.optimizers.server import Server
 from fedpriv.tasks.decoding import greedy
 from fedpriv.tasks.recognition import Recognition
 from fedpriv.tasks.spec_augment import SpecAugment
 from fedpriv.training.checkpoint import checkpoint_files
-from fedpriv.training.parameters import parameters_of
 from fedpriv.training.pretrain import Pretraining, measures_of, pretrain
 from fedpriv.training.user_cache import UserCache
 

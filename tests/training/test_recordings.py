@@ -5,10 +5,10 @@ import torch
 from in_process import small_config
 
 from fedpriv.federation.parts import build_trainer
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.privacy.clipping import GlobalClipping, clip_and_add
 from fedpriv.tasks.classification import Classification
 from fedpriv.training import cohort
-from fedpriv.training.parameters import Layout, parameters_of
 from fedpriv.training.recordings import Recordings, once
 from fedpriv.training.stacked import StackedModel, train_stack
 

@@ -19,6 +19,7 @@ from fedpriv.data.utterances import Utterances
 from fedpriv.errors import InputError
 from fedpriv.models import MODELS as KINDS
 from fedpriv.models import build_model
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.stochastic import Dropout
 from fedpriv.models.vit import LearnedPositions
 from fedpriv.privacy import GlobalClipping, Unclipped
@@ -30,7 +31,6 @@ from fedpriv.tasks.spec_augment import SpecAugment
 from fedpriv.training import stacked
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.local import LocalTraining, batches, train_user
-from fedpriv.training.parameters import Layout, parameters_of
 from fedpriv.training.stacked import (
     StackedModel,
     StackedResult,

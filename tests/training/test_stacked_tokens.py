@@ -9,10 +9,10 @@ from torch import nn
 
 from fedpriv.data.federated import Examples
 from fedpriv.models.gpt import GPTOptions
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.registry import build_model
 from fedpriv.tasks.next_token import NO_TOKEN, NextToken
 from fedpriv.training.local import LocalTraining, batches, train_user
-from fedpriv.training.parameters import Layout, parameters_of
 from fedpriv.training.stacked import StackedModel, StackedUser, Stream, can_stack, train_stack
 
 VOCABULARY, LENGTH = 5, 8
