@@ -21,7 +21,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedpriv.config import ExperimentConfig, config_beside, document_of, parse_config, put
+from fedpriv.config import ExperimentConfig
+from fedpriv.config_files import config_beside, document_of, parse_config, put
 from fedpriv.errors import InputError
 from fedpriv.reporting import reader
 from fedpriv.reporting.spent import Spent, spent

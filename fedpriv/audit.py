@@ -24,7 +24,7 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedpriv.algorithms.registry import make_algorithm
-from fedpriv.config import BudgetConfig, ExperimentConfig
+from fedpriv.config import ExperimentConfig
 from fedpriv.data.federated import Batch, FederatedDataset
 from fedpriv.errors import InputError
 from fedpriv.experiment import Experiment, build_server, prepare
@@ -47,6 +47,7 @@ from fedpriv.privacy.auditing import (
 )
 from fedpriv.privacy.charging import charge
 from fedpriv.privacy.ledger import Ledger
+from fedpriv.privacy.options import BudgetConfig
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.privacy.sampling import Adjacency, build_sampling
 from fedpriv.reporting.audit import Audit

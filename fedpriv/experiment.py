@@ -21,7 +21,8 @@ from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
 from fedpriv.components import outside
-from fedpriv.config import ExperimentConfig, RuntimeConfig, load_config
+from fedpriv.config import ExperimentConfig
+from fedpriv.config_files import load_config
 from fedpriv.data.federated import Batch
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.grids import simulated_nodes
@@ -38,6 +39,7 @@ from fedpriv.reporting.completeness import read_evidence
 from fedpriv.reporting.profile import Profile
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.reporting.wording import KNOWN_SEED, spent_text
+from fedpriv.runtime import RuntimeConfig
 from fedpriv.sections import user_path
 from fedpriv.seed_model import origin_of, with_seed_model
 from fedpriv.tasks.quality import WORD_ERROR_RATE

@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 
 from fedpriv.audit import AuditSettings, audit
-from fedpriv.config import load_config
+from fedpriv.config_files import load_config
 from fedpriv.reporting.audit import Audit
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedpriv.config import ExperimentConfig, load_config
+from fedpriv.config import ExperimentConfig
+from fedpriv.config_files import load_config
 from fedpriv.experiment import Experiment, prepare
 from fedpriv.privacy.randomness import Purpose
 from fedpriv.seed_model import with_seed_model

@@ -10,7 +10,8 @@ from flwr.app import Message
 from flwr.app.error import Error
 
 from fedpriv import experiment
-from fedpriv.config import ExperimentConfig, parse_config
+from fedpriv.config import ExperimentConfig
+from fedpriv.config_files import parse_config
 from fedpriv.experiment import Experiment
 from fedpriv.federation.grids.base import FIRST_NODE
 from fedpriv.federation.grids.local import LocalGrid

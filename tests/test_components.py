@@ -13,7 +13,8 @@ from torch import nn
 
 from fedpriv import components
 from fedpriv.components import LookUp, slots
-from fedpriv.config import ExperimentConfig, load_config, parse_config
+from fedpriv.config import ExperimentConfig
+from fedpriv.config_files import load_config, parse_config
 from fedpriv.errors import InputError
 from fedpriv.models import MODELS, ViTOptions, build_model
 

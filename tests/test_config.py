@@ -11,7 +11,8 @@ from schema import sections_of
 from torch import nn
 
 from fedpriv import yaml_text
-from fedpriv.config import ExperimentConfig, load_config, parse_config
+from fedpriv.config import ExperimentConfig
+from fedpriv.config_files import load_config, parse_config
 from fedpriv.errors import InputError
 from fedpriv.optimizers.registry import server_optimizer
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from tiny_speech import SPEECH_CHANGES, TonesOptions, build_tones, tiny_speech
 
 from fedpriv import experiment, seed_model
-from fedpriv.config import ExperimentConfig, load_config
+from fedpriv.config import ExperimentConfig
+from fedpriv.config_files import load_config
 from fedpriv.data.registry import DATASETS
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.messages import work_of

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedpriv.config import load_config
+from fedpriv.config_files import load_config
 from fedpriv.data.text import ENGLISH, Alphabet
 from fedpriv.models.registry import build_model
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedpriv.components import LookUp
-from fedpriv.config import ExperimentConfig, parse_config
+from fedpriv.config import ExperimentConfig
+from fedpriv.config_files import parse_config
 from fedpriv.federation.hosting import NodeUsers
 from fedpriv.training.cohort import CohortSum
 from fedpriv.training.memory_store import Journal

@@ -15,11 +15,7 @@ from torch import nn
 
 from fedpriv.algorithms.base import Algorithm
 from fedpriv.algorithms.registry import make_algorithm
-from fedpriv.config import (
-    ExperimentConfig,
-    LocalConfig,
-    PrivacyConfig,
-)
+from fedpriv.config import ExperimentConfig
 from fedpriv.data.federated import FederatedDataset
 from fedpriv.data.registry import build_dataset
 from fedpriv.errors import InputError
@@ -43,6 +39,7 @@ from fedpriv.privacy.mechanisms.base import NodeNoise
 from fedpriv.privacy.mechanisms.gaussian import CountNoise, GaussianMechanism
 from fedpriv.privacy.mechanisms.local import UsersNoise
 from fedpriv.privacy.mechanisms.shares import NodeShare, NoiseShares
+from fedpriv.privacy.options import PrivacyConfig
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.tasks.base import Task
@@ -52,6 +49,7 @@ from fedpriv.tasks.spec_augment import SpecAugment, SpecAugmentConfig
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.device import resolve_device, set_tf32
 from fedpriv.training.local import LocalTraining
+from fedpriv.training.options import LocalConfig
 from fedpriv.training.stack_size import planned_stack
 from fedpriv.training.user_cache import UserCache
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from fedpriv.algorithms.base import Algorithm
-from fedpriv.config import ExperimentConfig, PrivacyConfig
+from fedpriv.config import ExperimentConfig
 from fedpriv.data.federated import FederatedDataset
 from fedpriv.errors import InputError
 from fedpriv.federation.parts import (
@@ -35,6 +35,7 @@ from fedpriv.privacy.mechanisms.local import LocalMechanism
 from fedpriv.privacy.mechanisms.options import SERVER_NOISE
 from fedpriv.privacy.mechanisms.shares import SharedMechanism
 from fedpriv.privacy.mechanisms.silos import SiloMechanism
+from fedpriv.privacy.options import PrivacyConfig
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
 from fedpriv.privacy.sampling_options import SAMPLINGS

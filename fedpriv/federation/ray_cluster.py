@@ -16,9 +16,9 @@ from typing import Any
 import ray
 import torch
 
-from fedpriv.config import RuntimeConfig
 from fedpriv.disk import has_no_room
 from fedpriv.errors import InputError
+from fedpriv.runtime import RuntimeConfig
 
 _IMPORTED_BY_WORKERS = ("fedpriv.federation.grids.ray",)
 # Set by this package: without it Ray hides all GPUs from whoever takes no share of one.

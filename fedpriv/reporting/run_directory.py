@@ -28,7 +28,8 @@ from typing import IO, Any
 import torch
 
 from fedpriv import __version__, disk
-from fedpriv.config import ExperimentConfig, load_config
+from fedpriv.config import ExperimentConfig
+from fedpriv.config_files import load_config
 from fedpriv.errors import InputError
 from fedpriv.privacy.ledger import Header, Ledger, check_version, read_ledger
 from fedpriv.reporting.terminal import in_a_shell

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from fedpriv.data.federated import Batch
 from fedpriv.models.parameters import load_parameters, parameters_of
 from fedpriv.tasks.base import Task
-
-#: In what matrix products of local training are taken.
-Precision = Literal["float32", "tf32", "bfloat16"]
+from fedpriv.training.options import Precision
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import task
 import torch
 from gate import IDLE
 
-from fedpriv.config import ExperimentConfig, load_config
+from fedpriv.config import ExperimentConfig
+from fedpriv.config_files import load_config
 from fedpriv.experiment import prepare
 from fedpriv.federation.parts import build_trainer
 

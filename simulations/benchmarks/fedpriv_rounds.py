@@ -15,7 +15,7 @@ from flwr.app import Message
 from gate import pause
 
 from fedpriv import experiment
-from fedpriv.config import load_config
+from fedpriv.config_files import load_config
 from fedpriv.federation.strategy import PrivateFedAvg
 
 

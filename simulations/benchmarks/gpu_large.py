@@ -19,7 +19,7 @@ import torch
 from gpu_stage import Stage
 from large_model import CONFIG, make_tree, overrides
 
-from fedpriv.config import load_config
+from fedpriv.config_files import load_config
 from fedpriv.data.text import Alphabet
 from fedpriv.data.utterances import Utterances
 from fedpriv.models.parameters import Layout, parameters_of

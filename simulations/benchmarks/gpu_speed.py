@@ -21,7 +21,7 @@ from gpu_stage import Stage
 from task import write as write_task
 from torch import nn
 
-from fedpriv.config import load_config
+from fedpriv.config_files import load_config
 from fedpriv.data.federated import Examples
 from fedpriv.errors import FedprivError
 from fedpriv.federation.parts import build_trainer

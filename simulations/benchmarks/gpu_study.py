@@ -15,7 +15,7 @@ import torch
 from contenders import HERE
 from gpu_stage import Stage
 
-from fedpriv.config import load_config
+from fedpriv.config_files import load_config
 from fedpriv.errors import FedprivError
 from fedpriv.federation.parts import build_clipping, build_trainer
 from fedpriv.models.parameters import Layout

@@ -77,7 +77,7 @@ from contenders import (
 from rich.console import Console
 from rich.table import Table
 
-from fedpriv.config import load_config
+from fedpriv.config_files import load_config
 
 LARGEST_DIFFERENCE = 1e-4
 CHECKED_USERS = 20

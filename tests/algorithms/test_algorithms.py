@@ -7,7 +7,7 @@ import torch
 from in_process import small_config, train_small
 
 from fedpriv import experiment
-from fedpriv.config import load_config
+from fedpriv.config_files import load_config
 from fedpriv.errors import InputError
 from fedpriv.privacy import Ledger
 from fedpriv.reporting.report import render

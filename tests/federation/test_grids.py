@@ -13,7 +13,6 @@ from in_process import InProcessGrid, Silent, small_config, train_small
 from ray.exceptions import OutOfDiskError
 
 from fedpriv import experiment
-from fedpriv.config import RuntimeConfig
 from fedpriv.disk import has_no_room
 from fedpriv.errors import ClientFault, InputError, WorkerLost
 from fedpriv.federation import client_app
@@ -24,6 +23,7 @@ from fedpriv.federation.grids.ray import RayGrid
 from fedpriv.federation.messages import flat_record, flat_tensor
 from fedpriv.federation.ray_cluster import cluster, ensure_started
 from fedpriv.privacy import Ledger
+from fedpriv.runtime import RuntimeConfig
 
 RUNTIME = RuntimeConfig(workers=2)
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from in_process import SMALL
 
-from fedpriv.config import load_config
+from fedpriv.config_files import load_config
 from fedpriv.federation.handing_over import Accepting, HandOver
 
 CODE = """
@@ -25,7 +25,7 @@ def cnn(input_shape, classes, width: int = 4):
 NODE = """
 import json, pickle, sys
 from fedpriv.components import LookUp, outside
-from fedpriv.config import parse_config
+from fedpriv.config_files import parse_config
 from fedpriv.models import build_model
 node, document = pickle.load(open(sys.argv[1], "rb")), json.load(open(sys.argv[2]))
 assert node(0, 1) == ("node", 0, 1)
@@ -38,7 +38,7 @@ print(json.dumps([[tuple(p.shape) for p in model.parameters()], config.fingerpri
 SCRIPT = """
 import json, pickle, sys
 from torch import nn
-from fedpriv.config import parse_config
+from fedpriv.config_files import parse_config
 from fedpriv.federation.handing_over import Accepting, HandOver
 from where import node
 WIDTH = 6

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import ray
 
-from fedpriv.config import RuntimeConfig
 from fedpriv.errors import InputError
 from fedpriv.federation.ray_cluster import (
     _environment_of_workers,
     cluster,
     ensure_started,
 )
+from fedpriv.runtime import RuntimeConfig
 
 MALLOC = ("RAY_LD_PRELOAD_ON_WORKERS", "MALLOC_CONF")
 PRELOADED = "RAY_preload_python_modules"

@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fedpriv import experiment
-from fedpriv.config import RuntimeConfig
 from fedpriv.data.text import Alphabet
 from fedpriv.errors import InputError
 from fedpriv.federation import ray_cluster
@@ -26,6 +25,7 @@ from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.clipping import PerLayerClipping
 from fedpriv.privacy.error_feedback import Dice, feed_back
+from fedpriv.runtime import RuntimeConfig
 from fedpriv.tasks.decoding import greedy
 from fedpriv.tasks.recognition import Recognition
 from fedpriv.training import stack_size

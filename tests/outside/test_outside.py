@@ -13,7 +13,7 @@ from PIL import Image
 
 from fedpriv import experiment
 from fedpriv.components import KINDS
-from fedpriv.config import load_config
+from fedpriv.config_files import load_config
 from fedpriv.errors import InputError
 from fedpriv.privacy import Ledger
 from fedpriv.reporting.reader import read_run

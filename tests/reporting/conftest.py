@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fedpriv.config import ExperimentConfig, parse_config
+from fedpriv.config import ExperimentConfig
+from fedpriv.config_files import parse_config
 from fedpriv.privacy import (
     CentralMechanism,
     GaussianMechanism,

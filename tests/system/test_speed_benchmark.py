@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedpriv.config import load_config
+from fedpriv.config_files import load_config
 from fedpriv.experiment import prepare
 
 BENCHMARKS = Path(__file__).parents[2] / "simulations" / "benchmarks"

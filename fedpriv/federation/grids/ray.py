@@ -20,10 +20,10 @@ from ray.exceptions import (
     RayTaskError,
 )
 
-from fedpriv.config import RuntimeConfig
 from fedpriv.errors import ClientFault, InputError, WorkerLost
 from fedpriv.federation.client_app import client_node
 from fedpriv.federation.grids.base import FIRST_NODE, NodeFactory, OwnGrid, give_id, told
+from fedpriv.runtime import RuntimeConfig
 
 # Deaths of a node with fewer answers between them count as one series, which ends the run when it
 # is long.

@@ -1,0 +1,83 @@
+"""The commands. What one needs is imported by it, so that the others need not wait for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from fedpriv import __version__
+from fedpriv.cli.budget import budget_app
+from fedpriv.cli.common import complain, errors, no_room, tell
+from fedpriv.cli.configs import config_app
+from fedpriv.cli.ledger import ledger_app
+from fedpriv.cli.runs import runs_app
+from fedpriv.disk import has_no_room
+from fedpriv.errors import FedprivError, Interrupted
+from fedpriv.reporting.terminal import let_print_anything, print_lines
+
+app = typer.Typer(
+    help="Differentially private federated learning, simulated.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(runs_app)
+app.add_typer(config_app, name="config")
+app.add_typer(budget_app, name="budget")
+app.add_typer(ledger_app, name="ledger")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"fedpriv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="say which this is"),
+    ] = False,
+) -> None:
+    """Train, plan and check with differential privacy."""
+
+
+def _flush() -> None:
+    """Write what is left of the output, while it can still be told that there is no room for it.
+
+    Raises:
+        OSError: there is none, and what was left is given up; a reader who has gone is no error.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one line and an exit code."""
+    let_print_anything()
+    # A notebook's backend, say: it need not be installed here, where files alone are drawn.
+    os.environ.pop("MPLBACKEND", None)
+    try:
+        try:
+            app()
+        finally:
+            _flush()
+    except FedprivError as error:
+        tell(error)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if not has_no_room(error):
+            raise
+        complain(no_room(error))
+        sys.exit(FedprivError.exit_code)
+    except KeyboardInterrupt:
+        print_lines(errors, "abandoned")
+        sys.exit(Interrupted.exit_code)

@@ -1,0 +1,154 @@
+"""`budget`: plan what privacy costs, before a run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedpriv.cli.common import check_format, file_or_folder, say
+from fedpriv.errors import InputError
+from fedpriv.reporting.terminal import console
+
+budget_app = typer.Typer(help="Plan what privacy costs, before a run.", no_args_is_help=True)
+
+Population = Annotated[int, typer.Option(help="number of users N")]
+BudgetFormat = Annotated[str, typer.Option("--format", help="table, json or csv")]
+PlotPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--plot", parser=file_or_folder, metavar="FILE", help="also draw it: FILE.png or .svg"
+    ),
+]
+
+
+@budget_app.command()
+def plan(
+    population: Population,
+    delta: Annotated[
+        list[float] | None,
+        typer.Option(help="δ; repeatable: what is solved for holds at the first"),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="number of rounds; with --solve rounds the most to consider")
+    ] = None,
+    cohort: Annotated[
+        float | None,
+        typer.Option(help="expected users a round; with --solve cohort the most to consider"),
+    ] = None,
+    noise_multiplier: Annotated[
+        float | None, typer.Option(help="z: standard deviation of the noise over the clip bound")
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(help="the budget ε")] = None,
+    sampling: Annotated[str, typer.Option(help="poisson, fixed_size or all")] = "poisson",
+    adjacency: Annotated[
+        str | None,
+        typer.Option(help="add_or_remove_one, replace_one or zero_out; default: the sampling's"),
+    ] = None,
+    solve: Annotated[
+        str | None,
+        typer.Option(
+            help="epsilon, noise, delta, rounds (the most) or cohort (the largest) that the budget "
+            "allows; default: whichever of ε and noise is not given"
+        ),
+    ] = None,
+    format: BudgetFormat = "table",
+    plot: PlotPath = None,
+) -> None:
+    """Say what a recipe costs, or what a budget allows.
+
+    Budgets are held against the smallest ε that has a proof, as in a run: by PLD, or by RDP where
+    PLD has none.
+    """
+    from fedpriv.privacy import planning
+    from fedpriv.reporting import budget
+    from fedpriv.reporting.strict_json import to_json
+
+    check_format(format, "table", "json", "csv")
+    if plot is not None:
+        budget.check_plot_path(plot)
+    answer = planning.answer(
+        planning.BudgetQuestion(
+            population=population,
+            deltas=tuple(delta or ()),
+            rounds=rounds,
+            cohort=cohort,
+            noise_multiplier=noise_multiplier,
+            epsilon=epsilon,
+            sampling=sampling,
+            adjacency=adjacency,
+            solve=solve,
+        )
+    )
+    if plot is not None:
+        curves = planning.epsilon_curves(answer.recipe, answer.deltas[0])
+        budget.plan_plot(answer, curves, plot)
+    say(answer.notes)
+    if format == "table":
+        console().print(budget.plan_table(answer))
+    elif format == "json":
+        sys.stdout.write(to_json(budget.plan_document(answer)))
+    else:
+        sys.stdout.write(budget.plan_csv(answer))
+
+
+@budget_app.command()
+def extrapolate(
+    population: Population,
+    cohort: Annotated[float, typer.Option(help="expected users a round S")],
+    noise_multiplier: Annotated[float, typer.Option(help="z of the trained recipe")],
+    rounds: Annotated[int, typer.Option(help="number of rounds")],
+    delta: Annotated[float, typer.Option(help="δ")],
+    scale_population: Annotated[str, typer.Option(help="factors, such as 1,10,100")] = "1",
+    scale_cohort: Annotated[str, typer.Option(help="factors, such as 1,10,100")] = "1",
+    accountant: Annotated[
+        str, typer.Option(help="pld, which is tighter, where it has a proof; or rdp alone")
+    ] = "pld",
+    format: BudgetFormat = "table",
+    plot: PlotPath = None,
+) -> None:
+    """Say what a recipe that trains well would cost with more users (Poisson sampling).
+
+    The noise on the mean, z·C/S, is held fixed: z grows with the cohort S, and q = S/N.
+    """
+    from fedpriv.privacy import planning
+    from fedpriv.reporting import budget
+    from fedpriv.reporting.strict_json import to_json
+
+    check_format(format, "table", "json", "csv")
+    if accountant not in ("rdp", "pld"):
+        raise InputError(f"--accountant: write rdp or pld, not {accountant}")
+    if plot is not None:
+        budget.check_plot_path(plot)
+    recipe = planning.Extrapolation(
+        population=population,
+        cohort=cohort,
+        noise_multiplier=noise_multiplier,
+        rounds=rounds,
+        delta=delta,
+        population_factors=_factors("--scale-population", scale_population),
+        cohort_factors=_factors("--scale-cohort", scale_cohort),
+        accountants=("rdp", "pld") if accountant == "pld" else ("rdp",),
+    )
+    grid = planning.extrapolate(recipe)
+    if plot is not None:
+        budget.grid_plot(recipe, grid, plot)
+    say(grid.notes)
+    if format == "table":
+        console().print(budget.grid_table(recipe, grid))
+    elif format == "json":
+        sys.stdout.write(to_json(budget.grid_rows(recipe, grid)))
+    else:
+        sys.stdout.write(budget.grid_csv(recipe, grid))
+
+
+def _factors(option: str, text: str) -> tuple[float, ...]:
+    """Return the numbers in a list such as 1,10,100."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"{option}: write numbers with commas between, such as 1,10,100, got {text!r}"
+        ) from None

@@ -1,0 +1,54 @@
+"""`config`: look at and check configs."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import typer
+
+from fedpriv.cli.common import CONFIG, ConfigPath, Overrides, say
+from fedpriv.reporting.terminal import one_line
+
+config_app = typer.Typer(help="Look at and check configs.", no_args_is_help=True)
+
+
+@config_app.command(epilog=CONFIG)
+def show(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Print CONFIG with all defaults filled in."""
+    from fedpriv.config_files import load_config
+
+    sys.stdout.write(load_config(config, overrides or []).to_yaml())
+
+
+@config_app.command(epilog=CONFIG)
+def validate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check CONFIG, its data and its model, without running anything."""
+    from fedpriv import experiment
+    from fedpriv.config_files import load_config
+    from fedpriv.privacy.figures import epsilon_text
+    from fedpriv.reporting.wording import beside_epsilon
+
+    prepared = experiment.prepare(load_config(config, overrides or []), seeded=False)
+    planned = prepared.plan.planned_cost()
+    cost = "without privacy"
+    if planned is not None:
+        shown, name = epsilon_text(planned.epsilon), planned.accountant.upper()
+        cost = f"ε = {shown} by {name} at δ={planned.delta:g}"
+    mechanism = prepared.plan.mechanism
+    if planned is not None:
+        cost += mechanism.for_whom + mechanism.of_what
+    if planned is not None:
+        cost += beside_epsilon(not prepared.config.runtime.deployment)
+    say(prepared.plan.advice())
+    print(f"{one_line(str(config))}: valid; {prepared.config.rounds} rounds cost {cost}")
+    if mechanism.trust is not None:
+        print(mechanism.trust)
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON schema of a config: every key, its meaning, unit and bounds."""
+    from fedpriv.config import ExperimentConfig
+
+    print(json.dumps(ExperimentConfig.model_json_schema(), indent=2))

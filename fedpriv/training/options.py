@@ -1,0 +1,59 @@
+"""What a config says of local training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from fedpriv.sections import Positive, Rate, Section
+from fedpriv.tasks.spec_augment import SpecAugmentConfig
+
+#: In what matrix products are taken.
+Precision = Literal["float32", "tf32", "bfloat16"]
+
+
+class LocalConfig(Section):
+    """What one user does with the parameters it receives."""
+
+    epochs: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="Passes over the user's examples; ignored where `steps` is set."
+    )
+    steps: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Local steps a user takes, cycling over its examples."
+    )
+    batch_size: Annotated[int, Field(ge=1)] = Field(
+        default=10,
+        description="Examples a local step; with privacy.unit: example those whose gradients are "
+        "taken at once, which bounds memory and changes nothing else.",
+    )
+    batch_seconds: Positive | None = Field(
+        default=None,
+        description="Speech: a step takes fewer examples where their number times the longest "
+        "would exceed this duration (seconds); null: batch_size alone decides.",
+    )
+    order: Literal["shuffled", "by_length"] = Field(
+        default="shuffled",
+        description="shuffled: examples meet at random; by_length: those of like length share a "
+        "step, which saves padding; steps come in an order drawn for each round, alike for all.",
+    )
+    optimizer: Literal["sgd"] = Field(default="sgd", description="Local optimizer.")
+    lr: Rate = Field(default=0.1, description="Local learning rate.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="Local SGD momentum."
+    )
+    max_grad_norm: Positive | None = Field(
+        default=None, description="L2 norm to which each local gradient is clipped; null for none."
+    )
+    proximal_mu: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=0.0,
+        description="FedProx (Li et al. 2020): weight μ of μ/2·‖θ − θ_start‖² in the loss.",
+    )
+    precision: Precision = Field(
+        default="float32",
+        description="In what matrix products are taken: float32; tf32, on GPUs that have it; or "
+        "bfloat16 (automatic mixed precision). Steps, clipping and sums are not rounded.",
+    )
+    spec_augment: SpecAugmentConfig | None = Field(
+        default=None, description="Masking of features, for speech; null for none."
+    )
