@@ -17,7 +17,7 @@ from fedpriv.privacy.auditing import (
 )
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.reporting.run_directory import write_whole
-from fedpriv.reporting.statement import Section
+from fedpriv.reporting.statement_sections import Section
 from fedpriv.reporting.strict_json import to_json
 from fedpriv.reporting.terminal import Column, FittedTable
 from fedpriv.reporting.wording import KNOWN_SEED

@@ -1,0 +1,453 @@
+"""The sections of a privacy statement: what each says of a run, by its ledger and config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+from fedpriv.algorithms.registry import cited, make_algorithm
+from fedpriv.privacy.advice import LARGE_DELTA, REASONABLE, STRONG
+from fedpriv.privacy.clipping_rules import AdaptiveOptions, GlobalOptions, PerLayerOptions
+from fedpriv.privacy.figures import epsilon_text
+from fedpriv.privacy.mechanisms.base import HOSTED, Facts
+from fedpriv.privacy.mechanisms.gaussian import EXACT_SUMS
+from fedpriv.privacy.sampling import Adjacency
+from fedpriv.reporting.data_statement import (
+    an_example,
+    held_out_sentence,
+    start_sentences,
+    who_users_are,
+)
+from fedpriv.reporting.reader import Run
+from fedpriv.reporting.spent import Spent
+from fedpriv.reporting.wording import round_ranges
+
+
+@dataclass(frozen=True)
+class Section:
+    """One question that a privacy claim must answer, and its answer.
+
+    Attributes:
+        key: its anchor.
+        label: the question in a few words.
+        sentences: the answer.
+    """
+
+    key: str
+    label: str
+    sentences: tuple[str, ...]
+
+
+def sections_of(run: Run, account: Spent) -> tuple[Section, ...]:
+    """Return the sections of the statement of `run`, in their order."""
+    always = [
+        Section("unit", "Unit of privacy", _unit(run)),
+        Section("trust", "Trust model: who sees what", _NO_TRUST),
+        Section("mechanism", "Mechanism", _NO_NOISE),
+        Section("sampling", "Sampling, as it was run", _sampling(run)),
+        Section("releases", "Every release", _releases(run)),
+        Section("start", "What the training started from", start_sentences(run)),
+        Section("randomness", "Seeds", _randomness(run)),
+        Section("logged", "What else was logged", _logged(run)),
+        Section("verification", "How to check this", _verification(run)),
+    ]
+    if run.header.outside:
+        always.insert(2, Section("outside", "Code from outside", _outside(run)))
+    if not run.private or run.delta is None:
+        return tuple(always)
+    promised = [
+        Section("adjacency", "Adjacency", _adjacency(run)),
+        Section("accounting", "Accounting", _accounting(run, account)),
+        Section("delta", "δ", _delta(run.delta, run.header.population)),
+        Section("tuning", "Hyper-parameters", _TUNING),
+        Section("floating-point", "Floating point and generators", _floating_point(run)),
+    ]
+    ordered = tuple(sorted(always + promised, key=lambda section: _ORDER.index(section.key)))
+    own = run.mechanism.sentences(_facts(run, account, run.delta))
+    return tuple(
+        replace(section, sentences=own.get(section.key, section.sentences)) for section in ordered
+    )
+
+
+def _facts(run: Run, account: Spent, delta: float) -> Facts:
+    """Return what the mechanism may say of the run."""
+    example = run.config.privacy.example if run.config.privacy else None
+    return Facts(
+        release=run.releases[-1],
+        sampling=run.sampling,
+        adjacency=run.adjacency,
+        population=run.header.population,
+        delta=delta,
+        deployed=run.deployed,
+        seed=run.config.seed,
+        optimizer=run.config.server.optimizer,
+        update=_clipping(run, "update"),
+        gradient=_clipping(run, "gradient"),
+        feedback=(*_error_feedback(run), *_payloads(run)),
+        who=who_users_are(run),
+        example=an_example(run),
+        silo_size=example.silo_size if example else None,
+        costs=account.costs,
+        viewers=account.viewers,
+    )
+
+
+def _outside(run: Run) -> tuple[str, ...]:
+    """Say what is not fedpriv's own, and what that leaves open."""
+    open_questions = {
+        "data": "That what a user holds does not depend on who else is there is for the data set's "
+        "author to say: ε takes it for granted.",
+        "model": "That a model keeps nothing of one user for the next was checked of what its "
+        "state says, and of nothing that its code may hide.",
+        "privacy.clipping": "The clipping rule is shown one user's norms at a time, and its "
+        "factors are shrunk where they would lift a contribution above C: the bound does not rest "
+        "on it.",
+        "server.normalize": "The normaliser sees the noisy average alone: what it does is "
+        "post-processing.",
+        "server.optimizer": "The optimizer sees the noisy average alone: what it does is "
+        "post-processing.",
+    }
+    named = [line.partition(": ")[0] for line in run.header.outside]
+    return (
+        *(f"Not fedpriv's own: {line}." for line in run.header.outside),
+        "Without that code nobody can tell whether config.yaml is the one that the ledger was "
+        "charged under: a report does not import it, and did not check.",
+        *(open_questions[key] for key in named if key in open_questions),
+    )
+
+
+# The order in which a reader asks; without a promise some of the questions fall away.
+_ORDER = (
+    "unit",
+    "outside",
+    "adjacency",
+    "trust",
+    "mechanism",
+    "sampling",
+    "releases",
+    "start",
+    "accounting",
+    "delta",
+    "tuning",
+    "randomness",
+    "floating-point",
+    "logged",
+    "verification",
+)
+
+
+def _unit(run: Run) -> tuple[str, ...]:
+    if not run.private:
+        return (f"None. The data of {run.header.population:,} users were used unprotected.",)
+    return (
+        f"One {run.header.unit}: everything that it contributed, in all rounds, out of a "
+        f"population of {run.header.population:,}.",
+        who_users_are(run),
+    )
+
+
+def _adjacency(run: Run) -> tuple[str, ...]:
+    return {
+        Adjacency.REPLACE_ONE: (
+            "Replace one: two populations of the same size that differ in one user's data.",
+            "The sum then moves by up to 2C, twice the clip bound, and the noise is accounted "
+            "against that.",
+            _PUBLIC,
+        ),
+        Adjacency.ZERO_OUT: (
+            "Zero out: one user's data, in a population of known size, replaced by nothing.",
+            "The sum then moves by up to C, the clip bound.",
+            _PUBLIC,
+        ),
+        Adjacency.ADD_OR_REMOVE_ONE: (
+            "Add or remove one: two populations that differ in the presence of one user.",
+            "The sum then moves by up to C, the clip bound. An ε under replace-one adjacency is a "
+            "different quantity and must not be compared with this one.",
+            _PUBLIC,
+        ),
+    }[run.adjacency]
+
+
+_PUBLIC = "The size of the population and the expected cohort are taken to be public."
+
+
+_NO_TRUST = (*EXACT_SUMS, "Whoever sees a released model may learn about any user.")
+_NO_NOISE = ("No noise was added to what was released, or nothing bounded a contribution.",)
+
+
+def _clipping(run: Run, what: str) -> str:
+    if run.config.privacy is None:
+        return f"each {what} is clipped, how config.yaml does not say,"
+    clipping = run.config.privacy.clipping
+    if isinstance(clipping, GlobalOptions):
+        return f"each {what} is clipped as a whole"
+    if isinstance(clipping, AdaptiveOptions):
+        part = {"global": f"the {what}", "per_layer": "each block"}[clipping.adapts]
+        return (
+            f"{part} is clipped to a bound that follows the {clipping.quantile:g} quantile of the "
+            "norms (Andrew et al. 2021)"
+        )
+    if any(line.startswith(f"privacy.clipping: {clipping.kind} ") for line in run.header.outside):
+        return (
+            f"each {what} is clipped by {clipping.kind}, a rule from outside, whose factors are "
+            f"shrunk where they would lift the {what} above C,"
+        )
+    if clipping.kind != "per_layer" or not isinstance(clipping, PerLayerOptions):
+        raise ValueError(f"no sentence for privacy.clipping.kind: {clipping.kind}")
+    shares = {"uniform": "C/√H each", "dim": "C·√(d_h/Σd) each"}[clipping.split]
+    if clipping.normalize:
+        return f"any {what} above C has each of its H blocks set to its share of C ({shares})"
+    return f"every {what} has each of its H blocks clipped to its share of C ({shares})"
+
+
+def _error_feedback(run: Run) -> tuple[str, ...]:
+    feedback = run.config.privacy.error_feedback if run.config.privacy else None
+    if feedback is None or feedback.kind == "none":
+        return ()
+    if feedback.kind != "user":
+        raise ValueError(f"no sentence for privacy.error_feedback.kind: {feedback.kind}")
+    how = {"remainder": "update and memory as one", "dice": "each alone, C being both bounds' sum"}
+    return (
+        "Error feedback: each user keeps what clipping cut off and adds it when it takes part "
+        f"again, clipped ({how[feedback.variant]}), so C holds whatever is kept. The memory is "
+        "never released, and costs nothing under this sampling (docs/privacy.md).",
+    )
+
+
+def _payloads(run: Run) -> tuple[str, ...]:
+    """Return what is said of users who send more than an update, or keep something for it."""
+    payloads, options = run.releases[-1].payloads, run.config.algorithm
+    # For a report no code from outside is imported.
+    called = options.name if options.unread else cited(options)
+    said = []
+    if payloads is not None:
+        more = ", ".join(name for name, _, _ in payloads[1:])
+        each = ", ".join(f"{name} with C = {b:.4g} and σ = {s:.4g}" for name, b, s in payloads)
+        said.append(
+            f"{called}: each user sends more than an update ({more}). Each payload is "
+            f"clipped and gets noise of its own ({each}); C is the bound on all of them, and z "
+            "that of their one release."
+        )
+    if options.unread:
+        said.append(
+            f"{called} came from outside: whether its users keep something between rounds was "
+            "checked when the run began, and is not checked here."
+        )
+    elif make_algorithm(options).keeps:
+        said.append(
+            f"{called}: what a user keeps for it between rounds never leaves it and costs "
+            "nothing under this sampling (docs/privacy.md)."
+        )
+    return tuple(said)
+
+
+def _sampling(run: Run) -> tuple[str, ...]:
+    sampling = run.sampling
+    if sampling.kind == "all":
+        return ("Every user takes part in every round; there is no amplification by sampling.",)
+    n, cohort = sampling.population, sampling.expected_cohort
+    how = {
+        "poisson": f"Each round every user is drawn independently with probability "
+        f"q = {cohort:g}/{n:,} = {cohort / n:.4g}.",
+        "fixed_size": f"Each round exactly {cohort:g} of the {n:,} users are drawn, uniformly and "
+        "without replacement.",
+    }[sampling.kind]
+    if not run.private:
+        return (how,)
+    return (
+        how,
+        "The object that drew the cohorts is the one that yielded the privacy events, so the "
+        "sampling that was run is the sampling that is accounted.",
+        "Amplification by sampling holds against those who do not know who was drawn"
+        + (", not even of one user." if sampling.kind == "fixed_size" else "."),
+        "Users who were drawn and did not answer contributed zero.",
+    )
+
+
+def _releases(run: Run) -> tuple[str, ...]:
+    count, rounds = len(run.releases), len({release.round for release in run.releases})
+    sentences = [
+        f"The ledger holds {count} release{'s' if count != 1 else ''}: the noisy sums of {rounds} "
+        f"round{'s' if rounds != 1 else ''}, of {run.config.rounds} planned."
+        if run.private
+        else f"The ledger holds {count} releases of sums that are not protected, of "
+        f"{run.config.rounds} planned."
+    ]
+    repeated = [release.round for release in run.releases if release.attempt > 0]
+    if repeated:
+        sentences.append(
+            f"{len(repeated)} of them repeat a round that had been charged before (rounds "
+            f"{round_ranges(repeated)}), with a fresh cohort and fresh noise; each is charged as "
+            "a draw of its own."
+        )
+    else:
+        sentences.append("No round was released twice.")
+    unfinished = [r.round for r in run.releases if r.round > run.finished_rounds]
+    if unfinished:
+        sentences.append(
+            f"Rounds {round_ranges(unfinished)} are charged but not finished; they count."
+        )
+    return tuple(sentences)
+
+
+def _accounting(run: Run, account: Spent) -> tuple[str, ...]:
+    ran_with = run.environment.get("versions", {}).get("dp-accounting", "an unknown version")
+    figures = "; ".join(
+        f"{name.upper()}: ε = {epsilon_text(epsilon)}" for name, epsilon in account.epsilons.items()
+    )
+    agreement = (
+        "THE RUN'S OWN FIGURES CONTRADICT IT, as said above."
+        if account.disagreements
+        else "The figures that the run logged agree with it."
+    )
+    return (
+        f"ε is computed anew from the ledger alone by dp-accounting {version('dp-accounting')}; "
+        f"the run used {ran_with}. {agreement}",
+        f"{figures}. Each is a valid upper bound, so the smallest is the one to quote, which "
+        f"targets and budgets are held against; {_tier(min(account.epsilons.values()))}.",
+        *_without_pld(account),
+        "The releases compose adaptively: each may depend on all before it.",
+    )
+
+
+def _without_pld(account: Spent) -> tuple[str, ...]:
+    reason = account.without_pld
+    return () if reason is None else (f"{reason[0].upper()}{reason[1:]}.",)
+
+
+def _tier(epsilon: float) -> str:
+    if epsilon <= STRONG:
+        return "Ponomareva et al. 2023 call an ε of at most 1 strong"
+    if epsilon <= REASONABLE:
+        return "Ponomareva et al. 2023 call an ε between 1 and 10 reasonable, not strong"
+    return (
+        "Ponomareva et al. 2023 call an ε above 10 weak to none as a formal promise: such a run "
+        "needs an empirical audit beside it"
+    )
+
+
+def _delta(delta: float, population: int) -> tuple[str, ...]:
+    share = delta * population
+    return (
+        f"δ = {delta:g} for N = {population:,} users: {share:.3g} times 1/N.",
+        "A δ near 1/N would allow a mechanism that now and then publishes somebody's data outright;"
+        " it should be far below."
+        if share > LARGE_DELTA
+        else "It is well below 1/N, as it should be.",
+    )
+
+
+_TUNING = (
+    "Not counted. If learning rates, clip bounds or anything else were chosen by looking at other "
+    "runs on the same users, those runs cost privacy too, and this ε does not contain it.",
+    "What was chosen on public or on other users' data costs nothing.",
+)
+
+
+def _randomness(run: Run) -> tuple[str, ...]:
+    if run.deployed:
+        return (
+            "A deployment: sampling and noise were seeded with 256 bits from the operating system, "
+            "and that seed was never stored.",
+        )
+    if not run.private:
+        return (f"A simulation with the fixed seed {run.config.seed}, to be reproducible.",)
+    return (
+        f"A simulation with the fixed seed {run.config.seed}: sampling and noise can be reproduced "
+        "by anyone who knows it.",
+        "That is what makes a study reproducible. In a deployment it would void the guarantee, "
+        "because whoever knows the seed can subtract the noise. The ε here is what the same recipe "
+        "costs when it is seeded secretly.",
+    )
+
+
+def _stacked(run: Run) -> tuple[str, ...]:
+    runtime = run.config.runtime
+    if run.header.unit == "example":
+        return (
+            "Examples of a sample share their forward pass. Who shares it changes how a gradient "
+            "rounds, near one part in a million"
+            + (
+                ", and with it whether a norm that is so near to its bound is counted within."
+                if any(release.counts for release in run.releases)
+                else "."
+            ),
+        )
+    if run.deployed or runtime.engine == "sequential" or runtime.stack == 1:
+        return ()
+    return (
+        "Users were simulated several at a time. Who shares a stack changes how a user's numbers "
+        "round, near one part in a million unless local training is unstable: a deployment trains "
+        "each user alone, and so does runtime.engine: sequential.",
+    )
+
+
+def _floating_point(run: Run) -> tuple[str, ...]:
+    numpy = run.environment.get("versions", {}).get("numpy", "of unknown version")
+    return (
+        "Sum and noise are float64, while the theory is about real numbers. The lowest bits of "
+        "floating-point noise can reveal the sum (Mironov 2012); this gap is not closed.",
+        f"The noise comes from NumPy's PCG64 (numpy {numpy}), which is no cryptographic generator: "
+        "many exact draws would reveal its state.",
+        "How long rounds take is not protected.",
+        *_stacked(run),
+    )
+
+
+def _logged(run: Run) -> tuple[str, ...]:
+    seen = ", ".join(sorted(run.rows[-1].get("simulation_only", {})))
+    if not seen:
+        return (
+            "Nothing from the users' own values beside the releases. How long rounds took and how "
+            "many nodes were lost is in metrics.jsonl.",
+            *((HOSTED,) if run.deployed else ()),
+        )
+    sizes = run.environment.get("simulation_only", {}).get("data")
+    also = " In environment.json: how many examples users have." if sizes else ""
+    if run.config.runtime.profile:
+        also += " In trace.json: how long users' training took."
+    if run.config.privacy is not None and run.config.privacy.error_feedback.kind != "none":
+        also += " In the folder memory: what users keep between rounds."
+    if not run.private:
+        return (f"Everything, without protection; of the users' own values: {seen}.{also}",)
+    return (
+        f"Under simulation_only in metrics.jsonl: {seen}.{also} These come from users' own values "
+        "without any mechanism. They are NOT covered by ε: a deployment must not log or publish "
+        "them, and neither must a plot below that shows them leave the simulation.",
+        held_out_sentence(run),
+        "The learning rate and the norm of the averaged update are functions of what was released.",
+    )
+
+
+def _not_our_own(run: Run) -> tuple[str, ...]:
+    """Return what a run was made of that is not fedpriv's own."""
+    if not run.header.outside:
+        return ()
+    return (
+        f"Not fedpriv's own, and not checked by it: {'; '.join(run.header.outside)}. Where that is "
+        "the mechanism, how noise is made rests on its code; what is charged was rebuilt from the "
+        "ledger by fedpriv's own.",
+    )
+
+
+def _verification(run: Run) -> tuple[str, ...]:
+    git = run.environment.get("git")
+    source = ""
+    if git:
+        changed = " with local changes" if git.get("modified") else ""
+        source = f", source at commit {git['commit']}{changed}"
+    fedpriv = run.environment.get("versions", {}).get("fedpriv", "of unknown version")
+    private = " with its data (simulation only)" if run.seeded else ""
+    line = (
+        "ledger.jsonl has a line for each release with a digest of what was released (SHA-256)."
+        if all(release.digest for release in run.releases)
+        else "ledger.jsonl has a line for each release, which was on the disk before any node was "
+        "asked for its part in it."
+    )
+    return (
+        f"{line} Its lines form a hash chain, which was intact when this was written; the "
+        "chain shows edits, not a ledger that was written anew as a whole.",
+        run.evidence.sentence() if run.complete else "LINES ARE MISSING, as said above.",
+        *_not_our_own(run),
+        f"Configuration {run.header.fingerprint[:16]}…{private}, fedpriv {fedpriv}{source}.",
+    )
