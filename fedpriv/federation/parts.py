@@ -46,10 +46,11 @@ from fedpriv.tasks.base import Task
 from fedpriv.tasks.decoding import decoder
 from fedpriv.tasks.registry import build_task
 from fedpriv.tasks.spec_augment import SpecAugment, SpecAugmentConfig
-from fedpriv.training.cohort import CohortTrainer
+from fedpriv.training.cohort import CohortTrainer, Engine
 from fedpriv.training.device import resolve_device, set_tf32
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.options import LocalConfig
+from fedpriv.training.separate import look_at_rows
 from fedpriv.training.stack_size import planned_stack
 from fedpriv.training.user_cache import UserCache
 
@@ -82,9 +83,7 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
         algorithm=algorithm,
         randomness=build_local_randomness(config),
         device=device,
-        # In a stack the rounding of one user's numbers depends on who else is in it, which local
-        # training can amplify: the others' contributions then move with one user's presence.
-        engine="sequential" if config.runtime.deployment else config.runtime.engine,
+        engine=_engine(config, dataset, model, task),
         stack=_stack(config, model, task),
         tolerant=config.runtime.deployment,
         cache=UserCache(config.runtime.cache_mib * 2**20),
@@ -122,6 +121,36 @@ def _built_model(
     model = built()
     require_memory(Layout.of(model).total, processes, device)
     return model.to(device)
+
+
+def _engine(
+    config: ExperimentConfig, dataset: FederatedDataset, model: nn.Module, task: Task[Any]
+) -> Engine:
+    """Return how users are trained: in one batch only where that keeps them apart.
+
+    Raises:
+        InputError: the model carries one user's data to the next, or examples are to be protected
+            one by one and it mixes them.
+    """
+    # In a stack the rounding of one user's numbers depends on who else is in it, which local
+    # training can amplify: the others' contributions then move with one user's presence.
+    engine: Engine = "sequential" if config.runtime.deployment else config.runtime.engine
+    if MODELS.of(config.model).origin is None and type(task).__module__.startswith("fedpriv."):
+        return engine
+    rows = look_at_rows(model, task, dataset.evaluation())
+    if rows.carried:
+        raise InputError(
+            f"model.name: {config.model.name}, or the task, keeps something of one batch that "
+            "changes the losses of the next, and would carry one user's data to another; keep "
+            "nothing between calls"
+        )
+    if config.privacy is not None and config.privacy.unit == "example" and not rows.separate:
+        raise InputError(
+            f"model.name: with {config.model.name} and this task an example's loss depends on the "
+            "others of its batch, as with batch normalisation, so that no example's gradient can "
+            "be bounded alone: write GroupNorm or LayerNorm in its place, or privacy.unit: user"
+        )
+    return engine if rows.separate and not rows.drawn else "sequential"
 
 
 def _stack(config: ExperimentConfig, model: nn.Module, task: Task[Any]) -> int:
