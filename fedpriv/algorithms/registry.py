@@ -46,7 +46,12 @@ def make_algorithm(options: AlgorithmOptions) -> Algorithm:
     Raises:
         InputError: it cannot be made so.
     """
-    return cast("Algorithm", ALGORITHMS.of(options).build(options))
+    component = ALGORITHMS.of(options)
+    if component.origin is None:
+        return cast("Algorithm", component.build(options))
+    from fedpriv.algorithms.outside import OutsideAlgorithm
+
+    return OutsideAlgorithm(component.name, lambda: cast("Algorithm", component.build(options)))
 
 
 def cited(options: AlgorithmOptions) -> str:

@@ -56,8 +56,7 @@ def look_at_rows(model: nn.Module, task: Task[Any], held_out: Iterable[Batch]) -
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     for parameter in shaken.parameters():
-        numbers = torch.randn(parameter.shape, generator=generator)
-        parameter += _SHAKEN * numbers.to(parameter)
+        parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter) * _SHAKEN)
 
     def losses(first: int, seed: int = 0) -> Tensor:
         index = torch.arange(len(part))

@@ -7,8 +7,10 @@ import torch
 from in_process import small_config, train_small
 
 from fedpriv import experiment
+from fedpriv.algorithms.base import Trained
 from fedpriv.config_files import load_config
 from fedpriv.errors import InputError
+from fedpriv.federation.parts import build_algorithm
 from fedpriv.privacy import Ledger
 from fedpriv.reporting.report import render
 
@@ -76,3 +78,39 @@ def test_a_name_that_is_none_is_told(tmp_path):
     path.write_text("name: x\nrounds: 1\nprivacy: null\nalgorithm: scafold\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"did you mean scaffold\?"):
         load_config(path)
+
+
+def test_users_of_a_stack_stay_apart_whatever_it_computes():
+    named = {"name": "second_payload:OverAll", "bounds": {"direction": 1.0, "drift": 1.0}}
+    algorithm = build_algorithm(small_config(code=OUTSIDE, algorithm=named))
+    generator = torch.Generator().manual_seed(1)
+    updates, kept = torch.randn(2, 4, 7, generator=generator)
+    shared = torch.randn(1, 7, generator=generator)
+    steps = torch.arange(1, 5)
+    whole = Trained(updates, steps, shared, kept, lr=0.1)
+
+    def alone(user):
+        own = slice(user, user + 1)
+        return Trained(updates[own], steps[own], shared, kept[own], lr=0.1)
+
+    sent = algorithm.sent(whole)
+    pull, after = algorithm.pull(shared, kept), algorithm.kept(whole, sent)
+    for user in range(4):
+        own = algorithm.sent(alone(user))
+        assert [each[user].tolist() for each in sent] == [each[0].tolist() for each in own]
+        assert pull[user].equal(algorithm.pull(shared, kept[user : user + 1])[0])
+        assert after[user].equal(algorithm.kept(alone(user), own)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Unsent", "sends 0 payloads beside the update, and says that it sends more"),
+        ("Short", r"makes \[1\] of one user's vector; it must have .* one a parameter"),
+        ("no_algorithm", "makes a int, and must make an Algorithm"),
+    ],
+)
+def test_one_that_does_not_send_what_it_says_is_told(tmp_path, name, reason):
+    algorithm = {"name": f"second_payload:{name}", "bounds": {"more": 1.0}}
+    with pytest.raises(InputError, match=reason):
+        train_small(tmp_path / "run", **{**SQUARES, "algorithm": algorithm})

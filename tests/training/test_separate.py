@@ -13,6 +13,7 @@ from fedpriv.training.parameters import Layout, parameters_of
 
 OUTSIDE = {"code": str(Path(__file__).parent.parent / "outside")}
 MODELS = ["plain", "centred", "batch_norm", "dropout", "zero_head"]
+CASES = [*((model, "classification") for model in MODELS), ("plain", "mixing:relative")]
 
 
 def built(model="plain", task="classification", **changes):
@@ -21,7 +22,8 @@ def built(model="plain", task="classification", **changes):
 
 
 @pytest.mark.parametrize(
-    ("model", "task"), [*((name, "classification") for name in MODELS), ("plain", "mixing:relative")]
+    ("model", "task"),
+    [*((name, "classification") for name in MODELS), ("plain", "mixing:relative")],
 )
 def test_one_person_less_leaves_the_others_as_they_are(model, task):
     trainer = built(model, task)
