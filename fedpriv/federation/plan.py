@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, cast
-
-import numpy as np
+from typing import cast
 
 from fedpriv.algorithms.base import Algorithm
 from fedpriv.config import ExperimentConfig
@@ -28,11 +25,11 @@ from fedpriv.privacy.advice import delta_advice, epsilon_advice
 from fedpriv.privacy.calibration import noise_multiplier_for
 from fedpriv.privacy.charging import Budget, Cost, affordable, charge
 from fedpriv.privacy.clipping import AdaptiveBounds, GlobalClipping, Unclipped
-from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.mechanisms.base import Mechanism
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism, GaussianMechanism
 from fedpriv.privacy.mechanisms.local import LocalMechanism
 from fedpriv.privacy.mechanisms.options import SERVER_NOISE
+from fedpriv.privacy.mechanisms.outside import require_noise, require_recorded
 from fedpriv.privacy.mechanisms.shares import SharedMechanism
 from fedpriv.privacy.mechanisms.silos import SiloMechanism
 from fedpriv.privacy.options import PrivacyConfig
@@ -185,7 +182,11 @@ def _mechanism(
     """
     z = _noise_multiplier(privacy, config.rounds, make)
     contributions = make(GaussianMechanism(z, GlobalClipping(1.0))).contributions
-    return make(build_gaussian(privacy, z, layout, contributions, config.algorithm.bounds))
+    mechanism = make(build_gaussian(privacy, z, layout, contributions, config.algorithm.bounds))
+    if SERVER_NOISE.of(privacy.mechanism).origin is not None:
+        blocks = len(layout.sizes) * len(build_algorithm(config).payloads)
+        require_noise(mechanism, blocks, config.rounds)
+    return mechanism
 
 
 def _with_gaussian(
@@ -220,39 +221,10 @@ def _with_gaussian(
         except ValueError as error:
             raise InputError(f"privacy.mechanism: {error}") from None
         if component.origin is not None:
-            _require_recorded(mechanism)
+            require_recorded(mechanism, sampling, gaussian)
         return cast(Mechanism, mechanism)
 
     return of_the_server
-
-
-def _require_recorded(mechanism: Any) -> None:
-    """Check a mechanism of somebody's own: a ledger must charge what it says that it costs.
-
-    A ledger rebuilds the event from the numbers on record, by fedpriv's own code alone.
-
-    Raises:
-        InputError: it is none, or the ledger would charge something else.
-    """
-    if not isinstance(mechanism, Mechanism):
-        raise InputError(f"privacy.mechanism: {type(mechanism).__name__} is no Mechanism")
-    payers = mechanism.payers(1, np.zeros(0, dtype=np.int64))
-    recorded = Release.of(1, 0, mechanism, "", payers)
-    if recorded.payers != payers:
-        raise InputError(
-            f"privacy.mechanism: {type(mechanism).__name__} does not record who pays, as "
-            "CorrelatedMechanism records a group"
-        )
-    charged, claimed = (
-        charge({event: 1}, mechanism.adjacency, [1e-6], ("rdp",)).first.epsilon
-        for event in (recorded.event(), mechanism.event())
-    )
-    if charged < claimed or not math.isclose(charged, claimed, rel_tol=1e-6):
-        raise InputError(
-            f"privacy.mechanism: {type(mechanism).__name__} says that a round costs "
-            f"ε = {claimed:.6g}, and what it records comes to {charged:.6g} (at δ = 1e-6): record "
-            "and event must agree"
-        )
 
 
 def _adjacency(config: ExperimentConfig) -> Adjacency | None:

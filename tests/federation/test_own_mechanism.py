@@ -61,6 +61,42 @@ def test_one_that_the_ledger_would_charge_otherwise_is_refused(name, reason):
         experiment.prepare(small_config(**{**OUTSIDE, "privacy__mechanism": mechanism}))
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Quiet", "Quiet adds less noise than it records"),
+        ("Repeating", "less noise than it records: .* rounds, attempts and runs"),
+        ("Constant", "less noise than it records"),
+        ("Stubborn", "less noise than it records"),
+        ("Half", "less noise than it records"),
+        ("Everybody", "Everybody has a cohort of its own"),
+        ("Leaving", "Leaving has a in_sums of its own"),
+        ("Narrow", "Narrow records or draws with another bound than the config's"),
+        ("Cheap", "Cheap has a paid of its own"),
+    ],
+)
+def test_one_whose_noise_or_payers_are_not_what_is_recorded_is_refused(name, reason):
+    mechanism = {"kind": f"own_mechanism:{name}"}
+    mechanism |= {"bands": 3} if name in ("Cheap", "Half") else {}
+    changes = {**OUTSIDE, "privacy__mechanism": mechanism, "rounds": 6}
+    with pytest.raises(InputError, match=reason):
+        experiment.prepare(small_config(**changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"privacy__mechanism": {"kind": "own_mechanism:Renamed", "bands": 3}},
+        {"privacy__mechanism": {"kind": "own_mechanism:Renamed", "bands": 1}, "rounds": 40},
+        {**OWN, "rounds": 40, "privacy__noise": "per_block"},
+        {**OWN, "privacy__clipping": {"kind": "adaptive", "bound": 0.1, "adapts": "per_layer"}},
+    ],
+    ids=["banded", "one band", "per block", "adaptive"],
+)
+def test_one_whose_noise_is_what_it_records_is_taken(changes):
+    assert experiment.prepare(small_config(**{**OUTSIDE, **changes})).plan.planned_cost()
+
+
 def test_it_does_not_go_with_noise_that_others_add():
     with pytest.raises(InputError, match=r"has no proof with noise_by: nodes"):
         small_config(**OWN, privacy__noise_by="nodes")

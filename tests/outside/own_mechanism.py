@@ -3,8 +3,12 @@
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from fedpriv.privacy.mechanisms.base import Independent
+from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism
+from fedpriv.privacy.randomness import Randomness
 
 
 class TwoDraws:
@@ -46,3 +50,96 @@ class Forgetful(CentralMechanism):
 
     def payers(self, round_, cohort):
         return (0,)
+
+
+class Scaled:
+    """Somebody else's noise, made smaller, or another round's, or another run's."""
+
+    def __init__(self, drawn, factor=1.0, round_of=lambda round_: round_, attempt_of=lambda a: a):
+        self.drawn, self.factor = drawn, factor
+        self.round_of, self.attempt_of = round_of, attempt_of
+
+    def draw(self, round_, attempt, gaussian):
+        round_, attempt = self.round_of(round_), self.attempt_of(attempt)
+        return self.drawn.draw(round_, attempt, gaussian) * self.factor
+
+
+@dataclass(frozen=True)
+class Quiet(CentralMechanism):
+    """Adds four fifths of what it records."""
+
+    def noise(self, sizes, randomness, attempts):
+        return Scaled(Independent(sizes, randomness), factor=0.8)
+
+
+@dataclass(frozen=True)
+class Repeating(CentralMechanism):
+    """Every second round has the noise of the one before it."""
+
+    def noise(self, sizes, randomness, attempts):
+        return Scaled(Independent(sizes, randomness), round_of=lambda round_: round_ // 2)
+
+
+@dataclass(frozen=True)
+class Constant(CentralMechanism):
+    """Seeds its noise itself, alike in every run."""
+
+    def noise(self, sizes, randomness, attempts):
+        return Independent(sizes, Randomness.simulation(3))
+
+
+@dataclass(frozen=True)
+class Stubborn(CentralMechanism):
+    """Draws a round afresh with the noise that was seen."""
+
+    def noise(self, sizes, randomness, attempts):
+        return Scaled(Independent(sizes, randomness), attempt_of=lambda attempt: 0)
+
+
+@dataclass(frozen=True)
+class Everybody(CentralMechanism):
+    """Draws everybody and records a sample."""
+
+    def cohort(self, round_, generator):
+        return np.arange(self.sampling.population)
+
+
+@dataclass(frozen=True)
+class Leaving(CentralMechanism):
+    """Leaves the noise to nodes, which were never told."""
+
+    in_sums = True
+
+
+@dataclass(frozen=True)
+class Narrow(CentralMechanism):
+    """Records a smaller bound than that to which updates are clipped."""
+
+    def record(self, payers):
+        fields = super().record(payers)
+        return fields | {"bound": fields["bound"] / 2, "sensitivity": fields["sensitivity"] / 2}
+
+    def event(self):
+        louder = replace(self.gaussian, noise_multiplier=2 * self.gaussian.noise_multiplier)
+        return self.sampling.event(louder)
+
+
+@dataclass(frozen=True)
+class Cheap(CorrelatedMechanism):
+    """Correlated noise whose runs are said to cost one round."""
+
+    def paid(self, rounds):
+        return 1
+
+
+@dataclass(frozen=True)
+class Half(CorrelatedMechanism):
+    """Takes back more of earlier noise than was proved."""
+
+    def noise(self, sizes, randomness, attempts):
+        return Scaled(super().noise(sizes, randomness, attempts), factor=0.9)
+
+
+@dataclass(frozen=True)
+class Renamed(CorrelatedMechanism):
+    """Correlated noise as it is."""

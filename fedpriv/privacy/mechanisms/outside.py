@@ -1,0 +1,172 @@
+"""What a mechanism from outside must be for a ledger to charge what its noise is worth.
+
+A ledger rebuilds the event of a release from the numbers on record, by fedpriv's own code alone: by
+that of the kind whose record it is. So who is drawn and who pays must be as that kind says, and the
+noise at least what is recorded. Code that goes out of its way is not stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedpriv.errors import InputError
+from fedpriv.privacy.charging import charge
+from fedpriv.privacy.ledger import Release
+from fedpriv.privacy.mechanisms.base import Mechanism
+from fedpriv.privacy.mechanisms.correlated import coefficients
+from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
+from fedpriv.privacy.randomness import Randomness
+from fedpriv.privacy.sampling import Sampling
+
+# What a kind decides, and nobody who only adds other noise: who is in a round and who pays for it.
+_OF_THE_KIND = (
+    "accounts",
+    "accounts_of",
+    "asks_all_nodes",
+    "cohort",
+    "event_of",
+    "in_sums",
+    "most_rounds",
+    "needed",
+    "paid",
+    "payer",
+    "payers",
+    "sampling_of",
+)
+# Of the record, what is the config's and not the mechanism's to say.
+_GIVEN = (
+    "sampling",
+    "adjacency",
+    "population",
+    "expected_cohort",
+    "bound",
+    "sensitivity",
+    "counts",
+    "payloads",
+)
+# Rounds, and numbers of each, that are drawn to see how much noise there is.
+_ROUNDS, _NUMBERS = 32, 40_000
+# The least variance in any direction: that of the drawn numbers themselves is above 0.9.
+_LEAST = 0.85
+
+
+def require_recorded(mechanism: Any, sampling: Sampling, gaussian: GaussianMechanism) -> None:
+    """Check that a ledger charges what a mechanism of somebody's own says that it costs.
+
+    `sampling` and `gaussian` are what it was made with.
+
+    Raises:
+        InputError: it is none, or the ledger would charge something else, or somebody else.
+    """
+    name = type(mechanism).__name__
+    if not isinstance(mechanism, Mechanism):
+        raise InputError(f"privacy.mechanism: {name} is no Mechanism")
+    payers = mechanism.payers(1, np.zeros(0, dtype=np.int64))
+    recorded = Release.of(1, 0, mechanism, "", payers)
+    if recorded.payers != payers:
+        raise InputError(
+            f"privacy.mechanism: {name} does not record who pays, as CorrelatedMechanism records "
+            "a group"
+        )
+    charged, claimed = (
+        charge({event: 1}, mechanism.adjacency, [1e-6], ("rdp",)).first.epsilon
+        for event in (recorded.event(), mechanism.event())
+    )
+    if charged < claimed or not math.isclose(charged, claimed, rel_tol=1e-6):
+        raise InputError(
+            f"privacy.mechanism: {name} says that a round costs ε = {claimed:.6g}, and what it "
+            f"records comes to {charged:.6g} (at δ = 1e-6): record and event must agree"
+        )
+    _require_its_kind(mechanism, recorded, sampling, gaussian)
+
+
+def _require_its_kind(
+    mechanism: Mechanism, recorded: Release, sampling: Sampling, gaussian: GaussianMechanism
+) -> None:
+    """Check that it takes part and pays as the kind does by whose code its ledger is read.
+
+    Raises:
+        InputError: it does not, or is recorded with other bounds or samples than it was given.
+    """
+    name, kind = type(mechanism).__name__, recorded.mechanism
+    other = next(
+        (each for each in _OF_THE_KIND if not _same(type(mechanism), kind, each)),
+        None if dict(mechanism.header) == dict(kind.header) else "header",
+    )
+    if other is not None or not isinstance(mechanism, kind):
+        raise InputError(
+            f"privacy.mechanism: {name} has a {other or 'record'} of its own, and a ledger of it "
+            f"is read by the rules of {kind.__name__}: who is drawn and who pays is that one's, "
+            "and a mechanism from outside decides about the server's noise"
+        )
+    given = kind.record(mechanism, recorded.payers)
+    changed = [each for each in _GIVEN if getattr(recorded, each) != given[each]]
+    if changed or mechanism.sampling != sampling or mechanism.gaussian != gaussian:
+        raise InputError(
+            f"privacy.mechanism: {name} records or draws with another "
+            f"{changed[0] if changed else 'sampling or bound'} than the config's"
+        )
+
+
+def _same(mechanism: type[Mechanism], kind: type[Mechanism], name: str) -> bool:
+    one, other = getattr(mechanism, name), getattr(kind, name)
+    return bool(getattr(one, "__func__", one) == getattr(other, "__func__", other))
+
+
+def require_noise(mechanism: Mechanism, blocks: int, rounds: int) -> None:
+    """Draw the noise of some rounds, which nobody will see, and check that it is what is recorded.
+
+    Its covariance over rounds, attempts and runs must be at least that of the kind on record, in
+    every direction: noise that is too small, that is used twice or in part, or that does not come
+    from the run's own source, is found. `blocks` are those of what a user sends.
+
+    Raises:
+        InputError: there is too little.
+    """
+    gaussian, name = mechanism.gaussian, type(mechanism).__name__
+    if gaussian.noise_multiplier == 0:
+        return
+    payers = mechanism.payers(1, np.zeros(0, dtype=np.int64))
+    recorded = Release.of(1, 0, mechanism, "", payers)
+    sizes = [math.ceil(_NUMBERS / blocks)] * blocks
+    stddevs = np.repeat(gaussian.block_stddevs(blocks), sizes[0])
+    stddevs *= recorded.stddev / gaussian.stddev
+    rows, of_counts = [], []
+    band = np.array(coefficients(recorded.bands or 1))
+    for run in ("one", "another"):
+        randomness = Randomness.simulation(0, f"noise that is looked at, {run}")
+        source = mechanism.noise(sizes, randomness, lambda round_: 0)
+        drawn = [source.draw(round_, 0, gaussian) for round_ in range(1, min(rounds, _ROUNDS) + 1)]
+        again = mechanism.noise(sizes, randomness, lambda round_: 1).draw(1, 1, gaussian)
+        for each in (*drawn, again):
+            if each.shape != (len(stddevs) + recorded.counts,) or each.dtype != torch.float64:
+                raise InputError(
+                    f"privacy.mechanism: {name} draws {each.dtype} {list(each.shape)} for "
+                    f"{len(stddevs) + recorded.counts} numbers, and must draw float64 for each"
+                )
+        whole = np.stack([each.numpy() for each in drawn])
+        of_counts.append(whole[:, len(stddevs) :])
+        told_apart = whole[:, : len(stddevs)] / stddevs
+        # What is released is worth rows of Z, C times its noise.
+        rows += [
+            sum(band[j] * told_apart[t - j] for j in range(min(t + 1, len(band))))
+            for t in range(len(told_apart))
+        ]
+        rows.append(band[0] * again.numpy()[: len(stddevs)] / stddevs)
+    matrix = np.stack(rows)
+    covariance = matrix @ matrix.T / matrix.shape[1]
+    least = float(np.linalg.eigvalsh(covariance)[0]) if np.isfinite(covariance).all() else 0.0
+    if recorded.count_stddev is not None:
+        # Few numbers: what is nearly nothing is found.
+        size = float(np.mean(np.concatenate(of_counts) ** 2)) / recorded.count_stddev**2
+        least = 0.0 if size < 0.05 else least
+    if least < _LEAST:
+        raise InputError(
+            f"privacy.mechanism: {name} adds less noise than it records: in some direction over "
+            f"rounds, attempts and runs it has {least:.3g} of the variance (in drawn numbers, of "
+            "which 1 is expected)"
+        )
