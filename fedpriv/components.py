@@ -21,7 +21,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -37,7 +37,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from fedpriv.errors import InputError
-from fedpriv.origins import Origin, digest_of, module_beside, origin_of
+from fedpriv.origins import Origin, file_digest, module_beside, origin_of, origin_of_object
 from fedpriv.sections import KeptPath, Section
 
 _PLAIN = (type(None), bool, int, float, str)
@@ -171,6 +171,8 @@ class Kind:
         default: the component of a section that has no name.
         copies: whether each that is built of an object made already is a copy of it.
         only_own: why none may come from outside; "" where they may.
+        private: whether the values of one handed over are private: what tells data sets apart is
+            their own digest, which is kept where nobody may publish it.
     """
 
     key: str
@@ -184,6 +186,7 @@ class Kind:
     default: str | None = None
     copies: bool = True
     only_own: str = ""
+    private: bool = False
     _found: dict[str, Component] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -210,7 +213,7 @@ class Kind:
                 "operator may add it to the node's config: components='...'"
             )
         make = entry.load() if entry else _imported(name, look_up.code)
-        return self.take(name, make, origin_of(make, name, look_up.code))
+        return self.take(name, make, origin_of(make, name, look_up.code, self.private))
 
     def take(self, name: str, make: Callable[..., Any], origin: Origin) -> Component:
         """Make an object from outside known as `name` in this process, and return it.
@@ -230,13 +233,11 @@ class Kind:
         """
         if isinstance(made, _MADE_BY):
             name = f"{made.__module__}:{made.__qualname__}"
-            return self.take(name, made, origin_of(made, name, None)).name
+            return self.take(name, made, origin_of(made, name, None, self.private)).name
         if isinstance(made, (*_PLAIN, list, dict, tuple)):
             raise InputError(f"write the name of a {self.noun}, got {made!r}")
         name = f"{GIVEN}:{type(made).__name__}"
-        of = type(made)
-        origin = origin_of(of, f"{of.__module__}:{of.__qualname__}", None)
-        origin = replace(origin, source=digest_of(made))
+        origin = origin_of_object(made, self.private)
         return self.take(name, Held(made, self.copies), origin).name
 
     def of(self, options: Options) -> Component:
@@ -439,6 +440,27 @@ def slots(section: BaseModel, prefix: str = "") -> list[tuple[str, Component]]:
             found.append((prefix + name, mark.kind.of(value)))
         elif isinstance(value, BaseModel):
             found += slots(value, f"{prefix}{name}.")
+    return found
+
+
+def files_named(section: BaseModel, prefix: str = "") -> dict[str, str]:
+    """Return the SHA-256 of each file that an option of a component from outside names, by key.
+
+    Not those of data sets, which have a digest of their own that is private.
+    """
+    found: dict[str, str] = {}
+    for name, about in type(section).model_fields.items():
+        value = getattr(section, name)
+        mark = next((each for each in about.metadata if isinstance(each, Slot)), None)
+        if mark is None and isinstance(value, BaseModel):
+            found |= files_named(value, f"{prefix}{name}.")
+        elif mark is not None and isinstance(value, Options) and not mark.kind.private:
+            own = {each: getattr(value, each) for each in type(value).model_fields}
+            for key, path in {**own, **(value.model_extra or {})}.items():
+                if isinstance(path, Path) and path.is_file() and mark.kind.of(value).origin:
+                    status = path.stat()
+                    digest = file_digest(path, status.st_mtime_ns, status.st_size)
+                    found[f"{prefix}{name}.{key}"] = digest
     return found
 
 

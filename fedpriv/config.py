@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from fedpriv import yaml_text
 from fedpriv.algorithms.registry import ALGORITHMS, AlgorithmOptions, make_algorithm
-from fedpriv.components import Named, Slot, slots
+from fedpriv.components import Named, Slot, files_named, slots
 from fedpriv.data.options import DataOptions
 from fedpriv.data.registry import DATASETS
 from fedpriv.errors import InputError
@@ -329,6 +329,8 @@ class ExperimentConfig(Section):
             "components": {key: [each.name, each.version] for key, each in slots(self)},
             "users": data,
         }
+        if named := files_named(self):
+            kept["files"] = named
         if self.privacy is not None and self.privacy.noise_by == "nodes":
             # Runs with other numbers of nodes add up other shares, and must not have them from one
             # seed: what one run shows of the noise would be missing in the other.

@@ -251,3 +251,19 @@ def test_a_sampling_from_outside_is_refused_with_the_reason(mine):
     (mine.parent / "mine.py").write_text("raise SystemExit('imported')")
     with pytest.raises(InputError, match=r"^privacy\.sampling\.kind: .* no proof here: who is dra"):
         load_config(mine, ["model=vit", "privacy.sampling.kind=mine:cnn"])
+
+
+def test_a_file_that_an_option_names_is_part_of_the_run(tmp_path):
+    code = """
+from pathlib import Path
+from torch import nn
+def read(input_shape, classes, weights: Path, more: Path | None = None):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, int(weights.read_text())))
+"""
+    weights, found = tmp_path / "weights", []
+    mine = written(tmp_path / "project", code)
+    for text in ("10", "12", "10"):
+        weights.write_text(text)
+        changes = [f"model={{name: 'mine:read', weights: {weights}}}"]
+        found.append(load_config(mine, changes).fingerprint(""))
+    assert found[0] == found[2] != found[1]

@@ -28,6 +28,7 @@ DATASETS = Kind(
     group="fedpriv.data",
     default="digits",
     copies=False,
+    private=True,
 )
 
 # What every data set has: `FederatedDataset`.

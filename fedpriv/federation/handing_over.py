@@ -6,15 +6,18 @@ a notebook travels as it is in memory, so that neither a folder nor a file need 
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle
 
 from fedpriv.components import KINDS, outside
 from fedpriv.config import ExperimentConfig
+from fedpriv.errors import InputError
 from fedpriv.origins import modules_in
 
 
@@ -25,10 +28,12 @@ class HandOver:
     Attributes:
         paths: where modules are imported from here.
         pickled: the components, which are unpickled when those paths are known.
+        script: the name of the script that is running here, which is part of `pickled`.
     """
 
     paths: tuple[str, ...]
     pickled: bytes
+    script: str = ""
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> HandOver:
@@ -46,14 +51,25 @@ class HandOver:
         finally:
             for module in modules:
                 cloudpickle.unregister_pickle_by_value(module)
-        return cls(tuple(path for path in sys.path if path), pickled)
+        script = Path(getattr(sys.modules["__main__"], "__file__", None) or "").name
+        return cls(tuple(path for path in sys.path if path), pickled, script)
 
     def accept(self) -> None:
-        """Make the components known in this process, whatever its node may import by itself."""
+        """Make the components known in this process, whatever its node may import by itself.
+
+        Raises:
+            InputError: what is imported here is other code than what the run began with: a file
+                was edited since, or this machine has another one.
+        """
         sys.path += [path for path in self.paths if path not in sys.path]
         if not self.pickled:
             return
         for key, name, make, origin in cloudpickle.loads(self.pickled):
+            if (other := origin.unlike_here(self.script)) is not None:
+                raise InputError(
+                    f"{key}: {name}: {platform.node()} has {other}, and not what the run began "
+                    "with; a run goes on with the code that it began with"
+                )
             # The files may be others by now, or not be there: what runs is what was handed over.
             KINDS[key].take(name, make, replace(origin, folder=None))
 

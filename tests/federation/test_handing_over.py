@@ -11,7 +11,8 @@ import pytest
 import yaml
 from in_process import SMALL
 
-from fedpriv.config_files import load_config
+from fedpriv.config_files import load_config, parse_config
+from fedpriv.errors import InputError
 from fedpriv.federation.handing_over import Accepting, HandOver
 
 CODE = """
@@ -117,3 +118,19 @@ def test_what_a_script_hands_over_travels(there, tmp_path):
 def test_nothing_is_handed_over_where_all_is_fedprivs_own(tmp_path):
     (tmp_path / "plain.yaml").write_text(yaml.safe_dump(SMALL))
     assert HandOver.of(load_config(tmp_path / "plain.yaml")) == HandOver((), b"")
+
+
+@pytest.mark.parametrize("edited", ["on_path_mine.py", "on_path_helping.py", None])
+def test_code_that_was_edited_since_is_not_taken_for_that_of_the_run(tmp_path, monkeypatch, edited):
+    (tmp_path / "on_path_mine.py").write_text(CODE.replace("beside_", "on_path_"))
+    (tmp_path / "on_path_helping.py").write_text("def width_of(width):\n    return width\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = parse_config({**SMALL, "model": {"name": "on_path_mine:cnn", "width": 5}})
+    handed = HandOver.of(config)
+    if edited is None:
+        handed.accept()
+        return
+    file = tmp_path / edited
+    file.write_text(file.read_text() + "# edited\n")
+    with pytest.raises(InputError, match=rf"has another .*{edited}, and not what the run began"):
+        handed.accept()
