@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -12,10 +11,13 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedpriv.errors import ClientFault, InputError, Interrupted, WorkerLost
+from fedpriv.federation.gate import Gate
 from fedpriv.federation.hosting import Hosting, NodeUsers
-from fedpriv.federation.messages import failure_of, hosting_of, query_message, sum_of
+from fedpriv.federation.messages import failure_of, hosting_of, query_message
 from fedpriv.federation.plan import Plan
+from fedpriv.privacy.clipping import bounds_of
 from fedpriv.privacy.ledger import Ledger
+from fedpriv.privacy.mechanisms.base import Mechanism
 from fedpriv.training.cohort import CohortSum
 
 # Between two looks for what nobody announces: nodes that come, and replies on Flower's own grids.
@@ -35,6 +37,7 @@ class Nodes:
         self._stop = stop
         self._say = say
         self._hosting: Hosting | None = None
+        self._asked: dict[int, tuple[int, int]] = {}
 
     def shares(
         self, grid: Grid, cohort: np.ndarray, at_home: bool
@@ -48,7 +51,9 @@ class Nodes:
         if known is None or known.node_ids != set(grid.get_node_ids()):
             self._hosting = known = self._ask_whom_they_host(grid, first=known is None)
         everybody = self._plan.mechanism.asks_all_nodes
-        return [each for each in known.shares(cohort, at_home) if len(each[1]) or everybody]
+        shares = [each for each in known.shares(cohort, at_home) if len(each[1]) or everybody]
+        self._asked = {node.node_id: (node.partition, len(users)) for node, users in shares}
+        return shares
 
     def replies(self, grid: Grid, asked: Iterable[str]) -> list[Message]:
         """Return the replies to the messages `asked` that come before the round's timeout."""
@@ -65,21 +70,18 @@ class Nodes:
                 time.sleep(_POLL_SECONDS)
         return replies
 
-    def sums(self, replies: Iterable[Message]) -> dict[int, CohortSum]:
+    def sums(self, replies: Iterable[Message], mechanism: Mechanism) -> dict[int, CohortSum]:
         """Return the sums that count, by partition, in the order of partitions.
+
+        `mechanism` is that of the round, with its bounds.
 
         Raises:
             InputError, ClientFault: as `_answers`.
         """
-        arrived = sorted(dict(map(sum_of, self._answers(replies))).items())
-        return {number: summed for number, summed in arrived if self._is_sound(summed)}
-
-    def _is_sound(self, summed: CohortSum) -> bool:
-        """Say whether a sum can be one of clipped updates; a node that sends another is lost."""
-        if summed.total.shape != (sum(self._plan.sizes),):
-            return False
-        # Any number that is not finite makes the sum so.
-        return math.isfinite(float(summed.total.sum()))
+        plan = self._plan
+        bounds = len(bounds_of(mechanism.gaussian.clipping)) if plan.adaptive else 0
+        gate = Gate(self._asked, mechanism, plan.sizes, len(plan.layout.sizes), bounds, self._say)
+        return gate.taken(self._answers(replies))
 
     def _ask_whom_they_host(self, grid: Grid, first: bool) -> Hosting:
         """Wait for nodes (at the first time for all of them) and ask each whom it hosts.

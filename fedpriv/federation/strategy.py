@@ -133,7 +133,7 @@ class PrivateFedAvg(RunLoop):
         parameters = sum(self.plan.sizes)
         total = torch.zeros(parameters + len(self.bounds), dtype=torch.float64)
         with self._watch.measure("add up"):
-            sums = self._nodes.sums(replies)
+            sums = self._nodes.sums(replies, self._draw.mechanism)
             lost = self._asked - len(sums)
             noise_only = len(sums) < self.plan.mechanism.needed
             sums = {} if noise_only else sums
