@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import config_beside, document_of, parse_config, put
-from fedpriv.errors import InputError
+from fedpriv.errors import BudgetError, InputError
 from fedpriv.reporting import reader
 from fedpriv.reporting.spent import Spent, spent
 
@@ -47,9 +48,15 @@ class Experiment:
     """
 
     def __init__(self, **sections: Any) -> None:
-        self._document: Mapping[str, Any] = _copied(sections)
-        self._code: Path | None = None
-        self.config: ExperimentConfig = parse_config(_copied(sections))
+        self._hold(_copied(sections), None)
+
+    def _hold(self, document: Mapping[str, Any], code: Path | None) -> None:
+        """Keep what a config says, and check it; `code` is the folder of its file."""
+        self._document, self._code = document, code
+        copied = _copied(document)  # objects in it become names when it is checked
+        self.config: ExperimentConfig = (
+            parse_config(copied) if code is None else config_beside(code, copied)
+        )
 
     @classmethod
     def load(
@@ -74,12 +81,7 @@ class Experiment:
         for key, value in {**(changes or {}), **sections}.items():
             put(changed, key, value)
         made = cls.__new__(cls)
-        made._document, made._code = changed, code
-        made.config = (
-            parse_config(_copied(changed))
-            if code is None
-            else config_beside(code, _copied(changed))
-        )
+        made._hold(changed, code)
         return made
 
     def with_(self, changes: Mapping[str, Any] | None = None, **sections: Any) -> Experiment:
@@ -263,7 +265,8 @@ def sweep(
 
     Every run has a ledger of its own and says what it cost alone. That is not what choosing among
     them costs: who publishes the best one after looking at held-out results has to count them all,
-    or to choose on public data.
+    or to choose on public data. One that its budget stops stands in the table with the rounds that
+    it had.
 
     Args:
         experiment: what is the same in all of them.
@@ -274,20 +277,58 @@ def sweep(
         progress: show each run's progress.
 
     Raises:
-        InputError: an unknown key or an impossible value, before anything is trained.
+        InputError: an unknown key, an impossible value, or a run that is there already, before
+            anything is trained.
     """
     import pandas as pd
+
+    from fedpriv.reporting.run_directory import require_empty
 
     keys = {**values, **({} if seeds is None else {"seed": seeds})}
     chosen = [dict(zip(keys, each, strict=True)) for each in itertools.product(*keys.values())]
     folder = Path(run_dir or Path("runs") / f"{experiment.config.name}-sweep")
     experiments = [experiment.with_(each) for each in chosen]
+    folders = [folder / name for name in _names(keys)]
+    for each in folders:
+        require_empty(each)
     runs = [
-        each.train(grid, folder / "-".join(f"{v}" for v in point.values()), progress)
-        for each, point in zip(experiments, chosen, strict=True)
+        _as_far_as_it_goes(each, grid, its, progress)
+        for each, its in zip(experiments, folders, strict=True)
     ]
     rows = [{**point, **_summed_up(run)} for point, run in zip(chosen, runs, strict=True)]
     return pd.DataFrame(rows)
+
+
+def _names(values: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Return a folder's name for every combination: of its values, or of their numbers.
+
+    A value may be an object, or a text that no folder can be called.
+    """
+    told = [
+        [
+            str(value) if re.fullmatch(r"[\w.+=, -]{1,40}", str(value)) else f"number {number}"
+            for number, value in enumerate(each, start=1)
+        ]
+        for each in values.values()
+    ]
+    unique = [
+        [
+            f"{name} ({number})" if each.count(name) > 1 else name
+            for number, name in enumerate(each, start=1)
+        ]
+        for each in told
+    ]
+    return ["-".join(each) for each in itertools.product(*unique)]
+
+
+def _as_far_as_it_goes(
+    experiment: Experiment, grid: Literal["local", "ray"], folder: Path, progress: bool
+) -> Run:
+    """Train an experiment, and return it also where its budget stopped it after some rounds."""
+    try:
+        return experiment.train(grid, folder, progress)
+    except BudgetError:
+        return Run.open(folder)
 
 
 def _summed_up(run: Run) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from in_process import SMALL
 from torch import nn
 
 import fedpriv
+from fedpriv.api import _names
 from fedpriv.errors import InputError
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.spent import spent
@@ -127,3 +128,19 @@ def test_a_sweep_with_one_impossible_value_trains_nothing(tmp_path):
     with pytest.raises(InputError, match="bound"):
         fedpriv.sweep(EXPERIMENT, {"privacy.clipping.bound": [0.1, -1.0]}, run_dir=tmp_path)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_sweep_goes_on_after_a_budget_stopped_one_of_its_runs(tmp_path):
+    within = EXPERIMENT.with_(rounds=2).planned_cost().epsilon
+    one = EXPERIMENT.with_({"privacy.budget.epsilon": within * 0.9}, rounds=2)
+    values = {"privacy.noise_multiplier": [1.0, 2.0]}
+    table = fedpriv.sweep(one, values, run_dir=tmp_path / "runs", progress=False)
+    assert table["rounds"].tolist() == [1, 2]
+    with pytest.raises(InputError, match="not empty"):
+        fedpriv.sweep(one, {"privacy.noise_multiplier": [3.0, 2.0]}, run_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs" / "3.0").exists()
+
+
+def test_folders_of_a_sweep_have_names_for_any_value():
+    values = {"a": [nn.Linear(2, 2), "../up", 0.5, 0.5], "seed": [1]}
+    assert _names(values) == ["number 1-1", "number 2-1", "0.5 (3)-1", "0.5 (4)-1"]
