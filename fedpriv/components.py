@@ -37,7 +37,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from fedpriv.errors import InputError
-from fedpriv.origins import Origin, file_digest, module_beside, origin_of, origin_of_object
+from fedpriv.origins import Origin, module_beside, origin_of, origin_of_object
 from fedpriv.sections import KeptPath, Section
 
 _PLAIN = (type(None), bool, int, float, str)
@@ -440,27 +440,6 @@ def slots(section: BaseModel, prefix: str = "") -> list[tuple[str, Component]]:
             found.append((prefix + name, mark.kind.of(value)))
         elif isinstance(value, BaseModel):
             found += slots(value, f"{prefix}{name}.")
-    return found
-
-
-def files_named(section: BaseModel, prefix: str = "") -> dict[str, str]:
-    """Return the SHA-256 of each file that an option of a component from outside names, by key.
-
-    Not those of data sets, which have a digest of their own that is private.
-    """
-    found: dict[str, str] = {}
-    for name, about in type(section).model_fields.items():
-        value = getattr(section, name)
-        mark = next((each for each in about.metadata if isinstance(each, Slot)), None)
-        if mark is None and isinstance(value, BaseModel):
-            found |= files_named(value, f"{prefix}{name}.")
-        elif mark is not None and isinstance(value, Options) and not mark.kind.private:
-            own = {each: getattr(value, each) for each in type(value).model_fields}
-            for key, path in {**own, **(value.model_extra or {})}.items():
-                if isinstance(path, Path) and path.is_file() and mark.kind.of(value).origin:
-                    status = path.stat()
-                    digest = file_digest(path, status.st_mtime_ns, status.st_size)
-                    found[f"{prefix}{name}.{key}"] = digest
     return found
 
 

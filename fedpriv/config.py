@@ -14,12 +14,13 @@ from pydantic import Field, model_validator
 
 from fedpriv import yaml_text
 from fedpriv.algorithms.registry import ALGORITHMS, AlgorithmOptions, make_algorithm
-from fedpriv.components import Named, Slot, files_named, slots
+from fedpriv.components import Named, Slot, slots
 from fedpriv.data.options import DataOptions
 from fedpriv.data.registry import DATASETS
 from fedpriv.errors import InputError
 from fedpriv.models.options import ModelOptions
 from fedpriv.models.registry import MODELS
+from fedpriv.named_files import files_named
 from fedpriv.optimizers.kinds import OPTIMIZERS
 from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.optimizers.server import ServerConfig

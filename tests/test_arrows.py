@@ -12,10 +12,10 @@ ROOT = Path(fedpriv.__file__).parent
 
 #: From the ground to the roof: a room imports those of lower floors, and itself.
 FLOORS: tuple[set[str], ...] = (
-    {"errors", "caches", "transfer", "yaml_text", "__version__"},
+    {"errors", "caches", "imports", "told_apart", "transfer", "yaml_text", "__version__"},
     {"sections", "disk", "origins", "compilation"},
     {"components", "runtime"},
-    {"privacy", "models"},
+    {"privacy", "models", "named_files"},
     {"data", "optimizers", "algorithms"},
     {"tasks"},
     {"training"},

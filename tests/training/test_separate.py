@@ -8,8 +8,8 @@ from in_process import SILOS, small_config
 
 from fedpriv.errors import InputError
 from fedpriv.federation.parts import build_trainer
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.training.cohort import train_cohort
-from fedpriv.training.parameters import Layout, parameters_of
 
 OUTSIDE = {"code": str(Path(__file__).parent.parent / "outside")}
 MODELS = ["plain", "centred", "batch_norm", "dropout", "zero_head"]
