@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from flwr.app import Message
 from in_process import InProcessGrid, Silent, small_config
+from replies import sum_of
 
 from fedpriv import experiment
 from fedpriv.errors import WorkerLost
 from fedpriv.experiment import Experiment
-from fedpriv.federation.messages import Work, flat_record, sum_of, work_of
+from fedpriv.federation.messages import Work, flat_record, work_of
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.privacy import Ledger
 from fedpriv.reporting.run_directory import RunDirectory

@@ -1,104 +1,235 @@
-"""The gate for replies: a node is not trusted, and what it sends counts only if it can be true.
+"""The gate for replies: which answers of nodes count. A node is not trusted.
 
-A reply counts once, only from a node that was asked, under the number that the server knows the
-node by, and with a sum that as many users as were asked can have. Anything else loses that node
-for the round. No reply ends a run.
+A reply counts only if its node was asked and has not answered yet, if it names that node's own
+partition, and if its numbers can be a sum over the users that it was asked for: their type, their
+shape, no NaN or infinity, and a norm of at most (users asked) × C, with as much more as noise in it
+can have. Whatever else comes, in whatever form, loses that node for the round; it ends no run.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
 
+import numpy as np
 import torch
-from flwr.app import Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from numpy.lib.format import write_array_header_1_0
+from numpy.typing import NDArray
 
-from fedpriv.federation.messages import sum_of
-from fedpriv.privacy.clipping import PayloadClipping
-from fedpriv.privacy.mechanisms.base import Mechanism
+from fedpriv.federation.hosting import NodeUsers
+from fedpriv.federation.messages import FlatArray, read_only
 from fedpriv.training.cohort import CohortSum
+from fedpriv.training.spans import Span
 
-# Of a sum of contributions that are each within their bound, for rounding.
-_SLACK = 1 + 1e-6
+# What adding up may be off by.
+_ROUNDING = 2.0**-20
+_MOST_NODES, _MOST_USERS = 2**20, 2**40
+# Letters of what a node says went wrong.
+_LONGEST_REASON = 500
+
+
+class Refused(Exception):  # noqa: N818 - not an error of ours: a reply that does not count
+    """A reply that does not count, with the reason in a few words."""
 
 
 @dataclass(frozen=True)
-class Gate:
-    """What can come back from the nodes that were asked in a round.
+class Asked:
+    """What a node was asked for in a round.
 
     Attributes:
-        asked: by a node's id, its number and of how many users it was asked for the sum.
-        mechanism: that of the round: its bounds, and whether sums come with noise in them.
-        sizes: of the blocks of what a user sends, one payload after another.
-        blocks: how many of them are those of the update.
-        bounds: how many bounds adapt.
-        say: tells the operator, in a sentence, of a node that is lost.
+        partition: the node's number, by our own table.
+        users: how many users it was asked to train.
     """
 
-    asked: Mapping[int, tuple[int, int]]
-    mechanism: Mechanism
-    sizes: Sequence[int]
+    partition: int
+    users: int
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What every sum of a round must be like.
+
+    Attributes:
+        numbers: of a sum.
+        blocks: of an update.
+        moves: clip bounds that adapt within silos.
+        largest: the largest L2 norm of each payload of a sum over so many users.
+        seen: whether it comes with what its node saw, as in a simulation.
+    """
+
+    numbers: int
     blocks: int
-    bounds: int
-    say: Callable[[str], None]
+    moves: int
+    largest: Callable[[int], tuple[float, ...]]
+    seen: bool
 
-    def taken(self, replies: Iterable[Message]) -> dict[int, CohortSum]:
-        """Return the sums that count, by the nodes' numbers, in their order."""
-        found: dict[int, CohortSum] = {}
-        for reply in replies:
-            node = reply.metadata.src_node_id
-            if node not in self.asked or self.asked[node][0] in found:
-                self.say(f"node {node} sent a sum for which nobody had asked; it does not count")
-                continue
-            partition, users = self.asked[node]
-            try:
-                claimed, summed = sum_of(reply)
-                problem = self._problem(summed, users)
-            except Exception as error:  # whatever can be wrong with what another machine wrote
-                problem = f"it cannot be read ({type(error).__name__})"
-            else:
-                if claimed != partition:
-                    problem = f"it is called that of node {claimed}"
-            if problem is None:
-                found[partition] = summed
-            else:
-                self.say(f"node {partition} is lost for this round: of its sum, {problem}")
-        return dict(sorted(found.items()))
 
-    def _problem(self, summed: CohortSum, users: int) -> str | None:
-        """Return why a sum cannot be one of `users` users; None where it can."""
-        if summed.total.dtype != torch.float64 or summed.total.shape != (sum(self.sizes),):
-            return f"it is {summed.total.dtype} {list(summed.total.shape)}"
-        # Any number that is not finite makes the sum so.
-        if not math.isfinite(float(summed.total.sum())):
-            return "it is not finite"
-        if not self._counts_are_possible(summed, users):
-            return f"what it counts is not what {users} users can be"
-        if not self.mechanism.in_sums and not self._is_within_bounds(summed, users):
-            return f"it is larger than {users} users within their bound can make it"
+def sum_in(reply: Message, asked: Mapping[int, Asked], expected: Expected) -> tuple[int, CohortSum]:
+    """Return partition and sum of a node's reply.
+
+    Raises:
+        Refused: it does not count.
+    """
+    by_us = asked.get(reply.metadata.src_node_id)
+    if by_us is None:
+        raise Refused("it was not asked, or has answered already")
+    content = reply.content
+    if set(content) != {"sum", "seen"}:
+        raise Refused("its reply is no sum of users")
+    seen, record = content["seen"], content["sum"]
+    if not isinstance(seen, ConfigRecord) or not isinstance(record, ArrayRecord):
+        raise Refused("its reply is no sum of users")
+    if (claimed := seen.get("partition")) != by_us.partition or type(claimed) is not int:
+        raise Refused(f"it claims to be node {claimed!r:.20}")
+    total = read_only(_vector(record, expected.numbers))
+    _require_norms(total, expected.largest(by_us.users))
+    return by_us.partition, _Values(seen, by_us.users, expected).summed(total)
+
+
+def _require_norms(total: torch.Tensor, largest: tuple[float, ...]) -> None:
+    for payload, most in zip(total.chunk(len(largest)), largest, strict=True):
+        norm = float(payload.norm())
+        if not math.isfinite(norm):
+            raise Refused("its sum is not finite")
+        if norm > most * (1 + _ROUNDING):
+            raise Refused(
+                f"the norm of its sum is {norm:.4g}, and {most:.4g} the most there can be"
+            )
+
+
+def hosting_in(reply: Message, asked: Container[int]) -> NodeUsers:
+    """Return what a node says of itself: see `NodeUsers`.
+
+    Raises:
+        Refused: it does not count.
+    """
+    if (node := reply.metadata.src_node_id) not in asked:
+        raise Refused("it was not asked")
+    answer = reply.content.get("hosting")
+    if not isinstance(answer, ConfigRecord) or len(reply.content) != 1:
+        raise Refused("it does not say whom it hosts")
+    numbers = [answer.get(name) for name in ("partition", "partitions", "users")]
+    ids = answer.get("ids")
+    if not all(type(number) is int for number in numbers) or not isinstance(ids, str):
+        raise Refused("it does not say whom it hosts")
+    partition, partitions, users = cast(list[int], numbers)
+    if not 0 <= partition < partitions <= _MOST_NODES or not -1 <= users <= _MOST_USERS:
+        raise Refused(f"it claims to be node {partition} of {partitions}, with {users} users")
+    if not re.fullmatch("[0-9a-f]{64}|", ids):
+        raise Refused("its digest of users is none")
+    return NodeUsers(node, partition, partitions, None if users < 0 else users, ids)
+
+
+def reason_in(reply: Message) -> str | None:
+    """Return why a node says that it could not work, in one short line; None for an answer."""
+    if reply.has_error() or "failure" not in reply.content:
         return None
+    failure = reply.content["failure"]
+    reason = failure.get("reason") if isinstance(failure, ConfigRecord) else None
+    if not isinstance(reason, str):
+        return "it does not say why"
+    return "".join(letter if letter.isprintable() else " " for letter in reason[:_LONGEST_REASON])
 
-    def _counts_are_possible(self, summed: CohortSum, users: int) -> bool:
-        """Say whether what a node counted lies where it can: bounds that adapt follow it.
 
-        Of losses and norms, which nothing follows, one user's may well be infinite.
-        """
-        per_block = (summed.block_norms, summed.block_clipped)
-        counts = [summed.non_finite, summed.clipped, *summed.block_clipped]
-        return (
-            0 <= summed.users <= users
-            and all(len(each) == self.blocks for each in per_block)
-            and all(0 <= each <= summed.users * _SLACK for each in counts)
-            and len(summed.bound_moves) == (self.bounds if self.mechanism.payer == "silo" else 0)
-            and all(math.isfinite(each) for each in summed.bound_moves)
+def _vector(record: ArrayRecord, numbers: int) -> NDArray[np.float64]:
+    """Return the one array of a record, float64 `[numbers]`, without trusting what it says."""
+    if len(record) != 1 or "flat" not in record:
+        raise Refused("its sum is not one array")
+    array = record["flat"]
+    found = array.flat if isinstance(array, FlatArray) else _read(array, numbers)
+    if found.dtype != np.float64 or found.shape != (numbers,):
+        raise Refused(f"its sum is {found.dtype} {list(found.shape)}, not float64 [{numbers}]")
+    return found
+
+
+def _read(array: Array, numbers: int) -> NDArray[Any]:
+    """Return the numbers of an array that came as bytes; nothing of them is interpreted before.
+
+    They begin as NumPy's own file of such a vector does, to the byte, whichever NumPy wrote it.
+    """
+    content, beginning = array.data, _beginning(numbers)
+    if array.stype != "numpy.ndarray" or len(content) != len(beginning) + 8 * numbers:
+        raise Refused("its sum is of another kind or length")
+    if not content.startswith(beginning):
+        raise Refused("its sum has another type or shape")
+    return np.frombuffer(content, np.float64, offset=len(beginning))
+
+
+@lru_cache(maxsize=1)
+def _beginning(numbers: int) -> bytes:
+    file = io.BytesIO()
+    described = {"descr": "<f8", "fortran_order": False, "shape": (numbers,)}
+    write_array_header_1_0(file, described)
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class _Values:
+    """What a node says it saw, each value held against its type and range."""
+
+    seen: ConfigRecord
+    users: int
+    expected: Expected
+
+    def summed(self, total: torch.Tensor) -> CohortSum:
+        blocks = self.expected.blocks
+        users = self._whole("users", self.users)
+        return CohortSum(
+            total=total,
+            users=users,
+            examples=self._whole("examples"),
+            skipped=self._whole("skipped"),
+            non_finite=self._whole("non_finite", users),
+            loss=self._number("loss"),
+            norm=self._number("norm"),
+            clipped=self._number("clipped", 0, users),
+            block_norms=self._numbers("block_norms", blocks),
+            block_clipped=self._numbers("block_clipped", blocks, 0, users),
+            spans=self._spans(),
+            memory_norm=self._number("memory_norm"),
+            memory_reset=self._whole("memory_reset", users),
+            bound_moves=self._moves(),
         )
 
-    def _is_within_bounds(self, summed: CohortSum, users: int) -> bool:
-        """Say whether as many contributions can come to the sum; noise would hide it."""
-        clipping = self.mechanism.gaussian.clipping
-        rules = clipping.rules if isinstance(clipping, PayloadClipping) else (clipping,)
-        return not any(
-            float(torch.linalg.vector_norm(part)) > users * rule.bound * _SLACK
-            for part, rule in zip(summed.total.chunk(len(rules)), rules, strict=True)
-        )
+    def _whole(self, name: str, most: int = 2**62) -> int:
+        value = self.seen.get(name)
+        if type(value) is not int or not 0 <= value <= most:
+            raise Refused(f"{name} is {value!r:.20}")
+        return value
+
+    def _number(self, name: str, least: float = -math.inf, most: float = math.inf) -> float:
+        (number,) = self._checked(name, [self.seen.get(name)], least, most)
+        return number
+
+    def _numbers(
+        self, name: str, count: int, least: float = -math.inf, most: float = math.inf
+    ) -> list[float]:
+        values = self.seen.get(name)
+        if not isinstance(values, list) or len(values) != count:
+            raise Refused(f"{name} are not {count} numbers")
+        return self._checked(name, values, least, most)
+
+    def _checked(self, name: str, values: Sequence[Any], least: float, most: float) -> list[float]:
+        for value in values:
+            # A bound is for what is released; of what is only looked at, NaN and infinity are news.
+            bounded = math.isfinite(least) or math.isfinite(most)
+            if type(value) not in (int, float) or (bounded and not least <= value <= most):
+                raise Refused(f"{name} has {value!r:.20}")
+        return list(values)
+
+    def _moves(self) -> list[float]:
+        # Within a silo a bound is kept between 1e-20 and 1e20.
+        farthest = self.users * math.log(1e40)
+        return self._numbers("bound_moves", self.expected.moves, -farthest, farthest)
+
+    def _spans(self) -> tuple[Span, ...]:
+        columns = [self.seen.get(f"span_{name}s") for name in ("name", "start", "end")]
+        if not self.expected.seen or not all(isinstance(column, list) for column in columns):
+            return ()
+        return tuple(Span(*row) for row in zip(*columns, strict=False))

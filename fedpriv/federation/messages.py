@@ -22,7 +22,6 @@ from torch import Tensor
 from fedpriv.components import LookUp
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import parse_config
-from fedpriv.federation.hosting import NodeUsers
 from fedpriv.training.cohort import CohortSum
 from fedpriv.training.memory_store import Journal
 from fedpriv.training.spans import Span
@@ -69,10 +68,15 @@ def flat_tensor(record: ArrayRecord) -> Tensor:
 
     It may lie in memory that others read: nobody writes to it.
     """
+    received = read_only(record[_FLAT].numpy())
+    return received.view(torch.bfloat16).float() if received.dtype == torch.int16 else received
+
+
+def read_only(numbers: NDArray[Any]) -> Tensor:
+    """Return the numbers as a tensor that nobody writes to."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        received = torch.from_numpy(record[_FLAT].numpy())
-    return received.view(torch.bfloat16).float() if received.dtype == torch.int16 else received
+        return torch.from_numpy(numbers)
 
 
 def query_message(node_id: int, config: ExperimentConfig, data: str = "") -> Message:
@@ -206,14 +210,6 @@ def hosting_reply(
     return Message(RecordDict({"hosting": answer}), reply_to=message)
 
 
-def hosting_of(message: Message) -> NodeUsers:
-    """Return what a node said of itself in a `hosting_reply`."""
-    answer: Any = message.content["hosting"]
-    users = None if answer["users"] < 0 else answer["users"]
-    node_id = message.metadata.src_node_id
-    return NodeUsers(node_id, answer["partition"], answer["partitions"], users, answer["ids"])
-
-
 def sum_reply(message: Message, partition: int, summed: CohortSum) -> Message:
     """Return a node's answer to a train message."""
     seen = {f.name: getattr(summed, f.name) for f in fields(summed) if f.name not in _APART}
@@ -228,32 +224,9 @@ def sum_reply(message: Message, partition: int, summed: CohortSum) -> Message:
     return Message(content, reply_to=message)
 
 
-def sum_of(message: Message) -> tuple[int, CohortSum]:
-    """Return partition and sum of a `sum_reply`."""
-    seen, total = message.content["seen"], message.content["sum"]
-    assert isinstance(seen, ConfigRecord)
-    assert isinstance(total, ArrayRecord)
-    values: dict[str, Any] = {
-        f.name: seen[f.name] for f in fields(CohortSum) if f.name not in _APART
-    }
-    columns: Any = [seen[f"span_{field.name}s"] for field in fields(Span)]
-    spans = tuple(Span(*row) for row in zip(*columns, strict=True))
-    flat = flat_tensor(total)
-    return int(str(seen["partition"])), CohortSum(total=flat, spans=spans, **values)
-
-
 def failure_reply(message: Message, reason: str) -> Message:
     """Return a node's answer when the user's input is at fault, not the node."""
     return Message(RecordDict({"failure": ConfigRecord({"reason": reason})}), reply_to=message)
-
-
-def failure_of(message: Message) -> str | None:
-    """Return why the node could not work on valid grounds, or None."""
-    if message.has_error() or "failure" not in message.content:
-        return None
-    failure = message.content["failure"]
-    assert isinstance(failure, ConfigRecord)
-    return str(failure["reason"])
 
 
 def _config(message: Message) -> ConfigRecord:

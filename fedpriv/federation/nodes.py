@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -11,13 +12,12 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedpriv.errors import ClientFault, InputError, Interrupted, WorkerLost
-from fedpriv.federation.gate import Gate
+from fedpriv.federation.gate import Asked, Expected, Refused, hosting_in, reason_in, sum_in
 from fedpriv.federation.hosting import Hosting, NodeUsers
-from fedpriv.federation.messages import failure_of, hosting_of, query_message
+from fedpriv.federation.messages import query_message
+from fedpriv.federation.payment import Draw
 from fedpriv.federation.plan import Plan
-from fedpriv.privacy.clipping import bounds_of
 from fedpriv.privacy.ledger import Ledger
-from fedpriv.privacy.mechanisms.base import Mechanism
 from fedpriv.training.cohort import CohortSum
 
 # Between two looks for what nobody announces: nodes that come, and replies on Flower's own grids.
@@ -37,7 +37,7 @@ class Nodes:
         self._stop = stop
         self._say = say
         self._hosting: Hosting | None = None
-        self._asked: dict[int, tuple[int, int]] = {}
+        self._asked: dict[int, Asked] = {}
 
     def shares(
         self, grid: Grid, cohort: np.ndarray, at_home: bool
@@ -52,7 +52,7 @@ class Nodes:
             self._hosting = known = self._ask_whom_they_host(grid, first=known is None)
         everybody = self._plan.mechanism.asks_all_nodes
         shares = [each for each in known.shares(cohort, at_home) if len(each[1]) or everybody]
-        self._asked = {node.node_id: (node.partition, len(users)) for node, users in shares}
+        self._asked = {node.node_id: Asked(node.partition, len(users)) for node, users in shares}
         return shares
 
     def replies(self, grid: Grid, asked: Iterable[str]) -> list[Message]:
@@ -70,18 +70,33 @@ class Nodes:
                 time.sleep(_POLL_SECONDS)
         return replies
 
-    def sums(self, replies: Iterable[Message], mechanism: Mechanism) -> dict[int, CohortSum]:
+    def sums(self, replies: Iterable[Message], draw: Draw) -> dict[int, CohortSum]:
         """Return the sums that count, by partition, in the order of partitions.
-
-        `mechanism` is that of the round, with its bounds.
 
         Raises:
             InputError, ClientFault: as `_answers`.
         """
-        plan = self._plan
-        bounds = len(bounds_of(mechanism.gaussian.clipping)) if plan.adaptive else 0
-        gate = Gate(self._asked, mechanism, plan.sizes, len(plan.layout.sizes), bounds, self._say)
-        return gate.taken(self._answers(replies))
+        sizes, mechanism = self._plan.sizes, draw.mechanism
+        expected = Expected(
+            numbers=sum(sizes),
+            blocks=len(self._plan.layout.sizes),
+            moves=draw.bounds if mechanism.payer == "silo" else 0,
+            largest=lambda users: mechanism.largest_sums(users, sizes),
+            seen=not self._deployed,
+        )
+        found: dict[int, CohortSum] = {}
+        for reply in self._answers(replies):
+            try:
+                partition, summed = sum_in(reply, self._asked, expected)
+            except Refused as refused:
+                self._leave_out(reply, refused)
+            else:
+                found[partition] = summed
+                del self._asked[reply.metadata.src_node_id]
+        return dict(sorted(found.items()))
+
+    def _leave_out(self, reply: Message, why: Refused | str) -> None:
+        self._say(f"node {reply.metadata.src_node_id} takes no part: {why}")
 
     def _ask_whom_they_host(self, grid: Grid, first: bool) -> Hosting:
         """Wait for nodes (at the first time for all of them) and ask each whom it hosts.
@@ -93,21 +108,51 @@ class Nodes:
         needed = 0 if self._deployed else self._plan.mechanism.needed
         nodes = self._awaited(grid, config.runtime.workers if first or needed else 1)
         asked = grid.push_messages([query_message(node, config, data) for node in nodes])
-        found = [hosting_of(reply) for reply in self._answers(self.replies(grid, asked))]
+        found = self._hosts(self._answers(self.replies(grid, asked)), nodes)
         if len(found) < max(1, needed):
             if not getattr(grid, "replaces_nodes", False):
                 raise WorkerLost("no worker answered")
             return self._ask_whom_they_host(grid, first)
-        hosting, places = Hosting.of(found), self._plan.sampling.population
-        if first and hosting.population is not None and hosting.population > places:
-            raise InputError(
-                f"data.users is {places}, but the nodes host {hosting.population} users: write "
-                "their number, which the accounting depends on"
-            )
-        hosting = hosting.placed(self._ledger, places, self._say)
+        places = self._plan.sampling.population
+        hosting = Hosting.of(found).placed(self._ledger, places, self._say)
         if not hosting.nodes:
             raise InputError("no node is left that hosts the users that this run began with")
         return hosting
+
+    def _hosts(self, replies: Iterable[Message], asked: list[int]) -> list[NodeUsers]:
+        """Return what nodes say of themselves, without those who contradict what is known.
+
+        A partition belongs to the node that had it first. Where two come with one at once nobody
+        can say whose it is, and neither takes part; nor does who counts the nodes otherwise than
+        most of them do.
+        """
+        found: list[NodeUsers] = []
+        waiting = set(asked)
+        for reply in replies:
+            try:
+                found.append(hosting_in(reply, waiting))
+            except Refused as refused:
+                self._leave_out(reply, refused)
+            waiting.discard(reply.metadata.src_node_id)
+        if not self._deployed:
+            return found
+        counts = Counter(node.partitions for node in found)
+        total = min(counts, key=lambda count: (-counts[count], count), default=0)
+        before = self._hosting.nodes if self._hosting else ()
+        known = {node.partition: node.node_id for node in before}
+        claims = Counter(node.partition for node in found)
+        kept = []
+        for node in found:
+            holder = known.get(node.partition)
+            if node.partitions != total:
+                why = f"it says that there are {node.partitions} nodes, and most say {total}"
+            elif claims[node.partition] > 1 and holder != node.node_id:
+                why = f"another node has its partition-id {node.partition} too"
+            else:
+                kept.append(node)
+                continue
+            self._say(f"node {node.node_id} takes no part: {why}")
+        return kept
 
     def _awaited(self, grid: Grid, expected: int) -> list[int]:
         """Return the ids of the nodes, once `expected` of them are there."""
@@ -131,10 +176,10 @@ class Nodes:
         """
         good, crashed = [], []
         for reply in replies:
-            if (reason := failure_of(reply)) is not None:
+            if (reason := reason_in(reply)) is not None:
                 if not self._deployed:
                     raise InputError(reason)
-                self._say(f"node {reply.metadata.src_node_id} takes no part: {reason}")
+                self._leave_out(reply, reason)
             elif not reply.has_error():
                 good.append(reply)
             elif reply.error.code in _CLIENT_CODE_RAISED:

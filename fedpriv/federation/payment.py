@@ -36,6 +36,7 @@ class Draw:
         cohort: who was drawn: sorted int64 places in the population.
         mechanism: the mechanism with the bounds of this round.
         payers: who pays for it; None where all users do.
+        bounds: how many clip bounds adapt.
     """
 
     round: int
@@ -43,6 +44,7 @@ class Draw:
     cohort: np.ndarray
     mechanism: Mechanism
     payers: tuple[int, ...] | None
+    bounds: int = 0
 
 
 class Payments:
@@ -55,16 +57,17 @@ class Payments:
         self._accounts = accounts_of(plan.mechanism)
         self._accounts.charge_all(ledger)
 
-    def draw(self, round_: int, mechanism: Mechanism) -> Draw:
-        """Draw who takes part in a round.
+    def draw(self, round_: int, bounds: tuple[float, ...]) -> Draw:
+        """Draw who takes part in a round; `bounds` are its clip bounds where they adapt.
 
         Raises:
             BudgetError: the round has yet to be paid for and would exceed the budget.
         """
-        attempt = self._attempt(round_)
+        attempt, mechanism = self._attempt(round_), self.plan.mechanism.at(bounds)
         generator = self.plan.randomness.numpy(Purpose.SAMPLING, round_, attempt)
         cohort = mechanism.cohort(round_, generator)
-        draw = Draw(round_, attempt, cohort, mechanism, mechanism.payers(round_, cohort))
+        payers = mechanism.payers(round_, cohort)
+        draw = Draw(round_, attempt, cohort, mechanism, payers, len(bounds))
         if attempt == len(self.ledger.charges(round_)):
             self._check_budget(draw)
         return draw

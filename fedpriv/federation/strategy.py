@@ -104,8 +104,7 @@ class PrivateFedAvg(RunLoop):
             BudgetError: the round would exceed the privacy budget; nothing has been asked.
         """
         self._started = time.perf_counter()
-        mechanism = self.plan.mechanism.at(self.bounds)
-        self._draw = self._payments.draw(server_round, mechanism)
+        self._draw = self._payments.draw(server_round, self.bounds)
         shares = self._nodes.shares(grid, self._draw.cohort, at_home=self.memory is not None)
         self._asked = len(shares)
         self._payments.before_asking(self._draw)
@@ -133,7 +132,7 @@ class PrivateFedAvg(RunLoop):
         parameters = sum(self.plan.sizes)
         total = torch.zeros(parameters + len(self.bounds), dtype=torch.float64)
         with self._watch.measure("add up"):
-            sums = self._nodes.sums(replies, self._draw.mechanism)
+            sums = self._nodes.sums(replies, self._draw)
             lost = self._asked - len(sums)
             noise_only = len(sums) < self.plan.mechanism.needed
             sums = {} if noise_only else sums

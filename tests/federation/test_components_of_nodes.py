@@ -9,7 +9,8 @@ from flwr.app import Context, Message
 from flwr.supercore.task_identity import TaskIdentity
 from writers import write_writers
 
-from fedpriv.federation.messages import failure_of, query_message
+from fedpriv.federation.gate import reason_in
+from fedpriv.federation.messages import query_message
 
 CODE = """
 from torch import nn
@@ -49,7 +50,7 @@ def test_what_a_server_names_is_not_imported(folder, module, listed, deployment)
     message, context = question(folder, module, runtime__deployment=deployment)
     if listed is not None:
         context.node_config["components"] = listed
-    reason = failure_of(asked(message, context))
+    reason = reason_in(asked(message, context))
     assert f"this node does not import {module}:flat" in reason
     assert "\n" not in reason
     assert module not in sys.modules
@@ -63,7 +64,7 @@ def test_what_the_operator_lists_is(folder, module, by, monkeypatch):
     else:
         monkeypatch.setenv("FEDPRIV_COMPONENTS", f"{module}:flat")
     reply = asked(message, context)
-    assert failure_of(reply) is None
+    assert reason_in(reply) is None
     assert reply.content["hosting"]["users"] == 4
     assert module in sys.modules
 
@@ -74,4 +75,4 @@ def test_a_folder_that_a_server_names_is_not_looked_into(tmp_path, folder):
     (code / "their_module.py").write_text(CODE)
     message, context = question(folder, "their_module", code=str(code))
     context.node_config["components"] = "their_module:flat"
-    assert "there is no module their_module" in failure_of(asked(message, context))
+    assert "there is no module their_module" in reason_in(asked(message, context))

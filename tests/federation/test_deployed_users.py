@@ -11,13 +11,15 @@ from deployed import context_of, deployed_config, hosting_answer, start_of, trai
 from flwr.app import Message
 from flwr.app.error import Error
 from in_process import InProcessGrid, Silent, small_config
+from replies import hosting_of, sum_of
 from writers import by_writers, write_writers
 
 from fedpriv import experiment
 from fedpriv.errors import BudgetError, InputError
 from fedpriv.federation import client_app
 from fedpriv.federation.client_app import app
-from fedpriv.federation.messages import failure_of, hosting_of, sum_of, work_of
+from fedpriv.federation.gate import reason_in
+from fedpriv.federation.messages import work_of
 from fedpriv.privacy import Adjacency, Ledger, Purpose, Randomness, RdpAccountant
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.spent import spent
@@ -37,7 +39,7 @@ RECIPES = [
 
 def contribution(config, folder, users):
     answer = train_answer(config, folder, users)
-    assert failure_of(answer) is None
+    assert reason_in(answer) is None
     return sum_of(answer)[1]
 
 
@@ -143,7 +145,7 @@ def test_a_node_says_nothing_of_what_is_wrong_with_its_data(tmp_path, folders, c
         hosting_answer(deployed_config(folders[0]), nowhere),
         train_answer(deployed_config(folders[0]), nowhere, range(3)),
     ):
-        assert failure_of(answer) == "it could not do its part; the reason is in its own log"
+        assert reason_in(answer) == "it could not do its part; the reason is in its own log"
         assert "private-name" not in str(answer.content)
     assert "private-name" in caplog.text
 

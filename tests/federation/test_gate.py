@@ -1,106 +1,412 @@
-"""What a node sends counts only if it can be true; no reply ends a run."""
+"""Nodes that lie: none moves the model beyond its users' bound, and none ends a run."""
 
+from __future__ import annotations
+
+import io
 import math
-import re
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, RecordDict
-from in_process import InProcessGrid, Silent, drive_on, small_config
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app.error import Error
+from in_process import InProcessGrid, Silent, small_config
 
 from fedpriv import experiment
-from fedpriv.federation.messages import flat_record, flat_tensor
+from fedpriv.federation.gate import Asked, Expected, Refused, hosting_in, sum_in
+from fedpriv.federation.grids.base import FIRST_NODE
+from fedpriv.federation.messages import FlatArray
+from fedpriv.privacy import Ledger
+
+LIAR = FIRST_NODE + 1
+Lie = Callable[[Message], None]
 
 
-def scaled(reply, factor):
-    reply.content["sum"] = flat_record(flat_tensor(reply.content["sum"]) * factor)
+def says(**values: Any) -> Lie:
+    """Another value of what the node saw; None leaves it out."""
+
+    def lie(reply: Message) -> None:
+        for name, value in values.items():
+            if value is None:
+                del reply.content["seen"][name]
+            else:
+                reply.content["seen"][name] = value
+
+    return lie
 
 
-def put(reply, name, value):
-    reply.content["seen"][name] = value
+def sends(change: Callable[[np.ndarray], Any]) -> Lie:
+    """Another sum, as an array that stays one in this process."""
+
+    def lie(reply: Message) -> None:
+        total = np.array(reply.content["sum"]["flat"].numpy())
+        reply.content["sum"] = ArrayRecord({"flat": FlatArray(np.asarray(change(total)))})
+
+    return lie
 
 
-def replaced(reply, flat):
-    reply.content["sum"] = flat_record(flat)
+def writes(change: Callable[[bytes], bytes], stype: str = "numpy.ndarray") -> Lie:
+    """Another sum, as bytes that came over a network; what Flower says of them is not read."""
+
+    def lie(reply: Message) -> None:
+        honest = Array(np.array(reply.content["sum"]["flat"].numpy()))
+        array = Array("float64", (1,), stype, change(honest.data))
+        reply.content["sum"] = ArrayRecord({"flat": array})
+
+    return lie
 
 
-TAMPERED = {
-    "too large": (lambda r: scaled(r, 1e6), "larger than"),
-    "not finite": (lambda r: scaled(r, math.nan), "not finite"),
-    "another dtype": (lambda r: replaced(r, flat_tensor(r.content["sum"]).float()), "float32"),
-    "another shape": (lambda r: replaced(r, torch.zeros(3, dtype=torch.float64)), r"\[3\]"),
-    "nothing": (lambda r: setattr(r, "content", RecordDict({})), "cannot be read"),
-    "no array": (lambda r: r.content.update({"sum": ArrayRecord()}), "cannot be read"),
-    "another's number": (lambda r: put(r, "partition", 0), "called that of node 0"),
-    "too many users": (lambda r: put(r, "users", 1000), "counts"),
-    "negative counts": (lambda r: put(r, "block_clipped", [-5.0] * 12), "counts"),
-    "another type": (lambda r: put(r, "users", "many"), "cannot be read"),
+def saved(numbers: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    np.save(file, numbers, **options)
+    return file.getvalue()
+
+
+def header(shape: tuple[int, ...], descr: Any = "<f8", order: bool = False) -> bytes:
+    """A header of NumPy's format without the numbers that it promises."""
+    file = io.BytesIO()
+    written = {"descr": descr, "fortran_order": order, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, written)
+    return file.getvalue()
+
+
+def replaced(name: str, value: Any) -> Lie:
+    def lie(reply: Message) -> None:
+        reply.content[name] = value
+
+    return lie
+
+
+def removed(name: str) -> Lie:
+    def lie(reply: Message) -> None:
+        del reply.content[name]
+
+    return lie
+
+
+def in_the_name_of(node: int) -> Lie:
+    def lie(reply: Message) -> None:
+        reply.metadata.__dict__["_src_node_id"] = node
+
+    return lie
+
+
+MILLION = 10**6
+LIES: dict[str, Lie] = {
+    "a huge sum": sends(lambda total: total * 0 + 1e5),
+    "a sum a little too large": sends(lambda total: total / np.linalg.norm(total) * 6.1),
+    "a sum of NaN": sends(lambda total: total * math.nan),
+    "one NaN": sends(lambda total: np.where(np.arange(len(total)) == 3, math.nan, total)),
+    "one infinity": sends(lambda total: np.where(np.arange(len(total)) == 3, math.inf, total)),
+    "numbers whose squares overflow": sends(lambda total: total * 0 + 1e200),
+    "one number less": sends(lambda total: total[:-1]),
+    "one number more": sends(lambda total: np.append(total, 0.0)),
+    "no number": sends(lambda total: total[:0]),
+    "a matrix": sends(lambda total: total[None]),
+    "a scalar": sends(lambda total: total[0]),
+    "float32": sends(lambda total: total.astype(np.float32)),
+    "float16": sends(lambda total: total.astype(np.float16)),
+    "integers": sends(lambda total: total.astype(np.int64)),
+    "booleans": sends(lambda total: total > 0),
+    "complex numbers": sends(lambda total: total.astype(np.complex128)),
+    "the other byte order": sends(lambda total: total.astype(">f8")),
+    "text": sends(lambda total: np.array(["x"] * len(total))),
+    "no bytes": writes(lambda data: b""),
+    "bytes that are no array": writes(lambda data: b"x" * 100),
+    "bytes cut short": writes(lambda data: data[:-8]),
+    "half a header": writes(lambda data: data[:20]),
+    "more bytes": writes(lambda data: data + bytes(8)),
+    "many more bytes": writes(lambda data: data + bytes(2 * MILLION)),
+    "another stype": writes(lambda data: data, stype="pickle"),
+    "a pickle": writes(lambda data: saved(np.array([{}], dtype=object), allow_pickle=True)),
+    "an archive": writes(lambda data: b"PK\x03\x04" + bytes(100)),
+    "a promise of a terabyte": writes(lambda data: header((2**37,))),
+    "a negative shape": writes(lambda data: header((-1,)) + data[128:]),
+    "a header that is code": writes(lambda data: data[:10] + b"__import__('os')" + data[26:]),
+    "Fortran's order of a matrix": writes(lambda data: header((1, 5), order=True) + data[128:]),
+    "float32 as bytes": writes(lambda data: saved(np.zeros(7, np.float32))),
+    "NaN as bytes": writes(lambda data: data[:-8] + np.array([math.nan]).tobytes()),
+    "version 9 of the format": writes(lambda data: data[:6] + b"\x09\x00" + data[8:]),
+    "no array": lambda reply: replaced("sum", ArrayRecord())(reply),
+    "two arrays": lambda reply: reply.content["sum"].update({"more": Array(np.zeros(3))}),
+    "an array of another name": replaced("sum", ArrayRecord({"other": Array(np.zeros(3))})),
+    "metrics for a sum": replaced("sum", MetricRecord({"flat": 1.0})),
+    "a config for a sum": replaced("sum", ConfigRecord({"flat": b"x"})),
+    "no sum": removed("sum"),
+    "nothing seen": removed("seen"),
+    "arrays for what was seen": replaced("seen", ArrayRecord({"a": Array(np.zeros(3))})),
+    "more than was asked for": replaced("more", ConfigRecord({"a": 1})),
+    "a file beside it": replaced("journal", ConfigRecord({"path": "/etc/passwd"})),
+    "nothing": lambda reply: reply.content.clear(),
+    "another's partition": says(partition=0),
+    "a partition that is not there": says(partition=7),
+    "a negative partition": says(partition=-1),
+    "a partition in words": says(partition="1"),
+    "a partition that is a fraction": says(partition=1.0),
+    "a partition that is true": says(partition=True),
+    "no partition": says(partition=None),
+    "in the name of a node that is not there": in_the_name_of(9999),
+    "in the name of the server": in_the_name_of(1),
+    "more users than asked for": says(users=61),
+    "fewer than no users": says(users=-1),
+    "users in words": says(users="many"),
+    "users that are a fraction": says(users=1.5),
+    "users that are true": says(users=True),
+    "no users": says(users=None),
+    "more users not finite than users": says(non_finite=MILLION),
+    "fewer than no examples": says(examples=-5),
+    "examples in words": says(examples="all"),
+    "fewer than none skipped": says(skipped=-1),
+    "a loss in words": says(loss="low"),
+    "losses": says(loss=[1.0]),
+    "more clipped than users": says(clipped=MILLION),
+    "fewer clipped than none": says(clipped=-1),
+    "NaN clipped": says(clipped=math.nan),
+    "infinitely many clipped": says(clipped=math.inf),
+    "too few blocks": says(block_clipped=[0.0]),
+    "a block clipped too often": lambda reply: says(
+        block_clipped=[1e9] * len(reply.content["seen"]["block_clipped"])
+    )(reply),
+    "norms of too many blocks": lambda reply: says(
+        block_norms=[*reply.content["seen"]["block_norms"], 1.0]
+    )(reply),
+    "norms in words": lambda reply: says(
+        block_norms=["x"] * len(reply.content["seen"]["block_norms"])
+    )(reply),
+    "norms that are a number": says(block_norms=1.0),
+    "bounds that move where none adapts": says(bound_moves=[1.0]),
+    "bounds that move by NaN": says(bound_moves=[math.nan]),
+    "bounds that are bytes": says(bound_moves=b"abc"),
+    "memories that are reset before they are kept": says(memory_reset=MILLION),
+    "a memory's norm in words": says(memory_norm="none"),
 }
 
 
-class Tampering(InProcessGrid):
-    """The second node's answers are not what it was asked for."""
+class Lying(InProcessGrid):
+    """The node of partition 1 tells another lie in every round."""
 
+    #: The run goes on, as with nodes that are started anew.
     replaces_nodes = True
 
-    def __init__(self, tamper):
-        super().__init__(2)
-        self.tamper = tamper
+    def __init__(self, lies: list[Lie], **options: Any) -> None:
+        super().__init__(**options)
+        self.lies = iter(lies)
 
-    def answer(self, message):
+    def answer(self, message: Message) -> Message:
         reply = super().answer(message)
-        if message.metadata.dst_node_id == 1001 and "sum" in reply.content:
-            self.tamper(reply)
+        asked = message.metadata
+        if (asked.message_type, asked.dst_node_id) == ("train", LIAR) and not reply.has_error():
+            next(self.lies)(reply)
         return reply
 
 
-def trained(folder, grid, **changes):
-    prepared = experiment.prepare(small_config(run_dir=str(folder), rounds=1, **changes))
+def train(folder, grid, **changes):
+    prepared = experiment.prepare(small_config(run_dir=str(folder), **changes))
     directory, observer = experiment.create(prepared), Silent()
-    experiment.train(prepared, directory, observer, drive_on(grid))
-    return prepared.server.parameters(), directory.read_metrics()[0], observer.sentences
+    experiment.train(prepared, directory, observer, lambda strategy: strategy.start(grid))
+    return prepared, directory, observer
 
 
-@pytest.mark.parametrize("name", TAMPERED)
-def test_what_cannot_be_true_loses_its_node_alone(tmp_path, name):
-    tamper, reason = TAMPERED[name]
-    model, row, sentences = trained(tmp_path / "tampered", Tampering(tamper))
-    dead = InProcessGrid(dead=[1])
-    dead.replaces_nodes = True
-    without, _, _ = trained(tmp_path / "dead", dead)
-    assert model.equal(without)
-    assert row["nodes_lost"] == 1
-    assert [each for each in sentences if each.startswith("node 1 is lost for this round")]
-    assert re.search(reason, " ".join(sentences))
+@pytest.fixture(scope="module")
+def settings():
+    clipping = {"kind": "global", "bound": 0.1}
+    sampling = {"kind": "fixed_size", "expected_cohort": 60}
+    return {
+        "rounds": len(LIES),
+        "evaluation__every": 1000,
+        "privacy__clipping": clipping,
+        "privacy__sampling": sampling,
+    }
 
 
-def test_one_users_infinite_loss_does_not_lose_the_others(tmp_path):
-    _, row, _ = trained(tmp_path, Tampering(lambda reply: put(reply, "loss", math.inf)))
-    assert row["nodes_lost"] == 0
+def test_a_run_goes_on_as_if_a_node_that_lies_were_away(tmp_path, settings):
+    lying, directory, observer = train(tmp_path / "lying", Lying(list(LIES.values())), **settings)
+    away = Lying([], dead=[1])
+    honest, _, _ = train(tmp_path / "away", away, **settings)
+    assert lying.server.parameters().equal(honest.server.parameters())
+    assert len(Ledger.open(directory.ledger)) == len(LIES)
+    assert [row["nodes_lost"] for row in observer.rows] == [1] * len(LIES)
+    told = [each for each in observer.sentences if "takes no part" in each]
+    assert len(told) == len(LIES)
+    for sentence in told:
+        assert sentence.isprintable()
+        assert len(sentence) < 200
+
+
+def test_what_honest_nodes_send_passes_in_process_and_as_bytes(tmp_path, settings):
+    few = {**settings, "rounds": 2}
+    honest, _, _ = train(tmp_path / "plain", InProcessGrid(), **few)
+    as_bytes = Lying([writes(lambda data: data)] * 2)
+    sent, _, observer = train(tmp_path / "bytes", as_bytes, **few)
+    assert sent.server.parameters().equal(honest.server.parameters())
+    assert not observer.sentences
+
+
+def reply_of(total: np.ndarray, users: int = 3) -> Message:
+    seen = {
+        **dict.fromkeys(["examples", "skipped", "non_finite", "memory_reset"], 0),
+        **dict.fromkeys(["loss", "norm", "clipped", "memory_norm"], 0.0),
+        "users": users,
+        "partition": 1,
+        "block_norms": [0.0],
+        "block_clipped": [0.0],
+        "bound_moves": [],
+    }
+    content = RecordDict(
+        {"sum": ArrayRecord({"flat": FlatArray(total)}), "seen": ConfigRecord(seen)}
+    )
+    asked = Message(RecordDict(), LIAR, "train")
+    return Message(content, reply_to=asked)
+
+
+def test_a_sum_may_have_the_bound_of_each_user_and_no_more():
+    expected = Expected(4, 1, 0, lambda users: (0.25 * users,), seen=False)
+    asked = {LIAR: Asked(1, 3)}
+    at_most = np.array([0.75, 0.0, 0.0, 0.0])
+    assert sum_in(reply_of(at_most), asked, expected)[0] == 1
+    with pytest.raises(Refused, match=r"is 0\.75"):
+        sum_in(reply_of(at_most * (1 + 1e-5)), asked, expected)
+    with pytest.raises(Refused, match="not asked"):
+        sum_in(reply_of(at_most), {}, expected)
 
 
 def test_a_bound_holds_for_each_payload(tmp_path):
-    def tamper(reply):
-        model, control = flat_tensor(reply.content["sum"]).chunk(2)
-        replaced(reply, torch.cat([model, torch.full_like(control, 0.01)]))
+    def larger_control(total):
+        model, control = np.split(total, 2)
+        return np.concatenate([model, np.full_like(control, 0.01)])
 
     algorithm = {"name": "scaffold", "bounds": {"control": 1e-3}}
-    _, row, sentences = trained(tmp_path, Tampering(tamper), algorithm=algorithm)
-    assert row["nodes_lost"] == 1
-    assert "larger than" in sentences[-1]
+    grid = Lying([sends(larger_control)])
+    _, _, observer = train(tmp_path, grid, algorithm=algorithm, rounds=1)
+    assert observer.rows[0]["nodes_lost"] == 1
+    assert "the most there can be is" in observer.sentences[-1]
 
 
-class Repeating(InProcessGrid):
-    """Hands on every sum twice."""
+def test_bounds_of_users_follow_no_moves_that_a_node_claims(tmp_path):
+    clipping = {"kind": "adaptive", "bound": 0.1}
+    grid = Lying([says(bound_moves=[10.0])])
+    _, _, observer = train(tmp_path, grid, privacy__clipping=clipping, rounds=1)
+    assert observer.rows[0]["nodes_lost"] == 1
 
-    def pull_messages(self, message_ids):
-        replies = super().pull_messages(message_ids)
-        return [one for reply in replies for one in (reply,) * (1 + ("sum" in reply.content))]
+
+def test_one_users_infinite_loss_does_not_lose_the_others(tmp_path):
+    _, _, observer = train(tmp_path, Lying([says(loss=math.inf)]), rounds=1)
+    assert observer.rows[0]["nodes_lost"] == 0
 
 
-def test_a_sum_counts_once(tmp_path):
-    model, row, sentences = trained(tmp_path / "twice", Repeating())
-    once, _, _ = trained(tmp_path / "once", InProcessGrid())
-    assert model.equal(once)
-    assert row["nodes_lost"] == 0
-    assert "sent a sum for which nobody had asked" in sentences[0]
+@pytest.mark.parametrize("noise_by", ["nodes", "users"])
+def test_noise_of_nodes_passes_and_what_is_larger_does_not(tmp_path, noise_by):
+    from fedpriv.privacy.mechanisms.base import Mechanism
+
+    changes = {
+        "privacy__clipping": {"kind": "global", "bound": 0.1},
+        "privacy__noise_by": noise_by,
+    }
+    prepared, _, observer = train(tmp_path / "run", InProcessGrid(), rounds=3, **changes)
+    assert not observer.sentences
+    mechanism: Mechanism = prepared.plan.mechanism
+    sizes = prepared.plan.sizes
+    generator = np.random.default_rng(3)
+    drawn = [float(mechanism.gaussian.noise(sizes, generator).norm()) for _ in range(200)]
+    most = mechanism.gaussian.largest_noise(sizes)
+    assert max(drawn) < most < 1.5 * np.mean(drawn)
+    lies = [sends(lambda total: total * 2 + 0.1)] * 3
+    _, _, observer = train(tmp_path / "lying", Lying(lies), rounds=3, **changes)
+    assert sum("takes no part" in each for each in observer.sentences) == 3
+
+
+HOSTS: dict[str, dict[str, Any]] = {
+    "a partition beyond the last": {"partition": 3},
+    "a negative partition": {"partition": -1},
+    "a partition in words": {"partition": "1"},
+    "another's partition": {"partition": 0},
+    "another number of nodes": {"partitions": 4},
+    "no nodes": {"partitions": 0},
+    "a billion nodes": {"partitions": 10**9},
+    "more users than there are places": {"users": 10**6},
+    "users beyond counting": {"users": 2**62},
+    "users in words": {"users": "all"},
+    "ids in the open": {"ids": "ann,bob"},
+    "ids that are bytes": {"ids": b"x"},
+    "a digest too long": {"ids": "a" * 10_000},
+}
+
+
+@pytest.mark.parametrize("lie", HOSTS.values(), ids=HOSTS)
+def test_a_node_that_lies_of_whom_it_hosts_takes_no_part(tmp_path, lie):
+    class Claims(InProcessGrid):
+        def answer(self, message):
+            reply = super().answer(message)
+            if "hosting" in reply.content and message.metadata.dst_node_id == LIAR + 1:
+                reply.content["hosting"].update(lie)
+            return reply
+
+    grid = Claims(nodes=3)
+    runtime = {"workers": 3, "deployment": True, "device": "cpu"}
+    sampling = {"kind": "fixed_size", "expected_cohort": 60}
+    changes = {"runtime": runtime, "rounds": 1, "privacy__sampling": sampling}
+    _, _, observer = train(tmp_path / "run", grid, **changes)
+    trained = {m.metadata.dst_node_id for m in grid.sent if m.metadata.message_type == "train"}
+    assert LIAR + 1 not in trained
+    assert LIAR in trained
+    assert len(observer.rows) == 1
+    assert any("takes no part" in sentence for sentence in observer.sentences)
+
+
+FAILURES: dict[str, Any] = {
+    "no reason": ConfigRecord({}),
+    "a number": ConfigRecord({"reason": 7}),
+    "a novel": ConfigRecord({"reason": "x" * 10**6}),
+    "what moves a terminal's cursor": ConfigRecord({"reason": "\x1b[2J\x1b[1;31mdone\n\n"}),
+    "arrays": ArrayRecord({"reason": Array(np.zeros(3))}),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+def test_however_a_node_says_that_it_failed_it_is_one_sentence(tmp_path, failure):
+    class Failing(InProcessGrid):
+        def answer(self, message):
+            if message.metadata.message_type == "train" and message.metadata.dst_node_id == LIAR:
+                return Message(RecordDict({"failure": failure}), reply_to=message)
+            return super().answer(message)
+
+    changes = {"runtime": {"workers": 2, "deployment": True, "device": "cpu"}, "rounds": 1}
+    _, _, observer = train(tmp_path / "run", Failing(), **changes)
+    (sentence,) = observer.sentences
+    assert sentence.isprintable()
+    assert len(sentence) < 600
+    assert observer.rows[0]["nodes_lost"] == 1
+
+
+def test_errors_of_unknown_codes_are_lost_nodes(tmp_path):
+    class Odd(InProcessGrid):
+        def answer(self, message):
+            if message.metadata.message_type == "train" and message.metadata.dst_node_id == LIAR:
+                return Message(Error(code=-77, reason="\x00" * 10), reply_to=message)
+            return super().answer(message)
+
+    changes = {"runtime": {"workers": 2, "deployment": True, "device": "cpu"}, "rounds": 1}
+    _, _, observer = train(tmp_path / "run", Odd(), **changes)
+    assert observer.rows[0]["nodes_lost"] == 1
+
+
+def test_whoever_was_not_asked_hosts_nobody():
+    asked = Message(RecordDict(), LIAR, "query")
+    reply = Message(RecordDict({"hosting": ConfigRecord({"partition": 0})}), reply_to=asked)
+    with pytest.raises(Refused, match="not asked"):
+        hosting_in(reply, [FIRST_NODE])
+    with pytest.raises(Refused, match="does not say"):
+        hosting_in(reply, [LIAR])
+
+
+def test_a_reply_that_is_sent_twice_counts_once(tmp_path, settings):
+    class Twice(InProcessGrid):
+        def pull_messages(self, message_ids):
+            replies = super().pull_messages(message_ids)
+            return [each for reply in replies for each in (reply, reply)]
+
+    once, _, _ = train(tmp_path / "once", InProcessGrid(), **{**settings, "rounds": 1})
+    twice, _, _ = train(tmp_path / "twice", Twice(), **{**settings, "rounds": 1})
+    assert torch.equal(once.server.parameters(), twice.server.parameters())

@@ -397,12 +397,13 @@ def test_a_deployment_repeats_no_noise_so_a_rerun_round_is_charged_again(tmp_pat
 
 
 def test_more_users_at_the_nodes_than_accounted_for_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"data\.users is 60, but the nodes host"):
-        train_small(
-            tmp_path / "run",
-            _Overfull(),
-            runtime__deployment=True,
-        )
+    observer, grid = Silent(), _Overfull()
+    config = small_config(run_dir=str(tmp_path / "run"), runtime__deployment=True, rounds=1)
+    prepared = experiment.prepare(config)
+    experiment.train(prepared, experiment.create(prepared), observer, drive_on(grid))
+    assert any("only 10 places are left" in sentence for sentence in observer.sentences)
+    trained = [m for m in grid.sent if m.metadata.message_type == "train"]
+    assert {m.metadata.dst_node_id for m in trained} <= {1000}
 
 
 class _Overfull(InProcessGrid):

@@ -219,6 +219,15 @@ class Mechanism:
         """
         return self.gaussian.block_stddevs(blocks)
 
+    def largest_sums(self, users: int, sizes: Sequence[int]) -> tuple[float, ...]:
+        """Return the largest L2 norm that each payload of a sum over `users` can have: users·C_p.
+
+        Where nodes or users have added noise, of blocks of `sizes`, it is what an honest sum
+        exceeds once in 10^12 times.
+        """
+        bounds = [bound for _, bound, _ in self.gaussian.payloads] or [self.gaussian.clipping.bound]
+        return tuple(users * bound if users else 0.0 for bound in bounds)
+
     # ---------------------------------------------------------------- what it costs
 
     def event(self) -> dp_accounting.DpEvent:

@@ -129,6 +129,16 @@ class GaussianMechanism:
         scale = self.update_multiplier * math.sqrt(blocks)
         return tuple(scale * bound for bound in self.clipping.block_bounds)
 
+    def largest_noise(self, sizes: Sequence[int]) -> float:
+        """Return the L2 norm that noise for blocks of `sizes` exceeds once in 10^12 times.
+
+        The norm of N(0, diag(σ²)) exceeds √(Σ_h σ_h²·d_h) + t·max σ with probability e^(-t²/2) at
+        most (Boucheron et al. 2013, theorem 5.6: it is max σ-Lipschitz in standard normals).
+        """
+        stddevs = self.block_stddevs(len(sizes))
+        expected = math.hypot(*(s * math.sqrt(d) for s, d in zip(stddevs, sizes, strict=True)))
+        return expected + math.sqrt(2 * math.log(1e12)) * max(stddevs)
+
     def at(self, bounds: Sequence[float]) -> GaussianMechanism:
         """Return the mechanism with other bounds, and noise in proportion; itself for no bounds."""
         if not bounds:

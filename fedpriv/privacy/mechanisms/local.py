@@ -6,6 +6,7 @@ neither the other users' noise nor the sampling of users makes it cheaper.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -85,6 +86,11 @@ class LocalMechanism(PaidByTheDrawn):
     def contributions(self) -> float:
         """A message has one."""
         return 1.0
+
+    def largest_sums(self, users: int, sizes: Sequence[int]) -> tuple[float, ...]:
+        """Return users·C and what the noise of so many of them may come to."""
+        noise = math.sqrt(users) * self.gaussian.largest_noise(sizes)
+        return tuple(most + noise for most in super().largest_sums(users, sizes))
 
     def event(self) -> dp_accounting.DpEvent:
         """Return the event of one message for the one user who sends it: multiplier z/2.

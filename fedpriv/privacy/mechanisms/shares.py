@@ -129,6 +129,11 @@ class SharedMechanism(Mechanism):
         more = math.sqrt(answers / self.needed) if answers else 1.0
         return tuple(more * stddev for stddev in self.gaussian.block_stddevs(blocks))
 
+    def largest_sums(self, users: int, sizes: Sequence[int]) -> tuple[float, ...]:
+        """Return users·C and what its share of the noise may come to."""
+        share = self.gaussian.largest_noise(sizes) / math.sqrt(self.needed)
+        return tuple(most + share for most in super().largest_sums(users, sizes))
+
     def record(self, payers: tuple[int, ...] | None) -> dict[str, Any]:
         """Return the record of the central release, with how many shares have its noise."""
         return super().record(payers) | {"shares": self.needed}

@@ -6,6 +6,7 @@ is what the rounds cost it, and what may be said of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -71,6 +72,10 @@ class SiloMechanism(PaidByTheDrawn):
         """Return the mechanism with the bounds of a round's first step."""
         level = self.level.at(bounds)
         return replace(self, gaussian=level.mechanism, level=level)
+
+    def largest_sums(self, users: int, sizes: Sequence[int]) -> tuple[float, ...]:
+        """Return no bound: the noise of many steps is in a silo's change, however it is scaled."""
+        return (math.inf,)
 
     def event(self) -> dp_accounting.DpEvent:
         """Return the event of one round for a silo that takes part in it."""
