@@ -16,16 +16,14 @@ from typing import Protocol
 import dp_accounting
 import numpy as np
 from dp_accounting import rdp
-from dp_accounting.pld.privacy_loss_distribution import (
-    PrivacyLossDistribution,
-    from_gaussian_mechanism,
-)
+from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from dp_accounting.rdp.rdp_privacy_accountant import (
     DEFAULT_RDP_ORDERS,
     compute_delta,
     compute_epsilon,
 )
 
+from fedpriv.privacy.privacy_loss import sampled_gaussian
 from fedpriv.privacy.rounding import (
     CONVERSION,
     of_poisson_sampling,
@@ -46,10 +44,8 @@ SMALLEST_DELTA = 1e-300
 #: Above this ε a privacy-loss distribution takes seconds and gigabytes, and says nothing of use.
 PLD_UP_TO = 100.0
 
-# The grid of privacy losses, dp-accounting's own.
-_INTERVAL = 1e-4
-# The smallest rate q that is not lost in 1 - q.
-_SMALLEST_RATE = 1e-12
+#: The grid of privacy losses, dp-accounting's own.
+INTERVAL = 1e-4
 
 
 class Accountant(Protocol):
@@ -193,8 +189,10 @@ class PldAccountant:
 
     name = "pld"
 
-    def __init__(self, adjacency: Adjacency) -> None:
+    def __init__(self, adjacency: Adjacency, interval: float = INTERVAL) -> None:
+        """Answer by a grid of losses `interval` apart: a coarser one is faster, and proves less."""
         self._adjacency = adjacency
+        self._interval = interval
         self._counts: Counter[dp_accounting.DpEvent] = Counter()
         self._composed: PrivacyLossDistribution | None = None
 
@@ -251,8 +249,7 @@ class PldAccountant:
     def _distribution(self) -> PrivacyLossDistribution:
         if self._composed is None:
             each = [
-                _composed_pld(event, self._adjacency, count)
-                for event, count in self._counts.items()
+                _composed_pld(event, self._interval, count) for event, count in self._counts.items()
             ]
             self._composed = reduce(lambda one, other: one.compose(other), each)
         return self._composed
@@ -270,29 +267,21 @@ def _parts(event: dp_accounting.DpEvent, count: int) -> Iterator[tuple[dp_accoun
 
 
 def _composed_pld(
-    event: dp_accounting.DpEvent, adjacency: Adjacency, count: int
+    event: dp_accounting.DpEvent, interval: float, count: int
 ) -> PrivacyLossDistribution:
     if isinstance(event, dp_accounting.GaussianDpEvent):
         # So many Gaussians are one.
-        return _pld_of(event.noise_multiplier / math.sqrt(count), 1.0, adjacency)
+        return _pld_of(event.noise_multiplier / math.sqrt(count), 1.0, interval)
     noise = event.event.noise_multiplier
-    return _pld_of(noise, event.sampling_probability, adjacency).self_compose(count)
+    return _pld_of(noise, event.sampling_probability, interval).self_compose(count)
 
 
+# Our events carry the sensitivity 2C of replace-one in their multiplier, as dp-accounting's RDP
+# expects. Its PLD would double the sensitivity itself, and count it twice: so no adjacency here.
 @lru_cache(maxsize=8)
-def _pld_of(noise_multiplier: float, rate: float, adjacency: Adjacency) -> PrivacyLossDistribution:
+def _pld_of(noise_multiplier: float, rate: float, interval: float) -> PrivacyLossDistribution:
     """Return the distribution of one release, which takes longer to make than to compose."""
-    # Our events carry the sensitivity 2C of replace-one in their multiplier, as dp-accounting's
-    # RDP expects. Its PLD doubles the sensitivity itself, and would count it twice.
-    replaced = adjacency is Adjacency.REPLACE_ONE
-    relation = (Adjacency.ADD_OR_REMOVE_ONE if replaced else adjacency).relation
-    return from_gaussian_mechanism(
-        noise_multiplier,
-        value_discretization_interval=_INTERVAL,
-        # Nearer to zero 1 - q would be rounded to 1. A larger q costs more.
-        sampling_prob=max(rate, _SMALLEST_RATE),
-        neighboring_relation=relation,
-    )
+    return sampled_gaussian(noise_multiplier, rate, interval)
 
 
 #: The accountants by their name in a config.

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Context, Decimal
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 
 import dp_accounting
 from scipy.optimize import brentq
 
-from fedpriv.privacy.accounting import ORDERS, Accountant, PldAccountant, RdpAccountant
+from fedpriv.privacy.accounting import INTERVAL, ORDERS, Accountant, PldAccountant, RdpAccountant
 from fedpriv.privacy.charging import ALL_ACCOUNTANTS, charge
 from fedpriv.privacy.sampling import Adjacency
 
@@ -20,6 +20,8 @@ _TOLERANCE = 1e-6
 _LEAST = 1e-12
 # As near as RDP need come where PLD is asked after it.
 _NEAR = 1e-2
+# PLD is asked by a grid of losses that is as coarse first, in a tenth of the time.
+_ROUGH_INTERVAL = 10 * INTERVAL
 _WHOLE_ORDERS = tuple(order for order in ORDERS if order == int(order))
 # With more noise than this nothing is learnt, and rounding decides what is proved.
 _MOST_NOISE = 2.0**30
@@ -87,7 +89,8 @@ def _calibrated(
         start = by_rdp(_NEAR, _WHOLE_ORDERS)
         event = event_at(start * _RECORDED)
         if charge({event: rounds}, adjacency, [delta], accountants).first.accountant == "pld":
-            return _tightened(lambda z: spent(PldAccountant(adjacency), z), start, epsilon)
+            by_pld = partial(PldAccountant, adjacency)
+            return _tightened(lambda z, each: spent(by_pld(each), z), start, epsilon)
     return by_rdp(_TOLERANCE)
 
 
@@ -114,22 +117,32 @@ def _smallest(
     return found
 
 
-def _tightened(spent: Callable[[float], float], by_rdp: float, epsilon: float) -> float:
-    """Return a smaller noise multiplier where a tighter accountant proves that it is enough."""
+def _tightened(by_pld: Callable[[float, float], float], by_rdp: float, epsilon: float) -> float:
+    """Return a smaller noise multiplier where PLD, of a z and an interval, proves it is enough."""
+    top = math.log(by_rdp)
 
-    def excess(log: float) -> float:
-        # ε is near a power of z, so that few steps find it.
-        return math.log(max(spent(math.exp(log)), _LEAST) / epsilon)
+    def crossing(interval: float, start: float, step: float, tolerance: float) -> float:
+        """Return the logarithm of the z that costs ε; `start` is near, and `top` is enough."""
 
-    high, low = math.log(by_rdp), math.log(by_rdp)
-    if excess(high) >= -_TOLERANCE:
-        return by_rdp
-    while excess(low) <= 0 and low > math.log(_TOLERANCE):
-        high, low = low, low - 0.15
-    if excess(low) <= 0:
-        return math.exp(low)
-    found = _up(math.exp(brentq(excess, low, high, xtol=_TOLERANCE / 10)))
-    while spent(found) > epsilon:
+        @cache
+        def excess(log: float) -> float:
+            # ε is near a power of z, so that few steps find it.
+            return math.log(max(by_pld(math.exp(log), interval), _LEAST) / epsilon)
+
+        low = high = start
+        while excess(high) > 0 and high < top:
+            low, high, step = high, min(high + step, top), 2 * step
+        while excess(low) <= 0 and low > math.log(_TOLERANCE):
+            low, high, step = low - step, low, 2 * step
+        if (excess(low) > 0) == (excess(high) > 0):
+            return high
+        return float(brentq(excess, low, high, xtol=tolerance))
+
+    rough = crossing(_ROUGH_INTERVAL, top, 0.15, _TOLERANCE * 10)
+    # What the coarse grid proves the fine one does as well, with a little less noise.
+    start = min(rough + _TOLERANCE * 10, top)
+    found = _up(math.exp(crossing(INTERVAL, start, 1e-4, _TOLERANCE / 10)))
+    while by_pld(found, INTERVAL) > epsilon:
         found = float(_DIGITS.next_plus(Decimal(repr(found))))
     return min(found, by_rdp)
 

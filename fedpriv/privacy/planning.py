@@ -26,10 +26,8 @@ from fedpriv.privacy.charging import (
     fits,
     most_that_fits,
 )
-from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.figures import epsilon_text
-from fedpriv.privacy.mechanisms.gaussian import CentralMechanism, GaussianMechanism
-from fedpriv.privacy.sampling import PROVEN, Adjacency, Sampling, build_sampling
+from fedpriv.privacy.sampling import PROVEN, Adjacency, Noise, Sampling, build_sampling
 
 #: Beyond these noise multipliers floating point overflows.
 _LEAST_NOISE, _MOST_NOISE = 1e-9, 1e9
@@ -357,8 +355,7 @@ def _sampling(question: BudgetQuestion) -> Sampling:
 
 def _event(sampling: Sampling, noise_multiplier: float) -> dp_accounting.DpEvent:
     """Return the event at z; what the clip bound is does not bear on it."""
-    gaussian = GaussianMechanism(noise_multiplier, GlobalClipping(1.0))
-    return CentralMechanism(sampling, gaussian).event()
+    return sampling.event(Noise(noise_multiplier))
 
 
 def _milestones(rounds: int) -> list[int]:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import dp_accounting
     from dp_accounting.privacy_accountant import NeighboringRelation
 
-    from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
-
 
 class Adjacency(enum.Enum):
     """Which two populations must be hard to tell apart."""
@@ -47,6 +45,22 @@ class Adjacency(enum.Enum):
         One contribution comes, goes or becomes zero: C. One is exchanged for another: 2C.
         """
         return 2 * bound if self is Adjacency.REPLACE_ONE else bound
+
+
+class Noisy(Protocol):
+    """What an event has to know of a Gaussian mechanism."""
+
+    @property
+    def noise_multiplier(self) -> float:
+        """z, the noise over the sensitivity; 0 for none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A Gaussian mechanism of which no more is known than an event has to know."""
+
+    noise_multiplier: float
 
 
 class Sampling(Protocol):
@@ -80,12 +94,12 @@ class Sampling(Protocol):
         """Return the L2 sensitivity of a sum of contributions of norm at most `bound`."""
         ...
 
-    def event(self, mechanism: GaussianMechanism) -> dp_accounting.DpEvent:
+    def event(self, mechanism: Noisy) -> dp_accounting.DpEvent:
         """Return the privacy event of one release of `mechanism` over a drawn cohort."""
         ...
 
 
-def _gaussian(sampling: Sampling, mechanism: GaussianMechanism) -> dp_accounting.DpEvent:
+def _gaussian(sampling: Sampling, mechanism: Noisy) -> dp_accounting.DpEvent:
     """Return the event of the unsampled mechanism: noise over the sensitivity of the sum."""
     import dp_accounting
 
@@ -123,7 +137,7 @@ class PoissonSampling:
         """Return the adjacency's sensitivity for contributions of norm `bound`."""
         return self.adjacency.sensitivity(bound)
 
-    def event(self, mechanism: GaussianMechanism) -> dp_accounting.DpEvent:
+    def event(self, mechanism: Noisy) -> dp_accounting.DpEvent:
         """Return the Poisson-sampled Gaussian (Mironov, Talwar, Zhang 2019)."""
         import dp_accounting
 
@@ -159,7 +173,7 @@ class FixedSizeSampling:
         """Return 2C."""
         return self.adjacency.sensitivity(bound)
 
-    def event(self, mechanism: GaussianMechanism) -> dp_accounting.DpEvent:
+    def event(self, mechanism: Noisy) -> dp_accounting.DpEvent:
         """Return the Gaussian sampled without replacement (Wang, Balle, Kasiviswanathan 2019)."""
         import dp_accounting
 
@@ -190,7 +204,7 @@ class FullParticipation:
         """Return the adjacency's sensitivity for contributions of norm `bound`."""
         return self.adjacency.sensitivity(bound)
 
-    def event(self, mechanism: GaussianMechanism) -> dp_accounting.DpEvent:
+    def event(self, mechanism: Noisy) -> dp_accounting.DpEvent:
         """Return the plain Gaussian mechanism."""
         return _gaussian(self, mechanism)
 

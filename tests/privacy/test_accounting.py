@@ -2,8 +2,11 @@ import itertools
 import math
 
 import dp_accounting
+import numpy as np
 import pytest
 from dp_accounting import pld, rdp
+from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
+from dp_accounting.pld.privacy_loss_mechanism import AdjacencyType, GaussianPrivacyLoss
 from dp_accounting.privacy_accountant import NeighboringRelation
 from opacus.accountants import PRVAccountant
 from opacus.accountants import RDPAccountant as OpacusRdp
@@ -20,6 +23,7 @@ from fedpriv.privacy import (
     RdpAccountant,
 )
 from fedpriv.privacy.accounting import ORDERS
+from fedpriv.privacy.privacy_loss import hockey_stick, sampled_gaussian
 
 ADD_REMOVE = Adjacency.ADD_OR_REMOVE_ONE
 
@@ -215,6 +219,34 @@ def test_pld_claims_nothing_that_its_transforms_may_have_lost():
         cdf = stats.norm.cdf
         exact = cdf(0.5 - epsilon) - math.exp(epsilon) * cdf(-0.5 - epsilon)
         assert accountant.delta(epsilon) >= exact
+
+
+_RATES = [1e-12, 1e-6, 0.01, 0.49, 0.99, 1.0]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [AdjacencyType.ADD, AdjacencyType.REMOVE])
+@pytest.mark.parametrize(("noise", "rate"), itertools.product([0.3, 1.0, 30.0, 1e6], _RATES))
+def test_divergences_of_whole_arrays_are_those_of_dp_accounting(noise, rate, kind):
+    loss = GaussianPrivacyLoss(noise, sampling_prob=rate, adjacency_type=kind)
+    bounds = loss.connect_dots_bounds()
+    step = max((bounds.epsilon_upper - bounds.epsilon_lower) / 99, 1e-4)
+    edge = math.log1p(-rate) if rate < 1 else 0.0  # beyond it, or minus it, nothing is told
+    around = [sign * edge + by for sign in (-1, 1) for by in (-1e-6, 1e-6)]
+    epsilons = np.array([*(bounds.epsilon_lower // step + np.arange(101)) * step, *around])
+    theirs = loss.get_delta_for_epsilon(epsilons)
+    assert hockey_stick(loss, epsilons) == pytest.approx(theirs, rel=1e-9, abs=1e-15)
+
+
+@pytest.mark.parametrize("rate", [0.1, 1.0])
+def test_the_distribution_of_a_release_is_that_of_dp_accounting(rate):
+    ours = sampled_gaussian(1.5, rate, 1e-3)
+    theirs = from_gaussian_mechanism(1.5, sampling_prob=rate, value_discretization_interval=1e-3)
+    for one, other in ((ours, theirs), (ours.self_compose(30), theirs.self_compose(30))):
+        found, expected = (
+            each.get_delta_for_epsilon([0.0, 0.5, 1.0, 3.0]) for each in (one, other)
+        )
+        assert found == pytest.approx(expected, rel=1e-9, abs=1e-14)
 
 
 @pytest.mark.parametrize("rate", [5e-324, 1e-300, 1e-17])

@@ -75,6 +75,25 @@ def test_the_tightest_accountant_decides_the_noise():
 
 
 @pytest.mark.parametrize(
+    ("sampling", "epsilon"),
+    [(PoissonSampling(1000, 100.0), 0.01), (FullParticipation(100), 3.0)],
+)
+def test_little_less_noise_than_pld_asks_for_is_not_enough(sampling, epsilon):
+    """Also where ε is as small as the steps of the grid that is asked first."""
+
+    def spent(z: float) -> float:
+        theirs = pld.PLDAccountant()
+        theirs.compose(sampling.event(GaussianMechanism(z, GlobalClipping(1.0))), 10)
+        return float(theirs.get_epsilon(1e-5))
+
+    def event_at(z: float) -> dp_accounting.DpEvent:
+        return sampling.event(GaussianMechanism(z, GlobalClipping(1.0)))
+
+    found = noise_multiplier_for(epsilon, 1e-5, 10, sampling.adjacency, event_at)
+    assert spent(found) <= epsilon < spent(found * (1 - 5e-6))
+
+
+@pytest.mark.parametrize(
     ("population", "cohort", "rounds", "delta", "noise"),
     [(539, 200.0, 120, 1e-3, 2.0706), (2048, 256.0, 60, 1e-6, 0.9979)],
 )
