@@ -54,12 +54,23 @@ def test_torchs_optimizers_step_as_they_do_and_do_not_import_the_compiler():
         ("fedpriv.preparation", ["flwr", "ray", "pytorch_optimizer", "dp_accounting"]),
         ("fedpriv.cli", ["torch", "numpy", "pydantic", "flwr"]),
         ("fedpriv", ["torch", "numpy", "pydantic", "flwr"]),
-        ("fedpriv.privacy.planning, fedpriv.reporting.budget", ["numba", "matplotlib", "flwr"]),
+        (
+            "fedpriv.privacy.planning, fedpriv.reporting.budget",
+            ["torch", "numba", "matplotlib", "flwr"],
+        ),
     ],
 )
 def test_nothing_is_imported_that_is_not_needed_yet(module, absent):
     run(
         f"import {module}, sys; found = set({absent}) & sys.modules.keys(); assert not found, found"
+    )
+
+
+def test_a_plan_of_the_budget_is_made_without_torch():
+    plan = ["plan", "--population", "1000", "--cohort", "50", "--delta", "1e-5", "--rounds", "10"]
+    run(
+        f"from fedpriv.cli import app; import sys; app({['budget', *plan, '--epsilon', '4']}, "
+        "standalone_mode=False); assert 'torch' not in sys.modules"
     )
 
 
