@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fedpriv.config import ExperimentConfig
-from fedpriv.federation.parts import build_trainer
+from fedpriv.federation.parts import build_trainer, population_of
 from fedpriv.models.parameters import Layout
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.stack_size import Room, fitting_stack, measured_stack
@@ -31,9 +31,12 @@ def ready_trainer(
         seeded: False leaves the seed model unread, where a checkpoint will take its place.
 
     Raises:
-        InputError: data, model or settings of the machine are impossible.
+        InputError: data, model, settings of the machine, or a δ or cohort for so many users are
+            impossible.
     """
     trainer = build_trainer(config)
+    # The plan asks it too, when Ray may be starting already.
+    config.check_population(population_of(config, trainer.dataset))
     if config.runtime.stack == "measure" or (
         config.runtime.stack is None and trainer.device.type == "cuda"
     ):
@@ -55,7 +58,7 @@ def plan_for(config: ExperimentConfig, trainer: CohortTrainer) -> Plan:
         InputError: the privacy settings are impossible.
     """
     # Imported here: it takes a second.
-    from fedpriv.federation.plan import build_plan, population_of
+    from fedpriv.federation.plan import build_plan
 
     population, layout = population_of(config, trainer.dataset), Layout.of(trainer.model)
     data = "" if config.runtime.deployment else trainer.dataset.digest()

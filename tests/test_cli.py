@@ -21,7 +21,7 @@ from typer.main import get_command
 
 from fedpriv import __main__, cli, experiment
 from fedpriv.config import ExperimentConfig
-from fedpriv.errors import ClientFault, InputError
+from fedpriv.errors import ClientFault, InputError, Interrupted, WorkerLost
 from fedpriv.federation import ray_cluster
 from fedpriv.privacy import Ledger
 
@@ -127,13 +127,22 @@ def test_wrong_values_are_one_line_and_nothing_is_written(case, fedpriv, config,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("override", ["data.name=digit", "model.heads=3"])
-def test_data_and_model_are_checked_before_ray_starts(override, fedpriv, config, events):
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.name=digit",
+        "model.heads=3",
+        "privacy.delta=0.5",
+        "privacy.sampling.expected_cohort=61",
+        "privacy.noise_by=nobody",
+    ],
+)
+def test_data_model_and_privacy_are_checked_before_ray_starts(override, fedpriv, config, events):
     fedpriv("run", config, "--set", override)
     assert events == ["error"]
 
 
-@pytest.mark.parametrize("override", ["server.optimizer=lamp", "privacy.delta=0.5"])
+@pytest.mark.parametrize("override", ["server.optimizer=lamp"])
 def test_what_is_found_later_is_told_before_ray_is_waited_for(override, fedpriv, config, events):
     fedpriv("run", config, "--set", override)
     assert events == ["Ray starts", "error", "Ray ends"]
@@ -144,6 +153,43 @@ def images(config: Path, folder: Path) -> list[str]:
     document["data"] = {"name": "idx_images", "users": 4, "path": str(folder)}
     config.write_text(yaml.safe_dump(document))
     return ["run", str(config)]
+
+
+def test_what_others_print_in_a_run_is_not_on_standard_output(fedpriv, config, monkeypatch):
+    def prints(*_):
+        print("(raylet) A worker died")
+        raise Interrupted("stopped")
+
+    monkeypatch.setattr(experiment, "train", prints)
+    code, out, err = fedpriv("run", config)
+    assert (code, out) == (130, "")
+    assert "(raylet) A worker died" in err
+
+
+def test_a_run_whose_workers_are_lost_says_how_to_go_on(fedpriv, config, monkeypatch):
+    def loses(*_):
+        raise WorkerLost("Ray itself has died")
+
+    monkeypatch.setattr(experiment, "train", loses)
+    code, out, err = fedpriv("run", config)
+    assert (code, out) == (1, "")
+    assert f"Ray itself has died; continue with: fedpriv resume {config.parent / 'run'}" in err
+
+
+def test_ctrl_c_does_not_wait_for_ray_to_start(fedpriv, config, events, monkeypatch):
+    def ended(code: int) -> None:
+        events.append("the process ends")
+        raise SystemExit(code)
+
+    def hangs(runtime):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "_exit", ended)
+    monkeypatch.setattr(ray_cluster, "ensure_started", hangs)
+    code, out, err = fedpriv("run", config)
+    assert (code, out, err.strip()) == (130, "", "abandoned")
+    assert events[:2] == ["Ray starts", "the process ends"]
+    assert not (config.parent / "run").exists()
 
 
 def test_a_missing_folder_names_the_files_and_where_they_come_from(fedpriv, config, tmp_path):

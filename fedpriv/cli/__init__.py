@@ -10,13 +10,13 @@ import typer
 
 from fedpriv import __version__
 from fedpriv.cli.budget import budget_app
-from fedpriv.cli.common import complain, errors, no_room, tell
+from fedpriv.cli.common import abandon, complain, no_room, tell
 from fedpriv.cli.configs import config_app
 from fedpriv.cli.ledger import ledger_app
 from fedpriv.cli.runs import runs_app
 from fedpriv.disk import has_no_room
-from fedpriv.errors import FedprivError, Interrupted
-from fedpriv.reporting.terminal import let_print_anything, print_lines
+from fedpriv.errors import FedprivError
+from fedpriv.reporting.terminal import let_print_anything
 
 app = typer.Typer(
     help="Differentially private federated learning, simulated.",
@@ -79,5 +79,4 @@ def main() -> None:
         complain(no_room(error))
         sys.exit(FedprivError.exit_code)
     except KeyboardInterrupt:
-        print_lines(errors, "abandoned")
-        sys.exit(Interrupted.exit_code)
+        abandon()

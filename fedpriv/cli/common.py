@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -67,3 +68,9 @@ def no_room(error: Exception) -> str:
     reason = error.strerror if isinstance(error, OSError) else "a worker could not write"
     where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
     return f"a disk is full ({where}{reason}); nothing that is finished is lost: make room"
+
+
+def abandon() -> None:
+    """End at once: a Ray that starts would be waited for, and its processes end with this one."""
+    print_lines(errors, "abandoned")
+    os._exit(Interrupted.exit_code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
@@ -15,6 +15,7 @@ from fedpriv.cli.common import (
     ConfigPath,
     LedgerFormat,
     Overrides,
+    abandon,
     check_format,
     errors,
     file_or_folder,
@@ -30,6 +31,7 @@ from fedpriv.errors import (
     FedprivError,
     InputError,
     Interrupted,
+    WorkerLost,
 )
 from fedpriv.reporting.terminal import console, in_a_shell, print_lines
 
@@ -239,6 +241,8 @@ def _ray_starting(runtime: RuntimeConfig) -> Iterator[Callable[[], None]]:
         except FedprivError as error:
             tell(error)
             sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            abandon()
 
 
 def _train(directory: RunDirectory, prepared: Experiment) -> None:
@@ -249,7 +253,8 @@ def _train(directory: RunDirectory, prepared: Experiment) -> None:
     how_to_go_on = f"continue with: fedpriv resume {in_a_shell(directory.path)}"
     with _if_no_room(how_to_go_on):
         try:
-            with ProgressLines(errors) as progress:
+            # Ray prints what dies, and whoever's code it is may print, where documents go.
+            with ProgressLines(errors) as progress, redirect_stdout(sys.stderr):
                 experiment.train(prepared, directory, progress)
         except (BudgetError, Interrupted) as stopped:
             if directory.read_metrics():
@@ -258,6 +263,8 @@ def _train(directory: RunDirectory, prepared: Experiment) -> None:
             if isinstance(stopped, Interrupted):
                 raise Interrupted(f"{stopped}; {how_to_go_on}") from None
             raise
+        except WorkerLost as lost:
+            raise WorkerLost(f"{lost}; {how_to_go_on}") from None
         _conclude([directory.path])
         _show_profile(prepared, directory)
 

@@ -98,6 +98,17 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     )
 
 
+def population_of(config: ExperimentConfig, dataset: FederatedDataset) -> int:
+    """Return N: what `data.users` says, else how many users the data set has.
+
+    In a deployment each node has its own users, and only `data.users` can say how many in all.
+    Places beyond the users that are there are empty: whoever is drawn for one contributes zero.
+    """
+    if config.runtime.deployment and config.data.users is None:
+        raise InputError("data.users is needed with runtime.deployment: the total of all nodes")
+    return config.data.users or dataset.population
+
+
 def _built_model(
     config: ExperimentConfig, dataset: FederatedDataset, device: torch.device
 ) -> nn.Module:

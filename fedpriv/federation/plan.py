@@ -10,7 +10,6 @@ from typing import cast
 
 from fedpriv.algorithms.base import Algorithm
 from fedpriv.config import ExperimentConfig
-from fedpriv.data.federated import FederatedDataset
 from fedpriv.errors import InputError
 from fedpriv.federation.parts import (
     build_adaptive,
@@ -262,14 +261,3 @@ def _noise_multiplier(
         )
     except ValueError as error:
         raise InputError(f"privacy.target_epsilon: {error}") from None
-
-
-def population_of(config: ExperimentConfig, dataset: FederatedDataset) -> int:
-    """Return N: what `data.users` says, else how many users the data set has.
-
-    In a deployment each node has its own users, and only `data.users` can say how many in all.
-    Places beyond the users that are there are empty: whoever is drawn for one contributes zero.
-    """
-    if config.runtime.deployment and config.data.users is None:
-        raise InputError("data.users is needed with runtime.deployment: the total of all nodes")
-    return config.data.users or dataset.population

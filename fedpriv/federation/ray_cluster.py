@@ -23,6 +23,8 @@ from fedpriv.runtime import RuntimeConfig
 _IMPORTED_BY_WORKERS = ("fedpriv.federation.grids.ray",)
 # Set by this package: without it Ray hides all GPUs from whoever takes no share of one.
 _SHOWN_GPUS = "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"
+# For so many seconds a worker may import; by default for 60, which a busy machine takes at times.
+_PATIENCE = "RAY_worker_register_timeout_seconds"
 _TOO_MANY_FILES = {errno.EMFILE, errno.ENFILE}
 # One thread, as there is one cluster a process. It lives as long as the process does: the kernel
 # ends Ray's processes with the thread that started them.
@@ -129,6 +131,9 @@ def _environment_of_workers(runtime: RuntimeConfig) -> Iterator[None]:
     own, or has set jemalloc up, is left alone.
     """
     wanted = {"PYTHONPATH": _module_paths()}
+    # Whoever starts a cluster waits for its first workers; those that are given up never come.
+    if _PATIENCE not in os.environ:
+        wanted[_PATIENCE] = "600"
     if runtime.threads_per_worker == 1:
         wanted["RAY_preload_python_modules"] = ",".join(_IMPORTED_BY_WORKERS)
     malloc = {

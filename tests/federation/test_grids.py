@@ -177,6 +177,13 @@ def test_a_node_that_dies_again_and_again_ends_the_run(ray_grid, monkeypatch, an
         assert (place.deaths, place.answers) == (1, 0)
 
 
+def test_where_ray_itself_has_died_no_node_is_waited_for(ray_grid, monkeypatch):
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": False}])
+    ids = ray_grid.push_messages([sent(1000, "die")])
+    with pytest.raises(WorkerLost, match="Ray itself has died"):
+        first_of(ray_grid, ids)
+
+
 def test_a_node_that_cannot_start_is_no_dropout(up):
     def absent(partition, partitions):
         raise ModuleNotFoundError("No module named 'mine'")

@@ -143,3 +143,13 @@ def test_processes_that_no_worker_will_take_over_import_nothing(runtime):
         assert "grids.ray" in os.environ[PRELOADED]
     with _environment_of_workers(runtime.model_copy(update={"threads_per_worker": 2})):
         assert PRELOADED not in os.environ
+
+
+def test_workers_have_time_to_import_on_a_busy_machine(runtime, monkeypatch):
+    name = "RAY_worker_register_timeout_seconds"
+    monkeypatch.delenv(name, raising=False)
+    with _environment_of_workers(runtime):
+        assert int(os.environ[name]) > 60  # Ray's own, after which its start never ends
+    monkeypatch.setenv(name, "30")
+    with _environment_of_workers(runtime):
+        assert os.environ[name] == "30"

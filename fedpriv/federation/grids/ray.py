@@ -163,7 +163,7 @@ class RayGrid(OwnGrid):
 
         Raises:
             ClientFault: a node's code raised; the exception, with its traceback, is the cause.
-            WorkerLost: a node died again and again.
+            WorkerLost: a node died again and again, or Ray itself has.
         """
         wanted = set(message_ids)
         waiting = {
@@ -216,6 +216,9 @@ class RayGrid(OwnGrid):
         """Put another actor in the place of one that is dead, or might as well be."""
         if isinstance(error, RayActorError) and error.actor_init_failed:
             raise ClientFault(f"node {place.partition} does not start: {_last_line(error)}")
+        # A cluster that was joined may get other machines; one of our own gets no other.
+        if not self._machines and not any(machine["Alive"] for machine in ray.nodes()):
+            raise WorkerLost("Ray itself has died, and its nodes with it; is memory short?")
         healthy = place.answers > _ANSWERS_OF_A_HEALTHY_NODE
         place.deaths, place.answers = (1 if healthy else place.deaths + 1), 0
         if place.deaths > _MOST_DEATHS:
