@@ -136,8 +136,9 @@ def test_a_resumed_run_goes_on_with_the_bounds_as_they_had_adapted(tmp_path, kin
         clipping = {"kind": "adaptive", "bound": 1e-3, "adapt_lr": 1.0, "count_noise": 5.0}
         silos = {
             **SILOS,
-            "data__examples_per_user": 100,
-            "privacy__example": {"sampling_rate": 0.5, "silo_size": 100},
+            "data__users": 3,
+            "data__examples_per_user": 30,
+            "privacy__example": {"sampling_rate": 0.5, "silo_size": 30},
             "privacy__sampling": {"kind": "all"},
         }
         changes = {**silos, "rounds": 4, "privacy__clipping": clipping}

@@ -2,7 +2,7 @@
 
 Round 1 is on the disk by then.
 
-Usage: killed_run.py KIND FOLDER STEP [FOLDER STEP ...], where KIND is users, memories or silos.
+Usage: killed_run.py KIND FOLDER STEP [KIND FOLDER STEP ...]; KIND is users, memories or silos.
 Exit code 1 where a run came to another end.
 """
 
@@ -90,10 +90,10 @@ def killed(kind: str, folder: Path, step: str) -> bool:
 
 
 if __name__ == "__main__":
-    kind, *runs = sys.argv[1:]
+    runs = sys.argv[1:]
     survived = [
         step
-        for folder, step in zip(runs[::2], runs[1::2], strict=True)
+        for kind, folder, step in zip(runs[::3], runs[1::3], runs[2::3], strict=True)
         if not killed(kind, Path(folder), step)
     ]
     sys.exit(f"not killed: {survived}" if survived else 0)

@@ -51,34 +51,25 @@ CHARGED_BEFORE_THE_KILL = STEPS.index("step the model")
 IN_ROUND_3 = ("draw the cohort",)
 
 
-def kill_at_each(base: Path, steps: list[str], kind: str) -> dict[str, Path]:
-    """One killed run for each step."""
-    folders = {step: base / step.replace(" ", "-").replace("'", "") for step in steps}
-    runs = [str(part) for step, folder in folders.items() for part in (folder, step)]
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> dict[tuple[str, str], Path]:
+    """One killed run for each kind and step, all out of one process, whose imports take longest."""
+    base = tmp_path_factory.mktemp("killed")
+    folders = {
+        (kind, step): base / f"{kind}-{step}".replace(" ", "-").replace("'", "")
+        for kind, steps in (("users", STEPS), ("memories", WITH_MEMORIES), ("silos", IN_SILOS))
+        for step in steps
+    }
+    runs = [part for (kind, step), folder in folders.items() for part in (kind, str(folder), step)]
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, str(HERE / "killed_run.py"), kind, *runs],
+        [sys.executable, str(HERE / "killed_run.py"), *runs],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": path},
     )
     assert done.returncode == 0, done.stderr
     return folders
-
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory) -> dict[str, Path]:
-    return kill_at_each(tmp_path_factory.mktemp("killed"), STEPS, "users")
-
-
-@pytest.fixture(scope="module")
-def killed_with_memories(tmp_path_factory) -> dict[str, Path]:
-    return kill_at_each(tmp_path_factory.mktemp("memories"), WITH_MEMORIES, "memories")
-
-
-@pytest.fixture(scope="module")
-def killed_silos(tmp_path_factory) -> dict[str, Path]:
-    return kill_at_each(tmp_path_factory.mktemp("silos"), IN_SILOS, "silos")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +85,7 @@ def whole_with_memories(tmp_path_factory):
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_killed_run_resumes_to_the_same_end(step, killed, whole):
-    folder = killed[step]
+    folder = killed["users", step]
     before = len(_whole_releases(folder))
     # Round 1 is finished; round 2's release may have been used from the step of the model on.
     used = STEPS.index(step) >= CHARGED_BEFORE_THE_KILL or step in IN_ROUND_3
@@ -110,9 +101,9 @@ def test_a_killed_run_resumes_to_the_same_end(step, killed, whole):
 
 
 @pytest.mark.parametrize("step", WITH_MEMORIES)
-def test_no_memory_is_torn_by_a_kill(step, killed_with_memories, whole_with_memories):
+def test_no_memory_is_torn_by_a_kill(step, killed, whole_with_memories):
     """Parameters, releases and every user's memory come out to the same bits."""
-    directory, resumed = resume_small(killed_with_memories[step])
+    directory, resumed = resume_small(killed["memories", step])
     whole_directory, uninterrupted = whole_with_memories
     assert resumed.server.parameters().equal(uninterrupted.server.parameters())
     releases = [(r.round, r.digest) for r in Ledger.open(directory.ledger)]
@@ -128,8 +119,8 @@ def whole_silos(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", IN_SILOS)
-def test_silos_of_a_killed_round_send_the_same_again_and_pay_once(step, killed_silos, whole_silos):
-    folder = killed_silos[step]
+def test_silos_of_a_killed_round_send_the_same_again_and_pay_once(step, killed, whole_silos):
+    folder = killed["silos", step]
     charged = len(_whole_releases(folder))
     assert charged == (1 if step in ("add the noise of a step", "charge the ledger") else 2)
     directory, resumed = resume_small(folder)
