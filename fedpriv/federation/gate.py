@@ -98,9 +98,7 @@ def _require_norms(total: torch.Tensor, largest: tuple[float, ...]) -> None:
         if not math.isfinite(norm):
             raise Refused("its sum is not finite")
         if norm > most * (1 + _ROUNDING):
-            raise Refused(
-                f"the norm of its sum is {norm:.4g}, and {most:.4g} the most there can be"
-            )
+            raise Refused(f"the norm of its sum is {norm:.4g}, and at most {most:.4g} is possible")
 
 
 def hosting_in(reply: Message, asked: Container[int]) -> NodeUsers:
