@@ -36,6 +36,7 @@ from fedpriv.training.stacked_layers import (
     StackedLayer,
     StackedLinear,
     of_users,
+    rows_apart,
 )
 from fedpriv.transfer import moved_to
 
@@ -47,13 +48,15 @@ _CACHED_NUMBERS, _NUMBERS_ON_A_GPU = 2**19, 2**28
 def can_stack(model: nn.Module) -> bool:
     """Say whether every parameter of `model` is trainable and lies in a layer that is known here.
 
-    A layer that is used in two places counts as unknown.
+    A layer that is used in two places counts as unknown, and all that lies around the layers has
+    to be known too: see `rows_apart`.
     """
     owners = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
     shared = len(list(model.named_parameters(remove_duplicate=False))) > len(
         list(model.parameters())
     )
     known = all(type(owner) in SIBLINGS and SIBLINGS[type(owner)].takes(owner) for owner in owners)
+    known = known and all(rows_apart(module) for module in model.modules())
     return known and not shared and all(p.requires_grad for p in model.parameters())
 
 

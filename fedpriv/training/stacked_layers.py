@@ -347,6 +347,49 @@ SIBLINGS: dict[type[nn.Module], Any] = {
     LearnedPositions: StackedPositions,
 }
 
+#: What has no parameters of its own and treats each row by itself, without drawing anything.
+ROW_BY_ROW: tuple[type[nn.Module], ...] = (
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.Identity,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Softplus,
+    nn.Hardswish,
+    nn.Hardtanh,
+    nn.Sigmoid,
+    nn.Tanh,
+    nn.AvgPool1d,
+    nn.AvgPool2d,
+    nn.MaxPool1d,
+    nn.MaxPool2d,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+)
+
+
+def rows_apart(module: nn.Module) -> bool:
+    """Say whether a module is known to treat each row by itself, and to draw nothing by itself.
+
+    One that looks at other rows, such as a mean over a batch, would let one user's data into
+    another's update; one that draws from a global generator would let users decide about one
+    another's draws; and one that passes a layer twice has gradients that the siblings do not take.
+    None of that can be seen from outside, so a class of somebody's own says that it is none of
+    them: `stackable = True`, which those derived from it do not inherit.
+    """
+    kind = type(module)
+    if kind is nn.Flatten:
+        return bool(module.start_dim > 0)
+    own = kind.__module__.startswith("fedpriv.") or kind in ROW_BY_ROW or kind in SIBLINGS
+    return own or vars(kind).get("stackable") is True
+
+
 #: Layers without parameters, which many users' rows pass through as one user's do.
 COMPILED: dict[type[nn.Module], Any] = {
     nn.GELU: CompiledGELU,

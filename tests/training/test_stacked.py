@@ -487,7 +487,59 @@ class Frozen(nn.Sequential):
         self[1].bias.requires_grad_(False)
 
 
-UNKNOWN = [Shared, Tied, Convolutional, OwnParameter, LinearOfAnotherKind, Frozen]
+class Centred(nn.Module):
+    """Has no parameters, and lets each row of a batch into all others."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0)
+
+
+def between(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), *layers, nn.Linear(8, 3))
+
+
+class LooksAtOthers(nn.Sequential):
+    stackable = True
+
+    def __init__(self) -> None:
+        super().__init__(between(Centred()))
+
+
+class NormalisesTheBatch(nn.Sequential):
+    stackable = True
+
+    def __init__(self) -> None:
+        super().__init__(between(nn.BatchNorm1d(8, affine=False, track_running_stats=False)))
+
+
+class DrawsGlobally(nn.Sequential):
+    stackable = True
+
+    def __init__(self) -> None:
+        super().__init__(between(nn.Dropout(0.5)))
+
+
+class PassesTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.inner(self.inner(x.flatten(1))))
+
+
+UNKNOWN = [
+    Shared,
+    Tied,
+    Convolutional,
+    OwnParameter,
+    LinearOfAnotherKind,
+    Frozen,
+    LooksAtOthers,
+    NormalisesTheBatch,
+    DrawsGlobally,
+    PassesTwice,
+]
 
 
 @pytest.mark.parametrize("kind", sorted(MODELS))
@@ -508,6 +560,29 @@ def test_what_cannot_be_stacked_is_trained_one_user_after_another(build):
     sequential = dataclasses.replace(trainer, engine="sequential")
     assert summed.total.equal(train_cohort(sequential, start, [0, 1, 2], 1).total)
     assert summed.total.norm() > 0.01
+
+
+@pytest.mark.parametrize("build", [LooksAtOthers, NormalisesTheBatch, DrawsGlobally])
+def test_what_a_user_sends_is_the_same_whoever_else_is_in_the_cohort(build):
+    torch.manual_seed(0)
+    trainer = trainer_of("vit pre layernorm mean", Images((4, 2, 5)), LocalTraining(lr=0.1))
+    trainer = dataclasses.replace(trainer, model=build())
+    start = flat(trainer.model).clone()
+    both = train_cohort(trainer, start, [0, 1], 1).total
+    alone = [train_cohort(trainer, start, [user], 1).total for user in (0, 1)]
+    torch.testing.assert_close(both, sum(alone), rtol=0, atol=1e-6)
+
+
+def test_a_class_of_ones_own_may_say_that_it_can_be_stacked_for_itself_alone():
+    class Mine(nn.Sequential):
+        stackable = True
+
+    class Derived(Mine):
+        pass
+
+    assert can_stack(Mine(nn.Flatten(), nn.Linear(16, 3)))
+    assert not can_stack(Derived(nn.Flatten(), nn.Linear(16, 3)))
+    assert not can_stack(Mine(nn.Flatten(0, 1), nn.Linear(16, 3)))
 
 
 def test_layers_without_bias_without_scale_and_over_several_dimensions_are_stacked():
