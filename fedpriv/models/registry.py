@@ -3,10 +3,10 @@
 A new model is a file with its options and a builder, and one line in `MODELS`.
 """
 
-import torch
 from torch import nn
 
 from fedpriv.components import Kind
+from fedpriv.draws import drawing_from
 from fedpriv.errors import InputError
 from fedpriv.models.fitness import require_separate_users
 from fedpriv.models.initialise import initialise
@@ -32,21 +32,21 @@ def build_model(
 ) -> nn.Module:
     """Build the model that `options` are of, for one example's shape and a number of classes.
 
-    Equal arguments give equal parameters, bit for bit, and the global random state of the CPU is
-    left as it was: a builder draws from torch's generator, seeded with `seed`. Our own models are
+    Equal arguments give equal parameters, bit for bit, and global random states are left as they
+    were: a builder draws from generators that start at `seed`. Our own models are
     built under `with torch.device("meta")` without taking memory.
 
     Raises:
         InputError: the model cannot be built so, or its users would share more than its parameters.
 
+    >>> import torch
     >>> from fedpriv.models.vit import ViTOptions
     >>> model = build_model(ViTOptions(dim=16, depth=2), (1, 8, 8), classes=10, seed=17)
     >>> model(torch.zeros(3, 1, 8, 8)).shape
     torch.Size([3, 10])
     """
     component = MODELS.of(options)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with drawing_from(seed):
         model = component.build(options, input_shape=input_shape, classes=classes)
     if not isinstance(model, nn.Module):
         raise InputError(

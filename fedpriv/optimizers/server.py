@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedpriv.components import Named, Slot
+from fedpriv.draws import drawing_from
 from fedpriv.errors import InputError
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.optimizers.kinds import OPTIMIZERS
@@ -102,7 +102,7 @@ class Server:
             # Some optimizers overwrite their gradients, so each gets memory of its own.
             parameter.grad = blocks[name].to(parameter, copy=True)
         scale_learning_rates(self._optimizer, factor(self._schedule, round_, self._rounds))
-        with _seeded(self._parameters[0].device, seed):
+        with drawing_from(seed, self._parameters[0].device):
             self._optimizer.step()
         self._optimizer.zero_grad()
 
@@ -148,18 +148,3 @@ class Server:
         """
         device = "cpu" if saved_on == "cpu" else str(self._parameters[0].device)
         return torch.serialization.default_restore_location(storage, device)
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Let the body draw from generators that start at `seed`; others go on as they were after it.
-
-    Where there is no GPU none is asked for: `torch.manual_seed` alone takes a millisecond.
-    """
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        if on_gpu:
-            torch.manual_seed(seed)
-        else:
-            torch.default_generator.manual_seed(seed)
-        yield

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fedpriv.algorithms.base import Algorithm, Trained
 from fedpriv.algorithms.fedavg import FedAvg
 from fedpriv.data.federated import Batch, FederatedDataset
+from fedpriv.draws import drawing_from
 from fedpriv.errors import DamagedFile, EnvironmentFault
 from fedpriv.models.parameters import Layout
 from fedpriv.models.stochastic import PerUserDraw, Stochastic
@@ -285,12 +286,12 @@ def _train_alone(
     for layer in trainer.model.modules():
         if isinstance(layer, Stochastic):
             layer.draw = PerUserDraw([one.dropout()])
-    # Layers of other kinds draw from the global generator.
-    torch.manual_seed(one.dropout().initial_seed())
+    own = one.dropout().initial_seed()
     steps = (one.step(number, trainer.task, round_) for number in range(len(one.steps)))
     steps = (batch.to(trainer.device) for batch in steps)
     try:
-        with watch.measure("forward and backward"):
+        # Layers of other kinds draw from global generators.
+        with watch.measure("forward and backward"), drawing_from(own, trainer.device):
             pull = seen.pull([one])
             pulls = () if pull is None else tuple(layout.split(pull[0]).values())
             result = train_user(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch
 from fedpriv.models.parameters import Layout, load_parameters
+from fedpriv.draws import drawing_from
 from fedpriv.privacy.clipping import ClippedUsers, clip_and_add
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.outer_products import OuterProducts
@@ -205,8 +206,9 @@ def train_silos(
                 silo = _silo(trainer, number, own, (round_, attempt), secret)
                 level.check_delta(delta, silo.size)
             # Dropout draws from the global generator.
-            torch.manual_seed(secret.torch_seed(Purpose.EXAMPLE_DROPOUT, round_, attempt, *own))
-            with watch.measure("forward and backward"):
+            seed = secret.torch_seed(Purpose.EXAMPLE_DROPOUT, round_, attempt, *own)
+            draws = drawing_from(seed, trainer.device)
+            with watch.measure("forward and backward"), draws:
                 trained = train_silo(model, start, silo, level, trainer.recipe, trainer.task)
             summed.add(trained, silo)
     return summed.result(watch)

@@ -165,7 +165,8 @@ def correct(
 ) -> None:
     """Make the loss's gradients those that a step follows, in place: see `corrected`."""
     for parameter, origin, more in zip_longest(parameters, start, pull):
-        assert parameter.grad is not None
+        if parameter.grad is None:  # as of a mask that this step has none of
+            parameter.grad = torch.zeros_like(parameter)
         corrected(parameter.grad, parameter.detach(), origin, recipe.proximal_mu, more)
 
 

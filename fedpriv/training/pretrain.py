@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.data.utterances import Utterances
+from fedpriv.draws import drawing_from
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.randomness import Purpose, Randomness
@@ -170,18 +171,21 @@ def _train_step(training: Pretraining, indices: Tensor, step: int) -> float:
     if batch is None:
         return math.nan
     randomness = Randomness.simulation(training.seed)
-    torch.manual_seed(randomness.torch_seed(Purpose.PRETRAINING, step, 1))
+    own = randomness.torch_seed(Purpose.PRETRAINING, step, 1)
     augmentation = randomness.torch(Purpose.PRETRAINING, step, 2)
     training.model.train()
     batch = training.task.augment(batch, step, augmentation).to(training.device)
-    loss = training.task.losses(training.model, batch).mean()
+    with drawing_from(own, training.device):
+        loss = training.task.losses(training.model, batch).mean()
     if not math.isfinite(value := float(loss.detach())):
         raise InputError(
             f"seed_model.pretrain.lr: the loss of step {step} is {value}; write a smaller rate"
         )
     parameters = [p for p in training.model.parameters() if p.requires_grad]
     layout = training.server.layout
-    gradients = zip(layout.names, torch.autograd.grad(loss, parameters), strict=True)
+    # Zeros where a loss does not depend on a parameter, as on a mask that this step has none of.
+    taken = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    gradients = zip(layout.names, taken, strict=True)
     gradient = layout.join(dict(gradients))
     if training.max_grad_norm is not None:
         gradient *= min(1.0, training.max_grad_norm / (float(gradient.norm()) + 1e-6))

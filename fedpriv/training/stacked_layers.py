@@ -385,7 +385,7 @@ def rows_apart(module: nn.Module) -> bool:
     """
     kind = type(module)
     if kind is nn.Flatten:
-        return bool(module.start_dim > 0)
+        return cast(nn.Flatten, module).start_dim > 0
     own = kind.__module__.startswith("fedpriv.") or kind in ROW_BY_ROW or kind in SIBLINGS
     return own or vars(kind).get("stackable") is True
 
