@@ -148,7 +148,7 @@ class Component:
             if self.origin is None:
                 raise
             where = f"{self.kind.key}.{self.kind.name_key}"
-            raise InputError(f"{where}: {self.name} fails: {_told(error)}") from error
+            raise InputError(f"{where}: {self.name} fails: {failure_of(error)}") from error
 
 
 #: All kinds, by the key at which a config has them.
@@ -522,7 +522,7 @@ def _imported(name: str, code: Path | None) -> Callable[..., Any]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{where} cannot be imported: {_told(error)}") from error
+        raise InputError(f"{where} cannot be imported: {failure_of(error)}") from error
     try:
         made = _attribute(module, path)
     except AttributeError:
@@ -585,7 +585,7 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (*_PLAIN, Path))
 
 
-def _told(error: Exception) -> str:
+def failure_of(error: Exception) -> str:
     """Return what an exception says, and the line of whose code it is from."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

@@ -22,35 +22,22 @@ _LIMITS = (
 def require_separate_users(model: nn.Module, name: str) -> None:
     """Refuse a model that would carry one user's data into the next user's contribution.
 
-    A constant, such as a window function, is no part of a model's state: it is not persistent.
+    Constants, such as a window function or a table of positions, pass. What else changes in
+    training is noticed there: see `unchanged_buffers`.
 
     Raises:
-        InputError: it keeps something beside its parameters, or layers share a parameter.
+        InputError: a layer keeps running statistics, or nothing of it is trained.
     """
-    owners: dict[int, str] = {}
-    parameters = set()
-    for path, parameter in model.named_parameters(remove_duplicate=False):
-        parameters.add(path)
-        first = owners.setdefault(id(parameter), path)
-        if first != path:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"model.name: {name} has no parameter that is trained")
+    for layer, module in model.named_modules():
+        if getattr(module, "running_mean", None) is not None:
+            kind = type(module).__name__
             raise InputError(
-                f"model.name: {name} ties {first} and {path}, one tensor in two layers, which "
-                "users who are trained together cannot share; give each layer its own"
+                f"model.name: {name} has the layer {layer or 'itself'} ({kind}), whose "
+                "running_mean would carry one user's data to the next; write GroupNorm or "
+                "LayerNorm in its place"
             )
-    kept = [path for path in model.state_dict() if path not in parameters]
-    if not kept:
-        return
-    layer = kept[0].rpartition(".")[0]
-    kind = type(model.get_submodule(layer)).__name__
-    cure = (
-        "write GroupNorm or LayerNorm in its place"
-        if kind.endswith(("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "BatchNorm"))
-        else "keep nothing, or a constant with persistent=False"
-    )
-    raise InputError(
-        f"model.name: {name} has the layer {layer or 'itself'} ({kind}), whose "
-        f"{kept[0].rpartition('.')[2]} would carry one user's data to the next; {cure}"
-    )
 
 
 def require_memory(parameters: int, processes: int, device: torch.device) -> None:

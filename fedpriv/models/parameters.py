@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from fedpriv.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,24 @@ class Layout:
 def parameters_of(model: nn.Module) -> dict[str, Tensor]:
     """Return the trainable parameters of `model` by name, detached but sharing memory."""
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
+    """Let the body train or try `model`, whose buffers must be as they were when it has ended.
+
+    Raises:
+        InputError: one has changed, and would carry one user's data into the next user's update.
+    """
+    before = [(name, buffer, buffer._version) for name, buffer in model.named_buffers()]
+    yield
+    after = dict(model.named_buffers())
+    for name, buffer, version in before:
+        if after.get(name) is not buffer or buffer._version != version:
+            raise InputError(
+                f"model: its buffer {name} changes in training, which would carry one user's data "
+                "to the next; it must keep nothing beside its parameters"
+            )
 
 
 def load_parameters(model: nn.Module, blocks: Mapping[str, Tensor]) -> None:

@@ -63,6 +63,13 @@ class Task(Protocol[B]):
     def augment(self, batch: B, round_: int, generator: torch.Generator) -> B:
         """Return the batch as it is trained on in a round."""
 
+    def require_model(self, model: nn.Module, examples: B, classes: int) -> None:
+        """Check, on a few prepared examples, that a model gives what `losses` needs.
+
+        Raises:
+            InputError: it does not; a sentence whose subject is the model.
+        """
+
     def losses(self, model: nn.Module, batch: B) -> Tensor:
         """Return the loss of each example: `[n]`."""
 
@@ -71,7 +78,10 @@ class Task(Protocol[B]):
 
 
 class Plain:
-    """What a task does that trains on examples as they are."""
+    """What a task does that trains on examples as they are.
+
+    One that is derived from it and reads numbers on the host in `losses` says `waits = True`.
+    """
 
     waits: ClassVar[bool] = False
     long_examples: ClassVar[bool] = False
@@ -88,6 +98,9 @@ class Plain:
         """Return a batch of inputs: see `Task`."""
         return (torch.empty(batch_size, *shape),)
 
+    def require_model(self, model: nn.Module, examples: Any, classes: int) -> None:
+        """Take any model."""
+
     def prepare(self, model: nn.Module, examples: Any) -> Any:
         """Return the examples as they are."""
         return examples
@@ -99,6 +112,37 @@ class Plain:
     def augment(self, batch: B, round_: int, generator: torch.Generator) -> B:
         """Return the batch as it is."""
         return batch
+
+
+def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return what a model gives: a tensor, or the `logits` of an object, as transformers' do.
+
+    Raises:
+        InputError: it gives neither; a sentence whose subject is the model.
+    """
+    given = model(inputs)
+    outputs = given if isinstance(given, Tensor) else getattr(given, "logits", None)
+    if not isinstance(outputs, Tensor):
+        raise InputError(
+            f"returns a {type(given).__name__}; it must return a tensor, or an object with one as "
+            "its logits"
+        )
+    return outputs
+
+
+def require_shape(outputs: Tensor, wanted: tuple[int, ...], what: str) -> None:
+    """Check what a model gives for a few examples, which is `what` of the data.
+
+    Raises:
+        InputError: it has another shape; a sentence whose subject is the model.
+    """
+    if tuple(outputs.shape) == wanted:
+        return
+    each, right = (" x ".join(map(str, s[1:])) or "1" for s in (tuple(outputs.shape), wanted))
+    if outputs.dim() == 0 or len(outputs) != wanted[0]:
+        given = f"{tuple(outputs.shape)} for {wanted[0]} examples"
+        raise InputError(f"returns {given}; it must return {wanted}: {what}")
+    raise InputError(f"returns {each} numbers an example; it must return {right}: {what}")
 
 
 def require_classes(targets: Tensor, classes: int) -> None:

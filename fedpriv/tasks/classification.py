@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Examples
-from fedpriv.tasks.base import Plain, in_order, require_classes
+from fedpriv.tasks.base import Plain, in_order, outputs_of, require_classes, require_shape
 from fedpriv.tasks.quality import ACCURACY, Quality
 from fedpriv.tasks.registry import TaskOptions
 
@@ -28,9 +28,14 @@ class Classification(Plain):
         """Take what is a class: see `Task`."""
         require_classes(examples.targets, classes)
 
+    def require_model(self, model: nn.Module, examples: Examples, classes: int) -> None:
+        """Take one with a score for each class: see `Task`."""
+        outputs = outputs_of(model, examples.inputs)
+        require_shape(outputs, (len(examples), classes), "a score for each class of the data")
+
     def losses(self, model: nn.Module, batch: Examples) -> Tensor:
         """Return the cross-entropy of each example: `[n]`."""
-        return F.cross_entropy(model(batch.inputs), batch.targets, reduction="none")
+        return F.cross_entropy(outputs_of(model, batch.inputs), batch.targets, reduction="none")
 
     @torch.no_grad()
     def measure(
@@ -40,7 +45,7 @@ class Classification(Plain):
         model.eval()
         loss, correct, count = 0.0, 0, sum(len(part) for part in parts)
         for batch in chain.from_iterable(in_order(part, batch_size) for part in parts):
-            outputs = model(batch.inputs)
+            outputs = outputs_of(model, batch.inputs)
             loss += float(F.cross_entropy(outputs, batch.targets, reduction="sum"))
             correct += int((outputs.argmax(dim=-1) == batch.targets).sum())
         return {"loss": loss / count, "accuracy": correct / count}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedpriv.data.federated import Examples
 from fedpriv.errors import InputError
-from fedpriv.tasks.base import Plain, in_order, require_classes
+from fedpriv.tasks.base import Plain, in_order, outputs_of, require_classes, require_shape
 from fedpriv.tasks.quality import Quality
 from fedpriv.tasks.registry import TaskOptions
 
@@ -73,9 +73,15 @@ class NextToken(Plain):
             examples.skipped + int((~kept).sum()),
         )
 
+    def require_model(self, model: nn.Module, examples: Examples, classes: int) -> None:
+        """Take one with a score for each token of the vocabulary at each place: see `Task`."""
+        wanted = (*examples.inputs.shape, classes)
+        outputs = outputs_of(model, examples.inputs)
+        require_shape(outputs, wanted, "for each place a score for each token of the vocabulary")
+
     def losses(self, model: nn.Module, batch: Examples) -> Tensor:
         """Return the mean cross-entropy of each sequence's tokens, nats: `[n]`."""
-        losses = _cross_entropy(model(batch.inputs), batch.targets)
+        losses = _cross_entropy(outputs_of(model, batch.inputs), batch.targets)
         return losses.sum(dim=1) / (batch.targets != NO_TOKEN).sum(dim=1).clamp(min=1)
 
     @torch.no_grad()
@@ -86,7 +92,7 @@ class NextToken(Plain):
         model.eval()
         loss, correct, count = 0.0, 0, 0
         for batch in chain.from_iterable(in_order(part, batch_size) for part in parts):
-            outputs = model(batch.inputs)
+            outputs = outputs_of(model, batch.inputs)
             loss += float(_cross_entropy(outputs, batch.targets).double().sum())
             correct += int((outputs.argmax(dim=-1) == batch.targets).sum())
             count += int((batch.targets != NO_TOKEN).sum())

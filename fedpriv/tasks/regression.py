@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Examples
-from fedpriv.tasks.base import Plain, in_order
+from fedpriv.tasks.base import Plain, in_order, outputs_of, require_shape
 from fedpriv.tasks.quality import Quality
 from fedpriv.tasks.registry import TaskOptions
 
@@ -36,9 +36,16 @@ class Regression(Plain):
 
     quality: ClassVar[Quality] = RMSE
 
+    def require_model(self, model: nn.Module, examples: Examples, classes: int) -> None:
+        """Take one with a number for each output: see `Task`."""
+        outputs = outputs_of(model, examples.inputs)
+        if outputs.dim() == 1:  # one number an example may come without a dimension of its own
+            outputs = outputs[:, None]
+        require_shape(outputs, (len(examples), classes), "the data's classes, outputs here")
+
     def losses(self, model: nn.Module, batch: Examples) -> Tensor:
         """Return the mean of the squared errors of each example: `[n]`."""
-        return _errors(model(batch.inputs), batch.targets).square().mean(dim=1)
+        return _errors(outputs_of(model, batch.inputs), batch.targets).square().mean(dim=1)
 
     @torch.no_grad()
     def measure(
@@ -49,7 +56,7 @@ class Regression(Plain):
         squares = absolutes = 0.0
         count = sum(part.targets.numel() for part in parts)
         for batch in chain.from_iterable(in_order(part, batch_size) for part in parts):
-            errors = _errors(model(batch.inputs), batch.targets).double()
+            errors = _errors(outputs_of(model, batch.inputs), batch.targets).double()
             squares += float(errors.square().sum())
             absolutes += float(errors.abs().sum())
         loss = squares / count

@@ -17,7 +17,7 @@ from fedpriv.algorithms.fedavg import FedAvg
 from fedpriv.data.federated import Batch, FederatedDataset
 from fedpriv.draws import drawing_from
 from fedpriv.errors import DamagedFile, EnvironmentFault
-from fedpriv.models.parameters import Layout
+from fedpriv.models.parameters import Layout, unchanged_buffers
 from fedpriv.models.stochastic import PerUserDraw, Stochastic
 from fedpriv.privacy.clipping import ClippedUsers, ClippingRule, clip_and_add
 from fedpriv.privacy.error_feedback import ErrorFeedback, feed_back
@@ -289,21 +289,23 @@ def _train_alone(
     own = one.dropout().initial_seed()
     steps = (one.step(number, trainer.task, round_) for number in range(len(one.steps)))
     steps = (batch.to(trainer.device) for batch in steps)
-    try:
-        # Layers of other kinds draw from global generators.
-        with watch.measure("forward and backward"), drawing_from(own, trainer.device):
-            pull = seen.pull([one])
-            pulls = () if pull is None else tuple(layout.split(pull[0]).values())
-            result = train_user(
-                trainer.model, layout.split(start), steps, trainer.recipe, trainer.task, pulls
-            )
-    except _OF_THE_MACHINE:
-        raise  # as in `_work`
-    except Exception:  # such as a label that the model has no class for
-        if not trainer.tolerant:
-            raise
-        seen.skip(len(one.examples))
-        return
+    # Layers of other kinds draw from global generators. What a layer has kept ends the training,
+    # whether or not its user was left out.
+    with unchanged_buffers(trainer.model), drawing_from(own, trainer.device):
+        try:
+            with watch.measure("forward and backward"):
+                pull = seen.pull([one])
+                pulls = () if pull is None else tuple(layout.split(pull[0]).values())
+                result = train_user(
+                    trainer.model, layout.split(start), steps, trainer.recipe, trainer.task, pulls
+                )
+        except _OF_THE_MACHINE:
+            raise  # as in `_work`
+        except Exception:  # such as a label that the model has no class for
+            if not trainer.tolerant:
+                raise
+            seen.skip(len(one.examples))
+            return
     with watch.measure("clip and sum"):
         update = [result.update[name].reshape(1, -1) for name in layout.names]
         seen.add(update, torch.tensor([result.loss]), [one])

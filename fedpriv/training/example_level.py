@@ -21,7 +21,7 @@ from opacus import GradSampleModule
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch
-from fedpriv.models.parameters import Layout, load_parameters
+from fedpriv.models.parameters import Layout, load_parameters, unchanged_buffers
 from fedpriv.draws import drawing_from
 from fedpriv.privacy.clipping import ClippedUsers, clip_and_add
 from fedpriv.privacy.example_level import ExampleLevel
@@ -208,7 +208,8 @@ def train_silos(
             # Dropout draws from the global generator.
             seed = secret.torch_seed(Purpose.EXAMPLE_DROPOUT, round_, attempt, *own)
             draws = drawing_from(seed, trainer.device)
-            with watch.measure("forward and backward"), draws:
+            keeps = unchanged_buffers(trainer.model)
+            with watch.measure("forward and backward"), draws, keeps:
                 trained = train_silo(model, start, silo, level, trainer.recipe, trainer.task)
             summed.add(trained, silo)
     return summed.result(watch)

@@ -28,26 +28,15 @@ def test_batch_norm_is_named_with_what_to_write_instead(norm, kind):
     assert "buffer" not in str(caught.value)
 
 
-def test_another_persistent_buffer_is_named():
-    module = nn.Linear(4, 4)
-    module.register_buffer("seen", torch.zeros(1))
-    with pytest.raises(InputError, match=r"layer first \(Linear\), whose seen would carry"):
-        require_separate_users(Net(module), "mine")
-    with pytest.raises(InputError, match=r"layer itself \(Linear\)"):
-        require_separate_users(module, "mine")
-
-
-def test_tied_weights_are_called_tied():
-    one, two = nn.Linear(4, 4), nn.Linear(4, 4)
-    two.weight = one.weight
-    with pytest.raises(InputError, match=r"ties first\.weight and block\.0\.weight") as caught:
-        require_separate_users(Net(one, two), "mine")
-    assert "buffer" not in str(caught.value)
+def test_a_model_of_which_nothing_is_trained_is_named():
+    with pytest.raises(InputError, match=r"mine has no parameter that is trained"):
+        require_separate_users(nn.Linear(4, 4).requires_grad_(False), "mine")
 
 
 def test_constants_and_norms_without_statistics_pass():
     module = nn.Linear(4, 4)
     module.register_buffer("window", torch.ones(3), persistent=False)
+    module.register_buffer("positions", torch.arange(3))
     norms = (nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.InstanceNorm1d(4))
     require_separate_users(Net(module, *norms), "mine")
 

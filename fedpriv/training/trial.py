@@ -1,0 +1,39 @@
+"""A model is tried on a few examples before anything is spent on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedpriv.components import failure_of
+from fedpriv.data.federated import Batch
+from fedpriv.draws import drawing_from
+from fedpriv.errors import InputError
+from fedpriv.tasks.base import Task
+from fedpriv.models.parameters import unchanged_buffers
+
+_FEW = 2
+
+
+def try_model(model: nn.Module, task: Task[Any], examples: Batch, classes: int, name: str) -> None:
+    """Pass a few prepared examples through a model, as in training.
+
+    Raises:
+        InputError: it fails, does not give what the task needs, or keeps something of them.
+    """
+    few = examples.take(torch.arange(min(_FEW, len(examples))))
+    device = next(model.parameters()).device
+    model.train()
+    with torch.no_grad(), drawing_from(0, device), unchanged_buffers(model):
+        try:
+            task.require_model(model, few, classes)
+        except InputError as error:
+            raise InputError(f"model.name: {name} {error}") from None
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever its own code raises
+            raise InputError(
+                f"model.name: {name} fails on examples of these data: {failure_of(error)}"
+            ) from error
