@@ -23,7 +23,6 @@ from fedpriv.models.fitness import require_memory
 from fedpriv.models.parameters import Layout
 from fedpriv.models.products import route_products
 from fedpriv.models.registry import MODELS, build_model
-from fedpriv.models.speech import HOP_SECONDS
 from fedpriv.privacy.clipping import (
     AdaptiveBounds,
     ClippingRule,
@@ -44,6 +43,7 @@ from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.tasks.base import Task
 from fedpriv.tasks.decoding import decoder
+from fedpriv.tasks.recognition import sizes_a_second
 from fedpriv.tasks.registry import build_task
 from fedpriv.tasks.spec_augment import SpecAugment, SpecAugmentConfig
 from fedpriv.training.cohort import CohortTrainer, Engine
@@ -73,7 +73,7 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
         dataset=dataset,
         model=model,
         task=task,
-        recipe=_recipe(config.local, algorithm),
+        recipe=_recipe(config.local, algorithm, sizes_a_second(model, dataset.input_shape)),
         clipping=build_clipping(
             config.privacy.clipping if config.privacy else None,
             layout,
@@ -173,12 +173,13 @@ def _stack(config: ExperimentConfig, model: nn.Module, task: Task[Any]) -> int:
     return planned_stack(parameters, memory, task.long_examples, config.local.momentum > 0)
 
 
-def _recipe(config: LocalConfig, algorithm: Algorithm) -> LocalTraining:
+def _recipe(config: LocalConfig, algorithm: Algorithm, a_second: float = 1.0) -> LocalTraining:
+    """Return the recipe; `a_second` is what a second of sound adds to an example's size."""
     shared = config.model_dump(exclude={"optimizer", "batch_seconds", "spec_augment"})
     shared["proximal_mu"] = algorithm.proximal_mu or config.proximal_mu
     if config.batch_seconds is None:
         return LocalTraining(**shared)
-    return LocalTraining(**shared, batch_sizes=round(config.batch_seconds / HOP_SECONDS))
+    return LocalTraining(**shared, batch_sizes=round(config.batch_seconds * a_second))
 
 
 def task_of(config: ExperimentConfig, dataset: FederatedDataset) -> Task[Any]:

@@ -209,6 +209,10 @@ class SpeechTransformer(Ragged):
         x = self.transformer(x, valid_mask(there, x.shape[1]) if padded else None)
         return self.head(x).log_softmax(dim=-1), counts
 
+    def tokens(self, lengths: Tensor) -> Tensor:
+        """Return how many tokens utterances of so many frames make."""
+        return tokens_of(lengths)
+
     def _packed(self, windows: Tensor, counts: Tensor) -> Tensor:
         """Map windows `[B, T, mels·7]` to log-probabilities, without computing any padding."""
         packing = Packing(counts, windows.shape[1], self.users)

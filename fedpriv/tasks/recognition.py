@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from fedpriv.data.text import BLANK, Alphabet
 from fedpriv.data.utterances import Utterances
 from fedpriv.errors import InputError
-from fedpriv.models.speech import SpeechTransformer, tokens_of
-from fedpriv.tasks.base import in_order, require_classes
+from fedpriv.models.speech import HOP_SECONDS, SpeechTransformer
+from fedpriv.tasks.base import in_order, require_classes, require_shape
 from fedpriv.tasks.decoding import Decode
 from fedpriv.tasks.error_rates import error_rates
 from fedpriv.tasks.quality import WORD_ERROR_RATE, Quality
@@ -27,8 +27,28 @@ from fedpriv.transfer import moved_to
 # Samples whose spectra are taken at once: they need many times the memory of the samples.
 _SAMPLES_AT_ONCE = 2**22
 _FRAMES_TO_A_MULTIPLE_OF = 24
-# Of batches that have no length in time: an utterance's seconds, in frames.
-_LONGEST_KNOWN, _FRAMES_A_SECOND = 20, 100
+# Of batches that have no length in time: an utterance's seconds.
+_LONGEST_KNOWN = 20
+
+
+class SpeechModel(Protocol):
+    """A model that can be trained to write what is said.
+
+    It may have a `front_end(waves, lengths)` that returns features, `[n, frames, ...]`, and how
+    many of each are real. Features are then taken once, and are what the model reads, what is
+    masked and what `lengths` count; without one that is waveforms, `[n, samples]`.
+    """
+
+    def tokens(self, lengths: Tensor) -> Tensor:
+        """Return of how many tokens inputs of these lengths are given scores: int64 `[n]`."""
+
+    def __call__(self, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log-probabilities `[n, tokens, classes]`, the blank first, and `tokens`."""
+
+
+def sizes_a_second(model: nn.Module, shape: tuple[int, ...]) -> float:
+    """Return how much a second of sound of `shape`, samples a second, adds to a length."""
+    return 1 / HOP_SECONDS if hasattr(model, "front_end") else shape[0]
 
 
 @dataclass(frozen=True)
@@ -60,27 +80,46 @@ class Recognition:
         self, model: nn.Module, batch_size: int, batch_sizes: int | None, shape: tuple[int, ...]
     ) -> tuple[Tensor, ...]:
         """Return features and lengths: see `Task`."""
-        frames = batch_sizes or round(batch_size * _LONGEST_KNOWN * _FRAMES_A_SECOND)
+        frames = batch_sizes or round(batch_size * _LONGEST_KNOWN / HOP_SECONDS)
         each = max(1, frames // batch_size)
         mels = cast(SpeechTransformer, model).front_end.bands.shape[1]
         return torch.empty(batch_size, each, mels), torch.full((batch_size,), each)
 
+    def require_model(self, model: nn.Module, examples: Utterances, classes: int) -> None:
+        """Take one that gives log-probabilities of characters, and their lengths: see `Task`."""
+        given = model(examples.inputs, examples.lengths)
+        if not (isinstance(given, tuple) and len(given) == 2 and given[0].dim() == 3):
+            raise InputError(
+                f"returns a {type(given).__name__}; for speech it must return log-probabilities, "
+                "[n, tokens, classes], and how many tokens of each are real, [n]"
+            )
+        log_probs, tokens = given
+        wanted = (len(examples), log_probs.shape[1], classes)
+        require_shape(log_probs, wanted, "for each token a score for each character and the blank")
+        if tokens.tolist() != cast(SpeechModel, model).tokens(examples.lengths).tolist():
+            raise InputError("returns other numbers of tokens than its method `tokens` says")
+        if self.spec_augment is not None and examples.inputs.dim() == 2:
+            raise InputError(
+                "reads waveforms, and local.spec_augment masks features, which a model with a "
+                "front_end has; write local.spec_augment: null"
+            )
+
     @torch.no_grad()
     def prepare(self, model: nn.Module, examples: Utterances) -> Utterances:
-        """Return features instead of waveforms, without utterances that no path can spell.
+        """Return a model's features in place of waveforms, without what no path can spell.
 
         CTC needs a token for each character and one between equal neighbours; what is shorter
         has no finite loss. Those left out are counted in `skipped`.
         """
+        if not hasattr(model, "tokens"):
+            raise InputError(
+                "model.name: a model of speech needs a method tokens(lengths), which returns of "
+                "how many tokens inputs of these lengths are given scores"
+            )
         if len(examples) == 0:
             return examples
-        front_end = _front_end(model)
-        parts = []
-        for part in in_order(examples, max(1, _SAMPLES_AT_ONCE // examples.inputs.shape[1])):
-            features, frames = front_end(part.inputs, part.lengths)
-            parts.append(replace(part, inputs=features.to(part.inputs.device), lengths=frames))
-        whole = Utterances.join(parts)
-        possible = tokens_of(whole.lengths) >= _shortest_path(whole)
+        whole = _features(model, examples) if hasattr(model, "front_end") else examples
+        possible = cast(SpeechModel, model).tokens(whole.lengths) >= _shortest_path(whole)
         kept = whole.take(possible.nonzero().flatten())
         return replace(kept, skipped=examples.skipped + len(examples) - len(kept))
 
@@ -133,8 +172,13 @@ class Recognition:
         }
 
 
-def _front_end(model: nn.Module) -> nn.Module:
-    return cast(SpeechTransformer, model).front_end
+def _features(model: nn.Module, examples: Utterances) -> Utterances:
+    front_end = cast(SpeechTransformer, model).front_end
+    parts = []
+    for part in in_order(examples, max(1, _SAMPLES_AT_ONCE // examples.inputs.shape[1])):
+        features, frames = front_end(part.inputs, part.lengths)
+        parts.append(replace(part, inputs=features.to(part.inputs.device), lengths=frames))
+    return Utterances.join(parts)
 
 
 def _ctc(log_probs: Tensor, tokens: Tensor, batch: Utterances) -> Tensor:

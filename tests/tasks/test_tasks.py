@@ -45,6 +45,9 @@ class Frames(nn.Module):
     def front_end(self, inputs: torch.Tensor, lengths: torch.Tensor):
         return inputs[..., None], lengths
 
+    def tokens(self, lengths: torch.Tensor) -> torch.Tensor:
+        return (lengths + 2) // 3
+
 
 def utterances(inputs: list[torch.Tensor], targets: list[list[int]]) -> Utterances:
     return Utterances.pack(inputs, [torch.tensor(t, dtype=torch.int64) for t in targets])
