@@ -126,10 +126,11 @@ class Component:
     def bound(self, options: Options) -> Callable[..., Any]:
         """Return the component as a function of what it works on, its options given.
 
-        A class is called with its options and makes that function.
+        A class is called with its options and makes that function; an object that is made already
+        is it.
         """
         arguments = self._arguments(options, {})
-        if inspect.isclass(self.make):
+        if inspect.isclass(self.make) or isinstance(self.make, Held):
             return cast(Callable[..., Any], self._called(arguments))
         return lambda *work: self.make(*work, **arguments)
 

@@ -3,10 +3,14 @@
 Post-processing of the noisy sum: free of privacy cost. A normaliser maps a dict of blocks, one a
 parameter tensor, to a dict with the same keys and shapes; it changes none of its arguments, and
 knows neither parameters nor optimizer. It is a function of the blocks and of its options, or a
-class that is made with its options and then called with the blocks.
+class that is made with its options and then called with the blocks. What such an object keeps from
+round to round, in its attributes or as its `state_dict` says, is in every checkpoint.
 """
 
+import io
 from collections.abc import Callable
+from types import FunctionType
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -17,6 +21,8 @@ from fedpriv.errors import InputError
 
 Update = dict[str, Tensor]
 Normalizer = Callable[[Update], Update]
+#: Where a storage of a checkpoint goes: `torch.load`'s `map_location`.
+Place = Callable[[Any, str], Any]
 
 
 class NormalizerOptions(Options):
@@ -50,25 +56,80 @@ NORMALIZERS = Kind(
 )
 
 
-def normalizer(options: NormalizerOptions | None) -> Normalizer:
-    """Return the normaliser of these options; None is off: the update itself.
+class Normalization:
+    """The normaliser of a run, with what it keeps; without options it is off.
 
-    >>> normalizer(NORMALIZERS.parse("layer_norm_l2"))({"w": torch.tensor([3.0, 4.0])})
+    >>> Normalization(NORMALIZERS.parse("layer_norm_l2"))({"w": torch.tensor([3.0, 4.0])})
     {'w': tensor([0.6000, 0.8000])}
     """
-    if options is None:
-        return dict
-    made: Normalizer = NORMALIZERS.of(options).bound(options)
 
-    def normalized(update: Update) -> Update:
-        blocks = made(dict(update))
+    def __init__(self, options: NormalizerOptions | None) -> None:
+        self._name = "" if options is None else options.name
+        self._made: Normalizer = dict if options is None else NORMALIZERS.of(options).bound(options)
+        self._calls = 0
+        self.state()  # what no checkpoint can hold is told before anything is spent
+
+    def __call__(self, update: Update) -> Update:
+        """Return the normalised blocks.
+
+        Raises:
+            InputError: the normaliser returned something else.
+        """
+        self._calls += 1
+        blocks = self._made(dict(update))
         if not isinstance(blocks, dict) or {k: b.shape for k, b in blocks.items()} != {
             k: b.shape for k, b in update.items()
         }:
             raise InputError(
-                f"server.normalize: {options.name} must return a dict with the blocks that it was "
+                f"server.normalize: {self._name} must return a dict with the blocks that it was "
                 "given, each of its own shape"
             )
         return blocks
 
-    return normalized
+    def state(self) -> Tensor | None:
+        """Return what it keeps, as the bytes of a `torch.save`; None where it cannot keep anything.
+
+        Raises:
+            InputError: a checkpoint cannot hold it.
+        """
+        made: Any = self._made
+        if isinstance(made, type | FunctionType):
+            return None
+        buffer = io.BytesIO()
+        try:
+            torch.save(made.state_dict() if hasattr(made, "state_dict") else vars(made), buffer)
+            if self._calls < 2:  # later ones are of the same kinds
+                _loaded(buffer)
+        except Exception as error:  # pickle raises many kinds, whatever the object's own code does
+            raise InputError(
+                f"server.normalize: {self._name} keeps what no checkpoint can hold ({error}); keep "
+                "tensors, numbers, texts, lists and dicts, or write state_dict and load_state_dict"
+            ) from None
+        return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
+
+    def load_state(self, packed: Tensor | None, place: Place | None = None) -> None:
+        """Keep what `state` returned, `place`d where the model is.
+
+        Raises:
+            InputError: there is nothing, or it is another normaliser's.
+        """
+        made: Any = self._made
+        if isinstance(made, type | FunctionType):
+            return
+        try:
+            if packed is None:
+                raise ValueError("it has none of its state")
+            state = _loaded(io.BytesIO(packed.numpy().tobytes()), place)
+            if hasattr(made, "load_state_dict"):
+                made.load_state_dict(state)
+            else:
+                vars(made).update(state)
+        except Exception as error:  # whatever the object's own code raises
+            raise InputError(
+                f"the checkpoint does not fit server.normalize: {self._name} ({error})"
+            ) from None
+
+
+def _loaded(buffer: io.BytesIO, place: Place | None = None) -> Any:
+    buffer.seek(0)
+    return torch.load(buffer, map_location=place, weights_only=True)

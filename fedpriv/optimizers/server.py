@@ -16,7 +16,7 @@ from fedpriv.draws import drawing_from
 from fedpriv.errors import InputError
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.optimizers.kinds import OPTIMIZERS
-from fedpriv.optimizers.normalize import NORMALIZERS, NormalizerOptions, normalizer
+from fedpriv.optimizers.normalize import NORMALIZERS, Normalization, NormalizerOptions
 from fedpriv.optimizers.registry import server_optimizer, state_types
 from fedpriv.optimizers.schedules import ScheduleConfig, factor, scale_learning_rates
 from fedpriv.sections import Rate, Section
@@ -24,6 +24,7 @@ from fedpriv.sections import Rate, Section
 _PARAMETER = "parameter/"
 _OPTIMIZER = "optimizer"
 _SHARED = "algorithm/shared"
+_NORMALIZER = "normalizer"
 
 
 class ServerConfig(Section):
@@ -75,7 +76,7 @@ class Server:
         self._lr = lr
         self._schedule = schedule
         self._rounds = rounds
-        self._normalize = normalizer(normalize)
+        self._normalize = Normalization(normalize)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         #: What an algorithm's server keeps and sends beside the model: `[shared, total]`.
         self.shared = torch.zeros(shared, self.layout.total)
@@ -117,13 +118,15 @@ class Server:
         packed = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
         parameters = {_PARAMETER + name: t for name, t in parameters_of(self.model).items()}
         kept = {_SHARED: self.shared} if len(self.shared) else {}
+        if (normalizers := self._normalize.state()) is not None:
+            kept[_NORMALIZER] = normalizers
         return {**parameters, _OPTIMIZER: packed, **kept}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned.
 
         Raises:
-            InputError: the state is that of another model or optimizer.
+            InputError: the state is that of another model, optimizer or normaliser.
         """
         own = parameters_of(self.model)
         saved = {name: tensors.get(_PARAMETER + name) for name in own}
@@ -140,6 +143,7 @@ class Server:
                 raise InputError(f"the checkpoint does not fit the model (block {name})")
             parameter.copy_(value)
         self.shared = tensors.get(_SHARED, self.shared)
+        self._normalize.load_state(tensors.get(_NORMALIZER), self._place)
 
     def _place(self, storage: Any, saved_on: str) -> Any:
         """Return a storage of a checkpoint where this model is, whichever GPU it was saved on.

@@ -4,7 +4,7 @@ from in_process import small_config
 
 from fedpriv.components import outside
 from fedpriv.errors import InputError
-from fedpriv.optimizers.normalize import NORMALIZERS, layer_norm_l2, normalizer
+from fedpriv.optimizers.normalize import NORMALIZERS, Normalization, layer_norm_l2
 from fedpriv.optimizers.registry import server_optimizer
 
 
@@ -34,8 +34,8 @@ def test_norms_are_one_at_any_scale(scale, dtype):
 
 def test_registry():
     update = {"a": torch.ones(3)}
-    assert torch.equal(normalizer(None)(update)["a"], update["a"])
-    named = normalizer(NORMALIZERS.parse("layer_norm_l2"))
+    assert torch.equal(Normalization(None)(update)["a"], update["a"])
+    named = Normalization(NORMALIZERS.parse("layer_norm_l2"))
     assert torch.equal(named(update)["a"], layer_norm_l2(update)["a"])
     with pytest.raises(InputError, match=r"server\.normalize\.name: unknown.*mean layer_norm_l2"):
         small_config(server__normalize="layernorm_l2")
@@ -73,7 +73,7 @@ def test_a_normalizer_from_outside_is_a_function_or_a_class_with_options(
     (tmp_path / "theirs.py").write_text(CODE)
     config = small_config(code=str(tmp_path), server__normalize=wanted)
     update = {"a": torch.tensor([4.0, -9.0])}
-    assert normalizer(config.server.normalize)(update)["a"].tolist() == expected
+    assert Normalization(config.server.normalize)(update)["a"].tolist() == expected
     assert update["a"].tolist() == [4.0, -9.0]
 
 
@@ -81,7 +81,7 @@ def test_what_a_normalizer_may_not_do_is_told(tmp_path):
     (tmp_path / "theirs.py").write_text(CODE)
     config = small_config(code=str(tmp_path), server__normalize="theirs:fewer")
     with pytest.raises(InputError, match=r"server\.normalize: theirs:fewer must return a dict"):
-        normalizer(config.server.normalize)({"a": torch.ones(2)})
+        Normalization(config.server.normalize)({"a": torch.ones(2)})
     with pytest.raises(InputError, match=r"^server\.normalize\.by: this key is needed"):
         small_config(code=str(tmp_path), server__normalize="theirs:Scaled")
 
@@ -103,3 +103,64 @@ def test_an_optimizer_from_outside_takes_its_options(tmp_path):
     named = small_config(code=str(tmp_path), server={"optimizer": "theirs:powered"})
     with pytest.raises(InputError, match=r"server\.optimizer: theirs:powered is no class of"):
         server_optimizer(named.server.optimizer, weights, 0.1, {})
+
+
+KEEPING = """
+import numpy as np
+class Counting:
+    def __init__(self):
+        self.calls = 0
+    def __call__(self, update):
+        self.calls += 1
+        return update
+class Hiding(Counting):
+    def __init__(self):
+        self.of = lambda x: x
+class Slotted:
+    __slots__ = ("calls",)
+    def __call__(self, update):
+        return update
+class Arrays(Counting):
+    def __init__(self):
+        self.seen = np.zeros(3)
+class Later(Counting):
+    def __call__(self, update):
+        self.calls = {1, 2}
+        self.of = np.sum
+        return update
+"""
+
+
+@pytest.fixture
+def keeping(tmp_path):
+    (tmp_path / "keeping_normalizers.py").write_text(KEEPING)
+    return lambda name: (
+        small_config(
+            code=str(tmp_path), server__normalize=f"keeping_normalizers:{name}"
+        ).server.normalize
+    )
+
+
+def test_what_one_keeps_comes_back(keeping):
+    update = {"a": torch.ones(2)}
+    first, second = Normalization(keeping("Counting")), Normalization(keeping("Counting"))
+    for _ in range(3):
+        first(update)
+    second.load_state(first.state())
+    second(update)
+    assert (first._made.calls, second._made.calls) == (3, 4)
+    with pytest.raises(InputError, match="has none of its state"):
+        second.load_state(None)
+
+
+@pytest.mark.parametrize("name", ["Hiding", "Slotted", "Arrays"])
+def test_what_no_checkpoint_can_hold_is_told_at_the_start(keeping, name):
+    with pytest.raises(InputError, match=rf"^server\.normalize: keeping_normalizers:{name} keeps"):
+        Normalization(keeping(name))
+
+
+def test_or_in_the_round_that_it_appears_in(keeping):
+    made = Normalization(keeping("Later"))
+    made({"a": torch.ones(2)})
+    with pytest.raises(InputError, match="write state_dict and load"):
+        made.state()
