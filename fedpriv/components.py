@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
+import itertools
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -234,12 +235,32 @@ class Kind:
         """
         if isinstance(made, _MADE_BY):
             name = f"{made.__module__}:{made.__qualname__}"
-            return self.take(name, made, origin_of(made, name, None, self.private)).name
+            origin = origin_of(made, name, None, self.private)
+            if getattr(made, "__closure__", None) is not None:
+                name = self._unlike_others(name, made, None)
+            return self.take(name, made, origin).name
         if isinstance(made, (*_PLAIN, list, dict, tuple)):
             raise InputError(f"write the name of a {self.noun}, got {made!r}")
-        name = f"{GIVEN}:{type(made).__name__}"
         origin = origin_of_object(made, self.private)
+        # Of private data only the code has a digest: two data sets may share it.
+        alike = None if self.private else origin
+        name = self._unlike_others(f"{GIVEN}:{type(made).__name__}", made, alike)
         return self.take(name, Held(made, self.copies), origin).name
+
+    def _unlike_others(self, name: str, made: Any, origin: Origin | None) -> str:
+        """Return a name that no other object has here: two models may well be of one class.
+
+        Objects of one digest are one object; None says that it has none.
+        """
+        each = name
+        for number in itertools.count(2):
+            known = self._found.get(each)
+            if known is None or known.make is made or getattr(known.make, "made", None) is made:
+                return each
+            if origin is not None and origin.source and known.origin == origin:
+                return each
+            each = f"{name}-{number}"
+        return each
 
     def of(self, options: Options) -> Component:
         """Return the component that the checked `options` are for."""

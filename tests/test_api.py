@@ -144,3 +144,25 @@ def test_a_sweep_goes_on_after_a_budget_stopped_one_of_its_runs(tmp_path):
 def test_folders_of_a_sweep_have_names_for_any_value():
     values = {"a": [nn.Linear(2, 2), "../up", 0.5, 0.5], "seed": [1]}
     assert _names(values) == ["number 1-1", "number 2-1", "0.5 (3)-1", "0.5 (4)-1"]
+
+
+def test_two_models_of_one_class_are_two_models(tmp_path):
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Tanh(), nn.Linear(20, 10))
+    narrow = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    first, second = (EXPERIMENT.with_(model=model, rounds=1) for model in (wide, narrow))
+    assert first.config.model.name != second.config.model.name
+    assert EXPERIMENT.with_(model=narrow).config.model.name == second.config.model.name
+    run = first.train("local", tmp_path / "run", False)
+    assert len(list(run.model().parameters())) == 4
+
+    def of(width):
+        def build(input_shape, classes):
+            return nn.Sequential(
+                nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, classes)
+            )
+
+        return build
+
+    first, _ = (EXPERIMENT.with_(model=of(width), rounds=1) for width in (6, 7))
+    run = first.train("local", tmp_path / "built", False)
+    assert next(run.model().parameters()).shape == (6, 64)

@@ -6,11 +6,14 @@ a notebook travels as it is in memory, so that neither a folder nor a file need 
 
 from __future__ import annotations
 
+import importlib
+import io
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ray import cloudpickle
@@ -37,7 +40,11 @@ class HandOver:
 
     @classmethod
     def of(cls, config: ExperimentConfig) -> HandOver:
-        """Return what the components of `config` need; nothing where all are fedpriv's own."""
+        """Return what the components of `config` need; nothing where all are fedpriv's own.
+
+        Raises:
+            InputError: one of them cannot be sent.
+        """
         found = list(outside(config).values())
         if not found:
             return cls((), b"")
@@ -47,7 +54,7 @@ class HandOver:
         for module in modules:
             cloudpickle.register_pickle_by_value(module)
         try:
-            pickled = cloudpickle.dumps(given)
+            pickled = _pickled(given)
         finally:
             for module in modules:
                 cloudpickle.unregister_pickle_by_value(module)
@@ -72,6 +79,42 @@ class HandOver:
                 )
             # The files may be others by now, or not be there: what runs is what was handed over.
             KINDS[key].take(name, make, replace(origin, folder=None))
+
+
+class _Pickler(cloudpickle.CloudPickler):
+    """Sends what is imported by its name, whatever kind of object it is.
+
+    A function that has an attribute `classes` in it, and `torch` beside it, takes torch.classes
+    along, which cannot be pickled as the module that it is not.
+    """
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Return how an object is made there."""
+        if isinstance(obj, ModuleType) and type(obj) is not ModuleType:
+            name = obj.__name__
+            if sys.modules.get(name) is obj:
+                return importlib.import_module, (name,)
+        return super().reducer_override(obj)
+
+
+def _pickled(given: Sequence[tuple[str, str, Any, Any]]) -> bytes:
+    """Return components by key and name as bytes.
+
+    Raises:
+        InputError: one of them cannot be sent.
+    """
+    for key, name, *rest in given:
+        try:
+            _Pickler(io.BytesIO()).dump(rest)
+        except Exception as error:  # whatever its own code raises
+            why = " ".join(str(error).split())
+            raise InputError(
+                f"{key}: {name} cannot be sent to other processes ({why}); hand over the function "
+                "or class that makes it, or write runtime.grid: local"
+            ) from error
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(given)  # together, for what they share
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)

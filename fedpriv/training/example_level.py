@@ -21,8 +21,8 @@ from opacus import GradSampleModule
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch
-from fedpriv.models.parameters import Layout, load_parameters, unchanged_buffers
 from fedpriv.draws import drawing_from
+from fedpriv.models.parameters import Layout, load_parameters, unchanged_buffers
 from fedpriv.privacy.clipping import ClippedUsers, clip_and_add
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.outer_products import OuterProducts

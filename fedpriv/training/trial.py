@@ -11,8 +11,8 @@ from fedpriv.components import failure_of
 from fedpriv.data.federated import Batch
 from fedpriv.draws import drawing_from
 from fedpriv.errors import InputError
-from fedpriv.tasks.base import Task
 from fedpriv.models.parameters import unchanged_buffers
+from fedpriv.tasks.base import Task
 
 _FEW = 2
 

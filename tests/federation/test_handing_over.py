@@ -10,15 +10,21 @@ from pathlib import Path
 import pytest
 import yaml
 from in_process import SMALL
+from torch import nn
 
 from fedpriv.config_files import load_config, parse_config
 from fedpriv.errors import InputError
 from fedpriv.federation.handing_over import Accepting, HandOver
 
 CODE = """
+import torch
 from torch import nn
 from beside_helping import width_of
+class Facts:
+    def told(self):
+        return torch.zeros(self.classes)  # a name that torch has too, for what no pickle takes
 def cnn(input_shape, classes, width: int = 4):
+    assert Facts.told
     return nn.Sequential(nn.Flatten(), nn.Linear(64, width_of(width)), nn.Linear(width, classes))
 """
 
@@ -134,3 +140,12 @@ def test_code_that_was_edited_since_is_not_taken_for_that_of_the_run(tmp_path, m
     file.write_text(file.read_text() + "# edited\n")
     with pytest.raises(InputError, match=rf"has another .*{edited}, and not what the run began"):
         handed.accept()
+
+
+def test_what_cannot_be_sent_is_told_with_what_to_write():
+    layer = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, 10)))
+    with pytest.raises(
+        InputError, match=r"^model: given:Sequential cannot be sent .*; hand"
+    ) as told:
+        HandOver.of(parse_config({**SMALL, "model": layer}))
+    assert "\n" not in str(told.value)

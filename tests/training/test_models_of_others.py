@@ -11,10 +11,10 @@ from torch import nn
 
 from fedpriv.errors import InputError
 from fedpriv.federation.parts import build_trainer
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.stochastic import Dropout
 from fedpriv.privacy import GlobalClipping
 from fedpriv.training.cohort import train_cohort
-from fedpriv.models.parameters import Layout, parameters_of
 
 DRAWS = {
     "torch": lambda n: torch.rand(n),
