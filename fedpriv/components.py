@@ -19,9 +19,7 @@ import difflib
 import inspect
 import itertools
 import types
-import typing
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -39,9 +37,9 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, cor
 
 from fedpriv.errors import InputError
 from fedpriv.origins import Origin, module_beside, origin_of, origin_of_object
-from fedpriv.sections import KeptPath, Section
+from fedpriv.sections import Section
+from fedpriv.signatures import PLAIN, is_plain, kept, parameters_of_call, types_of
 
-_PLAIN = (type(None), bool, int, float, str)
 _MADE_BY = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 
 #: Stands for the module where an object that is made already was handed over.
@@ -136,7 +134,7 @@ class Component:
         return lambda *work: self.make(*work, **arguments)
 
     def _arguments(self, options: Options, facts: Mapping[str, Any]) -> dict[str, Any]:
-        wanted = _parameters(self.make)
+        wanted = parameters_of_call(self.make)
         known = {**facts, **{name: getattr(options, name) for name in type(options).model_fields}}
         given = {name: known[name] for name in wanted if name in known}
         if "options" in wanted and "options" not in known:
@@ -239,7 +237,7 @@ class Kind:
             if getattr(made, "__closure__", None) is not None:
                 name = self._unlike_others(name, made, None)
             return self.take(name, made, origin).name
-        if isinstance(made, (*_PLAIN, list, dict, tuple)):
+        if isinstance(made, (*PLAIN, list, dict, tuple)):
             raise InputError(f"write the name of a {self.noun}, got {made!r}")
         origin = origin_of_object(made, self.private)
         # Of private data only the code has a digest: two data sets may share it.
@@ -339,8 +337,8 @@ class Kind:
     def _options_of(self, name: str, make: Callable[..., Any]) -> type[Options]:
         """Return the class of options that `make` takes, or one that is made of its signature."""
         base = cast(type[Options], _object(self.base))
-        parameters = _parameters(make)
-        hints = _hints(make)
+        parameters = parameters_of_call(make)
+        hints = types_of(make)
         if "options" in parameters and inspect.isclass(wanted := hints.get("options")):
             if not issubclass(wanted, base):
                 raise InputError(f"{name}: its options must be a {base.__name__}")
@@ -361,9 +359,9 @@ class Kind:
             if parameter.kind is parameter.POSITIONAL_ONLY:
                 raise InputError(f"{name}: {parameter.name} cannot be given by its name; wrap it")
             if parameter.default is parameter.empty:
-                fields[parameter.name] = (_kept(hints.get(parameter.name, Any)), ...)
-            elif _is_plain(parameter.default):
-                fields[parameter.name] = (_kept(hints.get(parameter.name, Any)), parameter.default)
+                fields[parameter.name] = (kept(hints.get(parameter.name, Any)), ...)
+            elif is_plain(parameter.default):
+                fields[parameter.name] = (kept(hints.get(parameter.name, Any)), parameter.default)
         others = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         made = create_model(
             f"{base.__name__} of {name}", __base__=base, __module__=__name__, **fields
@@ -560,51 +558,6 @@ def _imported(name: str, code: Path | None) -> Callable[..., Any]:
 def _is_stale(component: Component, look_up: LookUp) -> bool:
     """Say whether a component that was found before is another one now."""
     return component.origin is not None and component.origin.changed(look_up.code)
-
-
-def _parameters(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    try:
-        return dict(inspect.signature(make).parameters)
-    except (TypeError, ValueError):
-        raise InputError(f"{make!r} does not say which arguments it takes; wrap it") from None
-
-
-def _hints(make: Callable[..., Any]) -> dict[str, Any]:
-    """Return the types of the arguments, as far as they can be found."""
-    told = make.__init__ if inspect.isclass(make) else make
-    if not isinstance(told, types.FunctionType | types.MethodType) and not callable(told):
-        return {}
-    try:
-        return typing.get_type_hints(told, include_extras=True)
-    except (NameError, TypeError, AttributeError):
-        pass
-    # One that is known to type checkers alone says nothing of the others.
-    found: dict[str, Any] = {}
-    for name, hint in getattr(told, "__annotations__", {}).items():
-        one = types.SimpleNamespace(__annotations__={name: hint})
-        with suppress(NameError, TypeError, AttributeError):
-            found |= typing.get_type_hints(
-                one, getattr(told, "__globals__", {}), include_extras=True
-            )
-    return found
-
-
-def _kept(annotation: Any) -> Any:
-    """Return the annotation with paths as a run keeps them, whichever folder it goes on in."""
-    if annotation is Path:
-        return KeptPath
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return typing.Union[tuple(map(_kept, typing.get_args(annotation)))]  # noqa: UP007
-    return annotation
-
-
-def _is_plain(value: Any) -> bool:
-    """Say whether YAML can hold it."""
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):
-        return all(map(_is_plain, [*value, *value.values()]))
-    return isinstance(value, (*_PLAIN, Path))
 
 
 def failure_of(error: Exception) -> str:

@@ -8,6 +8,7 @@ from in_process import SMALL
 from torch import nn
 
 import fedpriv
+from fedpriv import components
 from fedpriv.api import _names
 from fedpriv.errors import InputError
 from fedpriv.reporting.reader import read_run
@@ -166,3 +167,16 @@ def test_two_models_of_one_class_are_two_models(tmp_path):
     first, _ = (EXPERIMENT.with_(model=of(width), rounds=1) for width in (6, 7))
     run = first.train("local", tmp_path / "built", False)
     assert next(run.model().parameters()).shape == (6, 64)
+
+
+def test_runs_of_two_objects_that_have_no_digest_share_no_noise():
+    def made():
+        weighted = nn.utils.parametrizations.weight_norm(nn.Linear(64, 10))  # no pickle takes it
+        return nn.Sequential(nn.Flatten(), weighted)
+
+    first, second = made(), made()
+    one, other = (EXPERIMENT.with_(model=model).config for model in (first, second))
+    assert one.fingerprint("") != other.fingerprint("")
+    again = EXPERIMENT.with_(model=first).config
+    assert again.fingerprint("") == one.fingerprint("")
+    assert "SHA-256 unknown" in str(components.outside(one)["model"].told())

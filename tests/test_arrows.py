@@ -12,8 +12,9 @@ ROOT = Path(fedpriv.__file__).parent
 
 #: From the ground to the roof: a room imports those of lower floors, and itself.
 FLOORS: tuple[set[str], ...] = (
-    {"errors", "caches", "imports", "told_apart", "transfer", "yaml_text", "__version__"},
+    {"errors", "caches", "draws", "imports", "told_apart", "transfer", "yaml_text", "__version__"},
     {"sections", "disk", "origins", "compilation"},
+    {"signatures"},
     {"components", "runtime"},
     {"privacy", "models", "named_files"},
     {"data", "optimizers", "algorithms"},
