@@ -31,7 +31,6 @@ from fedpriv.privacy.moves import Moves
 from fedpriv.tasks.base import Task
 from fedpriv.training.local import LocalTraining, corrected
 from fedpriv.training.stacked_layers import (
-    COMPILED,
     SIBLINGS,
     StackedLayer,
     StackedLinear,
@@ -96,9 +95,6 @@ class StackedModel:
         self.layout = Layout.of(model)
         self.module = copy.deepcopy(model).train()
         self.blocks: list[_Block] = []
-        for path, layer in list(self.module.named_modules()):
-            if type(layer) in COMPILED:
-                self.module.set_submodule(path, COMPILED[type(layer)](layer))
         self._owners = [self._owner(name) for name in self.layout.names]
         self._stochastic = [m for m in self.module.modules() if isinstance(m, Stochastic)]
         self._linear: dict[StackedLinear, list[_Block]] = {}

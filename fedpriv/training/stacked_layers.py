@@ -9,27 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from fedpriv.compilation import is_compiled_for
-from fedpriv.models.packing import Packing
-from fedpriv.models.transformer import DotProductAttention
 from fedpriv.models.vit import LearnedPositions
-from fedpriv.training.layer_loops import (
-    TILE,
-    attend,
-    attend_back,
-    gelu,
-    normalize,
-    normalize_back,
-)
-
-# With more of them the libraries' products are faster.
-_FEW_TOKENS = 32
 
 
 def of_users(stacked: Tensor, low: int, high: int) -> Tensor:
@@ -176,35 +159,10 @@ class StackedNorm(StackedLayer):
     def __init__(self, layer: nn.LayerNorm | nn.RMSNorm) -> None:
         super().__init__()
         self.norm = type(layer)(layer.normalized_shape, layer.eps, elementwise_affine=False)  # type: ignore[arg-type]
-        self._centred = isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise rows `[U·B, ..., d]`."""
-        if self._centred and self.bias is not None and is_compiled_for(x, self.weight, self.bias):
-            return cast(Tensor, _Normalized.apply(x, self.weight, self.bias, self.norm.eps))
         return cast(Tensor, _Scaled.apply(self.norm(x), self.weight, self.bias))
-
-
-class _Normalized(torch.autograd.Function):
-    """LayerNorm of each user's rows `[U·B, ..., d]`, with the user's own `[U, d]`."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        rows = x.view(len(weight), -1, x.shape[-1])
-        out, normed = torch.empty_like(rows), torch.empty_like(rows)
-        inverse = rows.new_empty(rows.shape[:2])
-        normalize(*_arrays(rows, weight, bias), eps, *_arrays(out, normed, inverse))
-        ctx.save_for_backward(normed, inverse, weight)
-        return out.view(x.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        normed, inverse, weight = ctx.saved_tensors
-        gradient = gradients[0].reshape(normed.shape).contiguous()
-        of_x, of_weight, of_bias = map(torch.empty_like, (normed, weight, weight))
-        normalize_back(*_arrays(gradient, normed, inverse, weight, of_x, of_weight, of_bias))
-        return of_x.view(gradients[0].shape), of_weight, of_bias, None
 
 
 class _Scaled(torch.autograd.Function):
@@ -264,81 +222,6 @@ class StackedEmbedding(StackedLayer):
         return nn.functional.embedding(rows, self.weight.flatten(0, 1))
 
 
-class CompiledGELU(nn.GELU):
-    """GELU, compiled where it can be; many users' rows are no different from those of one."""
-
-    def __init__(self, layer: nn.GELU) -> None:
-        super().__init__(layer.approximate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[...]` to the same shape."""
-        if self.approximate == "none" and is_compiled_for(x):
-            return cast(Tensor, _Gelu.apply(x))
-        return super().forward(x)
-
-
-class _Gelu(torch.autograd.Function):
-    """GELU, which keeps its derivative in place of its input."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        out, slope = torch.empty_like(x), torch.empty_like(x)
-        gelu(*_arrays(x.view(-1), out.view(-1), slope.view(-1)))
-        ctx.save_for_backward(slope)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (slope,) = ctx.saved_tensors
-        return gradients[0] * slope
-
-
-class CompiledAttention(DotProductAttention):
-    """Attention, compiled where tokens are few and all of them real."""
-
-    def __init__(self, layer: DotProductAttention) -> None:
-        super().__init__(layer.heads, causal=layer.causal)
-        self.drop = layer.drop
-
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | Packing | None = None
-    ) -> Tensor:
-        """Map queries, keys and values, `[B, T, dim]`, to the same; `valid` as in `Attention`."""
-        tokens = q.shape[1]
-        few = tokens <= _FEW_TOKENS and tokens % TILE == 0 and q.shape == k.shape == v.shape
-        few = few and not self.causal
-        if few and len(q) and valid is None and not self.drop.active and is_compiled_for(q, k, v):
-            return cast(Tensor, _Attended.apply(q, k, v, self.heads))
-        return super().forward(q, k, v, valid)
-
-
-class _Attended(torch.autograd.Function):
-    """Attention of queries, keys and values `[B, T, dim]`."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-        q, k, v = (one.view(*one.shape[:2], heads, -1) for one in (q, k, v))
-        out, shares = torch.empty_like(q), q.new_empty(len(q), heads, q.shape[1], q.shape[1])
-        attend(*_arrays(q, k, v, out, shares))
-        ctx.save_for_backward(q, k, v, shares)
-        return out.flatten(2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, shares = ctx.saved_tensors
-        gradient = gradients[0].reshape(q.shape).contiguous()
-        of_q, of_k, of_v = map(torch.empty_like, (q, k, v))
-        attend_back(*_arrays(gradient, q, k, v, shares, of_q, of_k, of_v))
-        return of_q.flatten(2), of_k.flatten(2), of_v.flatten(2), None
-
-
-def _arrays(*tensors: Tensor) -> list[NDArray[np.float32]]:
-    """Return CPU tensors as arrays of the same memory."""
-    return [tensor.numpy() for tensor in tensors]
-
-
 SIBLINGS: dict[type[nn.Module], Any] = {
     nn.Embedding: StackedEmbedding,
     nn.Linear: StackedLinear,
@@ -389,9 +272,3 @@ def rows_apart(module: nn.Module) -> bool:
     own = kind.__module__.startswith("fedpriv.") or kind in ROW_BY_ROW or kind in SIBLINGS
     return own or vars(kind).get("stackable") is True
 
-
-#: Layers without parameters, which many users' rows pass through as one user's do.
-COMPILED: dict[type[nn.Module], Any] = {
-    nn.GELU: CompiledGELU,
-    DotProductAttention: CompiledAttention,
-}
