@@ -29,7 +29,6 @@ TOUCHED = {"flwr.supercore.task_identity"}
 SETTINGS = {
     "torch.backends.cuda.matmul.fp32_precision",
     "torch.backends.mkldnn.matmul.fp32_precision",
-    "numba.config.CACHE_DIR",
 }
 
 
@@ -121,7 +120,7 @@ import sys, types
 import flwr.app, flwr.clientapp, flwr.serverapp, flwr.serverapp.strategy, ray, torch, numpy
 import torch.optim, pytorch_optimizer
 
-libraries = ("flwr", "ray", "torch", "numpy", "numba", "pytorch_optimizer")
+libraries = ("flwr", "ray", "torch", "numpy", "pytorch_optimizer")
 kinds = types.FunctionType | property | staticmethod | classmethod
 
 def kept_in(value):

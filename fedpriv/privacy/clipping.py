@@ -16,9 +16,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedpriv.compilation import is_compiled_for
 from fedpriv.privacy.moves import Moves
 from fedpriv.privacy.outer_products import OuterProducts
+from fedpriv.privacy.row_sums import add_rows, row_norms
 
 # The rule is shown norms that are a millionth too large, so that neither the rounding of the
 # scale, nor that of the scaled float32 numbers (2^-24 each), nor that of the norm itself in
@@ -27,12 +27,6 @@ _MARGIN = 2.0**-20
 # `normalize` scales small blocks up. Beyond this factor a float32 scale could overflow.
 _LARGEST_SCALE = 2.0**100
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
-
-# Numbers whose float64 copy is worked on at once, where no loop is compiled: on a CPU what its
-# caches hold, on a GPU what hides that each operation has to be asked for.
-_CACHED_NUMBERS, _NUMBERS_ON_A_GPU = 2**19, 2**25
-# Users' updates that are written out but once, for their norms and their sum.
-_KEPT_NUMBERS = 2**27
 
 
 class ClippingRule(Protocol):
@@ -300,9 +294,6 @@ def clip_and_add(
             f"users of {sum(sizes)} numbers cannot be added to a total of {total.dtype} and "
             f"shape {tuple(total.shape)}"
         )
-    if isinstance(updates, Moves) and not updates.compiled:
-        small = updates.ends.numel() <= _KEPT_NUMBERS
-        updates = list(updates.blocks()) if small else updates
     norms = block_norms(updates)
     finite = torch.isfinite(torch.linalg.vector_norm(norms, dim=1))
     safe = norms
@@ -323,16 +314,15 @@ def add_weighted(
 
     `weights` `[U, H]` and `total` `[P]` are float64.
     """
-    if isinstance(updates, Moves) and updates.compiled:
+    if isinstance(updates, Moves):
         updates.add_weighted(weights, finite, total)
         return
-    blocks = updates.blocks() if isinstance(updates, Moves) else updates
     sums = total.split(_sizes(updates))
-    for block, weight, sum_ in zip(blocks, weights.unbind(dim=1), sums, strict=True):
+    for block, weight, sum_ in zip(updates, weights.unbind(dim=1), sums, strict=True):
         if isinstance(block, OuterProducts):
             block.add_weighted(weight, sum_)
         else:
-            _add_weighted(block, weight, finite, sum_)
+            add_rows(block, weight, finite, sum_)
 
 
 def _sizes(updates: Sequence[Tensor | OuterProducts] | Moves) -> list[int]:
@@ -343,56 +333,18 @@ def _sizes(updates: Sequence[Tensor | OuterProducts] | Moves) -> list[int]:
 
 def block_norms(updates: Sequence[Tensor | OuterProducts] | Moves) -> Tensor:
     """Return what each block's norm is not above, but for rounding in float64: `[U, H]`."""
-    if isinstance(updates, Moves) and updates.compiled:
+    if isinstance(updates, Moves):
         return updates.norms()
     norms = [
-        block.norm_bounds() if isinstance(block, OuterProducts) else _exact_norms(block)
-        for block in (updates.blocks() if isinstance(updates, Moves) else updates)
+        block.norm_bounds() if isinstance(block, OuterProducts) else row_norms(block)
+        for block in updates
     ]
     return torch.stack(norms, dim=1)
-
-
-def _exact_norms(block: Tensor) -> Tensor:
-    """Return the L2 norm of each row of `[U, d]`, taken in float64: `[U]`."""
-    if is_compiled_for(block):
-        return _moves_from_zero(block).norms()[:, 0]
-    norms = [torch.linalg.vector_norm(p, dim=1, dtype=torch.float64) for p in _parts(block)]
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
-
-
-def _add_weighted(block: Tensor, weights: Tensor, finite: Tensor, total: Tensor) -> None:
-    """Add Σ_u w_u·block_u over finite users to `total` in float64: `[d]`, from `[U, d]`, `[U]`."""
-    if is_compiled_for(block):
-        _moves_from_zero(block).add_weighted(-weights[:, None], finite, total)
-        return
-    if _any_left_out(finite):  # zero times NaN is NaN
-        block = block.masked_fill(~finite[:, None], 0.0)
-    parts = _parts(block)
-    sums = [total] if len(parts) == 1 else total.split([part.shape[1] for part in parts])
-    for part, sum_ in zip(parts, sums, strict=True):
-        sum_.addmv_(part.double().T, weights)
 
 
 def _any_left_out(finite: Tensor) -> bool:
     """Say whether users must be left out; of a GPU, whose answer would be waited for, yes."""
     return not finite.is_cpu or not bool(finite.all())
-
-
-def _moves_from_zero(block: Tensor) -> Moves:
-    """Return the moves from zero to the rows of `[U, d]`: minus these, without any rounding."""
-    users, numbers = block.shape
-    return Moves(block.new_zeros(numbers), block.reshape(-1), [numbers], users)
-
-
-def _parts(block: Tensor) -> Sequence[Tensor]:
-    """Return the columns of `[U, d]`, as many at once as should be worked on at once.
-
-    Their float64 copy should stay in a processor's cache: whole blocks' copies would take longer
-    to move than to add up. A GPU's memory should hold it.
-    """
-    numbers = _CACHED_NUMBERS if block.is_cpu else _NUMBERS_ON_A_GPU
-    columns = max(1, numbers // max(1, len(block)))
-    return [block] if columns >= block.shape[1] else block.split(columns, dim=1)
 
 
 def _safe_scales(norms: Tensor, rule: ClippingRule) -> Tensor:

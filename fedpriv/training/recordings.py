@@ -217,19 +217,14 @@ class _RecordedMoves(Moves):
     recording: _Recording
     counted: int
 
-    @property
-    def compiled(self) -> bool:
-        """Norms and sums are recorded."""
-        return True
-
     def norms(self) -> Tensor:
         """Return the L2 norm of each user's blocks, taken in float64: `[U, H]`."""
         return self.recording.norms[: self.counted].clone()
 
-    def add_weighted(self, weights: Tensor, chosen: Tensor, total: Tensor) -> None:
-        """Add each block of the `chosen` users (boolean `[U]`), times its weight, to `total`."""
+    def add_weighted(self, weights: Tensor, finite: Tensor, total: Tensor) -> None:
+        """Add each block of the `finite` users (boolean `[U]`), times its weight, to `total`."""
         recording = self.recording
         recording.weights.zero_()[: self.counted].copy_(weights)
-        recording.chosen.zero_()[: self.counted].copy_(chosen)
+        recording.chosen.zero_()[: self.counted].copy_(finite)
         recording.add()
         total += recording.total

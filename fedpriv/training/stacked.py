@@ -7,8 +7,8 @@ alone, so that one backward pass of the sum of losses gives every user's own gra
 A small model's users spend their time in the overhead of many small operations, a larger one's in
 moving parameters through memory. Against the first, users are stacked; against the second, no
 copy of the start parameters is made for them, no gradient is written out where the step can be
-taken from its factors, and the step is taken, and the norm of its result, while the backward pass
-still has the parameters in the caches.
+taken from its factors, and the step is taken while the backward pass still has the parameters in
+the caches.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ class _Block:
     """One parameter of many users.
 
     Attributes:
-        number: its place among the blocks.
         layer: the layer that it belongs to.
         name: what it is called there.
         origin: where all users start.
@@ -72,7 +71,6 @@ class _Block:
         leaf: what autograd differentiates by in this pass; None for a linear layer's.
     """
 
-    number: int
     layer: StackedLayer
     name: str
     origin: Tensor
@@ -114,10 +112,7 @@ class StackedModel:
         origins = self.layout.split(parameters).values()
         values = self.scratch("values", parameters, users)
         owned = zip(self._owners, origins, values, strict=True)
-        self.blocks = [
-            _Block(number, layer, name, origin, block)
-            for number, ((layer, name), origin, block) in enumerate(owned)
-        ]
+        self.blocks = [_Block(layer, name, origin, block) for (layer, name), origin, block in owned]
         self._linear = {}
         for block in self.blocks:
             if isinstance(block.layer, StackedLinear):
@@ -303,12 +298,10 @@ class StackedRows:
     Attributes:
         batch: the rows of all users end to end, equally many a user.
         weights: `[U, B]`, what each counts for in its user's mean loss; 0 for what fills up.
-        going_on: users who take another step after this one, the first so many.
     """
 
     batch: Batch
     weights: Tensor
-    going_on: int
 
     def to(self, device: torch.device) -> StackedRows:
         """Return them on another device."""
@@ -330,7 +323,7 @@ def steps_of(users: Sequence[StackedUser], task: Task[Any], round_: int) -> Iter
             batch = type(active[0].examples).gather([user.examples for user in active], indices)
         real = torch.tensor(lengths)[:, None]
         weights = (torch.arange(rows) < real) / real.double()
-        yield StackedRows(batch, weights, sum(count > number + 1 for count in counts))
+        yield StackedRows(batch, weights)
 
 
 def _filled_up(part: Batch, rows: int) -> Batch:
@@ -363,10 +356,9 @@ def take_steps(
     stacked.start(parameters, users)
     losses = parameters.new_zeros(users)
     momenta = stacked.scratch("momenta", parameters, users) if recipe.momentum else None
-    moves = Moves(parameters, stacked.parameters, stacked.layout.sizes, users)
     for number, rows in enumerate(steps):
         active = len(rows.weights)
-        step = _Step(recipe, active, rows.going_on, number == 0, moves, pull)
+        step = _Step(recipe, active, number == 0, pull)
         stacked.set_users(active, step.first)
         stacked.set_streams(generators[:active])
         stacked.begin_pass(step.take if step.plain else None)
@@ -381,7 +373,7 @@ def take_steps(
                 _each(step.take, stacked.waiting)
             else:
                 _written_out_step(stacked, momenta, step)
-    return moves, losses
+    return Moves(parameters, stacked.parameters, stacked.layout.sizes, users), losses
 
 
 @dataclass(frozen=True)
@@ -391,17 +383,13 @@ class _Step:
     Attributes:
         recipe: the learning rate, and what else makes a step.
         users: who take it, the first so many.
-        going_on: who take another one after it, the first so many.
         first: nobody has taken one before.
-        moves: takes the norms of those whose last step it was.
         pull: `[U, P]`, what is added to gradients; None for nothing.
     """
 
     recipe: LocalTraining
     users: int
-    going_on: int
     first: bool
-    moves: Moves
     pull: Tensor | None = None
 
     @property
@@ -418,7 +406,6 @@ class _Step:
             values = of_users(block.values, low, high)
             start = block.origin if self.first else values
             torch.sub(start, _gradient(block, low, high), alpha=self.recipe.lr, out=values)
-            self.moves.take_norms(block.number, max(low, self.going_on), high)
 
 
 def _written_out_step(stacked: StackedModel, momenta: list[Tensor] | None, step: _Step) -> None:

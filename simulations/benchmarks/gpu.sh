@@ -47,7 +47,7 @@ elif compgen -G "wheels/*" >/dev/null; then
 else
   # PyTorch and what belongs to it stay as they are.
   if "$found" -m venv --system-site-packages runs/gpu-venv; then
-    grep -viE '^(torch|torchaudio|triton|numpy|numba|llvmlite|nvidia.*|cuda.*)==' constraints.txt \
+    grep -viE '^(torch|torchaudio|triton|numpy|nvidia.*|cuda.*)==' constraints.txt \
       >runs/gpu-venv/constraints.txt
     timeout 150 runs/gpu-venv/bin/pip install --quiet --disable-pip-version-check --timeout 10 \
       --retries 1 -c runs/gpu-venv/constraints.txt -e '.[opacus,synthetic-speech]' pytest \
