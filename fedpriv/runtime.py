@@ -47,9 +47,10 @@ class RuntimeConfig(Section):
         "which limits the number that is chosen.",
     )
     fast_products: bool = Field(
-        default=True,
-        description="On CPUs: multiply float32 matrices with oneDNN, where a check at the start "
-        "finds that it keeps float32's exactness.",
+        default=False,
+        description="On CPUs: multiply float32 matrices with oneDNN, where a check of the model's "
+        "products at the start finds that it keeps float32's exactness. Some CPUs without bfloat16 "
+        "units are faster so; results are equal up to rounding.",
     )
     cuda_graphs: bool = Field(
         default=True,

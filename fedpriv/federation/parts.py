@@ -63,9 +63,9 @@ def build_trainer(config: ExperimentConfig) -> CohortTrainer:
     dataset = build_dataset(config.data, config.seed)
     device = resolve_device(config.runtime.device)
     set_tf32(config.local.precision == "tf32", device)
-    if device.type == "cpu" and config.runtime.fast_products:
-        route_products()
     model = _built_model(config, dataset, device)
+    if device.type == "cpu" and config.runtime.fast_products:
+        route_products(model)
     layout = Layout.of(model)
     feedback, algorithm = build_error_feedback(config.privacy, layout), build_algorithm(config)
     task = task_of(config, dataset)

@@ -1,48 +1,63 @@
-"""Which library multiplies float32 matrices on a CPU: the faster one, where it is exact.
+"""Which library multiplies float32 matrices on a CPU: PyTorch's choice, or oneDNN if it is exact.
 
 PyTorch leaves float32 products to MKL and hands them to oneDNN only where bfloat16 would do. On
 CPUs without bfloat16 units oneDNN then multiplies in float32 all the same, on some of them at twice
-MKL's speed; on others the same switch loses digits. So it is tried, and kept only where products
-are as exact as float32 arithmetic promises.
+MKL's speed; on others it is slower, or the switch loses digits. So it is asked for by hand, is
+tried on products of the model's own shapes, and is kept only where they are as exact as float32
+arithmetic promises.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _UNIT = 2.0**-24
-# Rows, inner and outer size: a projection, its gradients, and an attention head's scores.
-_SHAPES = ((400, 64, 256), (64, 400, 256), (80, 16, 80))
+# Rows of a product: those of one example's few tokens, and of many users' together.
+_ROWS = (8, 400)
+# Inner sizes of attention: a head's numbers, and the tokens that it mixes.
+_HEADS = ((80, 16, 80), (80, 80, 16))
 
 
-@cache
-def route_products() -> bool:
+def route_products(model: nn.Module) -> bool:
     """Let oneDNN multiply float32 matrices on the CPU where that is exact, and say whether it does.
 
     Exact means that every number of a product A·B of inner size K is within K·2^-24·(|A|·|B|) of
     the true one, the bound that holds for float32 in any order of summation (Higham 2002, eq.
-    3.13). The choice holds for this process, on all its CPU tensors, and is made once.
+    3.13). It is tried on the products of each linear map of `model`, forward and backward, and of
+    attention. The choice holds for this process, on all its CPU tensors, until the next call.
     """
     if not torch.backends.mkldnn.is_available():
         return False
     settings = _settings()
-    before = settings.fp32_precision
     settings.fp32_precision = "bf16"
     generator = torch.Generator().manual_seed(0)
     exact = all(
         _is_exact(
-            torch.randn(4, rows, inner, generator=generator),
-            torch.randn(4, inner, columns, generator=generator),
+            torch.randn(2, rows, inner, generator=generator),
+            torch.randn(2, inner, columns, generator=generator),
         )
-        for rows, inner, columns in _SHAPES
+        for rows, inner, columns in _shapes(model)
     )
     if not exact:
-        settings.fp32_precision = before
+        settings.fp32_precision = "none"
     return exact
+
+
+def _shapes(model: nn.Module) -> set[tuple[int, int, int]]:
+    """Return rows, inner size and columns of a model's products."""
+    maps = {
+        (layer.in_features, layer.out_features)
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear)
+    }
+    found = set(_HEADS)
+    for inputs, outputs in maps:
+        for rows in _ROWS:  # the outputs, and the gradients of inputs and weight
+            found |= {(rows, inputs, outputs), (rows, outputs, inputs), (outputs, rows, inputs)}
+    return found
 
 
 def products_are_routed() -> bool:

@@ -28,7 +28,6 @@ ROOT = HERE.parents[1]
 
 FEDPRIV, FLOWER, PFL = "fedpriv", "Flower FedAvg", "pfl-research"
 STACKED, SEQUENTIAL = "fedpriv, stacked", "fedpriv, sequential"
-PLAIN = "fedpriv, sequential, PyTorch's products"
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -175,7 +174,6 @@ class Peers:
     """Who competes with fedpriv: `pfl_python` is an interpreter with pfl, or None for no pfl."""
 
     pfl_python: str | None
-    fast_products: bool = False
 
 
 def against_peers(
@@ -183,7 +181,7 @@ def against_peers(
 ) -> list[Contender]:
     """Return fedpriv, vanilla Flower and pfl-research on the same task, fedpriv first."""
     resolved = load_config(config, overrides)
-    given, arrays = task_of(resolved, peers.fast_products), arrays_of(resolved)
+    given, arrays = task_of(resolved), arrays_of(resolved)
     names = {"fedpriv": FEDPRIV, "flower": FLOWER, "pfl": PFL}
     for place in names:
         (folder / place).mkdir(parents=True)
@@ -201,12 +199,10 @@ def against_peers(
 
 
 def against_itself(config: Path, overrides: list[str], folder: Path) -> list[Contender]:
-    """Return fedpriv with its two engines, stacked first, and with neither of its own speed-ups."""
-    one_by_one = "runtime.engine=sequential"
+    """Return fedpriv with its two engines, stacked first."""
     settings = {
         STACKED: ["runtime.engine=stacked"],
-        SEQUENTIAL: [one_by_one],
-        PLAIN: [one_by_one, "runtime.fast_products=false"],
+        SEQUENTIAL: ["runtime.engine=sequential"],
     }
     contenders = []
     for number, (name, own) in enumerate(settings.items()):
@@ -234,7 +230,7 @@ def cohort_of(config: ExperimentConfig) -> int:
     return config.data.users if sampling.kind == "all" else int(sampling.cohort or 0)
 
 
-def task_of(config: ExperimentConfig, fast_products: bool) -> task.Task:
+def task_of(config: ExperimentConfig) -> task.Task:
     """Return what the peers are to do, which is what `config` lets fedpriv do.
 
     Raises ValueError where the peers could not do the same.
@@ -259,7 +255,6 @@ def task_of(config: ExperimentConfig, fast_products: bool) -> task.Task:
         bound=None if privacy is None else privacy.clipping.bound,
         noise_multiplier=0.0 if privacy is None else privacy.noise_multiplier or 0.0,
         workers=config.runtime.workers,
-        fast_products=fast_products,
     )
 
 

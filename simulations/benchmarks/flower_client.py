@@ -16,7 +16,6 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from fedpriv.models import ViT
-from fedpriv.models.products import route_products
 
 app = ClientApp()
 
@@ -25,8 +24,6 @@ app = ClientApp()
 def loaded(folder: str) -> tuple[task.Task, ViT, Tensor, Tensor]:
     torch.set_num_threads(1)
     given, arrays = task.read(Path(folder))
-    if given.fast_products:
-        route_products()
     inputs, targets = torch.from_numpy(arrays.inputs), torch.from_numpy(arrays.targets)
     return given, ViT(**given.model), inputs, targets
 

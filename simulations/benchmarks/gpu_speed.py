@@ -114,7 +114,7 @@ def pfl(stage: Stage, name: str, config: Path) -> None:
         stage.write(workload=name, who=who, absent="no time was left")
         return
     resolved = load_config(config, ["rounds=4", "runtime.workers=1"])
-    given = task_of(resolved, fast_products=False)
+    given = task_of(resolved)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0") if stage.on_gpu else ""
     with TemporaryDirectory() as place:
         folder = Path(place)

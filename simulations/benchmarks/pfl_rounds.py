@@ -35,7 +35,6 @@ from pfl.privacy.privacy_mechanism import CentrallyAppliedPrivacyMechanism
 from torch import Tensor, nn
 
 from fedpriv.models import ViT
-from fedpriv.models.products import route_products
 
 NEVER = 10**9
 
@@ -96,8 +95,6 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     given, arrays = task.read(folder)
-    if given.fast_products:
-        route_products()
     np.random.seed(0)  # all processes must draw the same seeds
     learner = Learner(**given.model)
     task.load_start(learner, arrays)

@@ -1,16 +1,16 @@
 """How fast is fedpriv beside vanilla Flower and Apple's pfl-research, on this machine, now?
 
-Four workloads, all on two worker processes of one thread each (configs beside this file):
+Five workloads, all on two worker processes of one thread each (configs beside this file):
 
 - vit-small, vit-large: vision transformers of 0.2 and 2.7 million parameters on synthetic images,
   100 of 200 users a round, two local steps of five images. fedpriv runs with everything on
   (clipping, noise, ledger, checkpoints, metrics). pfl-research 0.5 runs with its own central
   Gaussian mechanism, over gloo. Flower is its own FedAvg with one message a user and two Ray
   actors, without privacy; model and data stay in the actors, which is kind to it.
-- speech: a CTC encoder of 0.24 million parameters on synthetic speech, 64 users a round; and
-  lognormal: the small vision transformer with users of 1 to 100 images. fedpriv alone, many users
-  at once (`runtime.engine: stacked`) against one after another (`sequential`), and that with
-  matrix products as PyTorch comes (`runtime.fast_products: false`).
+- speech: a CTC encoder of 0.24 million parameters on synthetic speech, 64 users a round;
+  lognormal: the small vision transformer with users of 1 to 100 images; and untuned: one of 64
+  small patches and a class token, with such users, by which no setting was ever chosen. fedpriv
+  alone, many users at once (`runtime.engine: stacked`) against one after another (`sequential`).
 
 First one round without noise and clipping is compared: the average update of every contender,
 from the same start, with the same users and full-batch local steps (or, between the two engines,
@@ -21,10 +21,6 @@ the wall time from one round's end to the next one's, as seen from outside, with
 there. The first turn is a warm-up and is dropped. So are the first round of each turn, which finds
 the processor's caches full of the others' numbers, as no round of a training does, and each
 contender's last, in which fedpriv measures the held-out examples.
-
-fedpriv multiplies float32 matrices with oneDNN where that is exact (`runtime.fast_products`);
-peers use PyTorch as it comes. `--fast-products-for-peers` gives them the same products, which
-shows how much of the gain is not the simulator's.
 
     python simulations/benchmarks/speed.py --pfl-python pfl-env/bin/python
 
@@ -61,7 +57,6 @@ from contenders import (
     FLOWER,
     HERE,
     PFL,
-    PLAIN,
     ROOT,
     SEQUENTIAL,
     Contender,
@@ -107,6 +102,7 @@ WORKLOADS = {
     "vit-large": Workload(HERE / "vit_large.yaml", against_peers, FULL_BATCH),
     "speech": Workload(HERE / "speech.yaml", both_engines, NOISE_FREE),
     "lognormal": Workload(HERE / "lognormal.yaml", both_engines, NOISE_FREE),
+    "untuned": Workload(HERE / "untuned.yaml", both_engines, NOISE_FREE),
 }
 
 
@@ -142,7 +138,7 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 110)
     if options.pfl_python is None:
         console.print("without --pfl-python: pfl-research is left out")
-    peers = Peers(options.pfl_python, options.fast_products_for_peers)
+    peers = Peers(options.pfl_python)
     options.output.mkdir(parents=True, exist_ok=True)
     rounds: list[Round] = []
     with TemporaryDirectory() as scratch:
@@ -170,7 +166,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--turns", type=int, default=4, help="of two kept rounds each (default 4, at least 3)"
     )
-    parser.add_argument("--fast-products-for-peers", action="store_true")
     parser.add_argument("--output", type=Path, default=default, metavar="FOLDER")
     parser.add_argument(
         "--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS), metavar="NAME"
@@ -243,7 +238,7 @@ def summaries(rounds: list[Round]) -> list[Summary]:
 
 
 def table(summed: list[Summary]) -> Table:
-    known = {"÷ Flower": FLOWER, "÷ pfl": PFL, "÷ sequential": SEQUENTIAL, "÷ plain": PLAIN}
+    known = {"÷ Flower": FLOWER, "÷ pfl": PFL, "÷ sequential": SEQUENTIAL}
     present = {one.contender for one in summed}
     baselines = {title: name for title, name in known.items() if name in present}
     shown = Table("workload", "contender", "users/s", "slowest", "fastest", *baselines)

@@ -32,7 +32,6 @@ class Task:
         bound: clip bound of an update; None for no privacy.
         noise_multiplier: standard deviation of the noise on the sum, divided by the bound.
         workers: processes of one thread each.
-        fast_products: multiply float32 matrices as fedpriv does where that is exact.
     """
 
     model: dict[str, Any]
@@ -45,7 +44,6 @@ class Task:
     bound: float | None
     noise_multiplier: float
     workers: int
-    fast_products: bool
 
 
 @dataclass(frozen=True, eq=False)

@@ -165,7 +165,7 @@ def test_the_published_models_memory_is_known_without_it():
 
 
 def test_what_is_kept_is_counted_as_a_real_pass_keeps_it():
-    trainer = build_trainer(small_config(runtime__device="cpu", runtime__fast_products=False))
+    trainer = build_trainer(small_config(runtime__device="cpu"))
     kept: dict[int, int] = {}
 
     def keep(tensor):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from fedpriv.models import products
@@ -15,15 +15,13 @@ def undecided():
     settings = torch.backends.mkldnn.matmul
     before = settings.fp32_precision
     settings.fp32_precision = "none"
-    route_products.cache_clear()
     yield
-    route_products.cache_clear()
     settings.fp32_precision = before
 
 
 @pytest.mark.usefixtures("undecided")
 def test_products_are_routed_only_where_they_are_exact():
-    granted = route_products()
+    granted = route_products(nn.Linear(70, 30))
     assert products_are_routed() == granted
     left, right = torch.randn(3, 50, 70), torch.randn(3, 70, 30)
     bound = 70 * 2.0**-24 * (left.double().abs() @ right.double().abs())
@@ -43,8 +41,23 @@ def test_a_library_that_rounds_to_bfloat16_is_refused(monkeypatch):
     monkeypatch.setattr(
         products.torch, "randn", lambda *s, **k: drawn(*s, **k).as_subclass(Rounding)
     )
-    assert not route_products()
+    assert not route_products(nn.Linear(70, 30))
     assert not products_are_routed()
+
+
+@pytest.mark.usefixtures("undecided")
+def test_the_models_own_shapes_are_tried(monkeypatch):
+    """A library may be exact on all shapes but one that a model has."""
+    exact = products._is_exact
+
+    def inexact_for_70_columns(left, right):
+        return exact(left.double(), right.double()) and right.shape[-1] != 70
+
+    monkeypatch.setattr(products, "_is_exact", inexact_for_70_columns)
+    assert route_products(nn.Linear(30, 60))
+    assert not route_products(nn.Sequential(nn.Linear(30, 60), nn.Linear(60, 70)))
+    assert not products_are_routed()
+    assert not route_products(nn.Linear(70, 60))  # the gradient of its inputs
 
 
 def attended(projected: Tensor, valid: Tensor) -> Tensor:

@@ -146,7 +146,8 @@ def test_without_an_interpreter_pfl_is_left_out(speed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters"), [("vit-small", 0.2e6), ("vit-large", 2.7e6), ("lognormal", 0.2e6)]
+    ("name", "parameters"),
+    [("vit-small", 0.2e6), ("vit-large", 2.7e6), ("lognormal", 0.2e6), ("untuned", 0.46e6)],
 )
 def test_models_have_the_sizes_that_the_benchmark_names(speed, name, parameters):
     path = speed.WORKLOADS[name].config
@@ -171,4 +172,4 @@ def test_models_have_the_sizes_that_the_benchmark_names(speed, name, parameters)
 def test_what_peers_could_not_do_alike_is_refused(speed, overrides):
     config = load_config(speed.WORKLOADS["vit-small"].config, overrides)
     with pytest.raises(ValueError):
-        importlib.import_module("contenders").task_of(config, fast_products=False)
+        importlib.import_module("contenders").task_of(config)
