@@ -23,7 +23,6 @@ from fedpriv.experiment import Experiment, prepare
 from fedpriv.privacy.randomness import Purpose
 from fedpriv.seed_model import with_seed_model
 from fedpriv.training.cohort import train_cohort
-from fedpriv.training.device import keep_freed_memory
 from fedpriv.training.user_cache import UserCache
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -99,7 +98,6 @@ def train(
     parts in which held-out examples come, one in `every` is measured on.
     """
     torch.set_num_threads(1)
-    keep_freed_memory()
     experiment = experiment or prepared(config)
     trainer, plan, server = experiment.trainer, experiment.plan, experiment.server
     keeping = trainer.feedback is not None

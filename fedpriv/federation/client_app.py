@@ -46,7 +46,6 @@ from fedpriv.federation.parts import (
 from fedpriv.models.parameters import Layout
 from fedpriv.privacy.clipping import with_bounds
 from fedpriv.training.cohort import CohortSum, CohortTrainer, train_cohort
-from fedpriv.training.device import keep_freed_memory
 from fedpriv.training.memory_store import Memories, RoundMemories
 from fedpriv.training.own_noise import released_alone, with_noise
 
@@ -272,7 +271,6 @@ class _Trainers:
         """
         if self._trainer is None or self._for != (config, data):
             torch.set_num_threads(config.runtime.threads_per_worker)
-            keep_freed_memory()
             self._trainer = _with_the_servers_data(build_trainer(config), config, data)
             self._for = (config, data)
         return self._trainer

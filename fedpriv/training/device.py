@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import platform
 from typing import Any, cast
 
 import torch
 
 from fedpriv.errors import InputError
-
-# Names of settings in glibc's malloc.h, and values: 32 MiB is the most that it takes for the
-# second; what is larger is asked of the system each time.
-_TRIM_THRESHOLD, _KEPT_BYTES = -1, 2**31 - 1
-_MMAP_THRESHOLD, _LARGEST_KEPT = -3, 32 * 2**20
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep what it frees, for the rest of its life, where malloc is glibc's.
-
-    What one training step frees the next one asks for again. glibc hands it back to the system in
-    between, and new pages have to be cleared: a tenth of the time of a stack of speech users.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    library = ctypes.CDLL(None)
-    library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
-    library.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)
 
 
 def resolve_device(name: str) -> torch.device:
