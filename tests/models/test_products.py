@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from in_process import train_small
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
@@ -58,6 +59,16 @@ def test_the_models_own_shapes_are_tried(monkeypatch):
     assert not route_products(nn.Sequential(nn.Linear(30, 60), nn.Linear(60, 70)))
     assert not products_are_routed()
     assert not route_products(nn.Linear(70, 60))  # the gradient of its inputs
+
+
+@pytest.mark.usefixtures("undecided")
+def test_a_run_ends_alike_with_the_switch_on_and_off(tmp_path):
+    ends = []
+    for wanted in (False, True):
+        changes = {"rounds": 2, "privacy": None, "runtime__fast_products": wanted}
+        _, prepared = train_small(tmp_path / str(wanted), **changes)
+        ends.append(prepared.server.parameters())
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-5)
 
 
 def attended(projected: Tensor, valid: Tensor) -> Tensor:
