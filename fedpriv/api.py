@@ -7,6 +7,7 @@
     run.metrics, run.epsilon("pld"), run.delta, run.model(), run.report()
     fedpriv.compare([run, fedpriv.Run.open("runs/vit-digits/...")])
     fedpriv.sweep(experiment, {"privacy.clipping.bound": [0.01, 0.05]}, seeds=[17, 18])
+    experiment.evaluate(run.model()), experiment.audit(canaries=200)
 
 It does what the commands do, by the same code: checks, ledger, checkpoints, report.
 """
@@ -16,11 +17,12 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import config_beside, document_of, parse_config, put
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from fedpriv.federation.plan import Cost
+    from fedpriv.reporting.audit import Audit
+
+#: What an axis of a sweep takes: values of its key, or under a name of one's own sets of changes.
+Axis: TypeAlias = Sequence[Any] | Mapping[Any, Mapping[str, Any]]
 
 
 class Experiment:
@@ -121,8 +127,7 @@ class Experiment:
         """
         from fedpriv import experiment
 
-        changes = {"runtime.grid": grid, "run_dir": None if run_dir is None else str(run_dir)}
-        config = self.with_({k: v for k, v in changes.items() if v is not None}).config
+        config = self._placed(grid, run_dir)
         if config.run_dir is not None:
             from fedpriv.reporting.run_directory import require_empty
 
@@ -131,6 +136,82 @@ class Experiment:
         directory = experiment.create(prepared)
         _trained(prepared, directory, progress)
         return Run.open(directory.path)
+
+    def evaluate(self, model: nn.Module | None = None, progress: bool = True) -> dict[str, float]:
+        """Return loss and measures of a model on the held-out examples; nothing is trained.
+
+        Args:
+            model: such as `Run.model()` of another experiment; None for what training starts from.
+            progress: show the pre-training of a seed model that is not there yet.
+
+        Raises:
+            InputError: the config or its data do not allow it.
+        """
+        from fedpriv import experiment
+
+        prepared = experiment.prepare(_seeded(self.config, progress))
+        trainer = prepared.trainer
+        measured = trainer.model if model is None else model.to(trainer.device)
+        return trainer.task.measure(measured, prepared.held_out, self.config.evaluation.batch_size)
+
+    def audit(
+        self,
+        canaries: int | None = None,
+        rounds: int | None = None,
+        confidence: float = 0.95,
+        progress: bool = True,
+    ) -> Audit:
+        """Measure its privacy from outside, as `fedpriv audit` does, and return what was found.
+
+        Args:
+            canaries: how many made-up users join; None for the command's default.
+            rounds: how many rounds are run and judged; None for all.
+            confidence: of the lower bound on ε.
+            progress: show a bar, on the terminal or in the notebook.
+
+        Raises:
+            InputError: the config promises nothing to audit, or a setting is impossible.
+        """
+        from fedpriv import audit
+        from fedpriv.experiment import stop_signal
+        from fedpriv.reporting.progress import AuditLines
+
+        settings = audit.AuditSettings(audit.CANARIES if canaries is None else canaries)
+        settings = replace(settings, rounds=rounds, confidence=confidence)
+        audit.check(self.config, settings)
+        config = _seeded(self.config, progress)
+        told = _console(progress)
+        with AuditLines(told) as lines, stop_signal(told.print) as stop:
+            return audit.audit(config, settings, lines, stop)
+
+    def _placed(self, grid: str | None, run_dir: str | Path | None) -> ExperimentConfig:
+        changes = {"runtime.grid": grid, "run_dir": None if run_dir is None else str(run_dir)}
+        return self.with_({k: v for k, v in changes.items() if v is not None}).config
+
+    def _trained_in(self, run_dir: Path, grid: str, progress: bool) -> Run:
+        """Return the run of this experiment in a directory, which is begun or gone on with first.
+
+        Raises:
+            InputError: there is a run of another experiment.
+        """
+        from fedpriv import experiment
+        from fedpriv.reporting.run_directory import RunDirectory
+
+        prepared = experiment.prepare(_seeded(self._placed(grid, run_dir), progress))
+        if not (run_dir / "config.yaml").is_file():
+            directory = experiment.create(prepared)
+        else:
+            directory = RunDirectory.open(run_dir)
+            if directory.config().bearing() != prepared.config.bearing():
+                raise InputError(
+                    f"run_dir: {run_dir} is a run of another configuration, and a sweep goes on "
+                    "with runs of its own alone; choose another folder"
+                )
+            experiment.restore(prepared, directory)
+        if not prepared.finished:
+            with suppress(BudgetError):  # it has the rounds that it had
+                _trained(prepared, directory, progress)
+        return Run.open(run_dir)
 
     def __repr__(self) -> str:
         """Return what it is called, and how many rounds it has."""
@@ -178,6 +259,14 @@ class Run:
 
         rows = [_flat(row) for row in self._read.rows]
         return pd.DataFrame(rows).set_index("round")
+
+    @cached_property
+    def blocks(self) -> pd.DataFrame:
+        """One row a round and block of parameters, with the norms that `metrics` sums up."""
+        import pandas as pd
+
+        tables = {row["round"]: pd.DataFrame(dict(_by_block(row))) for row in self._read.rows}
+        return pd.concat(tables, names=["round", "block"])
 
     @cached_property
     def ledger(self) -> pd.DataFrame:
@@ -255,13 +344,18 @@ def compare(runs: Iterable[Run]) -> pd.DataFrame:
 
 def sweep(
     experiment: Experiment,
-    values: Mapping[str, Sequence[Any]],
+    values: Mapping[str, Axis],
     seeds: Sequence[int] | None = None,
     grid: Literal["local", "ray"] = "local",
     run_dir: str | Path | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Train an experiment with every combination of values and seeds; return `compare`'s table.
+
+        values = {"server.lr": [0.01, 0.02], "privacy": {"none": {"privacy": None}, "as is": {}}}
+
+    Runs that are in the folder already are not trained again, and one that was interrupted goes on,
+    where they are of the same experiment.
 
     Every run has a ledger of its own and says what it cost alone. That is not what choosing among
     them costs: who publishes the best one after looking at held-out results has to count them all,
@@ -270,65 +364,65 @@ def sweep(
 
     Args:
         experiment: what is the same in all of them.
-        values: what each dotted key takes in turn.
+        values: what each dotted key takes in turn. Where several keys change together, a name of
+            your own and, by label, the changes of `Experiment.with_`.
         seeds: None for the experiment's own.
         grid: as in `Experiment.train`.
         run_dir: the folder of all runs; None for `runs/NAME-sweep`.
         progress: show each run's progress.
 
     Raises:
-        InputError: an unknown key, an impossible value, or a run that is there already, before
-            anything is trained.
+        InputError: an unknown key or an impossible value, before anything is trained; or a run in
+            the folder is of another experiment.
     """
     import pandas as pd
 
-    from fedpriv.reporting.run_directory import require_empty
-
-    keys = {**values, **({} if seeds is None else {"seed": seeds})}
-    chosen = [dict(zip(keys, each, strict=True)) for each in itertools.product(*keys.values())]
+    points = _points({**values, **({} if seeds is None else {"seed": list(seeds)})})
     folder = Path(run_dir or Path("runs") / f"{experiment.config.name}-sweep")
-    experiments = [experiment.with_(each) for each in chosen]
-    folders = [folder / name for name in _names(keys)]
-    for each in folders:
-        require_empty(each)
-    runs = [
-        _as_far_as_it_goes(each, grid, its, progress)
-        for each, its in zip(experiments, folders, strict=True)
-    ]
-    rows = [{**point, **_summed_up(run)} for point, run in zip(chosen, runs, strict=True)]
-    return pd.DataFrame(rows)
+    experiments = {name: experiment.with_(changes) for name, (_, changes) in points.items()}
+    runs = {
+        name: each._trained_in(folder / name, grid, progress) for name, each in experiments.items()
+    }
+    return pd.DataFrame([{**point, **_summed_up(runs[n])} for n, (point, _) in points.items()])
 
 
-def _names(values: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Return a folder's name for every combination: of its values, or of their numbers.
+def _points(axes: Mapping[str, Axis]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return, by the name of its folder, each combination: its labels, and what they change.
 
-    A value may be an object, or a text that no folder can be called.
+    Raises:
+        InputError: a name of an axis is a column of the results, or two folders would be one.
     """
-    told = [
-        [
-            str(value) if re.fullmatch(r"[\w.+=, -]{1,40}", str(value)) else f"number {number}"
-            for number, value in enumerate(each, start=1)
-        ]
-        for each in values.values()
+    named = [key for key, axis in axes.items() if isinstance(axis, Mapping)]
+    if taken := sorted(_COLUMNS & set(named)):
+        raise InputError(f"{taken[0]} is a column of a sweep's results; give the axis another name")
+    steps = [
+        [(key, label, changes) for label, changes in axis.items()]
+        if isinstance(axis, Mapping)
+        else [(key, value, {key: value}) for value in axis]
+        for key, axis in axes.items()
     ]
-    unique = [
-        [
-            f"{name} ({number})" if each.count(name) > 1 else name
-            for number, name in enumerate(each, start=1)
-        ]
-        for each in told
-    ]
-    return ["-".join(each) for each in itertools.product(*unique)]
+    named_steps = [[(_name(step[1], i), step) for i, step in enumerate(each, 1)] for each in steps]
+    points: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+    for combined in itertools.product(*named_steps):
+        name = "-".join(name for name, _ in combined) or "run"
+        chosen = [step for _, step in combined]
+        if name in points:
+            raise InputError(f"{name}: two runs of a sweep would have one folder; change a label")
+        changes = {key: value for _, _, each in chosen for key, value in each.items()}
+        points[name] = ({key: label for key, label, _ in chosen}, changes)
+    return points
 
 
-def _as_far_as_it_goes(
-    experiment: Experiment, grid: Literal["local", "ray"], folder: Path, progress: bool
-) -> Run:
-    """Train an experiment, and return it also where its budget stopped it after some rounds."""
-    try:
-        return experiment.train(grid, folder, progress)
-    except BudgetError:
-        return Run.open(folder)
+def _name(label: Any, number: int) -> str:
+    """Return what a folder may be called after a label, or else the label's number."""
+    text = re.sub(r"[^\w.+-]+", "_", str(label)).strip("_.")
+    plain = label is None or isinstance(label, str | int | float)
+    return text if plain and 0 < len(text) <= 40 else f"number-{number}"
+
+
+#: Of `_summed_up`, beside the measure of the task.
+_COLUMNS = {"rounds", "epsilon", "delta", "noise_multiplier", "bound", "cohort", "parameters"}
+_COLUMNS |= {"seconds", "run"}
 
 
 def _summed_up(run: Run) -> dict[str, Any]:
@@ -342,9 +436,19 @@ def _summed_up(run: Run) -> dict[str, Any]:
         "noise_multiplier": last.noise_multiplier if read.private else 0.0,
         "bound": last.bound if read.private else math.inf,
         "cohort": read.sampling.expected_cohort,
+        "parameters": read.parameters,
         "seconds": read.seconds,
         "run": run,
     }
+
+
+def _by_block(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield what of a row there is one of a block, with dotted names."""
+    for key, value in row.items():
+        if isinstance(value, Mapping) and "block" in key:
+            yield prefix + key, dict(value)
+        elif isinstance(value, Mapping):
+            yield from _by_block(value, f"{prefix}{key}.")
 
 
 def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -267,18 +267,29 @@ def reopen(path: Path) -> tuple[RunDirectory, Experiment]:
     directory = RunDirectory.open(path)
     files = checkpoint_files(directory.checkpoints)
     experiment = prepare(directory.config_to_continue(), seeded=not files)
-    if files:
-        # Before the checkpoint: the ledger can say what differs.
-        if directory.ledger.exists():
-            found = read_ledger(directory.ledger).header
-            check_same_run(directory.ledger, found, experiment.header())
-        checkpoint = load_checkpoint(files[-1], experiment.plan.fingerprint)
-        experiment.server.load_state(checkpoint.tensors)
-        experiment.bounds = tuple(checkpoint.tensors[_BOUNDS].tolist())
-        journals = checkpoint.tensors.get(_JOURNALS, torch.empty(0, 4)).tolist()
-        experiment.journals = tuple(Journal(*each) for each in journals)
-        experiment.finished_rounds = checkpoint.round
+    restore(experiment, directory)
     return directory, experiment
+
+
+def restore(experiment: Experiment, directory: RunDirectory) -> None:
+    """Bring a prepared experiment to where the run in a directory is; see `reopen`.
+
+    Raises:
+        InputError: the run's ledger or checkpoint is damaged or another run's.
+    """
+    files = checkpoint_files(directory.checkpoints)
+    if not files:
+        return
+    # Before the checkpoint: the ledger can say what differs.
+    if directory.ledger.exists():
+        found = read_ledger(directory.ledger).header
+        check_same_run(directory.ledger, found, experiment.header())
+    checkpoint = load_checkpoint(files[-1], experiment.plan.fingerprint)
+    experiment.server.load_state(checkpoint.tensors)
+    experiment.bounds = tuple(checkpoint.tensors[_BOUNDS].tolist())
+    journals = checkpoint.tensors.get(_JOURNALS, torch.empty(0, 4)).tolist()
+    experiment.journals = tuple(Journal(*each) for each in journals)
+    experiment.finished_rounds = checkpoint.round
 
 
 #: What `flwr run --run-config` sets: a config and overrides for it, or a run to continue.

@@ -1,15 +1,19 @@
 import math
+import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
+from audited import Unseen
 from in_process import SMALL
 from torch import nn
 
 import fedpriv
 from fedpriv import components
-from fedpriv.api import _names
+from fedpriv.api import _name
+from fedpriv.audit import AuditSettings, audit
 from fedpriv.errors import InputError
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.spent import spent
@@ -68,6 +72,14 @@ def test_a_run_is_what_its_directory_says(run):
     assert run.report().read_text(encoding="utf-8").startswith("<!doctype html>")
     with pytest.raises(InputError, match="no ε by pld"):
         run.epsilon("pld")
+
+
+def test_its_norms_by_block_add_up_to_the_whole(run):
+    released = run.blocks["released_block_norms"].groupby("round").apply(lambda b: (b**2).sum())
+    assert (released**0.5).tolist() == pytest.approx(run.metrics["aggregate_norm"].tolist())
+    assert list(run.blocks.loc[1].index) == [name for name, _ in run.model().named_parameters()]
+    seen = run._read.rows[-1]["simulation_only"]["block_norms"]
+    assert run.blocks["simulation_only.block_norms"].loc[4].to_dict() == seen
 
 
 def test_its_model_is_the_one_of_the_last_checkpoint(run):
@@ -137,14 +149,13 @@ def test_a_sweep_goes_on_after_a_budget_stopped_one_of_its_runs(tmp_path):
     values = {"privacy.noise_multiplier": [1.0, 2.0]}
     table = fedpriv.sweep(one, values, run_dir=tmp_path / "runs", progress=False)
     assert table["rounds"].tolist() == [1, 2]
-    with pytest.raises(InputError, match="not empty"):
-        fedpriv.sweep(one, {"privacy.noise_multiplier": [3.0, 2.0]}, run_dir=tmp_path / "runs")
-    assert not (tmp_path / "runs" / "3.0").exists()
 
 
-def test_folders_of_a_sweep_have_names_for_any_value():
-    values = {"a": [nn.Linear(2, 2), "../up", 0.5, 0.5], "seed": [1]}
-    assert _names(values) == ["number 1-1", "number 2-1", "0.5 (3)-1", "0.5 (4)-1"]
+def test_folders_of_a_sweep_have_names_for_any_value(tmp_path):
+    assert _name(nn.Linear(2, 2), 1) == "number-1"
+    assert _name("../up", 2) == "up"
+    assert _name(0.05, 1) == "0.05"
+    assert _name("x" * 300, 3) == "number-3"
 
 
 def test_two_models_of_one_class_are_two_models(tmp_path):
@@ -180,3 +191,98 @@ def test_runs_of_two_objects_that_have_no_digest_share_no_noise():
     again = EXPERIMENT.with_(model=first).config
     assert again.fingerprint("") == one.fingerprint("")
     assert "SHA-256 unknown" in str(components.outside(one)["model"].told())
+
+
+def test_a_sweep_may_change_several_keys_under_one_name(tmp_path):
+    fewer = {"none": {"privacy": None, "cohort": 8}, "as is": {}}
+    table = fedpriv.sweep(
+        EXPERIMENT.with_(rounds=1), {"protection": fewer}, run_dir=tmp_path, progress=False
+    )
+    assert table["protection"].tolist() == ["none", "as is"]
+    assert [math.isinf(epsilon) for epsilon in table["epsilon"]] == [True, False]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["as_is", "none"]
+    assert set(table["parameters"]) == {sum(p.numel() for p in run_model(table).parameters())}
+
+
+def run_model(table):
+    return table["run"].iloc[0].model()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"epsilon": {"1": {}}}, "epsilon is a column"),
+        ({"seed": [1, 1]}, "would have one folder"),
+        ({"which": {"a b": {}, "a/b": {}}}, "would have one folder"),
+    ],
+)
+def test_a_sweep_whose_runs_cannot_be_told_apart_is_refused(tmp_path, values, told):
+    with pytest.raises(InputError, match=told):
+        fedpriv.sweep(EXPERIMENT, values, run_dir=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_sweep_trains_what_is_missing_and_nothing_twice(tmp_path):
+    values = {"privacy.clipping.bound": [0.05, 0.1]}
+    whole = fedpriv.sweep(EXPERIMENT, values, run_dir=tmp_path / "whole", progress=False)
+    begun = tmp_path / "begun"
+    shutil.copytree(whole["run"].iloc[0].path, begun / "0.05")
+    # The other one was interrupted after its third round.
+    shutil.copytree(whole["run"].iloc[1].path, begun / "0.1")
+    for path, kept in (("ledger.jsonl", 4), ("metrics.jsonl", 3)):
+        lines = (begun / "0.1" / path).read_text().splitlines(keepends=True)
+        (begun / "0.1" / path).write_text("".join(lines[:kept]))
+    checkpoint_files(begun / "0.1" / "checkpoints")[-1].unlink()
+    before = (begun / "0.05" / "metrics.jsonl").read_bytes()
+    table = fedpriv.sweep(EXPERIMENT, values, run_dir=begun, progress=False)
+    assert (begun / "0.05" / "metrics.jsonl").read_bytes() == before
+    told = ["accuracy", "epsilon", "bound", "rounds"]
+    assert table[told].to_numpy().tolist() == whole[told].to_numpy().tolist()
+    for name, parameter in whole["run"].iloc[1].model().named_parameters():
+        assert torch.equal(parameter, dict(table["run"].iloc[1].model().named_parameters())[name])
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_sweep_takes_no_run_of_another_experiment(run, tmp_path, finished):
+    folder = tmp_path / "5"
+    shutil.copytree(run.path, folder)
+    if not finished:  # it was interrupted before it had charged anything
+        for each in ("ledger.jsonl", "metrics.jsonl", "checkpoints"):
+            gone = folder / each
+            shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    before = (folder / "config.yaml").read_bytes()
+    other = EXPERIMENT.with_({"privacy.clipping.bound": 0.05})
+    with pytest.raises(InputError, match="run of another configuration"):
+        fedpriv.sweep(other, {}, seeds=[5], run_dir=tmp_path, progress=False)
+    assert (folder / "config.yaml").read_bytes() == before
+
+
+def test_a_sweep_takes_no_run_of_another_model_that_was_handed_over(tmp_path):
+    def swept(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        given = EXPERIMENT.with_(model=model, rounds=1)
+        return fedpriv.sweep(given, {}, seeds=[5], run_dir=tmp_path, progress=False)
+
+    assert swept(1)["accuracy"].tolist() == swept(1)["accuracy"].tolist()
+    with pytest.raises(InputError, match="from outside"):
+        swept(2)
+
+
+def test_a_model_is_measured_without_training(run):
+    read = read_run(run.path)
+    assert EXPERIMENT.evaluate(run.model()) == read.rows[-1]["held_out"]
+    start = EXPERIMENT.evaluate()
+    assert start == EXPERIMENT.evaluate()
+    assert start["accuracy"] < run.quality
+
+
+def test_an_audit_is_that_of_the_command():
+    found = EXPERIMENT.with_(rounds=1).audit(canaries=60, confidence=0.9, progress=False)
+    settings = AuditSettings(60, confidence=0.9)
+    expected = audit(EXPERIMENT.with_(rounds=1).config, settings, Unseen(), threading.Event())
+    assert found == expected
+    with pytest.raises(InputError, match="canaries"):
+        EXPERIMENT.audit(canaries=1)
+    with pytest.raises(InputError, match="privacy"):
+        EXPERIMENT.with_(privacy=None, cohort=8).audit()

@@ -271,4 +271,3 @@ def rows_apart(module: nn.Module) -> bool:
         return cast(nn.Flatten, module).start_dim > 0
     own = kind.__module__.startswith("fedpriv.") or kind in ROW_BY_ROW or kind in SIBLINGS
     return own or vars(kind).get("stackable") is True
-
