@@ -85,7 +85,7 @@ class Experiment:
     ) -> Experiment:
         changed = _copied(document)
         for key, value in {**(changes or {}), **sections}.items():
-            put(changed, key, value)
+            put(changed, key, _copied(value))
         made = cls.__new__(cls)
         made._hold(changed, code)
         return made

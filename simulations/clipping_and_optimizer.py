@@ -6,40 +6,42 @@ clippings do not differ beyond their seeds and LAMB is below Adam. Every
 cell is a whole run of configs/vit_digits.yaml with two seeds; learning rates were chosen on the
 development split (`data.evaluation: development`, seed 1) from 0.01, 0.02 and 0.04, with privacy.
 
-    python simulations/clipping_and_optimizer.py [OUTPUT_FOLDER]
+    python simulations/clipping_and_optimizer.py         # finished runs are kept
+    python simulations/clipping_and_optimizer.py show    # the table and the figure again
 
-writes results.csv and figure.png (default folder: simulations/results/clipping_and_optimizer).
+writes results.csv and figure.png into simulations/results/clipping_and_optimizer.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
-import matplotlib
+import matplotlib.pyplot as plt
 import pandas as pd
+import study
+from matplotlib.figure import Figure
 
 import fedpriv
 
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
-
-ROOT = Path(__file__).parents[1]
 CLIPPING = {
     "no privacy": {"privacy": None, "cohort": 370},
     "global": {"privacy.clipping.kind": "global"},
     "per layer, dim": {"privacy.clipping.kind": "per_layer", "privacy.clipping.split": "dim"},
 }
 COLUMNS = ["clipping", "optimizer", "seed", "accuracy", "epsilon", "delta"]
+STYLES = {"adam": (-0.12, "o", study.BLUE), "lamb": (0.12, "s", study.RED)}
 
 
-def figure(results: pd.DataFrame, path: Path) -> None:
+def measure() -> pd.DataFrame:
+    experiment = fedpriv.Experiment.load(
+        study.CONFIGS / "vit_digits.yaml", {"server.lr": 0.02}, name="clipping-and-optimizer"
+    )
+    values = {"clipping": CLIPPING, "server.optimizer": list(STYLES)}
+    table = fedpriv.sweep(experiment, values, seeds=[17, 18])
+    return table.rename(columns={"server.optimizer": "optimizer"})[COLUMNS]
+
+
+def figure(results: pd.DataFrame) -> Figure:
     plotted, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    for offset, marker, colour, optimizer in (
-        (-0.12, "o", "#0072B2", "adam"),
-        (0.12, "s", "#D55E00", "lamb"),
-    ):
+    for optimizer, (offset, marker, colour) in STYLES.items():
         rows = results[results.optimizer == optimizer]
         places = rows.clipping.map(list(CLIPPING).index) + offset
         axes.plot(places, rows.accuracy, marker, color=colour, label=optimizer)
@@ -53,31 +55,13 @@ def figure(results: pd.DataFrame, path: Path) -> None:
     )
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    plotted.savefig(path, dpi=150)
+    return plotted
 
 
-def main() -> None:
-    default = ROOT / "simulations" / "results" / "clipping_and_optimizer"
-    output = Path(sys.argv[1]) if len(sys.argv) > 1 else default
-    output.mkdir(parents=True, exist_ok=True)
-    experiment = fedpriv.Experiment.load(ROOT / "configs" / "vit_digits.yaml", {"server.lr": 0.02})
-    optimizers = {"server.optimizer": ["adam", "lamb"]}
-    tables = []
-    for number, (clipping, changes) in enumerate(CLIPPING.items()):
-        with TemporaryDirectory() as folder:
-            table = fedpriv.sweep(
-                experiment.with_(changes), optimizers, seeds=[17, 18], run_dir=f"{folder}/{number}"
-            )
-        tables.append(
-            table.rename(columns={"server.optimizer": "optimizer"}).assign(clipping=clipping)
-        )
-    results = pd.concat(tables)[COLUMNS]
-    results.to_csv(output / "results.csv", index=False)
-    figure(results, output / "figure.png")
-    print(
-        results.pivot(index=["clipping", "optimizer"], columns="seed", values="accuracy").round(3)
-    )
+def table(results: pd.DataFrame) -> pd.DataFrame:
+    index = ["clipping", "optimizer"]
+    return results.pivot(index=index, columns="seed", values="accuracy").round(3)
 
 
 if __name__ == "__main__":
-    main()
+    study.run(__file__, measure, figure, table)

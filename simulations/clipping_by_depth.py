@@ -15,223 +15,126 @@ than that in one place alone: `uniform` in the deep model, at the least noise. A
 models' tensors holds 83% of an update's squared norm in the deep model and 74% in the shallow one
 (gradient_heterogeneity.py), so uneven layers alone do not make per-layer clipping win.
 
-    python simulations/clipping_by_depth.py tune [PROCESSES]   # rates, development speakers
-    python simulations/clipping_by_depth.py run [PROCESSES]    # the table, test speakers
-    python simulations/clipping_by_depth.py show               # the table and the figure again
+    python simulations/clipping_by_depth.py         # a day; finished runs are kept
+    python simulations/clipping_by_depth.py show    # the table and the figure again
 
-write tuning.csv, results.csv and figure.png into simulations/results/clipping_by_depth. Finished
-cells are not run again.
+writes tuning.csv, whose rates were chosen on development speakers, results.csv and figure.png into
+simulations/results/clipping_by_depth. Those that are there were measured on half of the recordings.
 """
 
 from __future__ import annotations
 
-import csv
 import itertools
-import multiprocessing
-import statistics
-import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from collections.abc import Iterable
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("agg")
 import matplotlib.pyplot as plt
-from one_process import resolved, train
-from rich.console import Console
-from rich.table import Table
+import pandas as pd
+import study
+from matplotlib.figure import Figure
 
-FOLDER = Path(__file__).parent / "results" / "clipping_by_depth"
-COHORT = 32
+import fedpriv
+
+COHORT, SEEDS = 32, [17, 18]
 # The table has less rounds than the tuning before it, for want of time.
 ROUNDS = {"development": 40, "test": 24}
-
 SHAPES = {
-    "4 blocks of 48": ["model.depth=4", "model.dim=48", "model.heads=4", "runtime.stack=4"],
-    "40 blocks of 16": ["model.depth=40", "model.dim=16", "model.heads=1", "runtime.stack=8"],
+    "4 blocks of 48": {"depth": 4, "dim": 48, "heads": 4},
+    "40 blocks of 16": {"depth": 40, "dim": 16, "heads": 1},
 }
+STACK = {"4 blocks of 48": 4, "40 blocks of 16": 8}
 CLIPPING = {
-    "global": ["privacy.clipping.kind=global"],
-    "uniform": ["privacy.clipping.kind=per_layer", "privacy.clipping.split=uniform"],
-    "dim": ["privacy.clipping.kind=per_layer", "privacy.clipping.split=dim"],
-    "dim, normalised": [
-        "privacy.clipping.kind=per_layer",
-        "privacy.clipping.split=dim",
-        "privacy.clipping.normalize=true",
-    ],
+    "global": {"kind": "global"},
+    "uniform": {"kind": "per_layer", "split": "uniform"},
+    "dim": {"kind": "per_layer", "split": "dim"},
+    "dim, normalised": {"kind": "per_layer", "split": "dim", "normalize": True},
 }
+COLOURS = dict(zip(CLIPPING, (study.BLACK, study.ORANGE, study.BLUE, study.RED), strict=True))
 RATES = {"adam": (0.004, 0.008), "lamb": (0.02, 0.04)}
-NOISE = (0.001, 0.004, 0.016)
-TUNED_AT = 0.004
-SEEDS = (17, 18)
+NOISE, TUNED_AT = [0.001, 0.004, 0.016], [0.004]
+CONTENDER = ["shape", "clipping", "optimizer"]
+COLUMNS = [*CONTENDER, "rate", "noise", "seed", "wer", "update_norm", "parameters"]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run: what is varied."""
-
-    shape: str
-    clipping: str
-    optimizer: str
-    rate: float
-    noise: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Result(Cell):
-    """One finished run."""
-
-    wer: float
-    update_norm: float
-    parameters: int
+def shaped(shape: str) -> dict[str, Any]:
+    """Return the changes that make a model of that shape, with a seed model of its own."""
+    return {
+        **{f"model.{key}": value for key, value in SHAPES[shape].items()},
+        "runtime.stack": STACK[shape],
+        "runtime.workers": 1,
+        "seed_model.path": f"runs/clipping-by-depth/{shape.replace(' ', '-')}.safetensors",
+        "seed_model.pretrain.steps": 800,
+    }
 
 
-def shaped(shape: str) -> list[str]:
-    """Return the overrides that make a model of that shape, and say where its seed model lies."""
-    path = f"runs/clipping-by-depth/{shape.replace(' ', '-')}.safetensors"
-    few_steps = "seed_model.pretrain.steps=800"
-    return [*SHAPES[shape], f"seed_model.path={path}", few_steps, "runtime.workers=1"]
+def contending(shape: str, clipping: str, optimizer: str, rate: float) -> dict[str, Any]:
+    rule = {f"privacy.clipping.{key}": value for key, value in CLIPPING[clipping].items()}
+    return {**shaped(shape), **rule, "server.optimizer": optimizer, "server.lr": rate}
 
 
-def make_seed_model(shape: str) -> None:
-    resolved("asr_digits.yaml", shaped(shape))
+def noisy(noise: float) -> dict[str, Any]:
+    return {"privacy.target_epsilon": None, "privacy.noise_multiplier": noise * COHORT}
 
 
-def run(job: tuple[Cell, str]) -> Result:
-    cell, evaluation = job
-    config = resolved(
-        "asr_digits.yaml",
-        [
-            *shaped(cell.shape),
-            *CLIPPING[cell.clipping],
-            f"data.evaluation={evaluation}",
-            f"rounds={ROUNDS[evaluation]}",
-            "local={steps: 2, batch_size: 3, lr: 0.2, max_grad_norm: 1.0, order: by_length}",
-            f"server.optimizer={cell.optimizer}",
-            f"server.lr={cell.rate}",
-            "privacy.target_epsilon=null",
-            f"privacy.noise_multiplier={cell.noise * COHORT}",
-            f"privacy.sampling.expected_cohort={COHORT}",
-            f"seed={cell.seed}",
-        ],
+def trained(
+    contenders: Iterable[tuple[Any, ...]], noise: list[float], seeds: list[int], evaluation: str
+) -> pd.DataFrame:
+    rounds = ROUNDS[evaluation]
+    local = {"steps": 2, "batch_size": 3, "lr": 0.2, "max_grad_norm": 1.0, "order": "by_length"}
+    experiment = fedpriv.Experiment.load(
+        study.CONFIGS / "asr_digits.yaml",
+        {
+            "data.evaluation": evaluation,
+            "evaluation.every": rounds,
+            "privacy.sampling.expected_cohort": COHORT,
+        },
+        rounds=rounds,
+        local=local,
     )
-    outcome = train(config, every=2)
-    return Result(
-        **asdict(cell),
-        wer=outcome.measures["wer"],
-        update_norm=outcome.norm,
-        parameters=outcome.parameters,
-    )
+    values = {
+        "contender": {each: contending(*each) for each in contenders},
+        "noise": {each: noisy(each) for each in noise},
+    }
+    folder = f"runs/clipping-by-depth/{evaluation}"
+    table = fedpriv.sweep(experiment, values, seeds, run_dir=folder)
+    table[[*CONTENDER, "rate"]] = table.contender.tolist()
+    table["update_norm"] = table.run.map(study.update_norm)
+    return table[COLUMNS]
 
 
-def tuning_cells() -> Iterator[Cell]:
-    for shape, clipping, optimizer in itertools.product(SHAPES, CLIPPING, RATES):
-        for rate in RATES[optimizer]:
-            yield Cell(shape, clipping, optimizer, rate, TUNED_AT, seed=1)
+def measure() -> pd.DataFrame:
+    each = itertools.product(SHAPES, CLIPPING, RATES)
+    tried = [(*contender, rate) for contender in each for rate in RATES[contender[-1]]]
+    tuned = trained(tried, TUNED_AT, [1], "development")
+    tuned.to_csv(study.results_of("clipping_by_depth", "tuning.csv"), index=False)
+    best = tuned.loc[tuned.groupby(CONTENDER).wer.idxmin(), [*CONTENDER, "rate"]]
+    return trained(best.itertuples(index=False, name=None), NOISE, SEEDS, "test")
 
 
-def cells() -> Iterator[Cell]:
-    """Yield the cells of the table, each at the rate that did best on development speakers."""
-    tuned = read("tuning.csv")
-    for seed, noise, shape, clipping, optimizer in itertools.product(
-        SEEDS, NOISE, SHAPES, CLIPPING, RATES
-    ):
-        tried = [
-            r for r in tuned if (r.shape, r.clipping, r.optimizer) == (shape, clipping, optimizer)
-        ]
-        rate = min(tried, key=lambda r: r.wer).rate
-        yield Cell(shape, clipping, optimizer, rate, noise, seed)
-
-
-def run_all(wanted: Iterable[Cell], evaluation: str, name: str, processes: int) -> None:
-    done = {tuple(asdict(r).values())[: len(fields(Cell))] for r in read(name)}
-    jobs = [(cell, evaluation) for cell in wanted if tuple(asdict(cell).values()) not in done]
-    path = FOLDER / name
-    if not path.exists():
-        path.write_text(",".join(f.name for f in fields(Result)) + "\n")
-    with multiprocessing.get_context("fork").Pool(processes) as pool, path.open("a") as file:
-        pool.map(make_seed_model, SHAPES, chunksize=1)
-        rows = csv.writer(file)
-        for number, result in enumerate(pool.imap_unordered(run, jobs), 1):
-            rows.writerow(asdict(result).values())
-            file.flush()
-            Console(stderr=True).print(f"{number}/{len(jobs)}", result)
-
-
-def read(name: str) -> list[Result]:
-    if not (FOLDER / name).exists():
-        return []
-    with (FOLDER / name).open(newline="") as file:
-        return [
-            Result(
-                row["shape"],
-                row["clipping"],
-                row["optimizer"],
-                *(float(row[key]) for key in ("rate", "noise")),
-                int(row["seed"]),
-                *(float(row[key]) for key in ("wer", "update_norm")),
-                int(row["parameters"]),
-            )
-            for row in csv.DictReader(file)
-        ]
-
-
-def table(results: list[Result]) -> Table:
-    shown = Table("shape", "clipping", "optimizer", "rate", *(f"noise {n:g}" for n in NOISE))
-    for shape, clipping, optimizer in itertools.product(SHAPES, CLIPPING, RATES):
-        rows = chosen(results, shape, clipping, optimizer)
-        found = [", ".join(f"{r.wer:.1%}" for r in rows if r.noise == noise) for noise in NOISE]
-        rates = sorted({f"{r.rate:g}" for r in rows})
-        shown.add_row(shape, clipping, optimizer, ", ".join(rates), *found)
-    return shown
-
-
-def chosen(results: list[Result], shape: str, clipping: str, optimizer: str) -> list[Result]:
-    return [
-        r for r in results if (r.shape, r.clipping, r.optimizer) == (shape, clipping, optimizer)
-    ]
-
-
-def figure(results: list[Result], path: Path) -> None:
-    plotted, panels = plt.subplots(1, len(SHAPES), figsize=(9.5, 3.8), layout="constrained")
-    colours = dict(zip(CLIPPING, ("#222222", "#E69F00", "#0072B2", "#D55E00"), strict=True))
+def figure(results: pd.DataFrame) -> Figure:
+    plotted, panels = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     for axes, shape in zip(panels, SHAPES, strict=True):
-        for clipping, optimizer in itertools.product(CLIPPING, RATES):
-            rows = chosen(results, shape, clipping, optimizer)
-            levels = sorted({r.noise for r in rows})
-            means = [100 * statistics.mean(r.wer for r in rows if r.noise == n) for n in levels]
-            colour, lamb = colours[clipping], optimizer == "lamb"
-            label = f"{clipping}, {optimizer}"
-            axes.plot(levels, means, "-" if lamb else "--", color=colour, label=label)
-            points = [100 * r.wer for r in rows]
-            mark = "o" if lamb else "s"
-            axes.plot([r.noise for r in rows], points, mark, color=colour, markersize=4)
-        axes.set_xscale("log")
-        axes.set_xticks(NOISE, [f"{n:g}" for n in NOISE])
+        here = results[results["shape"] == shape].assign(wer=100 * results.wer)
+        for (clipping, colour), optimizer in itertools.product(COLOURS.items(), RATES):
+            rows = here.query("clipping == @clipping and optimizer == @optimizer")
+            line, mark = ("-", "o") if optimizer == "lamb" else ("--", "s")
+            means = rows.groupby("noise").wer.mean()
+            axes.plot(means, line, color=colour, label=f"{clipping}, {optimizer}")
+            axes.plot(rows.noise, rows.wer, mark, color=colour, markersize=4)
+        axes.set(xscale="log", xlabel="noise on the mean / clip bound")
+        axes.set_xticks(NOISE, [f"{noise:g}" for noise in NOISE])
         axes.minorticks_off()
-        axes.set_xlabel("noise on the mean / clip bound")
-        parameters = next(r.parameters for r in results if r.shape == shape)
-        axes.set_title(f"{shape}: {parameters:,} parameters", fontsize=9)
+        axes.set_title(f"{shape}: {here.parameters.iloc[0]:,} parameters", fontsize=9)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("word error rate, % (each point a seed)")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
-    plotted.savefig(path, dpi=150)
+    return plotted
 
 
-def main() -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    command = sys.argv[1] if len(sys.argv) > 1 else "show"
-    processes = int(sys.argv[2]) if len(sys.argv) > 2 else 2
-    if command == "tune":
-        run_all(tuning_cells(), "development", "tuning.csv", processes)
-    if command == "run":
-        run_all(cells(), "test", "results.csv", processes)
-    if results := read("results.csv"):
-        figure(results, FOLDER / "figure.png")
-        Console().print(table(results))
+def table(results: pd.DataFrame) -> pd.DataFrame:
+    index, columns = [*CONTENDER, "rate"], ["noise", "seed"]
+    return (100 * results.pivot(index=index, columns=columns, values="wer")).round(1)
 
 
 if __name__ == "__main__":
-    main()
+    study.run(__file__, measure, figure, table)

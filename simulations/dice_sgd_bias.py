@@ -8,60 +8,43 @@ the answer is the average of the last half of the iterates. Claim of the paper: 
 stalls at the distance that clipping leaves, and DiceSGD goes to the optimum. What σ costs is then
 told by each accounting by its name. What is left without noise is that batches are drawn.
 
-    python simulations/dice_sgd_bias.py         # measure (about a minute)
+Found: it is so. DP-SGD stalls 0.34 from the optimum at every ε; DiceSGD with bounded gradients
+comes within 0.03 at a proved ε of 3.7, δ = 1e-6.
+
+    python simulations/dice_sgd_bias.py         # about a minute
     python simulations/dice_sgd_bias.py show    # the table and the figure again
 
-write results.csv and figure.png into simulations/results/dice_sgd_bias.
+writes results.csv and figure.png into simulations/results/dice_sgd_bias.
 """
 
 from __future__ import annotations
 
-import csv
+import itertools
 import math
-import sys
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import study
 import torch
-from rich.console import Console
-from rich.table import Table
+from matplotlib.figure import Figure
 
 from fedpriv.privacy import GlobalClipping, PoissonSampling, Unclipped
 from fedpriv.privacy.accounting import PLD_UP_TO
 from fedpriv.privacy.dice import DiceMechanism, dice_step, sum_batch
 from fedpriv.privacy.dice_accounting import dice_epsilon
 
-FOLDER = Path(__file__).parent / "results" / "dice_sgd_bias"
 POINTS, DIMENSION, FAR = 20_000, 5, 4.0
 BATCH, STEPS, RATE, DELTA = 2_000.0, 400, 0.2, 1e-6
 C1, C2, G = 0.5, 0.5, 5.0
 STDDEVS = (0.0, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 SEEDS = (1, 2, 3)
-# Method: C2 and G. Without a memory DiceSGD is DP-SGD, and both its accountings are DP-SGD's.
+# Method: C2, G and a colour. Without a memory DiceSGD is DP-SGD, and both accountings are DP-SGD's.
 METHODS = {
-    "DP-SGD": (0.0, math.inf),
-    "DiceSGD": (C2, math.inf),
-    "DiceSGD, memory of gradients up to G": (C2, G),
+    "DP-SGD": (0.0, math.inf, study.BLUE),
+    "DiceSGD": (C2, math.inf, study.RED),
+    "DiceSGD, memory of gradients up to G": (C2, G, study.GREEN),
 }
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run, and what its noise costs by each accounting; PLD only below its useful range."""
-
-    method: str
-    stddev: float
-    seed: int
-    distance: float
-    delta: float
-    provable_rdp: float
-    provable_pld: float | None
-    published_rdp: float | None
 
 
 def points() -> torch.Tensor:
@@ -72,7 +55,7 @@ def points() -> torch.Tensor:
 
 
 def mechanism(method: str, stddev: float) -> DiceMechanism:
-    c2, gradient = METHODS[method]
+    c2, gradient, _ = METHODS[method]
     whole = Unclipped() if math.isinf(gradient) else GlobalClipping(gradient)
     sampling = PoissonSampling(POINTS, BATCH)
     return DiceMechanism(
@@ -95,77 +78,60 @@ def distance(data: torch.Tensor, dice: DiceMechanism, seed: int) -> float:
     return float((average - data.double().mean(0)).norm())
 
 
-def costs(dice: DiceMechanism, method: str) -> tuple[float, float | None, float | None]:
-    """Return ε: provable by RDP, provable by PLD, and published, where there is a memory."""
+def costs(dice: DiceMechanism, method: str) -> dict[str, float | None]:
+    """Return ε by each accounting, where it tells one: PLD only below its useful range."""
     provable = dice_epsilon(dice, STEPS, DELTA).epsilon
-    tight = None
+    tight = published = None
     if provable < PLD_UP_TO:
         tight = dice_epsilon(dice, STEPS, DELTA, accountant="pld").epsilon
-    if method == "DP-SGD":
-        return provable, tight, None
-    return provable, tight, dice_epsilon(dice, STEPS, DELTA, "published").epsilon
+    if method != "DP-SGD":
+        published = dice_epsilon(dice, STEPS, DELTA, "published").epsilon
+    return {"provable_rdp": provable, "provable_pld": tight, "published_rdp": published}
 
 
-def measure() -> list[Result]:
-    data, results = points(), []
-    for method in METHODS:
-        for stddev in STDDEVS:
-            dice = mechanism(method, stddev)
-            spent = costs(dice, method)
-            results += [
-                Result(method, stddev, seed, distance(data, dice, seed), DELTA, *spent)
-                for seed in SEEDS
-            ]
-    return results
+def measure() -> pd.DataFrame:
+    data, rows = points(), []
+    for method, stddev in itertools.product(METHODS, STDDEVS):
+        dice = mechanism(method, stddev)
+        spent = {"delta": DELTA, **costs(dice, method)}
+        setting = {"method": method, "stddev": stddev}
+        rows += [
+            {**setting, "seed": seed, "distance": distance(data, dice, seed), **spent}
+            for seed in SEEDS
+        ]
+    return pd.DataFrame(rows)
 
 
 def stalled(data: torch.Tensor) -> float:
     """Return how far from the optimum the clipped gradients of all points sum to zero."""
-    everybody = DiceMechanism(
-        PoissonSampling(POINTS, POINTS), 0.0, GlobalClipping(C1), GlobalClipping(0.0)
-    )
-    x = torch.zeros(DIMENSION, dtype=torch.float64)
+    data, x = data.double(), torch.zeros(DIMENSION, dtype=torch.float64)
     for _ in range(500):
-        x = x - sum_batch(x - data, [DIMENSION], everybody).clipped / POINTS
-    return float((x - data.double().mean(0)).norm())
+        gradients = x - data
+        shrunk = (C1 / gradients.norm(dim=1, keepdim=True)).clamp(max=1)
+        x = x - (shrunk * gradients).mean(0)
+    return float((x - data.mean(0)).norm())
 
 
-COLOURS = dict(zip(METHODS, ("#0072B2", "#D55E00", "#009E73"), strict=True))
-
-
-def figure(results: list[Result], path: Path) -> None:
+def figure(results: pd.DataFrame) -> Figure:
     plotted, (left, right) = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     smallest = STDDEVS[1] / 3  # where σ = 0 is drawn
-    for method in METHODS:
-        chosen = [r for r in results if r.method == method]
-        colour, near = COLOURS[method], [r.distance for r in chosen]
-        large = method == "DiceSGD"  # its points are those of the third method, where σ is small
-        left.plot(
-            [r.stddev or smallest for r in chosen],
-            near,
-            "o",
-            ms=7 if large else 3,
-            mfc="none" if large else colour,
-            color=colour,
-        )
-        means = [np.mean([r.distance for r in chosen if r.stddev == s]) for s in STDDEVS]
-        left.plot([s or smallest for s in STDDEVS], means, color=colour, label=method)
-        private = [r for r in chosen if r.stddev > 0]
-        right.plot([r.provable_rdp for r in private], near[len(SEEDS) :], "o", ms=3, color=colour)
-        right.plot([r.provable_rdp for r in private][:: len(SEEDS)], means[1:], color=colour)
-    claimed = [r for r in results if r.method == "DiceSGD" and r.stddev > 0]
-    right.plot(
-        [r.published_rdp for r in claimed],
-        [r.distance for r in claimed],
-        "x",
-        ms=4,
-        color=COLOURS["DiceSGD"],
-        label="DiceSGD by the published accounting:\nits authors' claim, not proved",
-    )
+    results = results.assign(drawn=results.stddev.replace(0, smallest))
+    for method, (_, _, colour) in METHODS.items():
+        rows = results[results.method == method]
+        # Where σ is small, the points of DiceSGD are those of the third method.
+        style = {"ms": 7, "mfc": "none"} if method == "DiceSGD" else {"ms": 3}
+        left.plot(rows.drawn, rows.distance, "o", color=colour, **style)
+        left.plot(rows.groupby("drawn").distance.mean(), color=colour, label=method)
+        private = rows[rows.stddev > 0]
+        right.plot(private.provable_rdp, private.distance, "o", ms=3, color=colour)
+        right.plot(private.groupby("provable_rdp").distance.mean(), color=colour)
+    claimed = results[(results.method == "DiceSGD") & (results.stddev > 0)]
+    label = "DiceSGD by the published accounting:\nits authors' claim, not proved"
+    right.plot(claimed.published_rdp, claimed.distance, "x", ms=4, color=study.RED, label=label)
+    stuck = stalled(points())
     for axes in (left, right):
-        axes.axhline(stalled(points()), color="grey", lw=0.8, ls="--")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        axes.axhline(stuck, color="grey", lw=0.8, ls="--")
+        axes.set(xscale="log", yscale="log")
         axes.grid(alpha=0.3)
     left.set_xticks([smallest, *STDDEVS[2::2]], ["0", *(f"{s:g}" for s in STDDEVS[2::2])])
     left.set_xlabel("σ: noise on each coordinate of the mean gradient")
@@ -173,55 +139,16 @@ def figure(results: list[Result], path: Path) -> None:
     left.set_title("As the noise goes to 0 (dashed: where clipping alone stalls)", fontsize=9)
     right.set_xlim(0.05, 1e5)
     right.set_xlabel(f"ε at δ = {DELTA:g} (RDP; lines: proved)")
-    right.set_title("The same runs, by what they cost", fontsize=9)
     left.legend(fontsize=8, frameon=False)
     right.legend(fontsize=8, frameon=False, loc="upper right")
-    plotted.savefig(path, dpi=150)
+    right.set_title("The same runs, by what they cost", fontsize=9)
+    return plotted
 
 
-def read() -> list[Result]:
-    with (FOLDER / "results.csv").open(newline="") as file:
-        return [
-            Result(
-                row["method"],
-                float(row["stddev"]),
-                int(row["seed"]),
-                float(row["distance"]),
-                float(row["delta"]),
-                float(row["provable_rdp"]),
-                *(float(row[k]) if row[k] else None for k in ("provable_pld", "published_rdp")),
-            )
-            for row in csv.DictReader(file)
-        ]
-
-
-def write(results: list[Result]) -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with (FOLDER / "results.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(field.name for field in fields(Result))
-        rows.writerows(asdict(result).values() for result in results)
-
-
-def table(results: list[Result]) -> Table:
-    shown = Table("method", "σ", "distance", "ε provable (rdp)", "(pld)", "ε published (claim)")
-    for result in results[:: len(SEEDS)]:
-        same = (result.method, result.stddev)
-        near = [r.distance for r in results if (r.method, r.stddev) == same]
-        epsilons = (result.provable_rdp, result.provable_pld, result.published_rdp)
-        cells = ["-" if e is None else f"{e:.4g}" for e in epsilons]
-        distances = " ".join(f"{d:.3g}" for d in near)
-        shown.add_row(result.method, f"{result.stddev:g}", distances, *cells)
-    return shown
-
-
-def main() -> None:
-    if sys.argv[1:] != ["show"]:
-        write(measure())
-    results = read()
-    figure(results, FOLDER / "figure.png")
-    Console(width=140).print(table(results))
+def table(results: pd.DataFrame) -> pd.DataFrame:
+    columns = ["distance", "provable_rdp", "provable_pld", "published_rdp"]
+    return results.groupby(["method", "stddev"])[columns].mean().round(4)
 
 
 if __name__ == "__main__":
-    main()
+    study.run(__file__, measure, figure, table)

@@ -7,112 +7,86 @@ the seed model after federated training on real recordings (`configs/asr_fsdd.ya
 held-out recordings of the speakers it was trained on, and, for each of the six speakers, after
 training on the five others.
 
-    python simulations/real_digits.py FOLDER    # the data set's folder of wav files
+Found: trained on real recordings it makes 23% and 25% errors on recordings that it has not heard,
+and 50% to 77% on a speaker whom it has not heard. Synthetic speech teaches nothing of them: more
+words are wrong than were said.
 
-writes results.csv into simulations/results/real_digits.
+    python simulations/real_digits.py FOLDER    # of wav files; finished runs are kept
+    python simulations/real_digits.py show      # the table and the figure again
+
+writes results.csv and figure.png into simulations/results/real_digits.
 """
 
 from __future__ import annotations
 
-import csv
-import multiprocessing
-import sys
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+import matplotlib.pyplot as plt
+import pandas as pd
+import study
+from matplotlib.figure import Figure
 
-import torch
-from one_process import prepared, resolved, train
-from rich.console import Console
-from rich.table import Table
-from safetensors.torch import save_file
+import fedpriv
 
-from fedpriv.models.parameters import parameters_of
-from fedpriv.seed_model import seed_path
-
-FOLDER = Path(__file__).parent / "results" / "real_digits"
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
-SEEDS = (17, 18)
-EIGHT_ACCENTS = ["privacy=null", "cohort=64"]
-ONE, ACCENTS, REAL = "synthetic, one accent", "synthetic, eight accents", "real"
+SEEDS = [17, 18]
+# Six speakers repeat one another; the recordings of all of them take two seeds.
+PLACES = [*((None, seed) for seed in SEEDS), *((speaker, SEEDS[0]) for speaker in SPEAKERS)]
+MODELS = {
+    "real": study.BLUE,
+    "synthetic, one accent": study.RED,
+    "synthetic, eight accents": study.ORANGE,
+}
+COLUMNS = ["trained on", "measured on", "seed", "wer"]
 
 
-def fsdd(folder: str, start: Path, seed: int, speaker: str | None = None) -> list[str]:
-    """Return the overrides of a run on real recordings that starts from a model's file."""
-    held_out = f"data.speech.held_out_speakers=[{speaker or ''}]"
-    return [f"data.path={folder}", f"seed_model.path={start}", f"seed={seed}", held_out]
+def measure(folder: str) -> pd.DataFrame:
+    accents = fedpriv.Experiment.load(
+        study.CONFIGS / "asr_digits.yaml", {"evaluation.every": 60}, privacy=None, cohort=64
+    )
+    synthetic = fedpriv.sweep(accents, {}, SEEDS, run_dir="runs/real-digits/accents")
+    starts = dict(zip(SEEDS, synthetic.run, strict=True))
+    real = fedpriv.Experiment.load(
+        study.CONFIGS / "asr_fsdd.yaml", {"data.path": folder, "evaluation.every": 100}
+    )
+    rows = [row for place in PLACES for row in measured(real, starts, *place)]
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values("trained on", kind="stable")
 
 
-def measured(overrides: list[str]) -> float:
-    """Return the word error rate of the start model, as it is."""
-    experiment = prepared(resolved("asr_fsdd.yaml", overrides))
-    trainer = experiment.trainer
-    return trainer.task.measure(trainer.model, experiment.held_out, 500)["wer"]
+def measured(
+    real: fedpriv.Experiment, starts: dict[int, fedpriv.Run], speaker: str | None, seed: int
+) -> list[tuple[str, str, int, float]]:
+    """Return a row for each model; `speaker` is held out, None for nobody."""
+    seed_model = starts[seed].config.seed_model
+    assert seed_model is not None
+    held_out = {"data.speech.held_out_speakers": [speaker] if speaker else []}
+    here = real.with_({**held_out, "seed_model.path": str(seed_model.path), "seed": seed})
+    trained = fedpriv.sweep(here, {}, [seed], run_dir=f"runs/real-digits/{speaker or 'recordings'}")
+    errors = (
+        trained.wer.iloc[0],
+        here.evaluate()["wer"],
+        here.evaluate(starts[seed].model())["wer"],
+    )
+    where = f"held-out speaker {speaker}" if speaker else "held-out recordings"
+    return [(model, where, seed, wer) for model, wer in zip(MODELS, errors, strict=True)]
 
 
-def trained(overrides: list[str]) -> float:
-    return train(resolved("asr_fsdd.yaml", overrides)).measures["wer"]
+def figure(results: pd.DataFrame) -> Figure:
+    plotted, axes = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    places = results["measured on"].str.removeprefix("held-out ").str.replace("speaker ", "")
+    for model, colour in MODELS.items():
+        rows = results["trained on"] == model
+        axes.plot(places[rows], 100 * results.wer[rows], "o", color=colour, label=model)
+    axes.set(ylabel="word error rate, %", xlabel="held out: some recordings, or one speaker")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", alpha=0.3)
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    axes.legend(title="trained on speech that is", frameon=False, fontsize=8, **place)
+    return plotted
 
 
-def federated_on_synthetic(seed: int) -> Path:
-    """Return the file of the model trained over synthetic speakers of eight accents."""
-    path = Path(f"runs/real-digits/eight-accents-{seed}.safetensors")
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        config = resolved("asr_digits.yaml", [*EIGHT_ACCENTS, f"seed={seed}"])
-        experiment = prepared(config)
-        train(config, experiment)
-        save_file(parameters_of(experiment.server.model), path)
-    return path
-
-
-@dataclass(frozen=True)
-class Job:
-    """A model, by what it was trained on, and whom it is measured on: None for no one held out."""
-
-    model: str
-    speaker: str | None
-    seed: int
-
-    @property
-    def measured_on(self) -> str:
-        return f"held-out speaker {self.speaker}" if self.speaker else "held-out recordings"
-
-
-def run(folder: str, job: Job) -> float:
-    """Return the word error rate of one job."""
-    torch.set_num_threads(1)
-    start = seed_path(resolved("asr_digits.yaml", [f"seed={job.seed}"]))
-    if job.model == ACCENTS:
-        start = federated_on_synthetic(job.seed)
-    overrides = fsdd(folder, start, job.seed, job.speaker)
-    return trained(overrides) if job.model == REAL else measured(overrides)
-
-
-def write(results: list[tuple[Job, float]]) -> None:
-    with (FOLDER / "results.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("trained on", "measured on", "seed", "wer"))
-        writer.writerows((job.model, job.measured_on, job.seed, wer) for job, wer in results)
-
-
-def main() -> None:
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    # Six speakers repeat one another; the recordings of all of them take two seeds.
-    places = [*((None, seed) for seed in SEEDS), *((speaker, SEEDS[0]) for speaker in SPEAKERS)]
-    # The long ones first, so that both processes end together.
-    jobs = [Job(model, who, seed) for model in (REAL, ONE, ACCENTS) for who, seed in places]
-    with multiprocessing.get_context("fork").Pool(2) as pool:
-        pool.map(federated_on_synthetic, SEEDS, chunksize=1)
-        rates = pool.map(partial(run, sys.argv[1]), jobs, chunksize=1)
-    results = list(zip(jobs, rates, strict=True))
-    write(results)
-    shown = Table("trained on", "measured on", "WER")
-    for model, place in dict.fromkeys((job.model, job.measured_on) for job in jobs):
-        found = [wer for job, wer in results if (job.model, job.measured_on) == (model, place)]
-        shown.add_row(model, place, ", ".join(f"{wer:.1%}" for wer in found))
-    Console().print(shown)
+def table(results: pd.DataFrame) -> pd.DataFrame:
+    index, columns = ["measured on", "seed"], "trained on"
+    return (100 * results.pivot(index=index, columns=columns, values="wer")).round(1)
 
 
 if __name__ == "__main__":
-    main()
+    study.run(__file__, measure, figure, table)

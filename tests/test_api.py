@@ -46,6 +46,13 @@ def test_an_experiment_never_changes(tmp_path):
     assert loaded.config.privacy.clipping.bound == 0.5
 
 
+def test_what_it_is_changed_by_never_changes():
+    clipping = {"kind": "global"}
+    other = EXPERIMENT.with_({"privacy.clipping": clipping, "privacy.clipping.bound": 0.5})
+    assert other.config.privacy.clipping.bound == 0.5
+    assert clipping == {"kind": "global"}
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
