@@ -25,14 +25,14 @@ from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import load_config
 from fedpriv.data.federated import Batch
 from fedpriv.errors import InputError, Interrupted
+from fedpriv.federation.builders import build_algorithm
 from fedpriv.federation.grids import simulated_nodes
-from fedpriv.federation.parts import build_algorithm
 from fedpriv.federation.plan import Plan
 from fedpriv.federation.round_record import RoundRecord
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.optimizers.server import Server
 from fedpriv.preparation import plan_for, ready_trainer
-from fedpriv.privacy.accounts import SiloCosts, most_charged
+from fedpriv.privacy.accounts import PayerCosts, most_charged
 from fedpriv.privacy.charging import pld_epsilon
 from fedpriv.privacy.ledger import Header, Ledger, check_same_run, read_ledger
 from fedpriv.reporting.completeness import read_evidence
@@ -504,14 +504,14 @@ class _Recorder:
                 row["simulation_only"] |= _seen_of_memories(record)
         return row
 
-    def _costs(self, costs: SiloCosts, took_part: tuple[int, ...]) -> dict[str, Any]:
+    def _costs(self, costs: PayerCosts, took_part: tuple[int, ...]) -> dict[str, Any]:
         """Return what the schedule, which is public, has cost silos, or users by their own noise.
 
         Which users took part is in the ledger, and would be long here.
         """
         payer = self._experiment.plan.mechanism.payer
         spent = {"worst": _finite(costs.worst), "median": _finite(costs.median)}
-        spent[f"worst_{payer}"] = costs.worst_silo
+        spent[f"worst_{payer}"] = costs.worst_payer
         named = {"took_part": list(took_part)} if payer == "silo" else {}
         return {f"{payer}s": {**spent, **named}}
 

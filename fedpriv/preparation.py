@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fedpriv.config import ExperimentConfig
-from fedpriv.federation.parts import build_trainer, population_of
+from fedpriv.federation.builders import build_trainer, population_of
 from fedpriv.models.parameters import Layout
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.stack_size import Room, fitting_stack, measured_stack

@@ -20,7 +20,7 @@ from fedpriv.data.registry import DATASETS
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.disk import has_no_room
 from fedpriv.errors import InputError, Interrupted
-from fedpriv.federation.parts import build_spec_augment, build_trainer
+from fedpriv.federation.builders import build_spec_augment, build_trainer
 from fedpriv.models.parameters import load_parameters, parameters_of
 from fedpriv.models.registry import MODELS
 from fedpriv.optimizers.server import Server

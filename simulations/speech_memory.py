@@ -24,7 +24,7 @@ import torch
 from matplotlib.figure import Figure
 
 import fedpriv
-from fedpriv.federation.parts import build_trainer
+from fedpriv.federation.builders import build_trainer
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.training.cohort import train_cohort
 from fedpriv.training.user_cache import UserCache

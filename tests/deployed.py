@@ -12,10 +12,10 @@ from torch import Tensor
 from writers import by_writers
 
 from fedpriv.config import ExperimentConfig
+from fedpriv.federation.builders import build_trainer
 from fedpriv.federation.client_app import app
 from fedpriv.federation.grids.base import give_id, identify
 from fedpriv.federation.messages import OwnNoise, flat_record, query_message, train_message
-from fedpriv.federation.parts import build_trainer
 from fedpriv.models.parameters import Layout, parameters_of
 
 #: Places of the population; the nodes have fewer users.

@@ -95,7 +95,7 @@ def _imported(node):
 
 
 def test_all_that_the_privacy_package_names_is_there():
-    run("from fedpriv.privacy import *; RdpAccountant, clip, Ledger, SiloAccounts")
+    run("from fedpriv.privacy import *; RdpAccountant, clip, Ledger, PayerAccounts")
     run("import fedpriv.privacy as p; assert all(getattr(p, name) for name in p.__all__)")
 
 

@@ -22,7 +22,7 @@ from scipy import stats
 from fedpriv.federation import client_app
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.privacy import GaussianMechanism, PoissonSampling, Unclipped
-from fedpriv.privacy.moves import Moves
+from fedpriv.privacy.model_deltas import ModelDeltas
 from fedpriv.training import cohort
 
 Plant = Callable[[pytest.MonkeyPatch], None]
@@ -38,7 +38,7 @@ def skip_the_clip_of_the_largest_block(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def clip_and_add(updates, rule, total):
         blocks = updates
-        if isinstance(updates, Moves):
+        if isinstance(updates, ModelDeltas):
             blocks = updates.written_out().split(list(updates.sizes), dim=1)
         sizes = [block.shape[1] for block in blocks]
         largest = int(np.argmax(sizes))

@@ -16,8 +16,8 @@ from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import load_config
 from fedpriv.data.registry import DATASETS
 from fedpriv.errors import InputError, Interrupted
+from fedpriv.federation.builders import build_trainer
 from fedpriv.federation.messages import work_of
-from fedpriv.federation.parts import build_trainer
 from fedpriv.models.parameters import parameters_of
 from fedpriv.seed_model import load_seed_model, read_measures, seed_path, with_seed_model
 from fedpriv.training.checkpoint import checkpoint_files, digest_of

@@ -248,22 +248,22 @@ class PartitionedImages:
 
 
 @dataclass(frozen=True)
-class Share:
-    """Every `shares`-th user of a data set, beginning with number `share`: one node's own users."""
+class DatasetPartition:
+    """One node's own users: every `partitions`-th of a data set, from number `partition` on."""
 
     whole: FederatedDataset
-    share: int
-    shares: int
+    partition: int
+    partitions: int
 
     @property
     def population(self) -> int:
-        """Number of users of this share."""
-        return len(range(self.share, self.whole.population, self.shares))
+        """Number of users of this partition."""
+        return len(range(self.partition, self.whole.population, self.partitions))
 
     @property
     def user_ids(self) -> Sequence[str]:
-        """Ids of this share's users."""
-        return self.whole.user_ids[self.share :: self.shares]
+        """Ids of this partition's users."""
+        return self.whole.user_ids[self.partition :: self.partitions]
 
     @property
     def classes(self) -> int:
@@ -277,8 +277,8 @@ class Share:
 
     @property
     def description(self) -> str:
-        """One line: which share of what."""
-        return f"share {self.share} of {self.shares}: {self.whole.description}"
+        """One line: which partition of what."""
+        return f"partition {self.partition} of {self.partitions}: {self.whole.description}"
 
     @property
     def sizes(self) -> str:
@@ -292,14 +292,14 @@ class Share:
 
     def user(self, index: int) -> Batch:
         """Build one user's examples: see `FederatedDataset.user`."""
-        return self.whole.user(self.share + index * self.shares)
+        return self.whole.user(self.partition + index * self.partitions)
 
     def evaluation(self) -> Iterator[Batch]:
         """Build the held-out examples of the whole."""
         return self.whole.evaluation()
 
     def digest(self) -> str:
-        """Return the SHA-256 of the whole's digest and of which share this is."""
-        content = Content(f"share {self.share} of {self.shares}")
+        """Return the SHA-256 of the whole's digest and of which partition this is."""
+        content = Content(f"partition {self.partition} of {self.partitions}")
         content.add(self.whole.digest().encode())
         return content.hexdigest()

@@ -24,8 +24,16 @@ from flwr.clientapp import ClientApp
 
 from fedpriv.config import ExperimentConfig
 from fedpriv.data.content import Content
-from fedpriv.data.federated import FederatedDataset, Share
+from fedpriv.data.federated import DatasetPartition, FederatedDataset
 from fedpriv.errors import DamagedFile, EnvironmentFault, InputError
+from fedpriv.federation.builders import (
+    build_example_level,
+    build_gaussian,
+    build_local_randomness,
+    build_node_noise,
+    build_randomness,
+    build_trainer,
+)
 from fedpriv.federation.messages import (
     Work,
     data_of,
@@ -34,14 +42,6 @@ from fedpriv.federation.messages import (
     hosting_reply,
     sum_reply,
     work_of,
-)
-from fedpriv.federation.parts import (
-    build_example_level,
-    build_gaussian,
-    build_local_randomness,
-    build_node_noise,
-    build_randomness,
-    build_trainer,
 )
 from fedpriv.models.parameters import Layout
 from fedpriv.privacy.clipping import with_bounds
@@ -227,7 +227,7 @@ def _trainer(config: ExperimentConfig, context: Context, data: str) -> CohortTra
         return _TRAINERS.of(config, data)
     if folder is None:
         trainer = _TRAINERS.of(config, data)
-        share = Share(trainer.dataset, _partition(context), _partitions(context))
+        share = DatasetPartition(trainer.dataset, _partition(context), _partitions(context))
         trainer = replace(trainer, dataset=share)
     else:
         if "path" not in type(config.data).model_fields:

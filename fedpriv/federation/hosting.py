@@ -96,7 +96,7 @@ class Hosting:
         """Flower's ids of the nodes."""
         return {node.node_id for node in self.nodes}
 
-    def shares(
+    def split(
         self, cohort: np.ndarray, at_home: bool = False
     ) -> list[tuple[NodeUsers, np.ndarray]]:
         """Return each node with the sorted user numbers, in its own numbering, that it trains.

@@ -39,19 +39,19 @@ class Nodes:
         self._hosting: Hosting | None = None
         self._asked: dict[int, Asked] = {}
 
-    def shares(
+    def split(
         self, grid: Grid, cohort: np.ndarray, at_home: bool
     ) -> list[tuple[NodeUsers, np.ndarray]]:
         """Return the nodes that are asked in a round, each with its share of the `cohort`.
 
         Nodes come and go, and are then asked anew whom they host. Those that add a share of the
-        noise are asked though they have none of the users. For `at_home` see `Hosting.shares`.
+        noise are asked though they have none of the users. For `at_home` see `Hosting.split`.
         """
         known = self._hosting
         if known is None or known.node_ids != set(grid.get_node_ids()):
             self._hosting = known = self._ask_whom_they_host(grid, first=known is None)
         everybody = self._plan.mechanism.asks_all_nodes
-        shares = [each for each in known.shares(cohort, at_home) if len(each[1]) or everybody]
+        shares = [each for each in known.split(cohort, at_home) if len(each[1]) or everybody]
         self._asked = {node.node_id: Asked(node.partition, len(users)) for node, users in shares}
         return shares
 

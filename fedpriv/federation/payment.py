@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedpriv.errors import BudgetError
 from fedpriv.federation.plan import Plan
-from fedpriv.privacy.accounts import SiloCosts, accounts_of
+from fedpriv.privacy.accounts import PayerCosts, accounts_of
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import Ledger, Release
 from fedpriv.privacy.mechanisms.base import Mechanism
@@ -96,7 +96,7 @@ class Payments:
         """Return the RDP ε spent so far at the run's δ, by the worst silo; None for no privacy."""
         return None if self.plan.delta is None else self._accounts.epsilon(self.plan.delta)
 
-    def costs(self) -> SiloCosts | None:
+    def costs(self) -> PayerCosts | None:
         """Return what those who pay apart have spent; None where nobody does."""
         return None if self.plan.delta is None else self._accounts.costs(self.plan.delta)
 

@@ -11,7 +11,7 @@ from typing import cast
 from fedpriv.algorithms.base import Algorithm
 from fedpriv.config import ExperimentConfig
 from fedpriv.errors import InputError
-from fedpriv.federation.parts import (
+from fedpriv.federation.builders import (
     build_adaptive,
     build_algorithm,
     build_gaussian,

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from fedpriv.federation.payment import Draw, Payments
-from fedpriv.privacy.accounts import SiloCosts
+from fedpriv.privacy.accounts import PayerCosts
 from fedpriv.training.cohort import CohortSum
 from fedpriv.training.memory_store import Journal
 from fedpriv.training.spans import Span
@@ -52,7 +52,7 @@ class RoundRecord:
     spans: tuple[Span, ...]
     journals: tuple[Journal, ...]
     payers: tuple[int, ...] | None = None
-    costs: SiloCosts | None = None
+    costs: PayerCosts | None = None
     noise_only: bool = False
 
     @classmethod

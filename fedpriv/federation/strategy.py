@@ -105,7 +105,7 @@ class PrivateFedAvg(RunLoop):
         """
         self._started = time.perf_counter()
         self._draw = self._payments.draw(server_round, self.bounds)
-        shares = self._nodes.shares(grid, self._draw.cohort, at_home=self.memory is not None)
+        shares = self._nodes.split(grid, self._draw.cohort, at_home=self.memory is not None)
         self._asked = len(shares)
         self._payments.before_asking(self._draw)
         return [self._message(node, users, arrays) for node, users in shares]

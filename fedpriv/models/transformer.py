@@ -166,9 +166,9 @@ class DotProductAttention(nn.Module):
         scores = torch.bmm(q, turned)
         if hidden is not None:
             scores = scores.add_(hidden)
-        shares = scores.softmax(dim=-1).view(-1, self.heads, *scores.shape[1:])
+        weights = scores.softmax(dim=-1).view(-1, self.heads, *scores.shape[1:])
         # On a GPU autocast leaves softmax in float32, and a product would round its factors itself.
-        return cast(Tensor, _Mixed.apply(self.drop(shares).flatten(0, 1).to(v.dtype), v))
+        return cast(Tensor, _Mixed.apply(self.drop(weights).flatten(0, 1).to(v.dtype), v))
 
     def _split(self, x: Tensor) -> Tensor:
         """Reshape `[B, T, dim]` to one slice a head: `[B, heads, T, dim/heads]`."""
@@ -177,17 +177,17 @@ class DotProductAttention(nn.Module):
 
 
 class _Mixed(torch.autograd.Function):
-    """shares · values, `[n, T, T]` and `[n, T, d]`.
+    """weights · values, `[n, T, T]` and `[n, T, d]`.
 
-    Autograd would take the gradient of the values as sharesᵀ·g, and libraries are slow to read so
-    large a matrix across its rows: as (gᵀ·shares)ᵀ it takes half the time.
+    Autograd would take the gradient of the values as weightsᵀ·g, and libraries are slow to read so
+    large a matrix across its rows: as (gᵀ·weights)ᵀ it takes half the time.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(shares: Tensor, values: Tensor) -> Tensor:
-        return torch.bmm(shares, values)
+    def forward(weights: Tensor, values: Tensor) -> Tensor:
+        return torch.bmm(weights, values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -196,8 +196,8 @@ class _Mixed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         (gradient,) = gradients
-        shares, values = ctx.saved_tensors
-        of_values = torch.bmm(gradient.transpose(1, 2), shares).transpose(1, 2)
+        weights, values = ctx.saved_tensors
+        of_values = torch.bmm(gradient.transpose(1, 2), weights).transpose(1, 2)
         return torch.bmm(gradient, values.transpose(1, 2)), of_values
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fedpriv.privacy.accounting import ACCOUNTANTS, Accountant, PldAccountant, RdpAccountant
-    from fedpriv.privacy.accounts import SiloAccounts, SiloCosts, most_charged
+    from fedpriv.privacy.accounts import PayerAccounts, PayerCosts, most_charged
     from fedpriv.privacy.calibration import noise_multiplier_for
     from fedpriv.privacy.charging import Bill, Budget, Cost, affordable, charge
     from fedpriv.privacy.clipping import (
@@ -83,6 +83,8 @@ __all__ = [
     "Mechanism",
     "NodeShare",
     "NoiseShares",
+    "PayerAccounts",
+    "PayerCosts",
     "PayloadClipping",
     "PerLayerClipping",
     "PldAccountant",
@@ -94,8 +96,6 @@ __all__ = [
     "Remainder",
     "Sampling",
     "SharedMechanism",
-    "SiloAccounts",
-    "SiloCosts",
     "SiloMechanism",
     "Unclipped",
     "UsersNoise",

@@ -23,17 +23,17 @@ from fedpriv.privacy.sampling import Adjacency
 
 
 @dataclass(frozen=True)
-class SiloCosts:
+class PayerCosts:
     """RDP ε of the silos at one δ.
 
     Attributes:
         worst: the largest ε of a silo.
-        worst_silo: the first silo that has it.
+        worst_payer: the first of them that has it.
         median: the median over all silos, those that never took part (ε = 0) among them.
     """
 
     worst: float
-    worst_silo: int
+    worst_payer: int
     median: float
 
 
@@ -48,7 +48,7 @@ class Accounts(Protocol):
         """Return the RDP ε of whoever has spent most, at `delta`."""
         ...
 
-    def costs(self, delta: float) -> SiloCosts | None:
+    def costs(self, delta: float) -> PayerCosts | None:
         """Return what those who pay apart have spent; None where nobody does."""
         ...
 
@@ -59,7 +59,7 @@ class Accounts(Protocol):
         ...
 
 
-class OneAccount:
+class CommonAccount:
     """The account of all users, who pay for every release together."""
 
     def __init__(self, adjacency: Adjacency) -> None:
@@ -88,7 +88,7 @@ class OneAccount:
         return budget.refuses(self._charged, event)
 
 
-class SiloAccounts:
+class PayerAccounts:
     """An account for each of `silos` silos under one adjacency of examples."""
 
     def __init__(self, adjacency: Adjacency, silos: int) -> None:
@@ -122,11 +122,11 @@ class SiloAccounts:
         """Return the ε of the worst silo at `delta`."""
         return self.costs(delta).worst
 
-    def costs(self, delta: float) -> SiloCosts:
+    def costs(self, delta: float) -> PayerCosts:
         """Return the worst and the median ε at `delta`."""
         epsilons = self.epsilons(delta)
         worst = int(np.argmax(epsilons))
-        return SiloCosts(float(epsilons[worst]), worst, float(np.median(epsilons)))
+        return PayerCosts(float(epsilons[worst]), worst, float(np.median(epsilons)))
 
     def above(
         self, budget: Budget, payers: Iterable[int] | None, event: dp_accounting.DpEvent
@@ -161,8 +161,8 @@ class SiloAccounts:
 def accounts_of(mechanism: Mechanism) -> Accounts:
     """Return the accounts of a run of `mechanism`, of whom nobody has spent anything yet."""
     if mechanism.payer is None:
-        return OneAccount(mechanism.adjacency)
-    return SiloAccounts(mechanism.adjacency, mechanism.accounts)
+        return CommonAccount(mechanism.adjacency)
+    return PayerAccounts(mechanism.adjacency, mechanism.accounts)
 
 
 def most_charged(releases: Sequence[Release]) -> Sequence[Release]:

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fedpriv.privacy.moves import Moves
+from fedpriv.privacy.model_deltas import ModelDeltas
 from fedpriv.privacy.outer_products import OuterProducts
 from fedpriv.privacy.row_sums import add_rows, row_norms
 
@@ -276,7 +276,7 @@ def clip_and_sum(updates: Tensor, sizes: Sequence[int], rule: ClippingRule) -> C
 
 
 def clip_and_add(
-    updates: Sequence[Tensor | OuterProducts] | Moves, rule: ClippingRule, total: Tensor
+    updates: Sequence[Tensor | OuterProducts] | ModelDeltas, rule: ClippingRule, total: Tensor
 ) -> ClippedUsers:
     """Bound each user's update by `rule`, in exact terms, and add all to `total`, in place.
 
@@ -305,7 +305,7 @@ def clip_and_add(
 
 
 def add_weighted(
-    updates: Sequence[Tensor | OuterProducts] | Moves,
+    updates: Sequence[Tensor | OuterProducts] | ModelDeltas,
     weights: Tensor,
     finite: Tensor,
     total: Tensor,
@@ -314,7 +314,7 @@ def add_weighted(
 
     `weights` `[U, H]` and `total` `[P]` are float64.
     """
-    if isinstance(updates, Moves):
+    if isinstance(updates, ModelDeltas):
         updates.add_weighted(weights, finite, total)
         return
     sums = total.split(_sizes(updates))
@@ -325,15 +325,15 @@ def add_weighted(
             add_rows(block, weight, finite, sum_)
 
 
-def _sizes(updates: Sequence[Tensor | OuterProducts] | Moves) -> list[int]:
-    if isinstance(updates, Moves):
+def _sizes(updates: Sequence[Tensor | OuterProducts] | ModelDeltas) -> list[int]:
+    if isinstance(updates, ModelDeltas):
         return list(updates.sizes)
     return [one.size if isinstance(one, OuterProducts) else one.shape[1] for one in updates]
 
 
-def block_norms(updates: Sequence[Tensor | OuterProducts] | Moves) -> Tensor:
+def block_norms(updates: Sequence[Tensor | OuterProducts] | ModelDeltas) -> Tensor:
     """Return what each block's norm is not above, but for rounding in float64: `[U, H]`."""
-    if isinstance(updates, Moves):
+    if isinstance(updates, ModelDeltas):
         return updates.norms()
     norms = [
         block.norm_bounds() if isinstance(block, OuterProducts) else row_norms(block)

@@ -303,11 +303,13 @@ def _randomness(run: Run) -> str:
 def _costs(each: Reported) -> dict[str, Any]:
     """Return what those who pay alone have spent, and ε against those who see more."""
     costs, payer = each.account.costs, each.run.mechanism.payer
-    viewers = {"viewers": dict(each.account.viewers)} if each.account.viewers else {}
+    adversaries = (
+        {"adversaries": dict(each.account.adversaries)} if each.account.adversaries else {}
+    )
     if costs is None or payer == "silo":
-        return {"silos": asdict(costs) if costs else None, **viewers}
-    apart = {"worst": costs.worst, f"worst_{payer}": costs.worst_silo, "median": costs.median}
-    return {"silos": None, f"{payer}s": apart, **viewers}
+        return {"silos": asdict(costs) if costs else None, **adversaries}
+    apart = {"worst": costs.worst, f"worst_{payer}": costs.worst_payer, "median": costs.median}
+    return {"silos": None, f"{payer}s": apart, **adversaries}
 
 
 def _csv(reported: Sequence[Reported]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedpriv.privacy.accounting import ACCOUNTANTS, Accountant
-from fedpriv.privacy.accounts import SiloAccounts, SiloCosts, most_charged
+from fedpriv.privacy.accounts import PayerAccounts, PayerCosts, most_charged
 from fedpriv.privacy.charging import pld_epsilon
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import Release
@@ -30,7 +30,7 @@ class Spent:
         without_pld: why there is none by PLD; None where there is, or nobody asked for it.
         costs: what those have spent who pay apart, such as silos; None where all users pay.
         disagreements: where metrics, config and ledger contradict each other, a sentence each.
-        viewers: the RDP ε against those who see more than released models, where it is another:
+        adversaries: the RDP ε against those who see more than released models, where it is another:
             `node`, where a cohort of fixed size is drawn; where nodes add shares of the noise,
             `node` (missing where nothing protects from it) and `server`.
     """
@@ -38,8 +38,8 @@ class Spent:
     accountants: Mapping[str, Accountant]
     epsilons: Mapping[str, float]
     disagreements: tuple[str, ...]
-    costs: SiloCosts | None = None
-    viewers: Mapping[str, float] = field(default_factory=dict)
+    costs: PayerCosts | None = None
+    adversaries: Mapping[str, float] = field(default_factory=dict)
     without_pld: str | None = None
 
 
@@ -59,12 +59,12 @@ def spent(run: Run) -> Spent:
     costs = None
     if run.mechanism.payer is not None:
         costs = _silo_accounts(run, run.releases).costs(run.delta)
-    viewers = run.mechanism.viewers(run.releases, run.adjacency, run.delta)
-    return Spent(accountants, epsilons, _disagreements(run, epsilons), costs, viewers, reason)
+    adversaries = run.mechanism.adversaries(run.releases, run.adjacency, run.delta)
+    return Spent(accountants, epsilons, _disagreements(run, epsilons), costs, adversaries, reason)
 
 
-def _silo_accounts(run: Run, releases: Iterable[Release]) -> SiloAccounts:
-    accounts = SiloAccounts(run.adjacency, run.mechanism.accounts_of(run.releases[-1]))
+def _silo_accounts(run: Run, releases: Iterable[Release]) -> PayerAccounts:
+    accounts = PayerAccounts(run.adjacency, run.mechanism.accounts_of(run.releases[-1]))
     accounts.charge_all(releases)
     return accounts
 

@@ -88,7 +88,7 @@ def _facts(run: Run, account: Spent, delta: float) -> Facts:
         example=an_example(run),
         silo_size=example.silo_size if example else None,
         costs=account.costs,
-        viewers=account.viewers,
+        adversaries=account.adversaries,
     )
 
 

@@ -21,7 +21,7 @@ from fedpriv.models.parameters import Layout, unchanged_buffers
 from fedpriv.models.stochastic import PerUserDraw, Stochastic
 from fedpriv.privacy.clipping import ClippedUsers, ClippingRule, clip_and_add
 from fedpriv.privacy.error_feedback import ErrorFeedback, feed_back
-from fedpriv.privacy.moves import Moves
+from fedpriv.privacy.model_deltas import ModelDeltas
 from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 from fedpriv.tasks.base import Task
 from fedpriv.training.local import LocalTraining, batches, train_user
@@ -173,7 +173,7 @@ def train_cohort(
     """
     layout = Layout.of(trainer.model)
     received = parameters.to(trainer.device).view(-1, layout.total)
-    seen = _Seen(layout, trainer, memories, received[1:])
+    seen = _CohortStatistics(layout, trainer, memories, received[1:])
     watch = Stopwatch(trainer.timed, device=trainer.device)
     steps_seed = trainer.randomness.torch_seed(Purpose.STEP_ORDER, round_)
     start, stacked = received[0], trainer.stacked
@@ -208,7 +208,7 @@ def _windows(users: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 
 def _work(
-    trainer: CohortTrainer, user: int, round_: int, steps_seed: int, seen: _Seen
+    trainer: CohortTrainer, user: int, round_: int, steps_seed: int, seen: _CohortStatistics
 ) -> StackedUser | None:
     """Return what a user trains on in this round; None, and counted, where that is nothing.
 
@@ -258,7 +258,7 @@ def _train_together(
     start: Tensor,
     stack: list[StackedUser],
     round_: int,
-    seen: _Seen,
+    seen: _CohortStatistics,
     watch: Stopwatch,
 ) -> None:
     with watch.measure("forward and backward"):
@@ -271,7 +271,7 @@ def _train_together(
         if result is None:
             result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_, pull)
     with watch.measure("clip and sum"):
-        seen.add(result.moves, result.losses, stack)
+        seen.add(result.deltas, result.losses, stack)
 
 
 def _train_alone(
@@ -280,7 +280,7 @@ def _train_alone(
     start: Tensor,
     one: StackedUser,
     round_: int,
-    seen: _Seen,
+    seen: _CohortStatistics,
     watch: Stopwatch,
 ) -> None:
     for layer in trainer.model.modules():
@@ -311,7 +311,7 @@ def _train_alone(
         seen.add(update, torch.tensor([result.loss]), [one])
 
 
-class _Seen:
+class _CohortStatistics:
     """Bounds updates, accumulates contributions, and notes what was seen of them."""
 
     def __init__(
@@ -339,9 +339,9 @@ class _Seen:
         self.skipped += examples
 
     def add(
-        self, updates: list[Tensor] | Moves, losses: Tensor, users: Sequence[StackedUser]
+        self, updates: list[Tensor] | ModelDeltas, losses: Tensor, users: Sequence[StackedUser]
     ) -> None:
-        """Bound the users' updates, moves or blocks `[U, d_h]`, add them up and count them."""
+        """Bound the users' updates, deltas or blocks `[U, d_h]`, add them up and count them."""
         clipped = self._bounded(updates, users)
         self.users += len(users)
         self.examples += sum(len(user.examples) for user in users)
@@ -375,7 +375,9 @@ class _Seen:
         assert self._memories is not None
         return self._memories.read([user.number for user in users]).to(self._trainer.device)
 
-    def _bounded(self, updates: list[Tensor] | Moves, stack: Sequence[StackedUser]) -> ClippedUsers:
+    def _bounded(
+        self, updates: list[Tensor] | ModelDeltas, stack: Sequence[StackedUser]
+    ) -> ClippedUsers:
         """Add the users' contributions to `total`; they keep what was not sent."""
         trainer, memories = self._trainer, self._memories
         plain = len(trainer.algorithm.payloads) == 1 and not trainer.algorithm.keeps

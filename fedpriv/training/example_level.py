@@ -58,7 +58,7 @@ class Silo:
         return len(self.examples) + self.examples.skipped
 
 
-class Seen:
+class GradientStatistics:
     """What clipping saw of a silo's examples (private: simulation only)."""
 
     def __init__(self, blocks: int) -> None:
@@ -95,7 +95,7 @@ class TrainedSilo(NamedTuple):
 
     change: Tensor
     moves: tuple[float, ...]
-    seen: Seen
+    seen: GradientStatistics
 
 
 def train_silo(
@@ -126,7 +126,7 @@ def train_silo(
     model.train()
     parameters = [p for p in plain.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, foreach=True)
-    seen, first = Seen(len(blocks)), level.bounds
+    seen, first = GradientStatistics(len(blocks)), level.bounds
     numbers = layout.total + level.counts
     for _ in range(level.steps):
         drawn = torch.from_numpy(level.draw(len(silo.examples), silo.sampling))
@@ -153,7 +153,7 @@ def _add_clipped(
     level: ExampleLevel,
     task: Task[Any],
     total: Tensor,
-    seen: Seen,
+    seen: GradientStatistics,
 ) -> None:
     """Add the clipped gradients of the examples at `index`, and counts, to `total`, in place."""
     rows = task.augment(silo.examples.take(index), silo.round, silo.augmentation)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fedpriv.privacy.clipping import add_weighted, block_norms
-from fedpriv.privacy.moves import Moves
+from fedpriv.privacy.model_deltas import ModelDeltas
 from fedpriv.tasks.base import Task
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.stacked import (
@@ -87,7 +87,7 @@ class Recordings:
         """Train a stack as `train_stack` does; None where that is to be done.
 
         `largest` is how many users a stack may have. A stack is filled up with users who repeat
-        the first one's rows and are left out of whatever is made of the moves. What comes out
+        the first one's rows and are left out of whatever is made of the deltas. What comes out
         depends on the stack alone, not on what was recorded before: a resumed run goes on to the
         same bits.
         """
@@ -138,7 +138,7 @@ class _Recording:
 
     Attributes:
         start, rows: what the steps read.
-        moves, losses, norms: what the steps leave: where users are, the sums of their losses and
+        deltas, losses, norms: what the steps leave: where users are, the sums of their losses and
             the norms of their blocks `[U, H]`.
         weights, chosen: `[U, H]` and boolean `[U]`, what the sum reads.
         total: what the sum leaves: float64 `[P]`.
@@ -146,7 +146,7 @@ class _Recording:
 
     start: Tensor
     rows: list[StackedRows]
-    moves: Moves
+    deltas: ModelDeltas
     losses: Tensor
     norms: Tensor
     weights: Tensor
@@ -173,7 +173,7 @@ class _Recording:
         made = cls(
             start=start,
             rows=static,
-            moves=Moves(start, stacked.parameters, sizes, users),
+            deltas=ModelDeltas(start, stacked.parameters, sizes, users),
             losses=start.new_zeros(users),
             norms=norms,
             weights=torch.zeros_like(norms),
@@ -182,13 +182,13 @@ class _Recording:
         )
 
         def train() -> None:
-            made.moves, losses = take_steps(stacked, start, static, users, recipe, task)
+            made.deltas, losses = take_steps(stacked, start, static, users, recipe, task)
             made.losses.copy_(losses)
-            norms.copy_(block_norms(made.moves))
+            norms.copy_(block_norms(made.deltas))
 
         def add() -> None:
             made.total.zero_()
-            add_weighted(made.moves, made.weights, made.chosen, made.total)
+            add_weighted(made.deltas, made.weights, made.chosen, made.total)
 
         made.train = record(train)
         made.add = record(add)
@@ -204,15 +204,15 @@ class _Recording:
 
     def result(self, users: int, steps: int) -> StackedResult:
         """Return what the first `users` users have come to."""
-        moves = _RecordedMoves(
-            self.start, self.moves.ends, self.moves.sizes, self.moves.users, self, users
+        deltas = _RecordedDeltas(
+            self.start, self.deltas.ends, self.deltas.sizes, self.deltas.users, self, users
         )
-        return StackedResult(moves, self.losses[:users] / steps)
+        return StackedResult(deltas, self.losses[:users] / steps)
 
 
 @dataclass(frozen=True)
-class _RecordedMoves(Moves):
-    """The moves of the first `counted` users of a recording, until it is replayed."""
+class _RecordedDeltas(ModelDeltas):
+    """The deltas of the first `counted` users of a recording, until it is replayed."""
 
     recording: _Recording
     counted: int

@@ -27,7 +27,7 @@ from fedpriv.data.federated import Batch
 from fedpriv.models.packing import Ragged
 from fedpriv.models.parameters import Layout
 from fedpriv.models.stochastic import PerUserDraw, Stochastic
-from fedpriv.privacy.moves import Moves
+from fedpriv.privacy.model_deltas import ModelDeltas
 from fedpriv.tasks.base import Task
 from fedpriv.training.local import LocalTraining, corrected
 from fedpriv.training.stacked_layers import (
@@ -251,12 +251,12 @@ class StackedResult:
     """What a stack's training gives, users in the order in which they were given.
 
     Attributes:
-        moves: start parameters minus parameters after training. They are valid until the next
+        deltas: start parameters minus parameters after training. They are valid until the next
             stack is trained.
         losses: float32 `[U]`, mean loss over the local steps, before each step. Private.
     """
 
-    moves: Moves
+    deltas: ModelDeltas
     losses: Tensor
 
 
@@ -285,10 +285,10 @@ def train_stack(
         raise ValueError(f"users with more steps must come first, got {counts}")
     steps = (rows.to(parameters.device) for rows in steps_of(users, task, round_))
     generators = [user.dropout() for user in users] if stacked.draws else []
-    moves, losses = take_steps(
+    deltas, losses = take_steps(
         stacked, parameters, steps, len(users), recipe, task, generators, pull
     )
-    return StackedResult(moves, losses / moved_to(losses.device, torch.tensor(counts)))
+    return StackedResult(deltas, losses / moved_to(losses.device, torch.tensor(counts)))
 
 
 @dataclass(frozen=True)
@@ -348,8 +348,8 @@ def take_steps(
     task: Task[Any],
     generators: Sequence[torch.Generator] = (),
     pull: Tensor | None = None,
-) -> tuple[Moves, Tensor]:
-    """Take all local steps of a stack; return the moves, and the sums of losses, float32 `[U]`.
+) -> tuple[ModelDeltas, Tensor]:
+    """Take all local steps of a stack; return the deltas, and the sums of losses, float32 `[U]`.
 
     All is where `parameters` are; nothing here waits for it, unless the task's losses do.
     """
@@ -373,7 +373,7 @@ def take_steps(
                 _each(step.take, stacked.waiting)
             else:
                 _written_out_step(stacked, momenta, step)
-    return Moves(parameters, stacked.parameters, stacked.layout.sizes, users), losses
+    return ModelDeltas(parameters, stacked.parameters, stacked.layout.sizes, users), losses
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from gate import IDLE
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import load_config
 from fedpriv.experiment import prepare
-from fedpriv.federation.parts import build_trainer
+from fedpriv.federation.builders import build_trainer
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

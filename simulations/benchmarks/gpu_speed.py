@@ -24,7 +24,7 @@ from torch import nn
 from fedpriv.config_files import load_config
 from fedpriv.data.federated import Examples
 from fedpriv.errors import FedprivError
-from fedpriv.federation.parts import build_trainer
+from fedpriv.federation.builders import build_trainer
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.stacked import can_stack

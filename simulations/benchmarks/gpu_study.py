@@ -17,7 +17,7 @@ from gpu_stage import Stage
 
 from fedpriv.config_files import load_config
 from fedpriv.errors import FedprivError
-from fedpriv.federation.parts import build_clipping, build_trainer
+from fedpriv.federation.builders import build_clipping, build_trainer
 from fedpriv.models.parameters import Layout
 from fedpriv.optimizers.server import Server
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism

@@ -10,7 +10,7 @@ from fedpriv import experiment
 from fedpriv.algorithms.base import Trained
 from fedpriv.config_files import load_config
 from fedpriv.errors import InputError
-from fedpriv.federation.parts import build_algorithm
+from fedpriv.federation.builders import build_algorithm
 from fedpriv.privacy import Ledger
 from fedpriv.reporting.report import render
 

@@ -9,7 +9,7 @@ from schema import data_options
 from scipy.stats import kstest, norm
 
 from fedpriv.data import Examples, build_dataset
-from fedpriv.data.federated import Share
+from fedpriv.data.federated import DatasetPartition
 from fedpriv.errors import InputError
 from fedpriv.models import ViTOptions, build_model
 
@@ -35,7 +35,7 @@ def test_a_user_is_a_function_of_the_data_sets_seed_and_its_number_alone():
 
 
 def test_its_people_are_made_up_and_it_has_no_sizes_to_hide():
-    for dataset in (made(), made(synthetic=lognormal(median=8)), Share(made(), 0, 2)):
+    for dataset in (made(), made(synthetic=lognormal(median=8)), DatasetPartition(made(), 0, 2)):
         assert (dataset.facts.users, dataset.facts.held_out) == ("made_up", "made_up")
         assert dataset.sizes == ""
 
@@ -66,7 +66,7 @@ def test_ten_million_users_take_no_memory():
     tracemalloc.start()
     dataset = made(users=10_000_000)
     last = dataset.user(9_999_999)
-    ids = Share(dataset, 1, 2).user_ids
+    ids = DatasetPartition(dataset, 1, 2).user_ids
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000

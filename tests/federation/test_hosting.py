@@ -16,7 +16,7 @@ COHORTS = st.lists(st.integers(0, 499), unique=True).map(
 @given(COHORTS, st.integers(1, 9))
 def test_in_a_simulation_nodes_train_equally_many_users_most_of_them_at_home(cohort, nodes):
     hosting = Hosting.of([NodeUsers(100 + i, i, nodes, None) for i in reversed(range(nodes))])
-    shares = hosting.shares(cohort)
+    shares = hosting.split(cohort)
     assert [node.partition for node, _ in shares] == list(range(nodes))
     assert sorted(np.concatenate([users for _, users in shares]).tolist()) == cohort.tolist()
     sizes = [len(users) for _, users in shares]
@@ -30,7 +30,7 @@ def test_in_a_simulation_nodes_train_equally_many_users_most_of_them_at_home(coh
 @given(COHORTS, st.integers(1, 9))
 def test_users_of_whom_something_is_kept_stay_at_home(cohort, nodes):
     hosting = Hosting.of([NodeUsers(100 + i, i, nodes, None) for i in reversed(range(nodes))])
-    shares = hosting.shares(cohort, at_home=True)
+    shares = hosting.split(cohort, at_home=True)
     assert [node.partition for node, _ in shares] == list(range(nodes))
     assert sorted(np.concatenate([users for _, users in shares]).tolist()) == cohort.tolist()
     for node, users in shares:
@@ -47,7 +47,7 @@ def test_in_a_deployment_nodes_number_their_own_users(cohort, counts):
         ]
     )
     first = 0
-    for (_, users), count in zip(hosting.shares(cohort), counts, strict=True):
+    for (_, users), count in zip(hosting.split(cohort), counts, strict=True):
         expected = [user - first for user in cohort.tolist() if first <= user < first + count]
         assert users.tolist() == expected
         first += count

@@ -25,9 +25,9 @@ from scipy import stats
 from fedpriv import audit, experiment
 from fedpriv.errors import BudgetError, InputError, WorkerLost
 from fedpriv.federation import client_app
+from fedpriv.federation.builders import build_trainer
 from fedpriv.federation.hosting import Hosting, NodeUsers
 from fedpriv.federation.messages import flat_record, flat_tensor
-from fedpriv.federation.parts import build_trainer
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.privacy import (
     MECHANISMS,
@@ -99,7 +99,7 @@ def with_noise(prepared, total, users, attempt=0):
 def homes_of(users, nodes):
     """Which of `users` each simulated node trains."""
     hosting = Hosting.of([NodeUsers(1000 + p, p, nodes, None) for p in range(nodes)])
-    return [own.tolist() for _, own in hosting.shares(np.array(users))]
+    return [own.tolist() for _, own in hosting.split(np.array(users))]
 
 
 # ---------------------------------------------------------------- nodes
@@ -263,8 +263,11 @@ def test_metrics_ledger_and_report_of_shares_agree_and_name_the_trust_model(tmp_
     # z·√(1/2) against a node: two shares are surely there.
     left = dp_accounting.GaussianDpEvent(math.sqrt(1 / 2))
     against = RdpAccountant().compose(dp_accounting.PoissonSampledDpEvent(8 / 60, left), 2)
-    assert account.viewers["node"] == pytest.approx(against.get_epsilon(1e-3), rel=1e-6)
-    assert json.loads(render([directory.path], "json"))["runs"][0]["viewers"] == account.viewers
+    assert account.adversaries["node"] == pytest.approx(against.get_epsilon(1e-3), rel=1e-6)
+    assert (
+        json.loads(render([directory.path], "json"))["runs"][0]["adversaries"]
+        == account.adversaries
+    )
     text = render([directory.path], "md")
     assert "a server that sees single messages is NOT covered" in text
     assert "if nobody saw more than the sum of the nodes' messages" in text

@@ -18,7 +18,7 @@ from fedpriv import experiment
 from fedpriv.data.text import Alphabet
 from fedpriv.errors import InputError
 from fedpriv.federation import ray_cluster
-from fedpriv.federation.parts import build_trainer
+from fedpriv.federation.builders import build_trainer
 from fedpriv.models import SpeechOptions, build_model
 from fedpriv.models.parameters import Layout
 from fedpriv.optimizers.schedules import ScheduleConfig

@@ -13,7 +13,7 @@ from in_process import SILOS, InProcessGrid, resume_small, small_config, train_s
 from tiny_speech import SPEECH_CHANGES, build_tones
 
 from fedpriv.data.registry import DATASETS
-from fedpriv.federation.parts import build_example_level, build_randomness, build_trainer
+from fedpriv.federation.builders import build_example_level, build_randomness, build_trainer
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.speech import LogMel
 from fedpriv.privacy.clipping import GlobalClipping, PerLayerClipping, clip_and_sum, dim_split

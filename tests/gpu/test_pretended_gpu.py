@@ -13,7 +13,7 @@ from tiny_speech import SPEECH_CHANGES, build_tones
 
 from fedpriv.data.registry import DATASETS
 from fedpriv.errors import InputError
-from fedpriv.federation.parts import build_example_level, build_randomness, build_trainer
+from fedpriv.federation.builders import build_example_level, build_randomness, build_trainer
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.training import cohort
 from fedpriv.training.cohort import CohortTrainer, train_cohort

@@ -6,7 +6,7 @@ from in_process import small_config
 from torch import nn
 
 from fedpriv.errors import InputError
-from fedpriv.federation.parts import build_trainer
+from fedpriv.federation.builders import build_trainer
 from fedpriv.models import fitness
 from fedpriv.models.fitness import require_memory, require_separate_users
 

@@ -22,13 +22,13 @@ from fedpriv.privacy import (
     GlobalClipping,
     Header,
     Ledger,
+    PayerAccounts,
     PerLayerClipping,
     PldAccountant,
     PoissonSampling,
     Purpose,
     Randomness,
     Release,
-    SiloAccounts,
     most_charged,
     read_ledger,
 )
@@ -201,7 +201,7 @@ def test_rounds_cost_each_group_its_own_rounds_of_the_sampled_gaussian(tmp_path)
     assert mechanism.event() == event
     charged = most_charged(read.releases)
     assert [release.round for release in charged] == [1, 4, 7]
-    accounts = SiloAccounts(Adjacency.ADD_OR_REMOVE_ONE, mechanism.accounts)
+    accounts = PayerAccounts(Adjacency.ADD_OR_REMOVE_ONE, mechanism.accounts)
     accounts.charge_all(read.releases)
     expected = [Reference().compose(event, times).get_epsilon(DELTA) for times in (3, 2, 2)]
     np.testing.assert_allclose(accounts.epsilons(DELTA), expected, rtol=1e-6)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedpriv.privacy import SPLITS, GlobalClipping, PerLayerClipping, Unclipped
 from fedpriv.privacy.clipping import clip_and_add
-from fedpriv.privacy.moves import Moves
+from fedpriv.privacy.model_deltas import ModelDeltas
 
 NUMBERS = st.one_of(
     st.floats(width=32),
@@ -20,12 +20,12 @@ NUMBERS = st.one_of(
 
 
 @st.composite
-def moves(draw, numbers=NUMBERS) -> Moves:
+def moves(draw, numbers=NUMBERS) -> ModelDeltas:
     sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
     total, users = sum(sizes), draw(st.integers(1, 9))
     drawn = draw(st.lists(numbers, min_size=total * (users + 1), max_size=total * (users + 1)))
     start, ends = torch.tensor(drawn, dtype=torch.float64).float().split([total, total * users])
-    return Moves(start, ends, sizes, users)
+    return ModelDeltas(start, ends, sizes, users)
 
 
 def rules(bound: float, sizes: list[int]):
@@ -35,7 +35,7 @@ def rules(bound: float, sizes: list[int]):
             yield PerLayerClipping(bound, split(bound, sizes), normalize)
 
 
-def rows_of(many: Moves) -> list[list[torch.Tensor]]:
+def rows_of(many: ModelDeltas) -> list[list[torch.Tensor]]:
     """Each user's blocks, taken apart and subtracted plainly."""
     rows, first = [[] for _ in range(many.users)], 0
     for size in many.sizes:
@@ -71,7 +71,7 @@ def test_they_are_bounded_and_added_up_as_if_they_were_written_out(many, bound):
 def test_no_rule_ever_lets_a_user_exceed_the_bound(many, bound):
     for user, blocks in enumerate(rows_of(many)):
         ends = torch.cat([(many.start.split(many.sizes)[h] - b) for h, b in enumerate(blocks)])
-        alone = Moves(many.start, ends, many.sizes, 1)
+        alone = ModelDeltas(many.start, ends, many.sizes, 1)
         for rule in rules(bound, many.sizes):
             total = torch.zeros(len(many.start), dtype=torch.float64)
             seen = clip_and_add(alone, rule, total)
@@ -85,7 +85,7 @@ def test_long_blocks_are_added_up_whole(users):
     sizes = [70_000, 1, 2**16, 2**16 + 1]
     start = torch.arange(float(sum(sizes)))
     ends = [(u + 2) * part for part in start.split(sizes) for u in range(users)]
-    many = Moves(start, torch.cat(ends), sizes, users)
+    many = ModelDeltas(start, torch.cat(ends), sizes, users)
     total = torch.zeros(len(start), dtype=torch.float64)
     seen = clip_and_add(many, Unclipped(), total)
     factors = torch.arange(1.0, users + 1, dtype=torch.float64)
@@ -96,7 +96,7 @@ def test_long_blocks_are_added_up_whole(users):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_numbers_may_be_of_other_types(dtype):
-    many = Moves(torch.ones(3, dtype=dtype), torch.zeros(6, dtype=dtype), [1, 2], 2)
+    many = ModelDeltas(torch.ones(3, dtype=dtype), torch.zeros(6, dtype=dtype), [1, 2], 2)
     total = torch.zeros(3, dtype=torch.float64)
     clip_and_add(many, GlobalClipping(math.sqrt(0.75)), total)
     torch.testing.assert_close(total, torch.ones(3, dtype=torch.float64), rtol=1e-5, atol=0)
@@ -120,8 +120,8 @@ def test_norms_and_sums_are_those_without_rounding(many):
 def test_lengths_that_do_not_fit_are_refused():
     for numbers, sizes, users in ((11, [4], 3), (12, [4], 2), (12, [2, 4], 2), (12, [1, 2], 4)):
         with pytest.raises(ValueError, match="numbers have neither"):
-            Moves(torch.zeros(4), torch.zeros(numbers), sizes, users)
-    many = Moves(torch.ones(4), torch.zeros(12), [4], 3)
+            ModelDeltas(torch.zeros(4), torch.zeros(numbers), sizes, users)
+    many = ModelDeltas(torch.ones(4), torch.zeros(12), [4], 3)
     blocks = many.written_out().split([4], dim=1)
     for total in (torch.zeros(2).double(), torch.zeros(5).double(), torch.zeros(4)):
         for updates in (many, blocks):

@@ -28,8 +28,8 @@ from fedpriv.privacy import (
     multiplier_against_a_node,
     read_ledger,
 )
+from fedpriv.privacy.adversaries import epsilon_against_a_node, epsilon_against_the_server
 from fedpriv.privacy.composition import Account, merge
-from fedpriv.privacy.viewers import epsilon_against_a_node, epsilon_against_the_server
 
 DELTA = 1e-5
 COORDINATES = 20_000

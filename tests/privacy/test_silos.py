@@ -18,9 +18,9 @@ from fedpriv.privacy import (
     GlobalClipping,
     Header,
     Ledger,
+    PayerAccounts,
     PoissonSampling,
     Release,
-    SiloAccounts,
     SiloMechanism,
     most_charged,
     read_ledger,
@@ -47,12 +47,12 @@ def by_dp_accounting(rounds):
 
 
 def test_each_silo_pays_for_the_steps_of_the_rounds_in_which_it_took_part():
-    accounts = SiloAccounts(Adjacency.ADD_OR_REMOVE_ONE, 4)
+    accounts = PayerAccounts(Adjacency.ADD_OR_REMOVE_ONE, 4)
     accounts.charge_all(RELEASES)
     expected = [by_dp_accounting(2), by_dp_accounting(1), by_dp_accounting(3), 0.0]
     np.testing.assert_allclose(accounts.epsilons(DELTA), expected, rtol=1e-9)
     costs = accounts.costs(DELTA)
-    assert (costs.worst, costs.worst_silo) == (pytest.approx(by_dp_accounting(3)), 2)
+    assert (costs.worst, costs.worst_payer) == (pytest.approx(by_dp_accounting(3)), 2)
     assert costs.median == pytest.approx((by_dp_accounting(1) + by_dp_accounting(2)) / 2)
     within = Budget(by_dp_accounting(3) * 1.001, DELTA, Adjacency.ADD_OR_REMOVE_ONE, ("rdp",), 4)
     below = replace(within, epsilon=by_dp_accounting(3) * 0.999)
@@ -77,7 +77,7 @@ def test_where_events_differ_or_all_pay_nothing_is_left_out():
     )
     assert most_charged([*RELEASES, everybodys]) == [*RELEASES, everybodys]
     with pytest.raises(ValueError, match="every user pays for"):
-        SiloAccounts(Adjacency.ADD_OR_REMOVE_ONE, 4).charge_all([everybodys])
+        PayerAccounts(Adjacency.ADD_OR_REMOVE_ONE, 4).charge_all([everybodys])
 
 
 @pytest.mark.parametrize("multiplier", [0.25, 1.0])
@@ -125,7 +125,7 @@ def test_samples_are_poisson():
 
 
 def test_parties_that_never_took_part_take_no_memory():
-    accounts = SiloAccounts(Adjacency.ADD_OR_REMOVE_ONE, 10**12)
+    accounts = PayerAccounts(Adjacency.ADD_OR_REMOVE_ONE, 10**12)
     accounts.charge_all([release(1, [10**12 - 1])])
     event = release(1, [0]).event()
     budget = Budget(1e-6, 1e-5, Adjacency.ADD_OR_REMOVE_ONE, ("rdp",))

@@ -15,11 +15,11 @@ from fedpriv.privacy import (
     Header,
     Ledger,
     LocalMechanism,
+    PayerAccounts,
     PerLayerClipping,
     PldAccountant,
     PoissonSampling,
     Release,
-    SiloAccounts,
     most_charged,
     read_ledger,
 )
@@ -63,7 +63,7 @@ def test_the_cost_is_that_of_two_gaussians_as_far_apart_as_two_contributions_can
 
 
 def test_each_user_pays_for_the_rounds_in_which_it_took_part():
-    accounts = SiloAccounts(Adjacency.REPLACE_ONE, 4)
+    accounts = PayerAccounts(Adjacency.REPLACE_ONE, 4)
     accounts.charge_all(RELEASES)
     expected = [by_dp_accounting(2), by_dp_accounting(1), by_dp_accounting(3), 0.0]
     np.testing.assert_allclose(accounts.epsilons(DELTA), expected, rtol=1e-6)

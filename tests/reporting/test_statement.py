@@ -166,12 +166,12 @@ def test_of_a_fixed_cohort_nodes_get_a_figure_of_their_own(make_run) -> None:
     accountant = dp_accounting.rdp.RdpAccountant()
     accountant.compose(dp_accounting.GaussianDpEvent(1.0), 6)
     right = accountant.get_epsilon(1e-5)
-    assert spent(run).viewers["node"] == pytest.approx(right, rel=1e-3)
+    assert spent(run).adversaries["node"] == pytest.approx(right, rel=1e-3)
     (guarantee,) = statement.guarantees
     assert guarantee.epsilon < right
     trust = text_of(statement, "trust")
     assert "Nodes are NOT covered by this ε" in trust
-    assert f"ε = {math.ceil(spent(run).viewers['node'] * 1000) / 1000:.3f} by RDP" in trust
+    assert f"ε = {math.ceil(spent(run).adversaries['node'] * 1000) / 1000:.3f} by RDP" in trust
     assert "not even of one user" in text_of(statement, "sampling")
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from fedpriv.data.registry import DATASETS
 from fedpriv.errors import InputError
-from fedpriv.federation.parts import build_trainer
+from fedpriv.federation.builders import build_trainer
 
 HOP = 400
 

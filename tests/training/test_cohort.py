@@ -4,9 +4,9 @@ import pytest
 import torch
 from in_process import small_config
 
-from fedpriv.data.federated import Examples, Share
+from fedpriv.data.federated import DatasetPartition, Examples
 from fedpriv.errors import DamagedFile, EnvironmentFault, InputError
-from fedpriv.federation.parts import build_trainer
+from fedpriv.federation.builders import build_trainer
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.privacy import GlobalClipping, Unclipped, clip
 from fedpriv.training import cohort
@@ -174,7 +174,9 @@ def test_users_with_the_same_data_draw_dropout_of_their_own(engine):
 def test_nodes_of_one_process_keep_their_users_apart(trainer):
     """Each numbers its own from 0, and all share one cache."""
     whole = trainer.dataset
-    nodes = [dataclasses.replace(trainer, dataset=Share(whole, part, 2)) for part in (0, 1)]
+    nodes = [
+        dataclasses.replace(trainer, dataset=DatasetPartition(whole, part, 2)) for part in (0, 1)
+    ]
     for _ in range(2):
         for part, node in enumerate(nodes):
             assert node.prepared(3).inputs.equal(whole.user(2 * 3 + part).inputs)

@@ -10,7 +10,7 @@ from in_process import small_config, train_small
 from torch import nn
 
 from fedpriv.errors import InputError
-from fedpriv.federation.parts import build_trainer
+from fedpriv.federation.builders import build_trainer
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.stochastic import Dropout
 from fedpriv.privacy import GlobalClipping

@@ -4,7 +4,7 @@ import pytest
 import torch
 from in_process import small_config
 
-from fedpriv.federation.parts import build_trainer
+from fedpriv.federation.builders import build_trainer
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.privacy.clipping import GlobalClipping, clip_and_add
 from fedpriv.tasks.classification import Classification
@@ -57,7 +57,7 @@ class Stacks:
 
     def summed(self, result):
         total = torch.zeros(len(self.start), dtype=torch.float64)
-        seen = clip_and_add(result.moves, GlobalClipping(0.05), total)
+        seen = clip_and_add(result.deltas, GlobalClipping(0.05), total)
         return total, seen
 
 

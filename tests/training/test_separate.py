@@ -7,7 +7,7 @@ import torch
 from in_process import SILOS, small_config
 
 from fedpriv.errors import InputError
-from fedpriv.federation.parts import build_trainer
+from fedpriv.federation.builders import build_trainer
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.training.cohort import train_cohort
 

@@ -3,7 +3,7 @@ import torch
 from in_process import small_config
 
 from fedpriv import experiment
-from fedpriv.federation.parts import build_trainer
+from fedpriv.federation.builders import build_trainer
 from fedpriv.training import stack_size
 from fedpriv.training.stack_size import measured_stack, planned_stack
 

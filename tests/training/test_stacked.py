@@ -12,7 +12,7 @@ from tiny_speech import tiny_speech, tones
 from torch import nn
 from torch.nn import functional as F
 
-from fedpriv.data.federated import Examples, Share
+from fedpriv.data.federated import DatasetPartition, Examples
 from fedpriv.data.text import Alphabet
 from fedpriv.data.utterances import Utterances
 from fedpriv.errors import InputError
@@ -184,7 +184,7 @@ def most_steps_first(work: list[StackedUser]) -> list[StackedUser]:
 
 
 def update_of(result: StackedResult, user: int) -> torch.Tensor:
-    return result.moves.written_out()[user]
+    return result.deltas.written_out()[user]
 
 
 # Stacked is sequential.
@@ -359,7 +359,7 @@ def test_a_users_dropout_does_not_depend_on_who_else_is_in_the_stack(kind):
 
     def updates(users: list[int]) -> torch.Tensor:
         work = [stacked_user(examples[user], recipe, user) for user in users]
-        return train_stack(stacked, start, work, recipe, task, 1).moves.written_out()
+        return train_stack(stacked, start, work, recipe, task, 1).deltas.written_out()
 
     alone = updates([3])[0]
     for users in ([3, 0], [1, 2, 3], [4, 3, 2, 1, 0]):
@@ -787,8 +787,12 @@ def test_nodes_that_share_a_process_do_not_get_each_others_users():
     """In a deployment each numbers its own from 0: a user trained twice would add up to 2C."""
     kind, whole = "vit pre layernorm mean", Images((4, 6, 5, 7))
     one = trainer_of(kind, whole, LocalTraining(), cache=UserCache(2**20))
-    near, far = (dataclasses.replace(one, dataset=Share(whole, share, 2)) for share in (0, 1))
+    near, far = (
+        dataclasses.replace(one, dataset=DatasetPartition(whole, share, 2)) for share in (0, 1)
+    )
     assert [len(node.prepared(0)) for node in (near, far, near)] == [4, 6, 4]
     assert [len(node.prepared(1)) for node in (far, near, far)] == [7, 5, 7]
-    again = dataclasses.replace(one, dataset=Share(whole, 0, 2))  # made anew with every message
+    again = dataclasses.replace(
+        one, dataset=DatasetPartition(whole, 0, 2)
+    )  # made anew with every message
     assert again.prepared(0) is near.prepared(0)

@@ -51,7 +51,7 @@ def test_each_user_of_a_stack_is_trained_as_if_alone(placement, momentum):
     start, layout = Layout.of(model).join(parameters_of(model)).clone(), Layout.of(model)
     users = [stacked_user(user, recipe) for user in (4, 2, 1)]
     result = train_stack(StackedModel(copy.deepcopy(model)), start, users, recipe, task, round_=1)
-    updates = result.moves.written_out()
+    updates = result.deltas.written_out()
     for place, user in enumerate(users):
         steps = [user.examples.take(index) for index in user.steps]
         alone = train_user(model, layout.split(start), steps, recipe, task)

@@ -16,7 +16,7 @@ from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
 if TYPE_CHECKING:  # nodes, which import this too, need no accountant
     import dp_accounting
 
-    from fedpriv.privacy.accounts import SiloCosts
+    from fedpriv.privacy.accounts import PayerCosts
     from fedpriv.privacy.ledger import Release
     from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 
@@ -95,7 +95,7 @@ class Facts:
         example: what an example is, as the beginning of a sentence.
         silo_size: the public number of examples of every silo, where there is one.
         costs: what those who pay alone have spent; None where all users pay for every release.
-        viewers: RDP ε against those who see more than released models, by who they are.
+        adversaries: RDP ε against those who see more than released models, by who they are.
     """
 
     release: Release
@@ -112,8 +112,8 @@ class Facts:
     who: str
     example: str
     silo_size: int | None = None
-    costs: SiloCosts | None = None
-    viewers: Mapping[str, float] = field(default_factory=dict)
+    costs: PayerCosts | None = None
+    adversaries: Mapping[str, float] = field(default_factory=dict)
 
 
 #: Sentences by the key of the statement's section that they answer.
@@ -282,7 +282,7 @@ class Mechanism:
     # ---------------------------------------------------------------- what may be said of it
 
     @classmethod
-    def viewers(
+    def adversaries(
         cls, releases: Sequence[Release], adjacency: Adjacency, delta: float
     ) -> dict[str, float]:
         """Return the RDP ε against those who see more than models, where it is another one."""
@@ -359,10 +359,10 @@ def count_release(release: Release) -> str:
     )
 
 
-def worst_and_median(costs: SiloCosts, who: str) -> str:
+def worst_and_median(costs: PayerCosts, who: str) -> str:
     """Return the sentence on what those who pay alone have spent."""
     return (
-        f"By RDP the worst {who} (number {costs.worst_silo}) has spent ε = "
+        f"By RDP the worst {who} (number {costs.worst_payer}) has spent ε = "
         f"{epsilon_text(costs.worst)}, the median {who} ε = {epsilon_text(costs.median)}."
     )
 

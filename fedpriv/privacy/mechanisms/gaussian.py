@@ -197,13 +197,13 @@ class CentralMechanism(Mechanism):
     kind = "server"
 
     @classmethod
-    def viewers(
+    def adversaries(
         cls, releases: Sequence[Release], adjacency: Adjacency, delta: float
     ) -> dict[str, float]:
         """Return what holds against a node, where the size of the cohort tells it too much."""
         if all(release.sampling != "fixed_size" for release in releases):
             return {}  # ε itself holds against a node
-        from fedpriv.privacy.viewers import epsilon_against_a_node
+        from fedpriv.privacy.adversaries import epsilon_against_a_node
 
         node = epsilon_against_a_node(releases, adjacency, delta)
         return {} if node is None else {"node": node}
@@ -246,7 +246,7 @@ def _against_a_node(facts: Facts) -> str:
             "Nodes are NOT covered by this ε: a node knows how many of its own users were drawn, "
             "and of a fixed number that tells how many others were. Against nodes, for a user of "
             "another, and against users, each of whom knows this of itself, it is at most "
-            f"ε = {epsilon_text(facts.viewers.get('node', math.inf))} by RDP, without "
+            f"ε = {epsilon_text(facts.adversaries.get('node', math.inf))} by RDP, without "
             "amplification."
         )
     others = {

@@ -139,11 +139,11 @@ class SharedMechanism(Mechanism):
         return super().record(payers) | {"shares": self.needed}
 
     @classmethod
-    def viewers(
+    def adversaries(
         cls, releases: Sequence[Release], adjacency: Adjacency, delta: float
     ) -> dict[str, float]:
         """Return what holds against a node, which knows its share, and against the server."""
-        from fedpriv.privacy.viewers import epsilon_against_a_node, epsilon_against_the_server
+        from fedpriv.privacy.adversaries import epsilon_against_a_node, epsilon_against_the_server
 
         against = {
             "node": epsilon_against_a_node(releases, adjacency, delta),
@@ -175,12 +175,12 @@ class SharedMechanism(Mechanism):
 
     @classmethod
     def _who_sees_what(cls, facts: Facts) -> tuple[str, ...]:
-        viewers = facts.viewers
+        adversaries = facts.adversaries
         node = (
             "Against a node that takes its own share off, at most "
-            f"ε = {epsilon_text(viewers['node'])} by RDP for a user of another node; against "
+            f"ε = {epsilon_text(adversaries['node'])} by RDP for a user of another node; against "
             "several nodes together it is more."
-            if "node" in viewers
+            if "node" in adversaries
             else "Against a node nothing is promised: all the noise may be in its own share."
         )
         return (
@@ -195,6 +195,6 @@ class SharedMechanism(Mechanism):
             node,
             *((HOSTED,) if facts.deployed else ()),
             "The server draws the cohorts, so sampling hides nobody from it: where it sees sums "
-            f"alone, at most ε = {epsilon_text(viewers['server'])} by RDP for a user that was "
+            f"alone, at most ε = {epsilon_text(adversaries['server'])} by RDP for a user that was "
             "drawn in every round.",
         )

@@ -12,7 +12,7 @@ from fedpriv.privacy.row_sums import add_rows, row_norms
 
 
 @dataclass(frozen=True)
-class Moves:
+class ModelDeltas:
     """The updates start minus end of U users, each number rounded once to the dtype of both.
 
     Attributes:
