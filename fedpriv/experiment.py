@@ -52,7 +52,6 @@ from fedpriv.training.checkpoint import (
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.memory_store import Journal, MemoryFormat, MemorySizes, MemoryStore
 from fedpriv.training.spans import Stopwatch
-from fedpriv.training.trial import try_model
 
 # What a checkpoint calls the clip bounds as they have adapted.
 _BOUNDS = "clipping/bounds"
@@ -130,11 +129,8 @@ class Experiment:
             trainer.task.prepare(trainer.model, part).to(trainer.device)
             for part in trainer.dataset.evaluation()
         )
-        usable = next((part for part in self.held_out if len(part)), None)
-        if usable is None:
+        if not any(len(part) for part in self.held_out):
             raise InputError("data: none of the held-out examples can be used")
-        name = self.config.model.name
-        try_model(trainer.model, trainer.task, usable, trainer.dataset.classes, name)
 
     @property
     def config(self) -> ExperimentConfig:

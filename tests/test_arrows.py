@@ -13,7 +13,7 @@ ROOT = Path(fedpriv.__file__).parent
 #: From the ground to the roof: a room imports those of lower floors, and itself.
 FLOORS: tuple[set[str], ...] = (
     {"errors", "caches", "draws", "imports", "told_apart", "transfer", "yaml_text", "__version__"},
-    {"sections", "disk", "origins", "compilation"},
+    {"sections", "disk", "origins"},
     {"signatures"},
     {"components", "runtime"},
     {"privacy", "models", "named_files"},
@@ -36,7 +36,7 @@ FLOORS: tuple[set[str], ...] = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 #: What may be known about privacy where nothing else is: neither models, nor Flower, nor Ray.
-PURE = {"errors", "sections", "disk", "components", "compilation", "privacy"}
+PURE = {"errors", "sections", "disk", "components", "privacy"}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -54,6 +54,9 @@ def plan(
             "allows; default: whichever of ε and noise is not given"
         ),
     ] = None,
+    bands: Annotated[
+        int, typer.Option(help="of correlated noise: as privacy.mechanism.bands; 1: independent")
+    ] = 1,
     format: BudgetFormat = "table",
     plot: PlotPath = None,
 ) -> None:
@@ -80,6 +83,7 @@ def plan(
             sampling=sampling,
             adjacency=adjacency,
             solve=solve,
+            bands=bands,
         )
     )
     if plot is not None:

@@ -52,6 +52,7 @@ from fedpriv.training.local import LocalTraining
 from fedpriv.training.options import LocalConfig
 from fedpriv.training.separate import look_at_rows
 from fedpriv.training.stack_size import planned_stack
+from fedpriv.training.trial import try_model
 from fedpriv.training.user_cache import UserCache
 
 #: Users send their update and nothing beside it.
@@ -140,14 +141,17 @@ def _engine(
     """Return how users are trained: in one batch only where that keeps them apart.
 
     Raises:
-        InputError: the model carries one user's data to the next, or examples are to be protected
-            one by one and it mixes them.
+        InputError: the model does not fit the data, it carries one user's data to the next, or
+            examples are to be protected one by one and it mixes them.
     """
     # In a stack the rounding of one user's numbers depends on who else is in it, which local
     # training can amplify: the others' contributions then move with one user's presence.
     engine: Engine = "sequential" if config.runtime.deployment else config.runtime.engine
     if MODELS.of(config.model).origin is None and type(task).__module__.startswith("fedpriv."):
         return engine
+    prepared = (task.prepare(model, part) for part in dataset.evaluation())
+    if (examples := next((part for part in prepared if len(part)), None)) is not None:
+        try_model(model, task, examples, dataset.classes, config.model.name)
     rows = look_at_rows(model, task, dataset.evaluation())
     if rows.carried:
         raise InputError(

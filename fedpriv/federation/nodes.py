@@ -74,7 +74,8 @@ class Nodes:
         """Return the sums that count, by partition, in the order of partitions.
 
         Raises:
-            InputError, ClientFault: as `_answers`.
+            InputError, ClientFault: as `_answers`; and in a simulation, whose nodes do not lie,
+                where a sum does not count.
         """
         sizes, mechanism = self._plan.sizes, draw.mechanism
         expected = Expected(
@@ -90,6 +91,8 @@ class Nodes:
                 partition, summed = sum_in(reply, self._asked, expected)
             except Refused as refused:
                 self._leave_out(reply, refused)
+                if not self._deployed and reply.metadata.src_node_id in self._asked:
+                    raise ClientFault(f"a node sent what no users can make: {refused}") from None
             else:
                 found[partition] = summed
                 del self._asked[reply.metadata.src_node_id]

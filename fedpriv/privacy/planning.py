@@ -27,7 +27,14 @@ from fedpriv.privacy.charging import (
     most_that_fits,
 )
 from fedpriv.privacy.figures import epsilon_text
-from fedpriv.privacy.sampling import PROVEN, Adjacency, Noise, Sampling, build_sampling
+from fedpriv.privacy.sampling import (
+    PROVEN,
+    Adjacency,
+    Noise,
+    Sampling,
+    build_sampling,
+    of_all_groups,
+)
 
 #: Beyond these noise multipliers floating point overflows.
 _LEAST_NOISE, _MOST_NOISE = 1e-9, 1e9
@@ -56,6 +63,7 @@ class BudgetQuestion:
         adjacency: None for the one that goes with the sampling.
         solve: epsilon, noise, delta, rounds or cohort; None asks for whichever of ε and noise
             is not given.
+        bands: of correlated noise; 1 is independent noise.
     """
 
     population: int
@@ -67,6 +75,7 @@ class BudgetQuestion:
     sampling: str = "poisson"
     adjacency: str | None = None
     solve: str | None = None
+    bands: int = 1
 
 
 @dataclass(frozen=True)
@@ -77,21 +86,29 @@ class Recipe:
         sampling: who takes part in a round.
         noise_multiplier: z.
         rounds: number of releases.
+        bands: b of correlated noise; 1 is independent noise.
     """
 
     sampling: Sampling
     noise_multiplier: float
     rounds: int
+    bands: int = 1
 
     def event(self) -> dp_accounting.DpEvent:
-        """Return the privacy event of one release."""
-        return _event(self.sampling, self.noise_multiplier)
+        """Return the privacy event of one release, for whoever pays for it."""
+        return _event(self.sampling, self.noise_multiplier, self.bands)
+
+    def paid(self, rounds: int) -> int:
+        """Return for how many of the first `rounds` anybody pays: the group drawn most often."""
+        return -(-rounds // self.bands)
 
     def bill(
         self, deltas: Sequence[float], rounds: int, accountants: Sequence[str] = ALL_ACCOUNTANTS
     ) -> Bill:
         """Return what the first `rounds` cost."""
-        return charge({self.event(): rounds}, self.sampling.adjacency, deltas, accountants)
+        return charge(
+            {self.event(): self.paid(rounds)}, self.sampling.adjacency, deltas, accountants
+        )
 
 
 @dataclass(frozen=True)
@@ -190,6 +207,14 @@ def _check_values(question: BudgetQuestion) -> None:
             raise InputError("--cohort: with --sampling all it is the population; leave it out")
     elif question.cohort is not None:
         _check_cohort(question.cohort, question.population)
+    _check_count("--bands", question.bands, 1024)
+    if question.bands > 1 and question.sampling != "poisson":
+        raise InputError("--bands: correlated noise has a proof with --sampling poisson alone")
+    if question.bands * (question.cohort or 1) > question.population:
+        raise InputError(
+            f"--bands: {question.bands} times the cohort is more than the population of "
+            f"{question.population}, and a round draws from one of so many groups; write fewer"
+        )
 
 
 def _check_completeness(question: BudgetQuestion) -> None:
@@ -274,13 +299,14 @@ def _solve_noise(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
         noise_multiplier = noise_multiplier_for(
             question.epsilon,
             question.deltas[0],
-            question.rounds,
+            -(-question.rounds // question.bands),
             sampling.adjacency,
-            lambda z: _event(sampling, z),
+            lambda z: _event(sampling, z, question.bands),
         )
     except ValueError as error:
         raise InputError(f"--epsilon: {error}") from None
-    return Recipe(sampling, noise_multiplier, question.rounds), question.deltas
+    recipe = Recipe(sampling, noise_multiplier, question.rounds, question.bands)
+    return recipe, question.deltas
 
 
 def _solve_rounds(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
@@ -289,7 +315,7 @@ def _solve_rounds(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
     recipe = _given(replace(question, rounds=most))
     adjacency, delta = recipe.sampling.adjacency, question.deltas[0]
     budget = Budget(question.epsilon, delta, adjacency)
-    rounds = affordable(recipe.event(), budget, most)
+    rounds = min(most, recipe.bands * affordable(recipe.event(), budget, recipe.paid(most)))
     if rounds == 0:
         one = epsilon_text(recipe.bill([delta], 1).first.epsilon)
         raise InputError(
@@ -309,10 +335,10 @@ def _solve_cohort(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
 
     def fit(cohort: int, accountants: Sequence[str] = ALL_ACCOUNTANTS) -> bool:
         recipe = at(cohort)
-        events = {recipe.event(): recipe.rounds}
+        events = {recipe.event(): recipe.paid(recipe.rounds)}
         return fits(events, recipe.sampling.adjacency, delta, budget, accountants)
 
-    most = math.floor(question.cohort or question.population)
+    most = math.floor(min(question.cohort or math.inf, question.population / question.bands))
     low = most_that_fits(lambda cohort: fit(cohort, ("rdp",)), 0, most)
     low = most_that_fits(fit, low, most, near=True)
     if low == 0:
@@ -336,7 +362,7 @@ _SOLVERS: dict[str, Callable[[BudgetQuestion], tuple[Recipe, tuple[float, ...]]]
 def _given(question: BudgetQuestion) -> Recipe:
     assert question.noise_multiplier is not None
     assert question.rounds is not None
-    return Recipe(_sampling(question), question.noise_multiplier, question.rounds)
+    return Recipe(_sampling(question), question.noise_multiplier, question.rounds, question.bands)
 
 
 def _sampling(question: BudgetQuestion) -> Sampling:
@@ -353,9 +379,9 @@ def _sampling(question: BudgetQuestion) -> Sampling:
         raise InputError(f"--cohort: {error}") from None
 
 
-def _event(sampling: Sampling, noise_multiplier: float) -> dp_accounting.DpEvent:
+def _event(sampling: Sampling, noise_multiplier: float, bands: int) -> dp_accounting.DpEvent:
     """Return the event at z; what the clip bound is does not bear on it."""
-    return sampling.event(Noise(noise_multiplier))
+    return of_all_groups(sampling, bands).event(Noise(noise_multiplier))
 
 
 def _milestones(rounds: int) -> list[int]:
@@ -378,13 +404,13 @@ def _deltas_of(question: BudgetQuestion, recipe: Recipe) -> dict[str, float | No
     if question.solve != "delta" or question.epsilon is None:
         return {}
     rdp = RdpAccountant(recipe.sampling.adjacency)
-    rdp.compose(recipe.event(), recipe.rounds)
+    rdp.compose(recipe.event(), recipe.paid(recipe.rounds))
     by_rdp = max(rdp.delta(question.epsilon), SMALLEST_DELTA)
     found: dict[str, float | None] = {"delta_rdp": by_rdp, "delta_pld": None}
     # At a δ of no use there is an ε, and so a PLD, that is affordable.
     if by_rdp < 1 and not recipe.bill([by_rdp], recipe.rounds).first.without_pld:
         pld = PldAccountant(recipe.sampling.adjacency)
-        pld.compose(recipe.event(), recipe.rounds)
+        pld.compose(recipe.event(), recipe.paid(recipe.rounds))
         found["delta_pld"] = pld.delta(question.epsilon)
     return found
 
@@ -411,7 +437,8 @@ def epsilon_curves(recipe: Recipe, delta: float) -> dict[str, Curve]:
     step = max(1, recipe.rounds // _CURVE_POINTS)
     rounds = sorted({*range(1, recipe.rounds, step), recipe.rounds})
     rdp = RdpAccountant(adjacency)
-    curves = {"rdp": _curve({count: rdp.epsilon_after(event, delta, count) for count in rounds})}
+    by_rdp = {count: rdp.epsilon_after(event, delta, recipe.paid(count)) for count in rounds}
+    curves = {"rdp": _curve(by_rdp)}
     counts = sorted({1, *(math.ceil(share * recipe.rounds) for share in _PLD_SHARES)})
     tight = {count: recipe.bill([delta], count).first.epsilon_pld for count in counts}
     known = {count: epsilon for count, epsilon in tight.items() if epsilon is not None}

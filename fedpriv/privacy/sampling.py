@@ -259,3 +259,14 @@ def build_sampling(
     if not math.isclose(expected_cohort, round(expected_cohort)):
         raise ValueError(f"a fixed-size cohort is a whole number, got {expected_cohort}")
     return FixedSizeSampling(population, round(expected_cohort))
+
+
+def of_all_groups(sampling: Sampling, bands: int) -> Sampling:
+    """Return the coins of a round that draws from one of `bands` groups; with one, `sampling`.
+
+    Each user of the group is drawn with probability b·q, so that b·qN would be over all groups.
+    """
+    if bands == 1:
+        return sampling
+    cohort = bands * sampling.expected_cohort
+    return PoissonSampling(sampling.population, cohort, sampling.adjacency)

@@ -93,11 +93,17 @@ def _recipe_table(answer: BudgetAnswer) -> FittedTable:
         "sampling": ("sampling", f"{sampling.kind}, {sampling.adjacency.value} adjacency"),
         "cohort": ("cohort", f"{cohort:,.15g} users, q = {cohort / sampling.population:.4g}"),
         "rounds": ("rounds", f"{recipe.rounds:,}"),
+        "bands": (
+            "bands",
+            f"{recipe.bands} (correlated noise: of so many rounds a user pays for one)",
+        ),
         "noise": ("noise multiplier z", _noise_text(answer)),
         "delta": ("δ", delta),
         "epsilon": ("ε", _epsilon_line(answer)),
     }
     table = FittedTable(Column("", kept=True), Column("", kept=True), heads=False)
+    if recipe.bands == 1:
+        del rows["bands"]
     for key, (name, value) in rows.items():
         table.row(name, value, style="bold" if key == answer.question.solve else "")
     return table
@@ -138,6 +144,7 @@ def plan_document(answer: BudgetAnswer) -> dict[str, Any]:
         "cohort": recipe.sampling.expected_cohort,
         "noise_multiplier": recipe.noise_multiplier,
         "rounds": recipe.rounds,
+        "bands": recipe.bands,
         "budget": question.epsilon,
         **asdict(answer.total.first),
         "delta_rdp": answer.delta_rdp,

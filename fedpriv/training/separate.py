@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch
+from fedpriv.draws import drawing_from
 from fedpriv.errors import InputError
 from fedpriv.tasks.base import Task
 
@@ -29,8 +30,8 @@ class Rows(NamedTuple):
     Attributes:
         separate: no row's loss depends on another row.
         carried: what one batch held changes the losses of the next, so that the model keeps it.
-        drawn: losses depend on torch's global generator, as with `nn.Dropout`: which numbers a row
-            gets then depends on its place among others.
+        drawn: losses depend on global generators, as with `nn.Dropout`: which numbers a row gets
+            then depends on its place among others.
     """
 
     separate: bool
@@ -61,8 +62,7 @@ def look_at_rows(model: nn.Module, task: Task[Any], held_out: Iterable[Batch]) -
     def losses(first: int, seed: int = 0) -> Tensor:
         index = torch.arange(len(part))
         index[0] = first
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with drawing_from(seed, device):
             found = task.losses(shaken, part.take(index).to(device))
         if found.shape != (len(part),):
             raise InputError(

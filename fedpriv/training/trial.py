@@ -23,8 +23,8 @@ def try_model(model: nn.Module, task: Task[Any], examples: Batch, classes: int, 
     Raises:
         InputError: it fails, does not give what the task needs, or keeps something of them.
     """
-    few = examples.take(torch.arange(min(_FEW, len(examples))))
     device = next(model.parameters()).device
+    few = examples.take(torch.arange(min(_FEW, len(examples)))).to(device)
     model.train()
     with torch.no_grad(), drawing_from(0, device), unchanged_buffers(model):
         try:

@@ -15,6 +15,7 @@ from flwr.app.error import Error
 from in_process import InProcessGrid, Silent, small_config
 
 from fedpriv import experiment
+from fedpriv.errors import ClientFault
 from fedpriv.federation.gate import Asked, Expected, Refused, hosting_in, sum_in
 from fedpriv.federation.grids.base import FIRST_NODE
 from fedpriv.federation.messages import FlatArray
@@ -209,23 +210,35 @@ def train(folder, grid, **changes):
     return prepared, directory, observer
 
 
+DEPLOYED = {"runtime": {"workers": 2, "deployment": True, "device": "cpu"}, "data__users": 60}
+
+
 @pytest.fixture(scope="module")
 def settings():
-    clipping = {"kind": "global", "bound": 0.1}
-    sampling = {"kind": "fixed_size", "expected_cohort": 60}
+    """A deployment in which nothing is left to chance: everybody, all at once, without noise."""
     return {
+        **DEPLOYED,
         "rounds": len(LIES),
         "evaluation__every": 1000,
-        "privacy__clipping": clipping,
-        "privacy__sampling": sampling,
+        "local": {"epochs": 1, "batch_size": 6, "lr": 0.1},
+        "privacy__clipping": {"kind": "global", "bound": 0.1},
+        "privacy__sampling": {"kind": "fixed_size", "expected_cohort": 60},
+        "privacy__noise_multiplier": 0.0,
+        "server": {"optimizer": "sgd", "lr": 1.0},
     }
+
+
+def assert_alike(one, other):
+    """But for rounding: the order of a user's examples is a secret of its node."""
+    one, other = one.server.parameters(), other.server.parameters()
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_a_run_goes_on_as_if_a_node_that_lies_were_away(tmp_path, settings):
     lying, directory, observer = train(tmp_path / "lying", Lying(list(LIES.values())), **settings)
     away = Lying([], dead=[1])
     honest, _, _ = train(tmp_path / "away", away, **settings)
-    assert lying.server.parameters().equal(honest.server.parameters())
+    assert_alike(lying, honest)
     assert len(Ledger.open(directory.ledger)) == len(LIES)
     assert [row["nodes_lost"] for row in observer.rows] == [1] * len(LIES)
     told = [each for each in observer.sentences if "takes no part" in each]
@@ -240,7 +253,7 @@ def test_what_honest_nodes_send_passes_in_process_and_as_bytes(tmp_path, setting
     honest, _, _ = train(tmp_path / "plain", InProcessGrid(), **few)
     as_bytes = Lying([writes(lambda data: data)] * 2)
     sent, _, observer = train(tmp_path / "bytes", as_bytes, **few)
-    assert sent.server.parameters().equal(honest.server.parameters())
+    assert_alike(sent, honest)
     assert not observer.sentences
 
 
@@ -279,15 +292,14 @@ def test_a_bound_holds_for_each_payload(tmp_path):
 
     algorithm = {"name": "scaffold", "bounds": {"control": 1e-3}}
     grid = Lying([sends(larger_control)])
-    _, _, observer = train(tmp_path, grid, algorithm=algorithm, rounds=1)
-    assert observer.rows[0]["nodes_lost"] == 1
-    assert "is possible" in observer.sentences[-1]
+    with pytest.raises(ClientFault, match="is possible"):
+        train(tmp_path, grid, algorithm=algorithm, rounds=1)
 
 
 def test_bounds_of_users_follow_no_moves_that_a_node_claims(tmp_path):
     clipping = {"kind": "adaptive", "bound": 0.1}
     grid = Lying([says(bound_moves=[10.0])])
-    _, _, observer = train(tmp_path, grid, privacy__clipping=clipping, rounds=1)
+    _, _, observer = train(tmp_path, grid, privacy__clipping=clipping, rounds=1, **DEPLOYED)
     assert observer.rows[0]["nodes_lost"] == 1
 
 
@@ -313,7 +325,7 @@ def test_noise_of_nodes_passes_and_what_is_larger_does_not(tmp_path, noise_by):
     most = mechanism.gaussian.largest_noise(sizes)
     assert max(drawn) < most < 1.5 * np.mean(drawn)
     lies = [sends(lambda total: total * 2 + 0.1)] * 3
-    _, _, observer = train(tmp_path / "lying", Lying(lies), rounds=3, **changes)
+    _, _, observer = train(tmp_path / "lying", Lying(lies), rounds=3, **changes, **DEPLOYED)
     assert sum("takes no part" in each for each in observer.sentences) == 3
 
 
@@ -409,4 +421,4 @@ def test_a_reply_that_is_sent_twice_counts_once(tmp_path, settings):
 
     once, _, _ = train(tmp_path / "once", InProcessGrid(), **{**settings, "rounds": 1})
     twice, _, _ = train(tmp_path / "twice", Twice(), **{**settings, "rounds": 1})
-    assert torch.equal(once.server.parameters(), twice.server.parameters())
+    assert_alike(once, twice)

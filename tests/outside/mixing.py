@@ -11,6 +11,8 @@ from fedpriv.tasks.classification import Classification
 class Two(nn.Module):
     """Two layers, and something in between."""
 
+    stackable = True
+
     def __init__(self, between):
         super().__init__()
         self.first, self.between, self.last = nn.Linear(64, 8), between, nn.Linear(8, 10)

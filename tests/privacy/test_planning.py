@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -263,3 +264,30 @@ def test_extrapolation_by_pld_is_tighter_where_it_is_affordable():
 def test_bad_extrapolations_name_the_option(changes, words):
     with pytest.raises(InputError, match=words):
         extrapolate(Extrapolation(**SPEECH | changes))
+
+
+@pytest.mark.parametrize("bands", [1, 3, 8])
+def test_a_plan_with_bands_costs_what_correlated_noise_costs(bands):
+    """⌈T/b⌉ rounds of the sampled Gaussian with b times the cohort, by dp-accounting itself."""
+    question = BudgetQuestion(
+        population=800, deltas=(1e-4,), rounds=20, cohort=16, noise_multiplier=1.2, bands=bands
+    )
+    accountant = rdp.RdpAccountant()
+    sampled = PoissonSampledDpEvent(bands * 16 / 800, GaussianDpEvent(1.2))
+    accountant.compose(sampled, -(-20 // bands))
+    found = answer(question)
+    assert found.total.first.epsilon_rdp == pytest.approx(accountant.get_epsilon(1e-4), rel=1e-6)
+    back = answer(replace(question, noise_multiplier=None, epsilon=found.total.first.epsilon))
+    assert back.recipe.noise_multiplier == pytest.approx(1.2, rel=1e-3)
+    most = answer(replace(question, epsilon=found.total.first.epsilon, rounds=40, solve="rounds"))
+    assert most.recipe.rounds == -(-20 // bands) * bands
+
+
+def test_bands_without_a_proof_are_refused():
+    question = BudgetQuestion(
+        population=100, deltas=(1e-4,), rounds=20, cohort=16, noise_multiplier=1.2, bands=8
+    )
+    with pytest.raises(InputError, match="--bands: 8 times the cohort"):
+        answer(question)
+    with pytest.raises(InputError, match="--sampling poisson alone"):
+        answer(replace(question, sampling="fixed_size", bands=2))

@@ -45,7 +45,7 @@ class Stacks:
 
     def users(self, numbers, round_=1):
         layout = Layout.of(self.trainer.model)
-        seen = cohort._Seen(layout, self.trainer, None, torch.empty(0, layout.total))
+        seen = cohort._CohortStatistics(layout, self.trainer, None, torch.empty(0, layout.total))
         return [cohort._work(self.trainer, number, round_, 1, seen) for number in numbers]
 
     def recorded(self, users, start):

@@ -29,7 +29,7 @@ from fedpriv.privacy.mechanisms.base import (
 )
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism, central_trust
 from fedpriv.privacy.randomness import Purpose, Randomness
-from fedpriv.privacy.sampling import PoissonSampling, Sampling
+from fedpriv.privacy.sampling import PoissonSampling, Sampling, of_all_groups
 
 if TYPE_CHECKING:
     import dp_accounting
@@ -238,14 +238,14 @@ class CorrelatedMechanism(Mechanism):
         return (round_ - 1) % self.bands
 
     @property
-    def _of_all(self) -> PoissonSampling:
-        return _of_all(self.sampling, self.bands)
+    def _of_all(self) -> Sampling:
+        return of_all_groups(self.sampling, self.bands)
 
     @classmethod
     def event_of(cls, release: Release, gaussian: GaussianMechanism) -> dp_accounting.DpEvent:
         """Return the event of a release for the users of its group."""
         assert release.bands is not None
-        return _of_all(cls.sampling_of(release), release.bands).event(gaussian)
+        return of_all_groups(cls.sampling_of(release), release.bands).event(gaussian)
 
     @classmethod
     def accounts_of(cls, release: Release) -> int:
@@ -256,7 +256,8 @@ class CorrelatedMechanism(Mechanism):
     @classmethod
     def drawn(cls, release: Release) -> str:
         """Return who was drawn, and how."""
-        probability = _of_all(cls.sampling_of(release), release.bands or 1).probability
+        drawn = of_all_groups(cls.sampling_of(release), release.bands or 1)
+        probability = drawn.expected_cohort / drawn.population
         return (
             f"each of one of {release.bands} groups with probability {probability:.4g}, of "
             f"{release.population:,}"
@@ -267,7 +268,8 @@ class CorrelatedMechanism(Mechanism):
         """Return what is said of correlated noise."""
         assert facts.costs is not None
         bands = facts.release.bands or 1
-        probability = _of_all(facts.sampling, bands).probability
+        drawn = of_all_groups(facts.sampling, bands)
+        probability = drawn.expected_cohort / drawn.population
         return {
             "unit": (
                 "One user: everything that it contributed, in all rounds, out of a "
@@ -298,11 +300,4 @@ def _noise(release: Release, bands: int) -> str:
         f"where Z is N(0, σ²) with σ = {release.stddev:.4g}, which stands on record, and C has "
         f"{bands} bands and columns of norm 1. A user's contribution is in {bands} rows of Cx at "
         "most, of which no other contribution of its own has a part."
-    )
-
-
-def _of_all(sampling: Sampling, bands: int) -> PoissonSampling:
-    """Return the coins of a round, of which those of one group count."""
-    return PoissonSampling(
-        sampling.population, bands * sampling.expected_cohort, sampling.adjacency
     )
