@@ -83,15 +83,35 @@ def test_one_whose_noise_or_payers_are_not_what_is_recorded_is_refused(name, rea
         experiment.prepare(small_config(**changes))
 
 
+@pytest.mark.parametrize("rounds", [2, 40])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Laplace", "not Gaussian"),
+        ("Uniform", "not Gaussian"),
+        ("Patchy", "less of it to some numbers"),
+        ("Halved", "the same noise to several numbers"),
+        ("Doubled", "the same noise to several numbers"),
+    ],
+)
+def test_one_whose_noise_has_the_variance_but_is_not_gaussian_is_refused(name, reason, rounds):
+    mechanism = {"kind": f"own_mechanism:{name}"}
+    with pytest.raises(InputError, match=reason):
+        experiment.prepare(
+            small_config(**{**OUTSIDE, "privacy__mechanism": mechanism, "rounds": rounds})
+        )
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"privacy__mechanism": {"kind": "own_mechanism:Renamed", "bands": 3}},
         {"privacy__mechanism": {"kind": "own_mechanism:Renamed", "bands": 1}, "rounds": 40},
         {**OWN, "rounds": 40, "privacy__noise": "per_block"},
+        {"privacy__mechanism": {"kind": "own_mechanism:Louder"}, "rounds": 40},
         {**OWN, "privacy__clipping": {"kind": "adaptive", "bound": 0.1, "adapts": "per_layer"}},
     ],
-    ids=["banded", "one band", "per block", "adaptive"],
+    ids=["banded", "one band", "per block", "louder", "adaptive"],
 )
 def test_one_whose_noise_is_what_it_records_is_taken(changes):
     assert experiment.prepare(small_config(**{**OUTSIDE, **changes})).plan.planned_cost()

@@ -4,11 +4,12 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from fedpriv.privacy.mechanisms.base import Independent
 from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism
-from fedpriv.privacy.randomness import Randomness
+from fedpriv.privacy.randomness import Purpose, Randomness
 
 
 class TwoDraws:
@@ -78,6 +79,63 @@ class Repeating(CentralMechanism):
 
     def noise(self, sizes, randomness, attempts):
         return Scaled(Independent(sizes, randomness), round_of=lambda round_: round_ // 2)
+
+
+class Changed:
+    """The noise of each round, changed by a function of it and of a generator."""
+
+    def __init__(self, drawn, change):
+        self.drawn, self.change = drawn, change
+
+    def draw(self, round_, attempt, gaussian):
+        generator = self.drawn.randomness.numpy(Purpose.NOISE, 10**6 + round_, attempt)
+        noise = self.drawn.draw(round_, attempt, gaussian)
+        return self.change(noise, round_, gaussian, generator)
+
+
+def changed(change):
+    """Return a mechanism whose noise is what `change` makes of the server's."""
+
+    @dataclass(frozen=True)
+    class ChangedNoise(CentralMechanism):
+        def noise(self, sizes, randomness, attempts):
+            return Changed(Independent(sizes, randomness), change)
+
+    return ChangedNoise
+
+
+def _of_variance_one(drawn, stddev):
+    return torch.from_numpy(drawn) * stddev
+
+
+#: Of the right variance on the whole, and dearer than Gaussian noise.
+Laplace = changed(
+    lambda noise, round_, gaussian, generator: _of_variance_one(
+        generator.laplace(0, 2**-0.5, len(noise)), gaussian.stddev
+    )
+)
+Uniform = changed(
+    lambda noise, round_, gaussian, generator: _of_variance_one(
+        generator.uniform(-(3**0.5), 3**0.5, len(noise)), gaussian.stddev
+    )
+)
+#: None for some numbers, and more for the others.
+Patchy = changed(
+    lambda noise, round_, gaussian, generator: (
+        noise * torch.where(torch.arange(len(noise)) % 8 == 0, 1e-6, 1.5)
+    )
+)
+#: The noise of the first half, or of each second number, for the others too.
+Halved = changed(
+    lambda noise, round_, gaussian, generator: noise[: (len(noise) + 1) // 2].repeat(2)[
+        : len(noise)
+    ]
+)
+Doubled = changed(
+    lambda noise, round_, gaussian, generator: noise[::2].repeat_interleave(2)[: len(noise)]
+)
+#: More than is recorded, in every second round.
+Louder = changed(lambda noise, round_, gaussian, generator: noise * (1 + (round_ + 1) % 2))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import stats
 
 from fedpriv.errors import InputError
 from fedpriv.privacy.charging import charge
@@ -52,6 +54,10 @@ _GIVEN = (
 _ROUNDS, _NUMBERS = 32, 40_000
 # The least variance in any direction: that of the drawn numbers themselves is above 0.9.
 _LEAST = 0.85
+# The largest correlation between the noise of two blocks, in standard errors.
+_MOST_ALIKE = 7.0
+# The least p-value of a Kolmogorov-Smirnov test; what is drawn on trial is the same every time.
+_LEAST_LIKELY = 1e-9
 
 
 def require_recorded(mechanism: Any, sampling: Sampling, gaussian: GaussianMechanism) -> None:
@@ -122,25 +128,51 @@ def require_noise(mechanism: Mechanism, blocks: int, rounds: int) -> None:
 
     Its covariance over rounds, attempts and runs must be at least that of the kind on record, in
     every direction: noise that is too small, that is used twice or in part, or that does not come
-    from the run's own source, is found. `blocks` are those of what a user sends.
+    from the run's own source, is found. It must also be Gaussian, and drawn anew for each number,
+    which the accountant takes for granted. `blocks` are those of what a user sends.
 
     Raises:
-        InputError: there is too little.
+        InputError: there is too little, or it is of another kind.
     """
     gaussian, name = mechanism.gaussian, type(mechanism).__name__
     if gaussian.noise_multiplier == 0:
         return
     payers = mechanism.payers(1, np.zeros(0, dtype=np.int64))
     recorded = Release.of(1, 0, mechanism, "", payers)
+    rows, counts = _drawn_on_trial(mechanism, recorded, blocks, min(rounds, _ROUNDS))
+    covariance = rows @ rows.T / rows.shape[1]
+    least = float(np.linalg.eigvalsh(covariance)[0]) if np.isfinite(covariance).all() else 0.0
+    if recorded.count_stddev is not None:
+        # Few numbers: what is nearly nothing is found.
+        size = float(np.mean(counts**2)) / recorded.count_stddev**2
+        least = 0.0 if size < 0.05 else least
+    if least < _LEAST:
+        raise InputError(
+            f"privacy.mechanism: {name} adds less noise than it records: in some direction over "
+            f"rounds, attempts and runs it has {least:.3g} of the variance (in drawn numbers, of "
+            "which 1 is expected)"
+        )
+    _require_independent_gaussians(name, rows, blocks)
+
+
+def _drawn_on_trial(
+    mechanism: Mechanism, recorded: Release, blocks: int, rounds: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what a mechanism draws for two runs of some rounds, and for the counts.
+
+    The first, `[2 (rounds + 1), numbers]`, would be independent standard normals if it were what is
+    `recorded`; the row after those of a run is another attempt at its first round.
+    """
+    gaussian, name = mechanism.gaussian, type(mechanism).__name__
     sizes = [math.ceil(_NUMBERS / blocks)] * blocks
     stddevs = np.repeat(gaussian.block_stddevs(blocks), sizes[0])
     stddevs *= recorded.stddev / gaussian.stddev
-    rows, of_counts = [], []
     band = np.array(coefficients(recorded.bands or 1))
+    rows, of_counts = [], []
     for run in ("one", "another"):
         randomness = Randomness.simulation(0, f"noise that is looked at, {run}")
         source = mechanism.noise(sizes, randomness, lambda round_: 0)
-        drawn = [source.draw(round_, 0, gaussian) for round_ in range(1, min(rounds, _ROUNDS) + 1)]
+        drawn = [source.draw(round_, 0, gaussian) for round_ in range(1, rounds + 1)]
         again = mechanism.noise(sizes, randomness, lambda round_: 1).draw(1, 1, gaussian)
         for each in (*drawn, again):
             if each.shape != (len(stddevs) + recorded.counts,) or each.dtype != torch.float64:
@@ -150,23 +182,32 @@ def require_noise(mechanism: Mechanism, blocks: int, rounds: int) -> None:
                 )
         whole = np.stack([each.numpy() for each in drawn])
         of_counts.append(whole[:, len(stddevs) :])
-        told_apart = whole[:, : len(stddevs)] / stddevs
+        scaled = whole[:, : len(stddevs)] / stddevs
         # What is released is worth rows of Z, C times its noise.
         rows += [
-            sum(band[j] * told_apart[t - j] for j in range(min(t + 1, len(band))))
-            for t in range(len(told_apart))
+            sum(band[j] * scaled[t - j] for j in range(min(t + 1, len(band))))
+            for t in range(len(scaled))
         ]
         rows.append(band[0] * again.numpy()[: len(stddevs)] / stddevs)
-    matrix = np.stack(rows)
-    covariance = matrix @ matrix.T / matrix.shape[1]
-    least = float(np.linalg.eigvalsh(covariance)[0]) if np.isfinite(covariance).all() else 0.0
-    if recorded.count_stddev is not None:
-        # Few numbers: what is nearly nothing is found.
-        size = float(np.mean(np.concatenate(of_counts) ** 2)) / recorded.count_stddev**2
-        least = 0.0 if size < 0.05 else least
-    if least < _LEAST:
+    return np.stack(rows), np.concatenate(of_counts)
+
+
+def _require_independent_gaussians(name: str, rows: NDArray[np.float64], blocks: int) -> None:
+    """Check that noise, as `_drawn_on_trial` returns it, is as a Gaussian draws it.
+
+    Raises:
+        InputError: numbers of a release are alike, or they are not normally distributed.
+    """
+    rows = rows / rows.std(axis=1, keepdims=True)  # a round may have more of it than another
+    by_block = rows.reshape(len(rows), blocks, -1).swapaxes(0, 1).reshape(blocks, -1)
+    between = np.abs(np.corrcoef(by_block) - np.eye(blocks)).max() * math.sqrt(by_block.shape[1])
+    if between > _MOST_ALIKE or any(len(np.unique(row)) < len(row) for row in rows):
         raise InputError(
-            f"privacy.mechanism: {name} adds less noise than it records: in some direction over "
-            f"rounds, attempts and runs it has {least:.3g} of the variance (in drawn numbers, of "
-            "which 1 is expected)"
+            f"privacy.mechanism: {name} adds the same noise to several numbers of a release; draw "
+            "it anew for each, in float64"
+        )
+    if stats.kstest(rows.ravel(), "norm").pvalue < _LEAST_LIKELY:
+        raise InputError(
+            f"privacy.mechanism: {name} adds noise that is not Gaussian, or less of it to some "
+            "numbers than to others; a ledger charges Gaussian noise alone"
         )
