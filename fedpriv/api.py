@@ -204,8 +204,8 @@ class Experiment:
             directory = RunDirectory.open(run_dir)
             if directory.config().bearing() != prepared.config.bearing():
                 raise InputError(
-                    f"run_dir: {run_dir} is a run of another configuration, and a sweep goes on "
-                    "with runs of its own alone; choose another folder"
+                    f"run_dir: {run_dir} is a run of another configuration, and a sweep continues "
+                    "only its own runs; choose another folder"
                 )
             experiment.restore(prepared, directory)
         if not prepared.finished:

@@ -206,11 +206,11 @@ class Kind:
         if ":" not in name and entry is None:
             raise InputError(self._unknown(name))
         if self.only_own:
-            raise InputError(f"a {self.noun} from outside has no proof here: {self.only_own}")
+            raise InputError(f"a {self.noun} from outside has no proof: {self.only_own}")
         if look_up.allowed is not None and name not in look_up.allowed:
             raise InputError(
-                f"this node does not import {name}, which its own list of components lacks; its "
-                "operator may add it to the node's config: components='...'"
+                f"this node does not import {name}, which is not in its own list of components; "
+                "its operator can add it to the node's config: components='...'"
             )
         make = entry.load() if entry else _imported(name, look_up.code)
         return self.take(name, make, origin_of(make, name, look_up.code, self.private))
@@ -277,7 +277,7 @@ class Kind:
             value._component = self.of(value)
             return value
         if isinstance(value, Section):
-            raise ValueError(f"these are no options of a {self.noun}")
+            raise ValueError(f"these are not the options of a {self.noun}")
         document = self._document(value)
         name = document.get(self.name_key)
         if look_up.reading and isinstance(name, str):
@@ -352,12 +352,14 @@ class Kind:
             if parameter.name in base.model_fields:
                 if parameter.name == self.name_key:
                     raise InputError(
-                        f"{name} has an argument {parameter.name}, which is where the config has "
-                        "the component's own name; wrap it in a function without"
+                        f"{name} has an argument {parameter.name}, but in a config that key is "
+                        "the component's name; wrap it in a function without this argument"
                     )
                 continue
             if parameter.kind is parameter.POSITIONAL_ONLY:
-                raise InputError(f"{name}: {parameter.name} cannot be given by its name; wrap it")
+                raise InputError(
+                    f"{name}: {parameter.name} cannot be passed by keyword; wrap it in a function"
+                )
             if parameter.default is parameter.empty:
                 fields[parameter.name] = (kept(hints.get(parameter.name, Any)), ...)
             elif is_plain(parameter.default):
@@ -527,7 +529,7 @@ def _imported(name: str, code: Path | None) -> Callable[..., Any]:
         raise InputError(f"write package.module:object, such as mine:cnn, got {name!r}")
     if where in (GIVEN, "__main__") or "<" in path:
         raise InputError(
-            f"{name} was handed over by a script or a notebook, and is known there alone; go on "
+            f"{name} was handed over by a script or a notebook, and is known only there; continue "
             "from there, or write it into a module"
         )
     try:
@@ -551,7 +553,7 @@ def _imported(name: str, code: Path | None) -> Callable[..., Any]:
         hint = f"; did you mean {where}:{close[0]}?" if close else ""
         raise InputError(f"the module {where} has no {path}{hint}") from None
     if not callable(made):
-        raise InputError(f"{name} is no function and no class")
+        raise InputError(f"{name} is neither a function nor a class")
     return cast(Callable[..., Any], made)
 
 

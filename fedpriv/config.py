@@ -165,7 +165,7 @@ class ExperimentConfig(Section):
         if self.privacy and deployed and unproven_with(self.privacy.mechanism, "deployment"):
             raise ValueError(
                 f"privacy.mechanism.kind: {self.privacy.mechanism.kind} does not go with "
-                "runtime.deployment, such as where the server does not know who users are; write "
+                "runtime.deployment, whose server may not know who the users are; write "
                 "mechanism: {kind: independent}"
             )
         feedback = self.privacy and self.privacy.error_feedback

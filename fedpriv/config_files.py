@@ -150,7 +150,8 @@ def _no_section(error: ErrorDetails, document: dict[str, Any]) -> str:
 def _suggestion(location: tuple[int | str, ...], document: dict[str, Any]) -> str:
     section, key = _section_at(location[:-1], document), str(location[-1])
     if (slot := _slot_at(location[:-1], document)) is not None and (owners := slot.with_key(key)):
-        return f"; it goes with {slot.kind.name_key}: {' or '.join(owners)}"
+        name = slot.kind.name_key
+        return f"; it goes with {name}: {' or '.join(owners)}; remove it, or write such a {name}"
     near = difflib.get_close_matches(key, section.model_fields, n=1)
     if near:
         return f"; did you mean {near[0]}?"

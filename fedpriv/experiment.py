@@ -389,7 +389,7 @@ def _check_state(experiment: Experiment, directory: RunDirectory, ledger: Ledger
     files = checkpoint_files(directory.checkpoints)
     newest = int(files[-1].stem.removeprefix("round-")) if files else 0
     if newest != experiment.finished_rounds:
-        raise InputError(f"{directory.path}: another process has moved this run on; resume again")
+        raise InputError(f"{directory.path}: another process has continued this run; resume again")
     missing = read_evidence(directory.path).unpaid(ledger, ledger.hashes)
     if missing:
         raise InputError(f"{directory.ledger}: {' '.join(missing)}")

@@ -88,7 +88,7 @@ def test_a_run_elsewhere_finds_the_same_file_again(mine, tmp_path):
         ("mime:cnn", {}, r"^model\.name: there is no module mime: .* or as a file in /"),
         ("mine:cmn", {}, r"^model\.name: the module mine has no cmn; did you mean mine:cnn\?"),
         ("mine:", {}, r"^model\.name: write package\.module:object, such as mine:cnn, got 'mine:'"),
-        ("mine:nothing", {}, r"^model\.name: mine:nothing is no function and no class"),
+        ("mine:nothing", {}, r"^model\.name: mine:nothing is neither a function nor a class"),
         ("mine:named", {}, r"^model\.name: mine:named has an argument name, .*; wrap it"),
         ("mine:cnn", {"widht": 3}, r"^model\.widht: unknown key; did you mean width\?$"),
         ("mine:cnn", {"width": "wide"}, r"^model\.width: .*integer.*, got 'wide'"),
@@ -249,7 +249,7 @@ def test_the_schema_has_each_models_own_options():
 
 def test_a_sampling_from_outside_is_refused_with_the_reason(mine):
     (mine.parent / "mine.py").write_text("raise SystemExit('imported')")
-    with pytest.raises(InputError, match=r"^privacy\.sampling\.kind: .* no proof here: who is dra"):
+    with pytest.raises(InputError, match=r"^privacy\.sampling\.kind: .* no proof: who is dra"):
         load_config(mine, ["model=vit", "privacy.sampling.kind=mine:cnn"])
 
 

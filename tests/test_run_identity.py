@@ -151,7 +151,7 @@ def test_a_run_goes_on_with_its_own_data_alone(tmp_path):
     (directory.checkpoints / "round-000004.safetensors").unlink()
     write_writers(folder, {**COUNTS, 105: 6})
     ledger = directory.ledger.read_bytes()
-    with pytest.raises(InputError, match=r"other data than those that are there now") as refused:
+    with pytest.raises(InputError, match=r"other data than there are now") as refused:
         experiment.reopen(directory.path)
     assert "\n" not in str(refused.value)
     assert directory.ledger.read_bytes() == ledger

@@ -58,7 +58,7 @@ class DataFacts:
         known = {name: get_args(kind) for name, kind in get_type_hints(cls).items()}
         for name, value in document.items():
             if value not in known.get(name, ()):
-                raise InputError(f"{where}: {name}: {value} is no fact that fedpriv knows of data")
+                raise InputError(f"{where}: {name}: {value} is not a fact that fedpriv knows")
         return cls(**document)
 
 

@@ -152,8 +152,8 @@ class SoundBytes:
             raise InputError(f"{path}: truncated: {there} of {promised} bytes; replace it")
         if promised <= there and b"" in chunks:
             raise InputError(
-                f"{path}: wrong header: {promised} bytes of sound, and what follows them is none "
-                "of a wav file's parts; replace it"
+                f"{path}: wrong header: {promised} bytes of sound, and what follows them is not a "
+                "part of a wav file; replace it"
             )
 
     def _require_whole_ogg(self, path: Path, begin: int) -> None:

@@ -83,7 +83,7 @@ def hold_out_development(source: ImageSource) -> ImageSource:
         left = "training" if held.all() else "held-out"
         raise InputError(
             f"data.evaluation=development leaves no {left} examples among the {len(held)} here, "
-            f"where it holds out one in {DEVELOPMENT_EVERY}: use test"
+            f"since it holds out one in {DEVELOPMENT_EVERY}: use test"
         )
     return ImageSource(
         title=source.title,

@@ -232,7 +232,7 @@ def _trainer(config: ExperimentConfig, context: Context, data: str) -> CohortTra
     else:
         if "path" not in type(config.data).model_fields:
             raise InputError(
-                f"data.name: {config.data.name} reads no folder, and this node has its data-path"
+                f"data.name: {config.data.name} reads no folder, but this node has a data-path"
             )
         own = config.data.model_copy(update={"path": Path(str(folder)), "users": None})
         trainer = _TRAINERS.of(config.model_copy(update={"data": own}), data)
@@ -250,8 +250,8 @@ def _with_the_servers_data(
     """
     if config.runtime.ray_address is not None and trainer.dataset.digest() != data:
         raise InputError(
-            f"data: what {platform.node()} has under this config is not what the machine has that "
-            "the run was started on; copy the same files to the same path there"
+            f"data: {platform.node()} has other data under this config than the machine on which "
+            "the run was started; copy the same files to the same path there"
         )
     return trainer
 

@@ -74,8 +74,8 @@ class HandOver:
         for key, name, make, origin in cloudpickle.loads(self.pickled):
             if (other := origin.unlike_here(self.script)) is not None:
                 raise InputError(
-                    f"{key}: {name}: {platform.node()} has {other}, and not what the run began "
-                    "with; a run goes on with the code that it began with"
+                    f"{key}: {name}: {platform.node()} has {other}, which is not what the run "
+                    "began with; a run continues only with the code that it began with"
                 )
             # The files may be others by now, or not be there: what runs is what was handed over.
             KINDS[key].take(name, make, replace(origin, folder=None))

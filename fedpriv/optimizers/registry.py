@@ -234,7 +234,7 @@ def _optimizer_class(name: str) -> OptimizerClass:
 def _from_outside(name: str) -> OptimizerClass:
     made = OPTIMIZERS.find(name).make
     if not isinstance(made, type) or not issubclass(made, torch.optim.Optimizer):
-        raise InputError(f"server.optimizer: {name} is no class of torch.optim.Optimizer")
+        raise InputError(f"server.optimizer: {name} is not a subclass of torch.optim.Optimizer")
     return made
 
 

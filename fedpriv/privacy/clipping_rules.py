@@ -203,8 +203,8 @@ class OutsideRule:
                 lifted = float(torch.linalg.vector_norm(scales * norms))
                 if not bool((scales >= 0).all() & scales.isfinite().all()):
                     raise InputError(
-                        f"privacy.clipping.kind: {self.name} answers {scales.tolist()[:4]}; "
-                        "factors are 0 or more, and finite"
+                        f"privacy.clipping.kind: {self.name} returns {_few(scales)} for the norms "
+                        f"{_few(norms)}; factors must be finite and at least 0"
                     )
                 if lifted > self.bound * (1 + 1e-9):
                     raise InputError(
@@ -226,7 +226,13 @@ class OutsideRule:
         scales = torch.as_tensor(answer, dtype=norms.dtype, device=norms.device)
         if scales.shape != norms.shape:
             raise InputError(
-                f"privacy.clipping.kind: {self.name} answers {list(scales.shape)} factors for the "
-                f"norms of {len(norms)} blocks; there is one for each"
+                f"privacy.clipping.kind: {self.name} returns factors of shape {list(scales.shape)} "
+                f"for the norms of {len(norms)} blocks; it must return one for each"
             )
         return scales
+
+
+def _few(numbers: Tensor) -> str:
+    """Return the first of some numbers, as they are printed."""
+    first = ", ".join(f"{number:.4g}" for number in numbers.tolist()[:4])
+    return f"[{first}{', ...' if len(numbers) > 4 else ''}]"

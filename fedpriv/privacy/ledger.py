@@ -320,15 +320,15 @@ class Ledger:
             taken = sum(each.users for each in self.places.values())
             if taken + users > population:
                 raise InputError(
-                    f"node {partition} comes with {users} users, and of data.users = {population} "
-                    f"only {population - taken} places are left; it takes no part"
+                    f"node {partition} hosts {users} users, but of data.users = {population} only "
+                    f"{population - taken} places are left; it takes no part"
                 )
             known = self.places[partition] = Places(partition, taken, users, ids)
             self._write({"kind": "places", **known.fields()})
         if (known.users, known.ids) != (users, ids):
             raise InputError(
-                f"node {partition} hosts other users than when this run began: who was charged "
-                "for what could no longer be told"
+                f"node {partition} hosts other users than when this run began; it takes no part, "
+                "or nobody could say who was charged for what"
             )
         return known
 
@@ -384,8 +384,8 @@ def check_same_run(path: Path, found: Header, expected: Header) -> None:
         )
     if found.data != expected.data:
         raise InputError(
-            f"{path} was charged for other data than those that are there now, or belongs to "
-            "another configuration: a run continues only with the users, and the examples of each, "
+            f"{path} was charged for other data than there are now, or belongs to another "
+            "configuration: a run continues only with the users, and the examples of each user, "
             "that it began with"
         )
     differing = (k for k, v in asdict(expected).items() if getattr(found, k) != v)
@@ -399,7 +399,7 @@ def check_version(path: Path, found: Header) -> None:
     """Raise InputError where another version of fedpriv began the run with the header `found`."""
     if found.version != VERSION:
         raise InputError(
-            f"{path} was written by another version of fedpriv, which told runs apart by other "
+            f"{path} was written by another version of fedpriv, which identified runs by other "
             "facts: the run can be reported on, but not continued"
         )
 
@@ -500,7 +500,7 @@ def _require_known(path: Path, header: Header, releases: Sequence[Release]) -> N
         for name, values in known.items():
             if (found := getattr(record, name)) not in values:
                 raise InputError(
-                    f"{path}: {name} is {found!r}, of which this version of fedpriv knows nothing; "
+                    f"{path}: {name} is {found!r}, which this version of fedpriv does not know; "
                     "read it with the version that wrote it"
                 )
 

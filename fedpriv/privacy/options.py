@@ -114,7 +114,7 @@ class PrivacyConfig(Section):
     def _example_goes_with_unit(self) -> PrivacyConfig:
         if (self.unit == "example") != (self.example is not None):
             raise ValueError(
-                "unit: example and the section example go together: write example.sampling_rate, "
+                "unit: example and the section example go together: write example.sampling_rate "
                 "and example.silo_size, or unit: user without example"
             )
         if self.example is None:

@@ -181,8 +181,8 @@ def _asked_for(question: BudgetQuestion) -> str:
     noise, budget = question.noise_multiplier is not None, question.epsilon is not None
     if noise and budget:
         raise InputError(
-            "--noise-multiplier and --epsilon: write one of them, or say with --solve rounds, "
-            "cohort or delta what both are given for"
+            "--noise-multiplier and --epsilon: write one of them, or with both write --solve "
+            "rounds, cohort or delta"
         )
     if not noise and not budget:
         raise InputError("write --noise-multiplier to learn its ε, or --epsilon to learn the noise")

@@ -169,7 +169,7 @@ def read_run(path: Path) -> Run:
         raise InputError(f"{path}: no finished round yet; there is nothing to report")
     ledger = read_ledger(directory.ledger)
     if not ledger.releases:
-        raise InputError(f"{directory.ledger}: charges nothing although rounds are finished")
+        raise InputError(f"{directory.ledger}: charges nothing, although rounds are finished")
     return Run(
         path=path,
         config=directory.config(),

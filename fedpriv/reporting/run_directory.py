@@ -187,7 +187,7 @@ class RunDirectory:
             disk.lock(file)
         except BlockingIOError:
             file.close()
-            raise InputError(f"{self.path}: another process is running this run") from None
+            raise InputError(f"{self.path}: another process is already running this run") from None
         except OSError as error:
             file.close()
             raise InputError(

@@ -155,7 +155,7 @@ def require_classes(targets: Tensor, classes: int) -> None:
         InputError: it has not.
     """
     if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
-        raise InputError(f"data: a user has a target that is none of the {classes} classes")
+        raise InputError(f"data: a user has a target that is not one of the {classes} classes")
 
 
 def in_order(examples: B, batch_size: int) -> Iterator[B]:

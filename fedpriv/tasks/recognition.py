@@ -113,8 +113,8 @@ class Recognition:
         """
         if not hasattr(model, "tokens"):
             raise InputError(
-                "model.name: a model of speech needs a method tokens(lengths), which returns of "
-                "how many tokens inputs of these lengths are given scores"
+                "model.name: a model of speech needs a method tokens(lengths), which returns for "
+                "how many tokens inputs of these lengths get scores"
             )
         if len(examples) == 0:
             return examples

@@ -359,7 +359,7 @@ class MemoryStore:
         elif self.round > round_:
             raise InputError(
                 f"{self.folder}: the memories are those after round {self.round}, and the newest "
-                f"checkpoint is of round {round_}: the run cannot go on from it"
+                f"checkpoint is of round {round_}: the run cannot continue from it"
             )
         self._sweep()
 

@@ -309,7 +309,7 @@ def test_a_node_that_comes_late_with_too_many_people_is_told_and_takes_no_part(t
     observer = AfterRound(2, grid.away.clear)
     directory = trained(config, grid, observer)
     assert len(observer.rows) == 5
-    assert any("node 2 comes with 4 users" in sentence for sentence in observer.sentences)
+    assert any("node 2 hosts 4 users" in sentence for sentence in observer.sentences)
     assert not any(node == 2 for node, _ in grid.messages)
     assert set(Ledger.open(directory.ledger).places) == {0, 1}
 

@@ -138,7 +138,7 @@ def test_code_that_was_edited_since_is_not_taken_for_that_of_the_run(tmp_path, m
         return
     file = tmp_path / edited
     file.write_text(file.read_text() + "# edited\n")
-    with pytest.raises(InputError, match=rf"has another .*{edited}, and not what the run began"):
+    with pytest.raises(InputError, match=rf"has another .*{edited}, which is not what the run"):
         handed.accept()
 
 

@@ -65,14 +65,14 @@ def test_one_that_the_ledger_would_charge_otherwise_is_refused(name, reason):
     ("name", "reason"),
     [
         ("Quiet", "Quiet adds less noise than it records"),
-        ("Repeating", "less noise than it records: .* rounds, attempts and runs"),
+        ("Repeating", "less noise than it records: .* rounds, attempts and runs its variance"),
         ("Constant", "less noise than it records"),
         ("Stubborn", "less noise than it records"),
         ("Half", "less noise than it records"),
-        ("Everybody", "Everybody has a cohort of its own"),
-        ("Leaving", "Leaving has a in_sums of its own"),
+        ("Everybody", "Everybody overrides cohort,"),
+        ("Leaving", "Leaving overrides in_sums,"),
         ("Narrow", "Narrow records or draws with another bound than the config's"),
-        ("Cheap", "Cheap has a paid of its own"),
+        ("Cheap", "Cheap overrides paid,"),
     ],
 )
 def test_one_whose_noise_or_payers_are_not_what_is_recorded_is_refused(name, reason):

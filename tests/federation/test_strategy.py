@@ -523,7 +523,7 @@ def test_a_state_that_another_process_has_moved_on_is_refused(tmp_path):
         train_small(tmp_path / "run", InProcessGrid(dead=[1]))
     directory, stale = experiment.reopen(tmp_path / "run")
     resume_small(tmp_path / "run")
-    with pytest.raises(InputError, match="moved this run on"):
+    with pytest.raises(InputError, match="continued this run"):
         experiment.train(stale, directory, Silent(), drive_on(None))
 
 

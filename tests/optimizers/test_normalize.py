@@ -101,7 +101,7 @@ def test_an_optimizer_from_outside_takes_its_options(tmp_path):
     with pytest.raises(InputError, match=r"^server\.optimizer: .* has no none"):
         small_config(code=str(tmp_path), server={"optimizer": "theirs:none"})
     named = small_config(code=str(tmp_path), server={"optimizer": "theirs:powered"})
-    with pytest.raises(InputError, match=r"server\.optimizer: theirs:powered is no class of"):
+    with pytest.raises(InputError, match=r"server\.optimizer: theirs:powered is not a subclass of"):
         server_optimizer(named.server.optimizer, weights, 0.1, {})
 
 

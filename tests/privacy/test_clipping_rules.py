@@ -136,8 +136,11 @@ def test_a_rule_from_outside_has_options_and_the_configs_bound(code):
     ("name", "line"),
     [
         ("Loose", r"rules:Loose breaks its bound: .* norm 0\.\d+, and privacy.clipping.bound is 0"),
-        ("Negative", r"rules:Negative answers \[-1.0, -1.0\]; factors are 0 or more"),
-        ("Short", r"rules:Short answers \[1\] factors for the norms of 2 blocks"),
+        (
+            "Negative",
+            r"rules:Negative returns \[-1, -1\] for the norms \[0, 0\]; factors must",
+        ),
+        ("Short", r"rules:Short returns factors of shape \[1\] for the norms of 2 blocks"),
         ("Failing", r"rules:Failing fails on norms of blocks, \[2\]: AttributeError"),
         ("Ruleless", r"rules:Ruleless fails on .*has no attribute 'scales'"),
     ],

@@ -256,7 +256,7 @@ def test_a_fact_that_is_not_understood_is_not_signed(make_run) -> None:
     environment = json.loads((path / "environment.json").read_text())
     said = environment | {"data_facts": {"users": "clones"}}
     (path / "environment.json").write_text(json.dumps(said))
-    with pytest.raises(InputError, match="users: clones is no fact"):
+    with pytest.raises(InputError, match="users: clones is not a fact"):
         statement_of(path)
 
 
@@ -304,7 +304,7 @@ def test_a_ledger_of_unknown_kind_is_not_signed(make_run, line) -> None:
         last = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         lines.append(json.dumps({**body, "hash": last}))
     (path / "ledger.jsonl").write_text("\n".join(lines) + "\n")
-    with pytest.raises(InputError, match=rf"{name} is .*{value}.*knows nothing"):
+    with pytest.raises(InputError, match=rf"{name} is .*{value}.*does not know"):
         statement_of(path)
 
 

@@ -73,7 +73,7 @@ def test_what_a_gpu_could_not_refuse_is_refused_before(where, token):
     batch = sequences(2)
     TASK.require_targets(batch, VOCABULARY)
     getattr(batch, where)[0, 0] = token
-    with pytest.raises(InputError, match="none of the 7 classes"):
+    with pytest.raises(InputError, match="not one of the 7 classes"):
         TASK.require_targets(batch, VOCABULARY)
 
 

@@ -70,7 +70,7 @@ def require_recorded(mechanism: Any, sampling: Sampling, gaussian: GaussianMecha
     """
     name = type(mechanism).__name__
     if not isinstance(mechanism, Mechanism):
-        raise InputError(f"privacy.mechanism: {name} is no Mechanism")
+        raise InputError(f"privacy.mechanism: {name} is not a Mechanism; extend CentralMechanism")
     payers = mechanism.payers(1, np.zeros(0, dtype=np.int64))
     recorded = Release.of(1, 0, mechanism, "", payers)
     if recorded.payers != payers:
@@ -84,8 +84,8 @@ def require_recorded(mechanism: Any, sampling: Sampling, gaussian: GaussianMecha
     )
     if charged < claimed or not math.isclose(charged, claimed, rel_tol=1e-6):
         raise InputError(
-            f"privacy.mechanism: {name} says that a round costs ε = {claimed:.6g}, and what it "
-            f"records comes to {charged:.6g} (at δ = 1e-6): record and event must agree"
+            f"privacy.mechanism: {name} says that a round costs ε = {claimed:.6g}, but what it "
+            f"records costs {charged:.6g} (at δ = 1e-6): record and event must agree"
         )
     _require_its_kind(mechanism, recorded, sampling, gaussian)
 
@@ -105,9 +105,9 @@ def _require_its_kind(
     )
     if other is not None or not isinstance(mechanism, kind):
         raise InputError(
-            f"privacy.mechanism: {name} has a {other or 'record'} of its own, and a ledger of it "
-            f"is read by the rules of {kind.__name__}: who is drawn and who pays is that one's, "
-            "and a mechanism from outside decides about the server's noise"
+            f"privacy.mechanism: {name} overrides {other or 'record'}, but its ledger is read by "
+            f"the rules of {kind.__name__}, which decides who is drawn and who pays; a mechanism "
+            "from outside may only change how the server's noise is drawn"
         )
     given = kind.record(mechanism, recorded.payers)
     changed = [each for each in _GIVEN if getattr(recorded, each) != given[each]]
@@ -149,8 +149,8 @@ def require_noise(mechanism: Mechanism, blocks: int, rounds: int) -> None:
     if least < _LEAST:
         raise InputError(
             f"privacy.mechanism: {name} adds less noise than it records: in some direction over "
-            f"rounds, attempts and runs it has {least:.3g} of the variance (in drawn numbers, of "
-            "which 1 is expected)"
+            f"rounds, attempts and runs its variance is {least:.3g} of the recorded one (measured "
+            "on drawn numbers; 1 is expected)"
         )
     _require_independent_gaussians(name, rows, blocks)
 
