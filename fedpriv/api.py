@@ -123,7 +123,7 @@ class Experiment:
         Raises:
             InputError: the config, its data or the machine do not allow it.
             BudgetError: the privacy budget stopped it; `Run.open` has what was paid for.
-            Interrupted: Ctrl-C; `Run.open(...).resume()` goes on.
+            Interrupted: Ctrl-C; `Run.open(...).resume()` continues it.
         """
         from fedpriv import experiment
 
@@ -354,8 +354,8 @@ def sweep(
 
         values = {"server.lr": [0.01, 0.02], "privacy": {"none": {"privacy": None}, "as is": {}}}
 
-    Runs that are in the folder already are not trained again, and one that was interrupted goes on,
-    where they are of the same experiment.
+    Runs that are in the folder already are not trained again, and an interrupted one is resumed, if
+    they are of the same experiment.
 
     Every run has a ledger of its own and says what it cost alone. That is not what choosing among
     them costs: who publishes the best one after looking at held-out results has to count them all,

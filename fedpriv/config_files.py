@@ -45,7 +45,7 @@ def config_beside(folder: Path, document: dict[str, Any]) -> ExperimentConfig:
     """
     config = parse_config(document, LookUp(_code(document) or folder))
     if config.code is None and any(each.origin and each.origin.folder for _, each in slots(config)):
-        # For whoever goes on with the run, whose own config lies elsewhere.
+        # For resuming: the run's own copy of the config lies elsewhere.
         return config.model_copy(update={"code": folder})
     return config
 

@@ -62,7 +62,7 @@ S = TypeVar("S", bound=Server)
 
 
 class Observer(Protocol):
-    """Whoever watches a run, such as the progress bar."""
+    """An observer of a run, such as the progress bar."""
 
     def begin(self, experiment: Experiment) -> None:
         """The run is about to start or go on."""

@@ -45,7 +45,7 @@ def with_seed_model(
 
     Raises:
         InputError: the file is missing and nothing says how to make it, or it does not fit.
-        Interrupted: a stop was asked for while it was made; the same call goes on.
+        Interrupted: a stop was asked for while it was made; call again to resume.
     """
     if config.seed_model is None:
         return config

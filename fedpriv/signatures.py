@@ -50,7 +50,7 @@ def types_of(make: Callable[..., Any]) -> dict[str, Any]:
 
 
 def kept(annotation: Any) -> Any:
-    """Return the annotation with paths as a run keeps them, whichever folder it goes on in."""
+    """Return the annotation with paths as a run keeps them, whichever folder it is resumed in."""
     if annotation is Path:
         return KeptPath
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):

@@ -35,8 +35,9 @@ class Algorithm:
     """Federated optimisation over users who each send a few vectors of the model's size P.
 
     A local step follows ∇loss + μ(θ - θ_start) + pull, where μ and the pull are the algorithm's.
-    Each payload is clipped to a bound of its own; together they are one Gaussian release. What
-    stands here holds for users who send an update and keep nothing.
+    Each payload is clipped to a bound of its own (`algorithm.bounds` in the config; the update's is
+    `privacy.clipping.bound`); together they are one Gaussian release. The defaults are those of
+    users who send only an update and keep nothing.
     """
 
     #: What statements call it, with its source.

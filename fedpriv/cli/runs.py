@@ -200,7 +200,7 @@ def _seeded(config: ExperimentConfig) -> ExperimentConfig:
     from fedpriv.reporting.progress import PretrainingLines
     from fedpriv.seed_model import with_seed_model
 
-    again = "the same command goes on from there"
+    again = "the same command continues from there"
     with (
         _if_no_room(again),
         PretrainingLines(errors) as lines,

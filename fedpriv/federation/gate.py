@@ -1,9 +1,9 @@
-"""The gate for replies: which answers of nodes count. A node is not trusted.
+"""The gate for replies: `sum_in` decides which answers of nodes count. A node is not trusted.
 
 A reply counts only if its node was asked and has not answered yet, if it names that node's own
 partition, and if its numbers can be a sum over the users that it was asked for: their type, their
 shape, no NaN or infinity, and a norm of at most (users asked) × C, with as much more as noise in it
-can have. Whatever else comes, in whatever form, loses that node for the round; it ends no run.
+can have. Anything else, in whatever form, excludes that node from the round; it never ends a run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What a round's release costs whom, charged durably before anybody can see the release."""
+"""What a round's release costs whom, charged durably before anybody can see the release.
+
+In order: `draw` refuses a round that would exceed the budget, `before_asking` charges a deployment
+in which nodes or users add the noise, and `settle` charges all others, once the noisy sum exists
+and before it is used."""
 
 from __future__ import annotations
 

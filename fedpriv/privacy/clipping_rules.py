@@ -2,7 +2,7 @@
 
 A rule of your own is a class, or a function that returns an object, with `scales(norms)`: the
 factors of H blocks, `[H]`, for their norms, `[H]`. It may ask for `bound` and `sizes`, the numbers
-of parameters of the blocks. It is held to the bound whatever it answers: see `OutsideRule`.
+of parameters of the blocks. Whatever it returns, the bound is enforced: see `OutsideRule`.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Header:
     """For which run a ledger is.
 
     Attributes:
-        fingerprint: SHA-256 of the run's configuration, as far as it bears on what is released.
+        fingerprint: SHA-256 of those parts of the configuration that affect what is released.
         population: N, the number of users.
         delta: the δ at which the run reports ε.
         adjacency: the adjacency under which its events hold.

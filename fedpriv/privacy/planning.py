@@ -432,7 +432,7 @@ class Curve:
 
 
 def epsilon_curves(recipe: Recipe, delta: float) -> dict[str, Curve]:
-    """Return ε by round at `delta` for `rdp` and, as far as it is known, for `pld`."""
+    """Return ε by round at `delta` for `rdp` and, where it is known, for `pld`."""
     event, adjacency = recipe.event(), recipe.sampling.adjacency
     step = max(1, recipe.rounds // _CURVE_POINTS)
     rounds = sorted({*range(1, recipe.rounds, step), recipe.rounds})

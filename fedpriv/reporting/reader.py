@@ -131,7 +131,7 @@ class Run:
 
     @property
     def measured(self) -> Measured:
-        """The measure of the task, as far as it was taken."""
+        """The task's measure in the rounds in which it was taken."""
         measured = [row for row in self.rows if row.get("held_out")]
         quality = quality_of(measured[-1]) if measured else ACCURACY
         points = [(row["round"], _number(row["held_out"].get(quality.key))) for row in measured]

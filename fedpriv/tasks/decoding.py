@@ -18,7 +18,7 @@ from fedpriv.transfer import moved_to
 #: A decoder: log probabilities `[n, frames, classes]` and lengths `[n]` to indices without blanks.
 Decode = Callable[[Tensor, Tensor], list[list[int]]]
 
-# Prefixes are told apart by a 64-bit polynomial hash; any odd multiplier with mixed bits will do.
+# Prefixes are identified by a 64-bit polynomial hash; any odd multiplier with mixed bits will do.
 _ROOT, _NONE, _MULTIPLIER = 0, -1, 0x5851F42D4C957F2D
 
 

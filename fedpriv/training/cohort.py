@@ -346,7 +346,7 @@ class _CohortStatistics:
         self.users += len(users)
         self.examples += sum(len(user.examples) for user in users)
         self.skipped += sum(user.examples.skipped for user in users)
-        # What a GPU has seen comes while it goes on.
+        # Statistics arrive from a GPU while it continues.
         self._coming.append(fetched([clipped.finite, clipped.norms, clipped.scales, losses]))
         while len(self._coming) > (_COMING if self.total.is_cuda else 0):
             self._count(*self._coming.popleft()())

@@ -29,10 +29,10 @@ from fedpriv.training.user_cache import UserCache
 
 
 class Listener(Protocol):
-    """Whoever watches a pre-training."""
+    """An observer of a pre-training."""
 
     def begin(self, steps: int, done: int, what: str) -> None:
-        """It starts, or goes on after `done` steps."""
+        """It starts, or resumes after `done` steps."""
 
     def step(self, step: int, loss: float) -> None:
         """A step is done."""
@@ -111,13 +111,13 @@ def pretrain(
 ) -> dict[str, float]:
     """Train to the last step and return the measures on the public held-out recordings.
 
-    A checkpoint is kept in `folder`, so that an interrupted training goes on where it stopped, to
-    the same numbers.
+    A checkpoint is kept in `folder`, so that an interrupted training resumes where it stopped, with
+    the same result.
 
     Raises:
         InputError: the data set has no public part or none that can be used, the checkpoint is
             another training's, or the loss is no longer a number.
-        Interrupted: `stop` was set; the same call goes on.
+        Interrupted: `stop` was set; call again to resume.
     """
     if not training.dataset.public or not training.dataset.public_held_out:
         raise InputError(

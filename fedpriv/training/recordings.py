@@ -88,8 +88,8 @@ class Recordings:
 
         `largest` is how many users a stack may have. A stack is filled up with users who repeat
         the first one's rows and are left out of whatever is made of the deltas. What comes out
-        depends on the stack alone, not on what was recorded before: a resumed run goes on to the
-        same bits.
+        depends on the stack alone, not on what was recorded before: a resumed run gets
+        the same bits.
         """
         counts = {len(user.steps) for user in users}
         told_apart = task.waits or task.augments(round_) or self._stacked.draws

@@ -1,4 +1,8 @@
-"""What a mechanism is: who adds which noise where, what it costs whom, what may be said of it."""
+"""What a mechanism is: who adds which noise where, what it costs whom, what may be said of it.
+
+To write one of your own, extend `CentralMechanism` (`gaussian.py`) and override `noise`. Who is
+drawn, who pays and what is recorded are decided by the kinds in `registry.py` alone.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +33,12 @@ HOSTED = (
 
 
 class NoiseSource(Protocol):
-    """The noise that the server adds, one draw a release. It may remember earlier draws."""
+    """The noise that the server adds, drawn once per release. It may remember earlier draws."""
 
     def draw(self, round_: int, attempt: int, gaussian: GaussianMechanism) -> Tensor:
         """Return the noise of a round's release: float64 `[Σ sizes + counts]`.
 
-        Asked again it is the same. `gaussian` is the mechanism at the bounds of the round.
+        For the same arguments it is the same. `gaussian` has the clip bounds of the round.
         """
         ...
 
@@ -124,8 +128,8 @@ Sentences = Mapping[str, tuple[str, ...]]
 class Mechanism:
     """Sampling and noise of a run's rounds, with what they cost and what may be said of them.
 
-    What stands here holds where the server adds independent noise to one sum over the cohort, and
-    all users pay for every release. Another mechanism overrides what is different in it.
+    The defaults are for independent noise that the server adds to one sum over the cohort, where
+    all users pay for every release. Other mechanisms override what differs.
 
     Attributes:
         sampling: who takes part in a round.
@@ -141,24 +145,24 @@ class Mechanism:
     header: ClassVar[Mapping[str, Any]] = {"unit": "user", "noise_by": "server", "mechanism": ""}
     #: The samplings for which it has a proof.
     samplings: ClassVar[tuple[str, ...]] = ("poisson", "fixed_size", "all")
-    #: Whether it has one where bounds adapt, where users keep memories, and in deployments.
+    #: Whether it also has one for bounds that adapt, users' memories, and deployments.
     proven_with: ClassVar[frozenset[str]] = frozenset({"adaptive", "memories", "deployment"})
     #: Whether the sums of nodes come with noise in them.
     in_sums: ClassVar[bool] = False
-    #: Whether nodes are asked that have none of the cohort.
+    #: Whether nodes without a user in the cohort are asked too.
     asks_all_nodes: ClassVar[bool] = False
     #: Who pays for the rounds in which it took part, and no others; None where all users pay.
     payer: ClassVar[str | None] = None
-    #: Who must be trusted with what, in a sentence; None where it is the server with everything.
+    #: Who must be trusted with what, in a sentence; None where the server is trusted.
     trust: ClassVar[str | None] = None
-    #: What names it beside a run whose ε is another quantity for it, or is spent otherwise.
+    #: Its label next to runs whose ε means something else or is spent in another way.
     label: ClassVar[str] = ""
     #: What the population is one of.
     members: ClassVar[str] = "users"
-    #: Whose cost it is, after the cost, where not everybody's; and of what that one.
+    #: Whose cost it is, written after a cost that is not everybody's; and what is protected.
     for_whom: ClassVar[str] = ""
     of_what: ClassVar[str] = ""
-    #: Above a cost, whose it is, where not everybody's.
+    #: Whose cost it is, written above a cost that is not everybody's.
     whose: ClassVar[str] = ""
     #: What an attacker sees of a run.
     seen: ClassVar[str] = "released model"
@@ -207,7 +211,7 @@ class Mechanism:
     ) -> NoiseSource:
         """Return where the server's noise comes from, for blocks of `sizes`.
 
-        `attempts` says of an earlier round with which attempt it was finished.
+        `attempts` returns, for an earlier round, the attempt with which it was finished.
         """
         return Independent(sizes, randomness)
 
@@ -235,7 +239,7 @@ class Mechanism:
         return self.sampling.event(self.gaussian)
 
     def paid(self, rounds: int) -> int:
-        """Return for how many of the first `rounds` anybody can have to pay."""
+        """Return for how many of the first `rounds` one person has to pay at most."""
         return rounds
 
     def most_rounds(self, paid: int) -> int:
@@ -285,7 +289,7 @@ class Mechanism:
     def adversaries(
         cls, releases: Sequence[Release], adjacency: Adjacency, delta: float
     ) -> dict[str, float]:
-        """Return the RDP ε against those who see more than models, where it is another one."""
+        """Return the RDP ε against those who see more than models, where it differs."""
         return {}
 
     @classmethod
@@ -298,7 +302,7 @@ class Mechanism:
 
     @classmethod
     def unknown(cls, sampling: Sampling) -> str:
-        """Return what an attacker must not know besides, where ε counts on sampling."""
+        """Return what else an attacker must not know, where ε relies on sampling."""
         return "" if sampling.kind == "all" else ", but not who was drawn,"
 
     @classmethod

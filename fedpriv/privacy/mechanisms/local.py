@@ -60,7 +60,7 @@ class UsersNoise:
 class LocalMechanism(PaidByTheDrawn):
     """A user's message: its contribution of norm at most C, plus N(0, (zC)² I).
 
-    Two users are to be told apart by their data alone: any data exchanged for any other move the
+    The guarantee is about a user's data alone: any data exchanged for any other move the
     message by up to 2C. That a user takes part is public, so who was drawn pays.
     """
 

@@ -1,8 +1,8 @@
 """What a mechanism from outside must be for a ledger to charge what its noise is worth.
 
-A ledger rebuilds the event of a release from the numbers on record, by fedpriv's own code alone: by
-that of the kind whose record it is. So who is drawn and who pays must be as that kind says, and the
-noise at least what is recorded. Code that goes out of its way is not stopped.
+A ledger rebuilds the event of a release from the recorded numbers, using only fedpriv's own code
+for the kind that they name. So who is drawn and who pays must be as that kind says, and the noise
+must be Gaussian and at least as large as recorded. Deliberately malicious code is not stopped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Sampling
 
-# What a kind decides, and nobody who only adds other noise: who is in a round and who pays for it.
+# What only the kind decides, not a mechanism from outside: who is in a round and who pays.
 _OF_THE_KIND = (
     "accounts",
     "accounts_of",
@@ -39,7 +39,7 @@ _OF_THE_KIND = (
     "payers",
     "sampling_of",
 )
-# Of the record, what is the config's and not the mechanism's to say.
+# Fields of the record that follow from the config and not from the mechanism.
 _GIVEN = (
     "sampling",
     "adjacency",
