@@ -3,7 +3,8 @@
 A reply counts only if its node was asked and has not answered yet, if it names that node's own
 partition, and if its numbers can be a sum over the users that it was asked for: their type, their
 shape, no NaN or infinity, and a norm of at most (users asked) × C, with as much more as noise in it
-can have. Anything else, in whatever form, excludes that node from the round; it never ends a run.
+can have. In a deployment anything else, in whatever form, excludes that node from the round and
+never ends the run. In a simulation a sum that does not count ends it: see `Nodes.sums`.
 """
 
 from __future__ import annotations
