@@ -50,12 +50,16 @@ class Opened:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the reader should know, a sentence each."""
-        missing = [f"{self.path}: {sentence}" for sentence in self.missing]
+        notes = [f"{self.path}: {sentence}" for sentence in self.missing]
         if self.torn:
-            missing.append(
+            notes.append(
                 f"{self.path}: the last line is torn; it was never used and charges nothing"
             )
-        return tuple(missing)
+        if outside := self.account.header.outside:
+            notes.append(
+                f"{self.path}: not fedpriv's own, and not checked: {one_line(', '.join(outside))}"
+            )
+        return tuple(notes)
 
     def require_complete(self) -> None:
         """Raise InputError where lines are missing: what it costs would be too little."""

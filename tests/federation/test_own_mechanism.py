@@ -9,6 +9,7 @@ from in_process import small_config, train_small
 from fedpriv import experiment
 from fedpriv.errors import InputError
 from fedpriv.privacy import Ledger, Purpose
+from fedpriv.reporting.ledgers import open_ledger
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.report import render
 from fedpriv.reporting.spent import spent
@@ -126,4 +127,6 @@ def test_a_ledger_of_it_is_read_without_its_code(tmp_path):
     directory, _ = train_small(tmp_path / "run", **OWN)
     ledger = Ledger.open(directory.ledger)
     assert "own_mechanism:TwoKeepers" in ledger.header.outside[0]
+    (note,) = open_ledger(directory.path).notes
+    assert "not checked: privacy.mechanism: own_mechanism:TwoKeepers" in note
     assert next(release.event() for release in ledger).sampling_probability == 8 / 60
