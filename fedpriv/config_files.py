@@ -50,8 +50,8 @@ def config_beside(folder: Path, document: dict[str, Any]) -> ExperimentConfig:
     return config
 
 
-def document_of(path: Path) -> dict[str, Any]:
-    """Return what a YAML config says, unchecked.
+def document_of(path: Path, what: str = "config", example: str = "rounds: 60") -> dict[str, Any]:
+    """Return what a YAML config, or whatever else the file is, says, unchecked.
 
     Raises:
         InputError: missing or unreadable file, bad YAML, or no mapping.
@@ -59,11 +59,11 @@ def document_of(path: Path) -> dict[str, Any]:
     try:
         document = yaml_text.load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot read the config ({error.strerror})") from None
+        raise InputError(f"{path}: cannot read the {what} ({error.strerror})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if not isinstance(document, dict):
-        raise InputError(f"{path}: a config is a mapping of keys, such as 'rounds: 60'")
+        raise InputError(f"{path}: a {what} is a mapping of keys, such as '{example}'")
     return document
 
 

@@ -2,7 +2,8 @@
 
 In a simulation any node can train any user. In a deployment a node hosts users of its own: its
 `--node-config` gives `partition-id`, `num-partitions` and `data-path`, the folder that holds its
-users, who never leave it. Without `data-path` it hosts its share of the config's data set.
+users, who never leave it. Without `data-path` it hosts its share of the config's data set. `policy`
+names the file that says what it does at most for a server: see `fedpriv.federation.policy`.
 `components` lists what it may import that is not fedpriv's own, such as `mine:cnn`; without it, or
 the environment's FEDPRIV_COMPONENTS, that is nothing, whatever a server names.
 """
@@ -10,7 +11,6 @@ the environment's FEDPRIV_COMPONENTS, that is nothing, whatever a server names.
 from __future__ import annotations
 
 import logging
-import os
 import platform
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -43,6 +43,7 @@ from fedpriv.federation.messages import (
     sum_reply,
     work_of,
 )
+from fedpriv.federation.policy import NodeTerms, NotAllowed
 from fedpriv.models.parameters import Layout
 from fedpriv.privacy.clipping import with_bounds
 from fedpriv.training.cohort import CohortSum, CohortTrainer, train_cohort
@@ -57,9 +58,9 @@ _LOG = logging.getLogger("flwr")
 def describe(message: Message, context: Context) -> Message:
     """Answer which users this node hosts."""
 
-    def answer(config: ExperimentConfig) -> Message:
+    def answer(config: ExperimentConfig, terms: NodeTerms) -> Message:
         partition, partitions = _partition(context), _partitions(context)
-        dataset = _trainer(config, context, data_of(message)).dataset
+        dataset = _trainer(config, context, terms.folder, data_of(message)).dataset
         if not config.runtime.deployment:
             return hosting_reply(message, partition, partitions, None)
         ids = _ids_digest(dataset, config)
@@ -76,10 +77,12 @@ def train(message: Message, context: Context) -> Message:
     the sum.
     """
 
-    def answer(config: ExperimentConfig) -> Message:
+    def answer(config: ExperimentConfig, terms: NodeTerms) -> Message:
         work, partition = work_of(message), _partition(context)
-        trainer = _trainer(config, context, work.data)
-        work = replace(work, users=_there(work.users, trainer.dataset))
+        trainer = _trainer(config, context, terms.folder, work.data)
+        terms.check_work(config, work, trainer)
+        users = terms.charged(config, work, trainer.dataset.user_ids)
+        work = replace(work, users=_there(users, trainer.dataset))
         if config.privacy is not None and config.privacy.unit == "example":
             return sum_reply(message, partition, _trained_silos(config, work, trainer))
         with _memories(config, work) as memories:
@@ -151,20 +154,28 @@ def _trained_silos(config: ExperimentConfig, work: Work, trainer: CohortTrainer)
 
 
 def _guarded(
-    message: Message, context: Context, answer: Callable[[ExperimentConfig], Message]
+    message: Message, context: Context, answer: Callable[[ExperimentConfig, NodeTerms], Message]
 ) -> Message:
     """Return the answer to the message's experiment, or that there is none.
 
-    In a simulation wrong input, or a fault of the machine, goes back as its sentence, and anything
-    else is a crash of this node. From a node of a deployment no text leaves that could be about
-    its data.
+    What the node's terms do not allow is refused before anything of the message is used. In a
+    simulation wrong input, or a fault of the machine, goes back as its sentence, and anything else
+    is a crash of this node. From a node of a deployment no text leaves that could be about its
+    data.
     """
     try:
-        config = experiment_of(message, _allowed(context))
-    except InputError as error:  # about the config that the server sent
-        return failure_reply(message, str(error))
+        terms = NodeTerms.of(context)
+    except InputError:  # about this node's own files
+        return _withheld(message)
     try:
-        return answer(config)
+        config = experiment_of(message, terms.components)
+        terms.check(config, data_of(message))
+    except InputError as error:  # about what the server sent
+        return _refused(message, error)
+    try:
+        return answer(config, terms)
+    except NotAllowed as error:
+        return _refused(message, error)
     except Exception as error:
         if config.runtime.deployment:
             return _withheld(message)
@@ -173,10 +184,10 @@ def _guarded(
         raise
 
 
-def _allowed(context: Context) -> frozenset[str]:
-    """Return the names from outside that whoever runs this node lets it import."""
-    listed = context.node_config.get("components") or os.environ.get("FEDPRIV_COMPONENTS", "")
-    return frozenset(str(listed).replace(",", " ").split())
+def _refused(message: Message, why: InputError) -> Message:
+    """Return what this node does not do, and log it here."""
+    _LOG.warning("fedpriv: refused: %s", why)
+    return failure_reply(message, f"refused: {why}" if isinstance(why, NotAllowed) else str(why))
 
 
 def _withheld(message: Message) -> Message:
@@ -220,9 +231,13 @@ def _partitions(context: Context) -> int:
     return int(context.node_config["num-partitions"])
 
 
-def _trainer(config: ExperimentConfig, context: Context, data: str) -> CohortTrainer:
-    """Return what this node trains with; `data` is the digest of a simulation's data."""
-    folder = context.node_config.get("data-path")
+def _trainer(
+    config: ExperimentConfig, context: Context, folder: Path | None, data: str
+) -> CohortTrainer:
+    """Return what this node trains with: the users in its `folder`, or its share of the config's.
+
+    `data` is the digest of a simulation's data.
+    """
     if not config.runtime.deployment:
         return _TRAINERS.of(config, data)
     if folder is None:
@@ -234,7 +249,7 @@ def _trainer(config: ExperimentConfig, context: Context, data: str) -> CohortTra
             raise InputError(
                 f"data.name: {config.data.name} reads no folder, but this node has a data-path"
             )
-        own = config.data.model_copy(update={"path": Path(str(folder)), "users": None})
+        own = config.data.model_copy(update={"path": folder, "users": None})
         trainer = _TRAINERS.of(config.model_copy(update={"data": own}), data)
     # Drawn here and for this message: a trainer is kept between messages, its secrets are not.
     return replace(trainer, randomness=build_local_randomness(config))

@@ -22,6 +22,7 @@ from torch import Tensor
 from fedpriv.components import LookUp
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import parse_config
+from fedpriv.errors import InputError
 from fedpriv.training.cohort import CohortSum
 from fedpriv.training.memory_store import Journal
 from fedpriv.training.spans import Span
@@ -161,20 +162,26 @@ def experiment_of(message: Message, allowed: frozenset[str]) -> ExperimentConfig
     Of the components that it names, none from outside is imported that is not `allowed` here.
 
     Raises:
-        InputError: one that is not, or a config that this version does not know.
+        InputError: one that is not, a config that this version does not know, or no config at all.
     """
-    return _parsed(str(_config(message)["experiment"]), allowed)
+    return _parsed(_text(message, "experiment"), allowed)
 
 
 def data_of(message: Message) -> str:
     """Return the digest of the users' data that a message is about: see `Work`."""
-    return str(_config(message)["data"])
+    return _text(message, "data")
 
 
 # The same in every message of a run.
 @lru_cache(maxsize=1)
 def _parsed(experiment: str, allowed: frozenset[str]) -> ExperimentConfig:
-    return parse_config(json.loads(experiment), LookUp(allowed=allowed))
+    try:
+        document = json.loads(experiment)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise InputError("the message's experiment is no config")
+    return parse_config(document, LookUp(allowed=allowed))
 
 
 def work_of(message: Message) -> Work:
@@ -229,7 +236,15 @@ def failure_reply(message: Message, reason: str) -> Message:
     return Message(RecordDict({"failure": ConfigRecord({"reason": reason})}), reply_to=message)
 
 
+def _text(message: Message, key: str) -> str:
+    found = _config(message).get(key)
+    if not isinstance(found, str):
+        raise InputError(f"the message holds no {key}")
+    return found
+
+
 def _config(message: Message) -> ConfigRecord:
-    config = message.content["config"]
-    assert isinstance(config, ConfigRecord)
+    config = message.content.get("config")
+    if not isinstance(config, ConfigRecord):
+        raise InputError("the message holds no config")
     return config

@@ -1,0 +1,229 @@
+"""A node's own ledger: which of its users took part in what, kept across runs and restarts.
+
+A server keeps a ledger too, which the node does not have to believe. This file is the node's: one
+JSON object a line, each with the hash of the line before it, and on the disk (fsync) before a user
+that it charges is trained. So a reply that leaves has been charged, and what was charged and never
+left counts as well. ε of a user is an upper bound: it has no amplification by the sampling of
+users, for whoever draws them is not trusted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+from fedpriv.disk import fsync, lock
+from fedpriv.errors import DamagedFile, EnvironmentFault
+
+VERSION = 1
+_SECONDS_FOR_THE_LOCK = 60.0
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Participation:
+    """What one round costs a user, or each example of a silo, that takes part in it.
+
+    Attributes:
+        noise_multiplier: z over the sensitivity C; of silos that of each step.
+        sampling_rate: of silos, q of each step, whose coins the node itself throws; else None.
+        steps: of silos, the steps of a round; else None.
+    """
+
+    noise_multiplier: float
+    sampling_rate: float | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a user may take part in, over all runs.
+
+    Attributes:
+        rounds: the most rounds.
+        epsilon: the largest ε by RDP; None for any.
+        delta: the δ at which it holds.
+        exchanged: whether a user's data may be exchanged for other data, so that its contribution
+            moves by 2C and not by C.
+    """
+
+    rounds: int
+    epsilon: float | None = None
+    delta: float = 0.0
+    exchanged: bool = False
+
+    def allow(self, past: Counter[Participation], next_one: Participation) -> bool:
+        """Say whether somebody with this past may take part once more."""
+        counts = past + Counter({next_one: 1})
+        if counts.total() > self.rounds:
+            return False
+        if self.epsilon is None:
+            return True
+        spent = _epsilon(frozenset(counts.items()), self.delta, self.exchanged)
+        return spent <= self.epsilon
+
+
+@lru_cache(maxsize=4096)
+def _epsilon(counts: frozenset[tuple[Participation, int]], delta: float, exchanged: bool) -> float:
+    # Imported where somebody asks for ε: it takes a second, in each of a node's processes.
+    import dp_accounting
+
+    from fedpriv.privacy.accounting import RdpAccountant
+    from fedpriv.privacy.example_level import steps_event
+    from fedpriv.privacy.sampling import Adjacency
+
+    accountant = RdpAccountant(Adjacency.ADD_OR_REMOVE_ONE)
+    for each, times in counts:
+        if each.sampling_rate is not None and each.steps is not None:
+            event = steps_event(each.noise_multiplier, each.sampling_rate, each.steps)
+        else:
+            # An unsampled Gaussian, whose cost depends on noise over sensitivity alone.
+            event = dp_accounting.GaussianDpEvent(each.noise_multiplier / (1 + exchanged))
+        accountant.compose(event, times)
+    return float(accountant.epsilon(delta))
+
+
+@dataclass(frozen=True)
+class NodeLedger:
+    """The ledger file of a node; each charge reads it anew, for a node has many processes.
+
+    Attributes:
+        path: the file; it is made with the first charge, for its owner alone to read.
+        unit: whom its lines charge, user or example: the two do not add up.
+    """
+
+    path: Path
+    unit: str = "user"
+
+    def charge(
+        self,
+        user_ids: Sequence[str],
+        participation: Participation,
+        limits: Limits,
+        **about: int | float,
+    ) -> list[int]:
+        """Charge those of `user_ids` whose limits allow it, and return their places in the list.
+
+        When this returns, the line is on the disk. `about` says for what it is, such as the round.
+
+        Raises:
+            DamagedFile: lines of the ledger are edited, dropped or of another kind.
+            EnvironmentFault: it cannot be written.
+        """
+        try:
+            with self._locked() as file:
+                return self._charge(file, user_ids, participation, limits, about)
+        except OSError as error:
+            raise EnvironmentFault(f"{self.path}: cannot write ({error.strerror})") from None
+
+    def _charge(
+        self,
+        file: IO[bytes],
+        user_ids: Sequence[str],
+        participation: Participation,
+        limits: Limits,
+        about: dict[str, int | float],
+    ) -> list[int]:
+        lines = self._lines(file)
+        if not lines:
+            header = {"kind": "header", "version": VERSION, "unit": self.unit}
+            lines = [self._append(file, {**header, "salt": secrets.token_hex(32)}, "")]
+            fsync(self.path.parent)
+        salt, pasts = self._read(lines)
+        digests = [_digest(salt, user_id) for user_id in user_ids]
+        allowed = [
+            place
+            for place, digest in enumerate(digests)
+            if limits.allow(pasts.get(digest, Counter()), participation)
+        ]
+        if allowed:
+            charged = {"kind": "charge", **about, **asdict(participation)}
+            charged["users"] = [digests[place] for place in allowed]
+            self._append(file, charged, lines[-1]["hash"])
+        return allowed
+
+    def _read(self, lines: list[dict[str, Any]]) -> tuple[str, dict[str, Counter[Participation]]]:
+        """Return the salt, and what each user took part in."""
+        header, *charges = lines
+        if [header.get(key) for key in ("kind", "version", "unit")] != [
+            "header",
+            VERSION,
+            self.unit,
+        ]:
+            raise DamagedFile(
+                f"{self.path}: no ledger of a node that charges each {self.unit}; a policy with "
+                "another unit needs another ledger"
+            )
+        pasts: dict[str, Counter[Participation]] = {}
+        for line in charges:
+            each = Participation(*(line[key] for key in Participation.__dataclass_fields__))
+            for user in line["users"]:
+                pasts.setdefault(user, Counter())[each] += 1
+        return str(header["salt"]), pasts
+
+    def _lines(self, file: IO[bytes]) -> list[dict[str, Any]]:
+        """Return the whole lines; a torn last one, which charged nobody, is cut off."""
+        file.seek(0)
+        data = file.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            file.truncate(whole)
+            os.fsync(file.fileno())
+        lines: list[dict[str, Any]] = []
+        for number, text in enumerate(data[:whole].splitlines(), start=1):
+            before = lines[-1]["hash"] if lines else ""
+            try:
+                line = json.loads(text)
+                intact = line["hash"] == _chained(line, before)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                intact = False
+            if not intact:
+                raise DamagedFile(
+                    f"{self.path}, line {number}: edited, dropped or reordered; what users have "
+                    "spent is not known: mend the file from a copy"
+                )
+            lines.append(line)
+        return lines
+
+    def _append(self, file: IO[bytes], body: dict[str, Any], before: str) -> dict[str, Any]:
+        line = {**body, "hash": _chained(body, before)}
+        file.write((json.dumps(line) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+        return line
+
+    @contextmanager
+    def _locked(self) -> Iterator[IO[bytes]]:
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "r+b") as file:
+            deadline = time.monotonic() + _SECONDS_FOR_THE_LOCK
+            while True:
+                try:
+                    lock(file)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(_POLL_SECONDS)
+            yield file
+
+
+def _chained(line: dict[str, Any], before: str) -> str:
+    body = {key: value for key, value in line.items() if key != "hash"}
+    return hashlib.sha256((before + json.dumps(body, sort_keys=True)).encode()).hexdigest()
+
+
+def _digest(salt: str, user_id: str) -> str:
+    """Return the stable name of a user in the ledger, from which its id is not read off."""
+    salted = salt.encode() + user_id.encode("utf-8", "surrogatepass")
+    return hashlib.sha256(salted).hexdigest()[:32]
