@@ -239,12 +239,6 @@ class ExperimentConfig(Section):
                     f"local.{key} does not go with privacy.unit: example, where every example is "
                     "sampled by a coin and its gradient is clipped alone; remove it"
                 )
-        if self.runtime.deployment:
-            raise ValueError(
-                "privacy.unit: example runs in a simulation only: in a deployment each silo must "
-                "keep a ledger of its own, durably before it sends, and nodes have none; write "
-                "runtime.deployment: false"
-            )
         return self
 
     @model_validator(mode="after")

@@ -140,7 +140,7 @@ def _trained_silos(config: ExperimentConfig, work: Work, trainer: CohortTrainer)
     assert config.privacy.example is not None
     assert work.own_noise is not None
     layout = Layout.of(trainer.model)
-    return train_silos(
+    summed = train_silos(
         trainer,
         build_example_level(config, work.own_noise.noise_multiplier, layout).at(work.bounds),
         work.parameters,
@@ -151,6 +151,7 @@ def _trained_silos(config: ExperimentConfig, work: Work, trainer: CohortTrainer)
         config.privacy.delta,
         config.privacy.example.gradients,
     )
+    return released_alone(summed, summed.users) if config.runtime.deployment else summed
 
 
 def _guarded(

@@ -38,7 +38,7 @@ Engine = Literal["stacked", "sequential"]
 _COMING = 16
 # What no user's data are to blame for. After any other error of a GPU than a lack of memory nobody
 # can be trained in this process.
-_OF_THE_MACHINE = (
+OF_THE_MACHINE = (
     EnvironmentFault,
     DamagedFile,
     OSError,
@@ -216,7 +216,7 @@ def _work(
     """
     try:
         examples = trainer.prepared(user)
-    except _OF_THE_MACHINE:
+    except OF_THE_MACHINE:
         raise  # to go on would cost every user ε for noise alone
     except Exception:
         # Whatever one user's data lead to, it must not decide whether the others count.
@@ -299,7 +299,7 @@ def _train_alone(
                 result = train_user(
                     trainer.model, layout.split(start), steps, trainer.recipe, trainer.task, pulls
                 )
-        except _OF_THE_MACHINE:
+        except OF_THE_MACHINE:
             raise  # as in `_work`
         except Exception:  # such as a label that the model has no class for
             if not trainer.tolerant:

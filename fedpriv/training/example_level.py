@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.outer_products import OuterProducts
 from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 from fedpriv.tasks.base import Task
-from fedpriv.training.cohort import CohortSum, CohortTrainer
+from fedpriv.training.cohort import OF_THE_MACHINE, CohortSum, CohortTrainer
 from fedpriv.training.example_gradients import GRADIENTS, example_gradients
 from fedpriv.training.local import LocalTraining, correct
 from fedpriv.training.spans import Stopwatch
@@ -191,7 +191,7 @@ def train_silos(
     examples of a sample draw masks and dropout from one stream, so that who else was drawn moves
     an example's place in it: whoever knew the stream could see more of one example than C. A
     change that is not finite contributes zero and is counted: it is private, whatever becomes of
-    it.
+    it. Where the trainer is tolerant, an example that the model cannot take is left out alone.
 
     Raises:
         InputError: a silo's data cannot be used, or δ is too large for a silo of its size.
@@ -210,6 +210,8 @@ def train_silos(
             draws = drawing_from(seed, trainer.device)
             keeps = unchanged_buffers(trainer.model)
             with watch.measure("forward and backward"), draws, keeps:
+                if trainer.tolerant:
+                    silo = replace(silo, examples=_usable(model, silo.examples, trainer))
                 trained = train_silo(model, start, silo, level, trainer.recipe, trainer.task)
             summed.add(trained, silo)
     return summed.result(watch)
@@ -230,6 +232,31 @@ def _silo(
         augmentation=secret.torch(Purpose.EXAMPLE_AUGMENTATION, *draw, *own),
         round=draw[0],
     )
+
+
+def _usable(model: nn.Module, examples: Any, trainer: CohortTrainer) -> Any:
+    """Return the `examples` without those of which the model's loss cannot be taken.
+
+    Such as one with a label that the model has no class for: it adds nothing, and must not decide
+    whether the others of its silo do.
+    """
+
+    def can(index: Tensor) -> bool:
+        try:
+            trainer.task.losses(model, examples.take(index).to(trainer.device))
+        except OF_THE_MACHINE:
+            raise
+        except Exception:
+            return False
+        return True
+
+    everyone = torch.arange(len(examples))
+    with torch.no_grad():
+        if all(can(some) for some in everyone.split(trainer.recipe.batch_size) if len(some)):
+            return examples
+        able = [one for one in everyone.split(1) if can(one)]
+    kept = examples.take(torch.cat([everyone[:0], *able]))
+    return replace(kept, skipped=examples.skipped + len(examples) - len(kept))
 
 
 @contextmanager

@@ -19,11 +19,15 @@ def with_noise(summed: CohortSum, draws: Iterable[Tensor]) -> CohortSum:
     return replace(summed, total=total)
 
 
-def released_alone(summed: CohortSum) -> CohortSum:
-    """Return the noisy sum without what was seen on the way, which no noise covers."""
+def released_alone(summed: CohortSum, users: int = 0) -> CohortSum:
+    """Return the noisy sum without what was seen on the way, which no noise covers.
+
+    How far silos moved their bounds follows from noisy counts, and how many silos there are,
+    `users`, is no secret: both go with it.
+    """
     return CohortSum(
         total=summed.total,
-        users=0,
+        users=users,
         examples=0,
         skipped=0,
         non_finite=0,
@@ -32,4 +36,5 @@ def released_alone(summed: CohortSum) -> CohortSum:
         clipped=0,
         block_norms=[0.0] * len(summed.block_norms),
         block_clipped=[0] * len(summed.block_clipped),
+        bound_moves=summed.bound_moves,
     )

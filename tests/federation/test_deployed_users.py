@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from deployed import context_of, deployed_config, hosting_answer, start_of, train_answer
-from flwr.app import Message
+from flwr.app import Context, Message
 from flwr.app.error import Error
 from in_process import InProcessGrid, Silent, small_config
 from replies import hosting_of, sum_of
@@ -162,13 +162,16 @@ class Deployed(InProcessGrid):
     def get_node_ids(self) -> list[int]:
         return [node for node in super().get_node_ids() if node - 1000 not in self.away]
 
+    def context(self, number: int) -> Context:
+        """What a node's own settings are."""
+        return context_of(self.folders[number], number, len(self.folders))
+
     def answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
         if message.metadata.message_type == "train":
             self.messages.update((node - 1000, user) for user in work_of(message).users)
-        context = context_of(self.folders[node - 1000], node - 1000, len(self.folders))
         try:
-            return app(message, context)
+            return app(message, self.context(node - 1000))
         except Exception as error:
             return Message(Error(code=2, reason=repr(error)), reply_to=message)
 

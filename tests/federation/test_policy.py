@@ -167,6 +167,7 @@ ATTEMPTS = {
         own_noise(0, 0.5),
         "noise multiplier of 0.5",
     ),
+    "an attempt that is none": (BY_USERS, own_noise(-1, 1.0), "an attempt that is none"),
     "users' noise that is NaN": (BY_USERS, own_noise(0, float("nan")), "is none"),
     "shares for a million nodes": (
         {"privacy__noise_by": "nodes", "runtime__workers": 1_000_000},

@@ -276,7 +276,6 @@ REFUSED = {
         {"privacy__example": {"sampling_rate": 0.5, "silo_size": 6, "batch": 3}},
         "unknown key",
     ),
-    "deployment": ({"runtime__deployment": True}, "ledger of its own"),
 }
 
 

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from fedpriv.privacy.example_level import ExampleLevel, steps_event
 from fedpriv.privacy.mechanisms.base import (
+    HOSTED,
     Facts,
     Mechanism,
     PaidByTheDrawn,
     Sentences,
     drawn_anew,
+    own_seeds,
     worst_and_median,
 )
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
@@ -129,13 +131,14 @@ class SiloMechanism(PaidByTheDrawn):
                 "common.",
             ),
             "adjacency": _adjacency(facts),
-            "trust": _TRUST,
+            "trust": _trust(facts),
             "mechanism": _mechanism(facts),
             "sampling": _sampling(facts),
             "delta": (
                 f"δ = {facts.delta:g} holds for each silo alone and lies below one over its public "
                 "number of examples.",
             ),
+            **({"randomness": own_seeds(facts, "silo's node")} if facts.deployed else {}),
         }
 
 
@@ -158,13 +161,30 @@ def _adjacency(facts: Facts) -> tuple[str, ...]:
     )
 
 
-_TRUST = (
-    "Each silo trusts itself alone. What it sends has been private since its first local step; "
-    "the server adds no noise and need not be trusted with the examples.",
-    "The guarantee of a silo covers everything that it sent in rounds that were finished, here or "
-    "after a resume, and every model made from it.",
+def _trust(facts: Facts) -> tuple[str, ...]:
+    # A deployment pays before it asks; a simulation when the sums are there.
+    sent = (
+        "it ever sent"
+        if facts.deployed
+        else "it sent in rounds that were finished, here or after a resume"
+    )
+    return (
+        "Each silo trusts itself alone. What it sends has been private since its first local step; "
+        "the server adds no noise and need not be trusted with the examples.",
+        f"The guarantee of a silo covers everything that {sent}, and every model made from it.",
+        *(_TRUST_DEPLOYED if facts.deployed else _TRUST_SIMULATED),
+    )
+
+
+_TRUST_SIMULATED = (
     "In this simulation the silos of a node run in one process and their changes are added up "
     "there, which is post-processing.",
+)
+_TRUST_DEPLOYED = (
+    "A node adds up the changes of its silos, which is post-processing. It trains silos only where "
+    "its operator gave it a policy, and then charges a ledger of its own, on its own disk, before "
+    "a silo takes a step: what a silo spent in all runs is there, and not in this run's ledger.",
+    HOSTED,
 )
 
 
