@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -62,13 +63,13 @@ class Limits:
     delta: float = 0.0
     exchanged: bool = False
 
-    def allow(self, past: Counter[Participation], next_one: Participation) -> bool:
-        """Say whether somebody with this past may take part once more."""
-        counts = past + Counter({next_one: 1})
-        if counts.total() > self.rounds:
+    def allow(self, past: Mapping[Participation, int], next_one: Participation) -> bool:
+        """Say whether somebody who took part so often may take part once more."""
+        if sum(past.values()) >= self.rounds:
             return False
         if self.epsilon is None:
             return True
+        counts = Counter(past) + Counter({next_one: 1})
         spent = _epsilon(frozenset(counts.items()), self.delta, self.exchanged)
         return spent <= self.epsilon
 
@@ -144,7 +145,7 @@ class NodeLedger:
         allowed = [
             place
             for place, digest in enumerate(digests)
-            if limits.allow(pasts.get(digest, Counter()), participation)
+            if limits.allow({each: past[digest] for each, past in pasts.items()}, participation)
         ]
         if allowed:
             charged = {"kind": "charge", **about, **asdict(participation)}
@@ -152,23 +153,19 @@ class NodeLedger:
             self._append(file, charged, lines[-1]["hash"])
         return allowed
 
-    def _read(self, lines: list[dict[str, Any]]) -> tuple[str, dict[str, Counter[Participation]]]:
-        """Return the salt, and what each user took part in."""
+    def _read(self, lines: list[dict[str, Any]]) -> tuple[str, dict[Participation, Counter[str]]]:
+        """Return the salt, and by what they cost how often each user took part in rounds."""
         header, *charges = lines
-        if [header.get(key) for key in ("kind", "version", "unit")] != [
-            "header",
-            VERSION,
-            self.unit,
-        ]:
+        expected = {"kind": "header", "version": VERSION, "unit": self.unit}
+        if any(header.get(key) != value for key, value in expected.items()):
             raise DamagedFile(
                 f"{self.path}: no ledger of a node that charges each {self.unit}; a policy with "
                 "another unit needs another ledger"
             )
-        pasts: dict[str, Counter[Participation]] = {}
+        pasts: dict[Participation, Counter[str]] = {}
         for line in charges:
             each = Participation(*(line[key] for key in Participation.__dataclass_fields__))
-            for user in line["users"]:
-                pasts.setdefault(user, Counter())[each] += 1
+            pasts.setdefault(each, Counter()).update(line["users"])
         return str(header["salt"]), pasts
 
     def _lines(self, file: IO[bytes]) -> list[dict[str, Any]]:
@@ -182,12 +179,7 @@ class NodeLedger:
         lines: list[dict[str, Any]] = []
         for number, text in enumerate(data[:whole].splitlines(), start=1):
             before = lines[-1]["hash"] if lines else ""
-            try:
-                line = json.loads(text)
-                intact = line["hash"] == _chained(line, before)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                intact = False
-            if not intact:
+            if (line := _unsealed(text, before)) is None:
                 raise DamagedFile(
                     f"{self.path}, line {number}: edited, dropped or reordered; what users have "
                     "spent is not known: mend the file from a copy"
@@ -196,11 +188,11 @@ class NodeLedger:
         return lines
 
     def _append(self, file: IO[bytes], body: dict[str, Any], before: str) -> dict[str, Any]:
-        line = {**body, "hash": _chained(body, before)}
-        file.write((json.dumps(line) + "\n").encode())
+        text = _sealed(json.dumps(body).encode(), before)
+        file.write(text + b"\n")
         file.flush()
         os.fsync(file.fileno())
-        return line
+        return body | {"hash": json.loads(text)["hash"]}
 
     @contextmanager
     def _locked(self) -> Iterator[IO[bytes]]:
@@ -218,9 +210,22 @@ class NodeLedger:
             yield file
 
 
-def _chained(line: dict[str, Any], before: str) -> str:
-    body = {key: value for key, value in line.items() if key != "hash"}
-    return hashlib.sha256((before + json.dumps(body, sort_keys=True)).encode()).hexdigest()
+# What a line ends with: its hash, of the line before's and of all that stands before it.
+_END = re.compile(rb', "hash": "[0-9a-f]{64}"}$')
+
+
+def _sealed(body: bytes, before: str) -> bytes:
+    digest = hashlib.sha256(before.encode() + body).hexdigest()
+    return body[:-1] + f', "hash": "{digest}"}}'.encode()
+
+
+def _unsealed(line: bytes, before: str) -> dict[str, Any] | None:
+    """Return what a line says; None where its hash does not fit, or it has none."""
+    end = _END.search(line)
+    if end is None or _sealed(line[: end.start()] + b"}", before) != line:
+        return None
+    found: dict[str, Any] = json.loads(line)
+    return found
 
 
 def _digest(salt: str, user_id: str) -> str:

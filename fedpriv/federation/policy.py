@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import document_of
+from fedpriv.data.partition import PartitionConfig
 from fedpriv.errors import InputError
 from fedpriv.federation.messages import Work
 from fedpriv.federation.node_ledger import Limits, NodeLedger, Participation
@@ -279,6 +280,13 @@ class NodeTerms:
                     key in _OF_THE_SERVER and own_data,
                     f"{key:.50} names a file or folder, and none is looked at that a server names",
                 )
+        dealt = getattr(config.data, "partition", None)
+        if self.folder is not None and isinstance(dealt, PartitionConfig):
+            _require(
+                dealt.kind == "natural",
+                f"data.partition.kind: {dealt.kind} would make users of parts of several people; "
+                "write natural",
+            )
         if self.policy is not None:
             self.policy.check(config, self.nodes)
         elif config.privacy is not None and config.privacy.unit == "example":

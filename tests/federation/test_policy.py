@@ -4,7 +4,6 @@ Each attempt is a message to a node in this process, as Flower's runtime hands i
 """
 
 import json
-from collections import Counter
 from dataclasses import replace
 
 import dp_accounting
@@ -203,13 +202,18 @@ ATTEMPTS = {
     "another N": ({"data": {"users": 60}}, None, "data.users is 60"),
     "another data set": (
         {},
-        experiment(data={"name": "digits", "users": 100, "partition": {"kind": "iid"}}),
+        experiment(data={"name": "digits", "users": 100, "partition": {"kind": "natural"}}),
         "data.name is digits",
     ),
     "users made up of others' images": (
         {},
         experiment(data__partition={"kind": "iid"}),
-        WITHHELD,
+        "data.partition.kind: iid",
+    ),
+    "users who are shares of a speaker": (
+        {},
+        experiment(data={"name": "fsdd", "users": 100, "partition": {"kind": "iid"}}),
+        "data.partition.kind: iid",
     ),
     "a silo's examples": (
         {},
@@ -356,7 +360,7 @@ def test_noise_of_several_strengths_adds_up():
     epsilon = float(accountant.get_epsilon(1e-5))
     for allowed, factor in ((True, 1.0001), (False, 0.9999)):
         held = replace(limits, epsilon=epsilon * factor)
-        assert held.allow(Counter(past), Participation(2.0)) is allowed
+        assert held.allow(past, Participation(2.0)) is allowed
 
 
 def test_a_charge_is_on_the_disk_before_anybody_is_trained(asker, monkeypatch):
