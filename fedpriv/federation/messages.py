@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -177,11 +177,22 @@ def data_of(message: Message) -> str:
 def _parsed(experiment: str, allowed: frozenset[str]) -> ExperimentConfig:
     try:
         document = json.loads(experiment)
+        at_home = any(text.startswith("~") for text in _texts(document))
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
         raise InputError("the message's experiment is no config")
+    if at_home:  # whoever expanded it would say whether this machine has such a user
+        raise InputError("the message's experiment has a path that begins with ~; write it in full")
     return parse_config(document, LookUp(allowed=allowed))
+
+
+def _texts(document: Any) -> Iterator[str]:
+    if isinstance(document, str):
+        yield document
+    elif isinstance(document, dict | list):
+        for inner in document.values() if isinstance(document, dict) else document:
+            yield from _texts(inner)
 
 
 def work_of(message: Message) -> Work:

@@ -4,6 +4,7 @@ Each attempt is a message to a node in this process, as Flower's runtime hands i
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import dp_accounting
@@ -233,6 +234,8 @@ ATTEMPTS = {
         ),
         "a message names files",
     ),
+    "whether there is such a user": ({}, experiment(run_dir="~root/x"), "begins with ~"),
+    "whether there is no such user": ({}, experiment(run_dir="~nobody-at-all/x"), "begins with ~"),
     # Whether its data are those that somebody has guessed.
     "a digest of data": ({}, setting("data", "0" * 64), "of a digest"),
     "a cluster's data": ({}, experiment(runtime__ray_address="auto"), "of a digest"),
@@ -254,6 +257,11 @@ ATTEMPTS = {
     "an experiment that is no JSON": ({}, setting("experiment", "{"), "is no config"),
     "an experiment that is a list": ({}, setting("experiment", "[1]"), "is no config"),
     "an experiment without end": ({}, setting("experiment", "[" * 10**5), "is no config"),
+    "a key without end": (
+        {},
+        setting("experiment", '{"name": ' + "[" * 900 + "]" * 900 + "}"),
+        "",
+    ),
     "an unknown key": ({}, experiment(back_door=True), "back_door: unknown key"),
     "no record": ({}, lambda message: message.content.pop("config"), "holds no config"),
     "no users": ({}, without("users"), WITHHELD),
@@ -401,6 +409,16 @@ def test_a_torn_line_charges_nobody_and_an_edited_one_stops_the_node(tmp_path):
     ledger.path.write_bytes(whole)
     with pytest.raises(DamagedFile, match="charges each example"):
         NodeLedger(ledger.path, "example").charge(["a"], charge, limits)
+
+
+def test_messages_that_are_answered_at_once_spend_no_more_than_is_allowed(tmp_path):
+    ledger, limits = tmp_path / "ledger", Limits(rounds=5)
+
+    def charged(number):
+        return NodeLedger(ledger).charge(["a"], Participation(1.0), limits, round=number)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(map(len, threads.map(charged, range(16)))) == 5
 
 
 def test_components_are_those_of_the_policy(tmp_path, folder, start):
