@@ -6,6 +6,7 @@ Each attempt is a message to a node in this process, as Flower's runtime hands i
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import dp_accounting
 import numpy as np
@@ -522,6 +523,14 @@ def test_what_is_wrong_with_a_policy_is_one_line_and_stops_the_node(asker, text,
     assert "\n" not in str(wrong.value)
     assert reason_in(asker.ask(asker.message())) == WITHHELD
     assert expected in caplog.text
+
+
+def test_the_policy_of_the_docs_is_one(tmp_path):
+    page = Path(__file__).parents[2] / "docs" / "deployment.md"
+    shown = page.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    (tmp_path / "policy.yaml").write_text(shown)
+    policy = read_policy(tmp_path / "policy.yaml")
+    assert (policy.noise_by, policy.rounds, policy.population) == (("users",), 200, 3000)
 
 
 def test_the_environment_names_a_policy_too(asker, monkeypatch):
