@@ -372,5 +372,5 @@ def test_a_machine_of_a_cluster_with_other_data_is_refused():
     there = experiment.prepare(config).trainer.dataset.digest()
     trainers = client_app._Trainers()
     assert trainers.of(config, there).dataset.digest() == there
-    with pytest.raises(InputError, match=r"^data: what .* copy the same files"):
+    with pytest.raises(InputError, match=r"^data: .* has other data .* copy the same files"):
         trainers.of(config, "another digest")

@@ -168,8 +168,8 @@ class Unsound(InProcessGrid):
         return reply
 
 
-@pytest.mark.parametrize("grid", [InProcessGrid(dead=[1]), Unsound()], ids=["dead", "unsound"])
-def test_too_few_answers_are_dropped_and_noise_alone_is_released(tmp_path, grid):
+def test_too_few_answers_are_dropped_and_noise_alone_is_released(tmp_path):
+    grid = InProcessGrid(dead=[1])
     prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run"), **NODES))
     directory, observer = experiment.create(prepared), Silent()
     experiment.train(prepared, directory, observer, drive_on(grid))
@@ -180,6 +180,13 @@ def test_too_few_answers_are_dropped_and_noise_alone_is_released(tmp_path, grid)
     row = directory.read_metrics()[0]
     assert (row["noise_only"], row["nodes_lost"], row["simulation_only"]["cohort"]) == (True, 1, 0)
     assert "noise alone was released" in observer.sentences[-1]
+
+
+def test_a_sum_of_a_deployment_that_does_not_count_leaves_too_few(tmp_path):
+    runtime = {"workers": 2, "deployment": True, "device": "cpu"}
+    directory, _ = train_small(tmp_path / "run", Unsound(), **{**NODES, "runtime": runtime})
+    row = directory.read_metrics()[0]
+    assert (row["noise_only"], row["nodes_lost"]) == (True, 1)
 
 
 def test_nodes_without_users_are_asked_for_their_share(tmp_path):
