@@ -114,7 +114,7 @@ def test_without_a_bug_the_bound_stays_below():
 
 
 #: Those that the gate for replies finds before any audit does.
-LARGE = {"clip skipped for one layer", "memory added after clipping"}
+LARGE = ("clip skipped for one layer", "memory added after clipping")
 
 
 @pytest.mark.parametrize("name", LARGE)
