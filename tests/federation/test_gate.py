@@ -210,7 +210,12 @@ def train(folder, grid, **changes):
     return prepared, directory, observer
 
 
-DEPLOYED = {"runtime": {"workers": 2, "deployment": True, "device": "cpu"}, "data__users": 60}
+#: Who is drawn comes from the operating system, so everybody is: a node without users is not asked.
+DEPLOYED = {
+    "runtime": {"workers": 2, "deployment": True, "device": "cpu"},
+    "data__users": 60,
+    "privacy__sampling": {"kind": "all"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +321,7 @@ def test_noise_of_nodes_passes_and_what_is_larger_does_not(tmp_path, noise_by):
     changes = {
         "privacy__clipping": {"kind": "global", "bound": 0.1},
         "privacy__noise_by": noise_by,
+        "privacy__sampling": {"kind": "all"},
     }
     prepared, _, observer = train(tmp_path / "run", InProcessGrid(), rounds=3, **changes)
     assert not observer.sentences
@@ -325,8 +331,8 @@ def test_noise_of_nodes_passes_and_what_is_larger_does_not(tmp_path, noise_by):
     drawn = [float(mechanism.gaussian.noise(sizes, generator).norm()) for _ in range(200)]
     most = mechanism.gaussian.largest_noise(sizes)
     assert max(drawn) < most < 1.5 * np.mean(drawn)
-    lies = [sends(lambda total: total * 2 + 0.1)] * 3
-    _, _, observer = train(tmp_path / "lying", Lying(lies), rounds=3, **changes, **DEPLOYED)
+    lies = [sends(lambda total: total * 2 + 1.0)] * 3
+    _, _, observer = train(tmp_path / "lying", Lying(lies), rounds=3, **{**DEPLOYED, **changes})
     assert sum("takes no part" in each for each in observer.sentences) == 3
 
 
@@ -385,8 +391,7 @@ def test_however_a_node_says_that_it_failed_it_is_one_sentence(tmp_path, failure
                 return Message(RecordDict({"failure": failure}), reply_to=message)
             return super().answer(message)
 
-    changes = {"runtime": {"workers": 2, "deployment": True, "device": "cpu"}, "rounds": 1}
-    _, _, observer = train(tmp_path / "run", Failing(), **changes)
+    _, _, observer = train(tmp_path / "run", Failing(), **DEPLOYED, rounds=1)
     (sentence,) = observer.sentences
     assert sentence.isprintable()
     assert len(sentence) < 600
@@ -400,8 +405,7 @@ def test_errors_of_unknown_codes_are_lost_nodes(tmp_path):
                 return Message(Error(code=-77, reason="\x00" * 10), reply_to=message)
             return super().answer(message)
 
-    changes = {"runtime": {"workers": 2, "deployment": True, "device": "cpu"}, "rounds": 1}
-    _, _, observer = train(tmp_path / "run", Odd(), **changes)
+    _, _, observer = train(tmp_path / "run", Odd(), **DEPLOYED, rounds=1)
     assert observer.rows[0]["nodes_lost"] == 1
 
 
