@@ -150,9 +150,12 @@ def _engine(
     if MODELS.of(config.model).origin is None and type(task).__module__.startswith("fedpriv."):
         return engine
     prepared = (task.prepare(model, part) for part in dataset.evaluation())
-    if (examples := next((part for part in prepared if len(part)), None)) is not None:
+    examples = next((part for part in prepared if len(part)), None)
+    if examples is not None:
         try_model(model, task, examples, dataset.classes, config.model.name)
-    rows = look_at_rows(model, task, dataset.evaluation())
+        if len(examples) == 1:  # too few to see whether they meet
+            examples = next((part for part in prepared if len(part) > 1), None)
+    rows = look_at_rows(model, task, examples)
     if rows.carried:
         raise InputError(
             f"model.name: {config.model.name}, or the task, keeps something of one batch that "

@@ -34,6 +34,7 @@ from fedpriv.privacy.sampling import (
     Sampling,
     build_sampling,
     of_all_groups,
+    paid_rounds,
 )
 
 #: Beyond these noise multipliers floating point overflows.
@@ -100,7 +101,7 @@ class Recipe:
 
     def paid(self, rounds: int) -> int:
         """Return for how many of the first `rounds` anybody pays: the group drawn most often."""
-        return -(-rounds // self.bands)
+        return paid_rounds(rounds, self.bands)
 
     def bill(
         self, deltas: Sequence[float], rounds: int, accountants: Sequence[str] = ALL_ACCOUNTANTS
@@ -299,7 +300,7 @@ def _solve_noise(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
         noise_multiplier = noise_multiplier_for(
             question.epsilon,
             question.deltas[0],
-            -(-question.rounds // question.bands),
+            paid_rounds(question.rounds, question.bands),
             sampling.adjacency,
             lambda z: _event(sampling, z, question.bands),
         )

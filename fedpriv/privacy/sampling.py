@@ -261,6 +261,11 @@ def build_sampling(
     return FixedSizeSampling(population, round(expected_cohort))
 
 
+def paid_rounds(rounds: int, bands: int) -> int:
+    """Return ⌈rounds / b⌉: for how many the group pays that is drawn from most often."""
+    return -(-rounds // bands)
+
+
 def of_all_groups(sampling: Sampling, bands: int) -> Sampling:
     """Return the coins of a round that draws from one of `bands` groups; with one, `sampling`.
 

@@ -8,7 +8,6 @@ those from outside are asked here, about examples that nobody holds.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -40,19 +39,18 @@ class Rows(NamedTuple):
 
 
 @torch.no_grad()
-def look_at_rows(model: nn.Module, task: Task[Any], held_out: Iterable[Batch]) -> Rows:
+def look_at_rows(model: nn.Module, task: Task[Any], examples: Batch | None) -> Rows:
     """Exchange a row for another one, and see whether the losses of the others change.
 
-    Where there are fewer than two held-out examples nothing can be seen, nor is it claimed.
+    `examples` are prepared, and at least two; None where there are fewer: nothing can be seen then,
+    nor is it claimed.
 
     Raises:
         InputError: the task does not return one loss an example.
     """
-    parts = (task.prepare(model, part) for part in held_out)
-    part = next((part for part in parts if len(part) > 1), None)
-    if part is None:
+    if examples is None:
         return Rows(separate=False, carried=False, drawn=True)
-    part = part.take(torch.arange(min(len(part), _ROWS)))
+    part = examples.take(torch.arange(min(len(examples), _ROWS)))
     shaken = copy.deepcopy(model).train()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)

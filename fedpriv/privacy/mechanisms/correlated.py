@@ -29,7 +29,7 @@ from fedpriv.privacy.mechanisms.base import (
 )
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism, central_trust
 from fedpriv.privacy.randomness import Purpose, Randomness
-from fedpriv.privacy.sampling import PoissonSampling, Sampling, of_all_groups
+from fedpriv.privacy.sampling import PoissonSampling, Sampling, of_all_groups, paid_rounds
 
 if TYPE_CHECKING:
     import dp_accounting
@@ -223,7 +223,7 @@ class CorrelatedMechanism(Mechanism):
 
     def paid(self, rounds: int) -> int:
         """Return ⌈rounds / b⌉: the first group is drawn from most often."""
-        return -(-rounds // self.bands)
+        return paid_rounds(rounds, self.bands)
 
     def most_rounds(self, paid: int) -> int:
         """Return b times `paid`."""
