@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import signal
@@ -16,13 +15,10 @@ from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 import torch
-from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
 from fedpriv.components import outside
 from fedpriv.config import ExperimentConfig
-from fedpriv.config_files import load_config
 from fedpriv.data.federated import Batch
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.builders import build_algorithm
@@ -38,11 +34,8 @@ from fedpriv.privacy.ledger import Header, Ledger, check_same_run, read_ledger
 from fedpriv.reporting.completeness import read_evidence
 from fedpriv.reporting.profile import Profile
 from fedpriv.reporting.run_directory import RunDirectory
-from fedpriv.reporting.wording import KNOWN_SEED, spent_text
 from fedpriv.runtime import RuntimeConfig
-from fedpriv.sections import user_path
-from fedpriv.seed_model import origin_of, with_seed_model
-from fedpriv.tasks.quality import WORD_ERROR_RATE
+from fedpriv.seed_model import origin_of
 from fedpriv.training.checkpoint import (
     Checkpoint,
     checkpoint_files,
@@ -57,7 +50,6 @@ from fedpriv.training.spans import Stopwatch
 _BOUNDS = "clipping/bounds"
 # What it calls the journals of users' memories that its round counted: int64 `[nodes, 4]`.
 _JOURNALS = "memory/journals"
-_LOG = logging.getLogger("flwr")
 S = TypeVar("S", bound=Server)
 
 
@@ -72,40 +64,6 @@ class Observer(Protocol):
 
     def say(self, sentence: str) -> None:
         """Something that the user should know."""
-
-
-class LogLines:
-    """An observer that writes to Flower's log, where a run has no terminal of its own."""
-
-    def begin(self, experiment: Experiment) -> None:
-        """Say what is trained."""
-        _LOG.info("fedpriv: %s, %d rounds", experiment.config.name, experiment.config.rounds)
-        for sentence in experiment.plan.advice():
-            self.say(sentence)
-
-    def finished(self, row: dict[str, Any]) -> None:
-        """Say what a round cost."""
-        known = f" ({KNOWN_SEED})" if "simulation_only" in row else ""
-        _LOG.info("round %d: %s%s", row["round"], spent_text(row), known)
-
-    def say(self, sentence: str) -> None:
-        """Pass a sentence on."""
-        _LOG.warning(sentence)
-
-
-class PretrainingLog:
-    """A listener to pre-training that writes to Flower's log."""
-
-    def begin(self, steps: int, done: int, what: str) -> None:
-        """Say what is trained."""
-        _LOG.info("fedpriv: pre-training the seed model, %d steps on %s", steps, what)
-
-    def step(self, step: int, loss: float) -> None:
-        """Say nothing."""
-
-    def measured(self, step: int, measures: dict[str, float]) -> None:
-        """Say how far it is."""
-        _LOG.info("step %d: %s", step, WORD_ERROR_RATE.text(measures))
 
 
 @dataclass
@@ -286,29 +244,6 @@ def restore(experiment: Experiment, directory: RunDirectory) -> None:
     journals = checkpoint.tensors.get(_JOURNALS, torch.empty(0, 4)).tolist()
     experiment.journals = tuple(Journal(*each) for each in journals)
     experiment.finished_rounds = checkpoint.round
-
-
-#: What `flwr run --run-config` sets: a config and overrides for it, or a run to continue.
-_RUN_CONFIG = ("config", "set", "resume")
-
-flower_app = ServerApp()
-
-
-@flower_app.main()
-def _under_flower(grid: Grid, context: Context) -> None:
-    """Train the config, or continue the run, that `flwr run --run-config` names."""
-    settings = {name: str(context.run_config.get(name) or "") for name in _RUN_CONFIG}
-    if settings["resume"]:
-        directory, experiment = reopen(user_path(Path(settings["resume"])))
-    elif settings["config"]:
-        config = load_config(user_path(Path(settings["config"])), settings["set"].split())
-        with stop_signal(_LOG.warning) as stop:
-            config = with_seed_model(config, PretrainingLog(), stop)
-        experiment = prepare(config)
-        directory = create(experiment)
-    else:
-        raise InputError("write flwr run APP --run-config 'config=\"/path/to/config.yaml\"'")
-    train(experiment, directory, LogLines(), lambda strategy: strategy.start(grid))
 
 
 def train(

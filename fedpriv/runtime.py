@@ -76,7 +76,8 @@ class RuntimeConfig(Section):
     deployment: bool = Field(
         default=False,
         description="Nodes host users of their own, and sampling and noise are seeded from the "
-        "operating system instead of `seed`.",
+        "operating system instead of `seed`. A run over nodes that are not what this says is "
+        "refused, by its server and by real nodes.",
     )
 
     @model_validator(mode="after")

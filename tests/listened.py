@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from flwr.app import Message
-from in_process import InProcessGrid, Silent, small_config
+from in_process import InProcessGrid, Silent, drive_on, small_config
 from replies import sum_of
 
 from fedpriv import experiment
 from fedpriv.errors import WorkerLost
 from fedpriv.experiment import Experiment
 from fedpriv.federation.messages import Work, flat_record, work_of
-from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.privacy import Ledger
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.training.cohort import CohortSum
@@ -101,11 +100,8 @@ class Listened:
                 raise RuntimeError("crash")
             step(average, round_, seed)
 
-        def drive(strategy: PrivateFedAvg) -> None:
-            strategy.start(self.grid)
-
         self.prepared.server.step = heard  # type: ignore[method-assign]
-        experiment.train(self.prepared, self.directory, Silent(), drive)
+        experiment.train(self.prepared, self.directory, Silent(), drive_on(self.grid))
         return self
 
 

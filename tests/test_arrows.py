@@ -27,7 +27,7 @@ FLOORS: tuple[set[str], ...] = (
     {"preparation"},
     {"reporting"},
     {"experiment"},
-    {"audit"},
+    {"audit", "flower_app"},
     {"api"},
     {"cli"},
     {"__init__"},

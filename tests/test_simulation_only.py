@@ -24,7 +24,7 @@ from fedpriv.data import sources
 from fedpriv.data.digits import build_digits
 from fedpriv.data.options import DealtOptions
 from fedpriv.data.registry import DATASETS
-from fedpriv.experiment import LogLines
+from fedpriv.flower_app import LogLines
 from fedpriv.reporting import audit as audits
 from fedpriv.reporting import ledgers
 from fedpriv.reporting.progress import ProgressLines

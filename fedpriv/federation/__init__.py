@@ -1,7 +1,7 @@
 """Flower and Ray: the strategy, the two apps, and the simulation that runs them.
 
 Nothing outside this package imports Ray, or any of Flower but the names of its public API by which
-`fedpriv.experiment` and `fedpriv.audit` are handed a grid.
+`fedpriv.flower_app` and `fedpriv.audit` are handed a grid.
 """
 
 import os

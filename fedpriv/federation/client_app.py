@@ -44,6 +44,7 @@ from fedpriv.federation.messages import (
     work_of,
 )
 from fedpriv.federation.policy import NodeTerms, NotAllowed
+from fedpriv.federation.simulated import SimulatedContext
 from fedpriv.models.parameters import Layout
 from fedpriv.privacy.clipping import with_bounds
 from fedpriv.training.cohort import CohortSum, CohortTrainer, train_cohort
@@ -95,9 +96,9 @@ def train(message: Message, context: Context) -> Message:
 
 
 def client_node(partition: int, partitions: int) -> Callable[[Message], Message]:
-    """Return what answers as the node `partition` of so many, without Flower's runtime."""
+    """Return what answers as a simulated node `partition` of so many, without Flower's runtime."""
     node_config: UserConfig = {"partition-id": partition, "num-partitions": partitions}
-    context = Context(1, partition, node_config, RecordDict(), {})
+    context = SimulatedContext(1, partition, node_config, RecordDict(), {})
     return lambda message: app(message, context)
 
 

@@ -26,6 +26,7 @@ from fedpriv.data.partition import PartitionConfig
 from fedpriv.errors import InputError
 from fedpriv.federation.messages import Work
 from fedpriv.federation.node_ledger import Limits, NodeLedger, Participation
+from fedpriv.federation.simulated import simulated_node
 from fedpriv.models.parameters import Layout
 from fedpriv.privacy.clipping import bounds_of
 from fedpriv.privacy.clipping_rules import AdaptiveOptions
@@ -228,6 +229,7 @@ class NodeTerms:
         components: names from outside that it may import.
         nodes: how many nodes there are, as it knows; 0 where it does not.
         run: Flower's number of the run, for the ledger.
+        simulated: whether the node itself is simulated, and so hosts nobody.
     """
 
     policy: NodePolicy | None
@@ -235,6 +237,7 @@ class NodeTerms:
     components: frozenset[str]
     nodes: int
     run: int
+    simulated: bool
 
     @classmethod
     def of(cls, context: Context) -> Self:
@@ -254,7 +257,8 @@ class NodeTerms:
             if policy.components is not None:
                 components = frozenset(policy.components)
         nodes = int(own.get("num-partitions", 0))
-        return cls(policy, folder, components, nodes, context.run_id)
+        simulated = simulated_node(context)
+        return cls(policy, folder, components, nodes, context.run_id, simulated)
 
     def check(self, config: ExperimentConfig, data: str) -> None:
         """Check the experiment of a message, whose data have the digest `data`.
@@ -264,9 +268,9 @@ class NodeTerms:
         """
         if not config.runtime.deployment:
             _require(
-                self.policy is None and self.folder is None,
+                self.simulated and self.policy is None and self.folder is None,
                 "runtime.deployment: false draws from a seed that the server knows, and this node "
-                "has users of its own; write true",
+                "is real; write runtime.deployment: true",
             )
             return
         _require(

@@ -15,6 +15,7 @@ from fedpriv.errors import InputError, Interrupted, WorkerLost
 from fedpriv.federation.payment import RoundChanged
 from fedpriv.federation.plan import Plan
 from fedpriv.federation.round_record import RoundRecord
+from fedpriv.federation.simulated import check_nodes
 
 #: What to write instead of an argument of Flower's `start`.
 _INSTEAD = {
@@ -74,8 +75,9 @@ class RunLoop(Strategy):
         Flower's other arguments none is taken but a `num_rounds` that is the config's own.
 
         Raises:
-            InputError: an argument that would be ignored, with the key to write instead; or a
-                node found the user's data or config wrong.
+            InputError: an argument that would be ignored, with the key to write instead; nodes
+                that are real where the config says simulated, or the other way round; or a node
+                found the user's data or config wrong.
             Interrupted: the user asked to stop, between rounds or while nodes were working.
             BudgetError: the next round would exceed the budget.
             WorkerLost: a simulated node died that nobody replaces, or again and again; finished
@@ -90,6 +92,7 @@ class RunLoop(Strategy):
             evaluate_config=evaluate_config,
             evaluate_fn=evaluate_fn,
         )
+        check_nodes(grid, self.plan.config)
         arrays = self.broadcast()
         result = Result(arrays=arrays)
         try:

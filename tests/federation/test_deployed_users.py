@@ -3,30 +3,35 @@
 import json
 import math
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
-from deployed import context_of, deployed_config, hosting_answer, start_of, train_answer
-from flwr.app import Context, Message
-from flwr.app.error import Error
-from in_process import InProcessGrid, Silent, small_config
+from deployed import (
+    COUNTS,
+    AfterRound,
+    Deployed,
+    context_of,
+    deployed_config,
+    hosting_answer,
+    start_of,
+    three_nodes,
+    train_answer,
+    trained,
+)
+from in_process import Silent, drive_on, small_config
 from replies import hosting_of, sum_of
 from writers import by_writers, write_writers
 
 from fedpriv import experiment
 from fedpriv.errors import BudgetError, InputError
 from fedpriv.federation import client_app
-from fedpriv.federation.client_app import app
 from fedpriv.federation.gate import reason_in
-from fedpriv.federation.messages import work_of
 from fedpriv.privacy import Adjacency, Ledger, Purpose, Randomness, RdpAccountant
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.spent import spent
 from fedpriv.reporting.statement import privacy_statement
 from fedpriv.training.cohort import train_cohort
 
-COUNTS = {100 + number: 4 for number in range(12)}
 REST = {writer: count for writer, count in COUNTS.items() if writer != 100}
 RECIPES = [
     {},
@@ -150,57 +155,6 @@ def test_a_node_says_nothing_of_what_is_wrong_with_its_data(tmp_path, folders, c
     assert "private-name" in caplog.text
 
 
-class Deployed(InProcessGrid):
-    """Nodes with folders of their own; those in `away` are not there."""
-
-    def __init__(self, folders: list[Path]) -> None:
-        super().__init__(len(folders))
-        self.folders = folders
-        self.away: set[int] = set()
-        self.messages: Counter[tuple[int, int]] = Counter()
-
-    def get_node_ids(self) -> list[int]:
-        return [node for node in super().get_node_ids() if node - 1000 not in self.away]
-
-    def context(self, number: int) -> Context:
-        """What a node's own settings are."""
-        return context_of(self.folders[number], number, len(self.folders))
-
-    def answer(self, message: Message) -> Message:
-        node = message.metadata.dst_node_id
-        if message.metadata.message_type == "train":
-            self.messages.update((node - 1000, user) for user in work_of(message).users)
-        try:
-            return app(message, self.context(node - 1000))
-        except Exception as error:
-            return Message(Error(code=2, reason=repr(error)), reply_to=message)
-
-
-class AfterRound(Silent):
-    """Calls something when a round is finished."""
-
-    def __init__(self, round_: int, then) -> None:
-        super().__init__()
-        self.round, self.then = round_, then
-
-    def finished(self, row) -> None:
-        super().finished(row)
-        if row["round"] == self.round:
-            self.then()
-
-
-def three_nodes(tmp_path):
-    parts = [dict(list(COUNTS.items())[number::3]) for number in range(3)]
-    return [write_writers(tmp_path / f"node{p}", part) for p, part in enumerate(parts)]
-
-
-def trained(config, grid, observer):
-    prepared = experiment.prepare(config)
-    directory = experiment.create(prepared)
-    experiment.train(prepared, directory, observer, lambda strategy: strategy.start(grid))
-    return directory
-
-
 LOCAL_NOISE = {
     "rounds": 10,
     "privacy__noise_by": "users",
@@ -280,7 +234,7 @@ def test_places_are_those_of_the_run_also_after_a_resume(tmp_path):
     grid = Deployed(folders[1:] + folders[:1])  # other folders under the same numbers: other people
     observer = Silent()
     with pytest.raises(InputError, match="no node is left"):
-        experiment.train(prepared, again, observer, lambda strategy: strategy.start(grid))
+        experiment.train(prepared, again, observer, drive_on(grid))
     assert Ledger.open(directory.ledger).places == known
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app.error import Error
-from in_process import InProcessGrid, Silent, small_config
+from in_process import InProcessGrid, Silent, drive_on, small_config
 
 from fedpriv import experiment
 from fedpriv.errors import ClientFault
@@ -206,7 +206,7 @@ class Lying(InProcessGrid):
 def train(folder, grid, **changes):
     prepared = experiment.prepare(small_config(run_dir=str(folder), **changes))
     directory, observer = experiment.create(prepared), Silent()
-    experiment.train(prepared, directory, observer, lambda strategy: strategy.start(grid))
+    experiment.train(prepared, directory, observer, drive_on(grid))
     return prepared, directory, observer
 
 

@@ -484,7 +484,7 @@ def test_a_round_is_reported_while_the_next_is_trained_where_that_is_safe(tmp_pa
 
     prepared = experiment.prepare(small_config(**changes, rounds=2, run_dir=str(tmp_path / "run")))
     directory = experiment.create(prepared)
-    experiment.train(prepared, directory, Told(), lambda strategy: strategy.start(grid))
+    experiment.train(prepared, directory, Told(), drive_on(grid))
     expected = ["ask 1", "listen", "ask 2", "report 1", "listen", "report 2"]
     if kind != "simulation":
         expected[2:4] = ["report 1", "ask 2"]

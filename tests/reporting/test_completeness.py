@@ -11,6 +11,7 @@ from rich.console import Console
 
 from fedpriv import experiment
 from fedpriv.errors import InputError
+from fedpriv.flower_app import LogLines
 from fedpriv.privacy import Ledger
 from fedpriv.reporting.ledgers import verify
 from fedpriv.reporting.reader import read_run
@@ -70,7 +71,7 @@ def test_nothing_of_a_budget_is_won_by_cutting(run):
     remove(run, "checkpoints")
     directory, prepared = experiment.reopen(run)
     with pytest.raises(InputError, match="charges nothing for round 3"):
-        experiment.train(prepared, directory, experiment.LogLines(), lambda _: None)
+        experiment.train(prepared, directory, LogLines(), lambda _: None)
     assert len(directory.read_metrics()) == 4
 
 

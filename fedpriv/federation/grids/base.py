@@ -33,6 +33,8 @@ class OwnGrid(Grid):
 
     #: Whether a node that died comes back. Those of Flower's own grids do not.
     replaces_nodes = True
+    #: Whether the nodes are simulated: see `fedpriv.federation.simulated`.
+    simulated = True
 
     def __init__(self) -> None:
         self._run: Any = None
