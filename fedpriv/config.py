@@ -87,6 +87,11 @@ class EvaluationConfig(Section):
     """When the model is measured on the held-out examples."""
 
     every: Annotated[int, Field(ge=1)] = Field(default=5, description="Rounds between evaluations.")
+    held_out: Annotated[KeptPath | None, NO_BEARING] = Field(
+        default=None,
+        description="The file of `fedpriv config held-out`, which is all that a deployment's "
+        "server needs of the data; null: it needs the data set in data.path.",
+    )
     batch_size: Annotated[int, Field(ge=1)] = Field(default=500, description="Examples a batch.")
     decoder: Literal["greedy", "beam"] = Field(
         default="greedy",
@@ -179,6 +184,15 @@ class ExperimentConfig(Section):
                 "runtime.ray_address: privacy.error_feedback: user keeps memories in the run "
                 "directory, which the other machines of a cluster do not see: write ray_address: "
                 "null or error_feedback: none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _users_are_somewhere(self) -> ExperimentConfig:
+        if self.evaluation.held_out is not None and not self.runtime.deployment:
+            raise ValueError(
+                "evaluation.held_out: a file without users is for runtime.deployment: true, where "
+                "they are at the nodes; write null"
             )
         return self
 

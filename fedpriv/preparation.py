@@ -16,6 +16,7 @@ from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.stack_size import Room, fitting_stack, measured_stack
 
 if TYPE_CHECKING:
+    from fedpriv.data.federated import FederatedDataset
     from fedpriv.federation.plan import Plan
 
 
@@ -34,7 +35,7 @@ def ready_trainer(
         InputError: data, model, settings of the machine, or a δ or cohort for so many users are
             impossible.
     """
-    trainer = build_trainer(config)
+    trainer = build_trainer(config, _without_users(config))
     # The plan asks it too, when Ray may be starting already.
     config.check_population(population_of(config, trainer.dataset))
     if config.runtime.stack == "measure" or (
@@ -49,6 +50,15 @@ def ready_trainer(
 
         load_seed_model(config, trainer.model)
     return config, trainer
+
+
+def _without_users(config: ExperimentConfig) -> FederatedDataset | None:
+    """Return what the server of a deployment knows of the data, where a file holds all of it."""
+    if config.evaluation.held_out is None:
+        return None
+    from fedpriv.held_out import read_held_out
+
+    return read_held_out(config.evaluation.held_out, config.data.name)
 
 
 def plan_for(config: ExperimentConfig, trainer: CohortTrainer) -> Plan:

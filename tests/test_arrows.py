@@ -23,7 +23,7 @@ FLOORS: tuple[set[str], ...] = (
     {"config"},
     {"config_files"},
     {"federation"},
-    {"seed_model"},
+    {"seed_model", "held_out"},
     {"preparation"},
     {"reporting"},
     {"experiment"},

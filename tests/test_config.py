@@ -203,7 +203,9 @@ def test_no_number_is_taken_from_what_is_none(tmp_path, key, value):
 
 
 def has(key: str) -> list[str]:
-    """Overrides that name a data set which has such a key."""
+    """Overrides that go with such a key: a data set that has it, or a deployment."""
+    if key == "evaluation.held_out":
+        return ["runtime.deployment=true"]
     names = {"speech": "synthetic_speech", "synthetic": "synthetic_images", "path": "idx_images"}
     section, name = ([*key.split("."), ""])[:2]
     return (
@@ -247,6 +249,7 @@ PATHS = [
     "data.path",
     "data.speech.alphabet",
     "data.speech.cache",
+    "evaluation.held_out",
 ]
 
 

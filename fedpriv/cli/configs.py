@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-from fedpriv.cli.common import CONFIG, ConfigPath, Overrides, say
+from fedpriv.cli.common import CONFIG, ConfigPath, Overrides, file_or_folder, say
 from fedpriv.reporting.terminal import one_line
+
+Written = Annotated[Path, typer.Argument(parser=file_or_folder, metavar="FILE")]
 
 config_app = typer.Typer(help="Look at and check configs.", no_args_is_help=True)
 
@@ -44,6 +48,20 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     print(f"{one_line(str(config))}: valid; {prepared.config.rounds} rounds cost {cost}")
     if mechanism.trust is not None:
         print(mechanism.trust)
+
+
+@config_app.command(epilog=f"{CONFIG}; FILE: the file to write")
+def held_out(config: ConfigPath, file: Written, overrides: Overrides = None) -> None:
+    """Write what the server of a deployment of CONFIG needs of its data: no users are in it."""
+    from fedpriv.config_files import load_config
+    from fedpriv.data.registry import build_dataset
+    from fedpriv.held_out import write_held_out
+    from fedpriv.reporting.run_directory import require_no_record
+
+    loaded = load_config(config, overrides or [])
+    require_no_record(file, "FILE")
+    write_held_out(build_dataset(loaded.data, loaded.seed), loaded.data.name, file)
+    print(f"{one_line(str(file))}: held-out examples of {loaded.data.name}, and no users")
 
 
 @config_app.command()

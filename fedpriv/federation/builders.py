@@ -59,9 +59,15 @@ from fedpriv.training.user_cache import UserCache
 NO_PAYLOADS: Mapping[str, float] = MappingProxyType({})
 
 
-def build_trainer(config: ExperimentConfig) -> CohortTrainer:
-    """Return what a node needs to train its users: data, model, recipe, clipping rule."""
-    dataset = build_dataset(config.data, config.seed)
+def build_trainer(
+    config: ExperimentConfig, dataset: FederatedDataset | None = None
+) -> CohortTrainer:
+    """Return what a node needs to train its users: data, model, recipe, clipping rule.
+
+    `dataset` is what there is of the data where that is not the config's data set.
+    """
+    if dataset is None:
+        dataset = build_dataset(config.data, config.seed)
     device = resolve_device(config.runtime.device)
     set_tf32(config.local.precision == "tf32", device)
     model = _built_model(config, dataset, device)

@@ -39,7 +39,9 @@ _ROUNDING = 1e-9
 _FEWEST, _MOST = 1e-6, 1e6  # of a noise multiplier, as in a config
 # Paths of a config that belong to the server: a node does not look at them, nor at data.path where
 # it has a folder of its own.
-_OF_THE_SERVER = frozenset({"run_dir", "code", "seed_model.path", "data.path"})
+_OF_THE_SERVER = frozenset(
+    {"run_dir", "code", "seed_model.path", "data.path", "evaluation.held_out"}
+)
 
 Count = Annotated[int, Field(ge=1)]
 #: Who adds noise: silos are those of `privacy.unit: example`.
