@@ -429,7 +429,9 @@ class _Recorder:
             row |= self._with_pld(record.epsilon)
             row["held_out"] = self._evaluate()
             row["quality"] = self._experiment.trainer.task.quality.record()
-        if not config.runtime.deployment:
+        if config.runtime.deployment:
+            row |= {"nodes_absent": record.nodes_absent, "tries": record.tries}
+        else:
             row["simulation_only"] = _seen(record, names)
             if self._memory is not None:
                 row["simulation_only"] |= _seen_of_memories(record)

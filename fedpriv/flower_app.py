@@ -18,7 +18,7 @@ from fedpriv.errors import FedprivError, InputError
 from fedpriv.experiment import Experiment, create, prepare, reopen, stop_signal, train
 from fedpriv.federation.simulated import check_nodes
 from fedpriv.reporting.run_directory import RunDirectory
-from fedpriv.reporting.wording import KNOWN_SEED, spent_text
+from fedpriv.reporting.wording import KNOWN_SEED, missing_text, spent_text
 from fedpriv.sections import user_path
 from fedpriv.seed_model import with_seed_model
 from fedpriv.tasks.quality import WORD_ERROR_RATE
@@ -85,7 +85,9 @@ class LogLines:
     def finished(self, row: dict[str, Any]) -> None:
         """Say what a round cost."""
         known = f" ({KNOWN_SEED})" if "simulation_only" in row else ""
-        _LOG.info("round %d: %s%s", row["round"], spent_text(row), known)
+        missing = missing_text(row)
+        beside = f"; {missing}" if missing else ""
+        _LOG.info("round %d: %s%s%s", row["round"], spent_text(row), known, beside)
 
     def say(self, sentence: str) -> None:
         """Pass a sentence on."""

@@ -73,6 +73,22 @@ class RuntimeConfig(Section):
         default=3600.0,
         description="Seconds to wait for nodes in a round; a late node is a dropout.",
     )
+    join_timeout: Annotated[Positive, NO_BEARING] = Field(
+        default=60.0,
+        description="Deployment: seconds to wait for nodes to come, at the start for all of "
+        "`workers`, later for node_share of them.",
+    )
+    node_share: Annotated[float, Field(ge=0, le=1), NO_BEARING] = Field(
+        default=0.5,
+        description="Deployment: the smallest share of the nodes (`workers`) whose sums make a "
+        "round. With fewer it is lost: it releases nothing and is tried again. Noise that nodes, "
+        "users or silos have added in it is charged all the same.",
+    )
+    retries: Annotated[int, Field(ge=0), NO_BEARING] = Field(
+        default=3,
+        description="Deployment: how often a round that was lost is tried again, before the run "
+        "stops and can be resumed.",
+    )
     deployment: bool = Field(
         default=False,
         description="Nodes host users of their own, and sampling and noise are seeded from the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
@@ -22,12 +23,23 @@ from fedpriv.training.cohort import CohortSum
 
 # Between two looks for what nobody announces: nodes that come, and replies on Flower's own grids.
 _POLL_SECONDS = 0.005
+# Before one says for how many nodes one waits.
+_PATIENCE = 10.0
 # flwr's ErrorCode: LOAD_CLIENT_APP_EXCEPTION and CLIENT_APP_RAISED_EXCEPTION.
 _CLIENT_CODE_RAISED = (1, 2)
 
 
+class RoundLost(Exception):  # noqa: N818 - not an error: the round is tried again
+    """Too few nodes of a deployment took part in a round, with the reason in a few words."""
+
+
 class Nodes:
-    """Speaks with the nodes of a run over a grid."""
+    """Speaks with the nodes of a run over a grid.
+
+    Attributes:
+        lost: how many were asked in the last round and sent no sum that counts.
+        absent: how many nodes of a deployment were not there to be asked.
+    """
 
     def __init__(
         self, plan: Plan, ledger: Ledger, stop: threading.Event, say: Callable[[str], None]
@@ -38,6 +50,8 @@ class Nodes:
         self._say = say
         self._hosting: Hosting | None = None
         self._asked: dict[int, Asked] = {}
+        self._told = ""
+        self._there = self.lost = self.absent = 0
 
     def split(
         self, grid: Grid, cohort: np.ndarray, at_home: bool
@@ -46,12 +60,18 @@ class Nodes:
 
         Nodes come and go, and are then asked anew whom they host. Those that add a share of the
         noise are asked though they have none of the users. For `at_home` see `Hosting.split`.
+
+        Raises:
+            RoundLost: too few nodes of a deployment are there; nobody has been asked.
         """
         known = self._hosting
         if known is None or known.node_ids != set(grid.get_node_ids()):
             self._hosting = known = self._ask_whom_they_host(grid, first=known is None)
         everybody = self._plan.mechanism.asks_all_nodes
         shares = [each for each in known.split(cohort, at_home) if len(each[1]) or everybody]
+        self._there = len(known.nodes)
+        self.absent = max(0, self._workers - self._there) if self._deployed else 0
+        self._require_enough(self._there, "are there")
         self._asked = {node.node_id: Asked(node.partition, len(users)) for node, users in shares}
         return shares
 
@@ -76,6 +96,7 @@ class Nodes:
         Raises:
             InputError, ClientFault: as `_answers`; and in a simulation, whose nodes do not lie,
                 where a sum does not count.
+            RoundLost: too few sums of a deployment count.
         """
         sizes, mechanism = self._plan.sizes, draw.mechanism
         expected = Expected(
@@ -96,7 +117,25 @@ class Nodes:
             else:
                 found[partition] = summed
                 del self._asked[reply.metadata.src_node_id]
+        self.lost = len(self._asked)
+        self._require_enough(self._there - self.lost, "took part")
         return dict(sorted(found.items()))
+
+    def _require_enough(self, nodes: int, what: str) -> None:
+        if self._deployed and nodes < self._least:
+            raise RoundLost(
+                f"{nodes} of {self._workers} nodes {what}, and by runtime.node_share "
+                f"{self._least} make a round"
+            )
+
+    @property
+    def _least(self) -> int:
+        """How many nodes of a deployment make a round."""
+        return math.ceil(self._plan.config.runtime.node_share * self._workers)
+
+    @property
+    def _workers(self) -> int:
+        return self._plan.config.runtime.workers
 
     def _leave_out(self, reply: Message, why: Refused | str) -> None:
         self._say(f"node {reply.metadata.src_node_id} takes no part: {why}")
@@ -106,12 +145,18 @@ class Nodes:
 
         Those of a simulation that add shares of the noise are waited for: too few, and the round
         would cost what it costs for noise alone.
+
+        Raises:
+            InputError: they do not come, or those who come host others than this run began with.
+            RoundLost: too few of them come again.
         """
         config, data = self._plan.config, self._plan.data
         needed = 0 if self._deployed else self._plan.mechanism.needed
-        nodes = self._awaited(grid, config.runtime.workers if first or needed else 1)
+        nodes = self._awaited(grid, first, needed)
         asked = grid.push_messages([query_message(node, config, data) for node in nodes])
         found = self._hosts(self._answers(self.replies(grid, asked)), nodes)
+        if self._deployed and not found:
+            raise RoundLost(f"none of {len(nodes)} nodes says whom it hosts")
         if len(found) < max(1, needed):
             if not getattr(grid, "replaces_nodes", False):
                 raise WorkerLost("no worker answered")
@@ -120,7 +165,20 @@ class Nodes:
         hosting = Hosting.of(found).placed(self._ledger, places, self._say)
         if not hosting.nodes:
             raise InputError("no node is left that hosts the users that this run began with")
+        self._tell_who_is_missing(len(hosting.nodes))
         return hosting
+
+    def _tell_who_is_missing(self, there: int) -> None:
+        if not self._deployed or there == self._workers:
+            self._told = ""
+            return
+        sentence = (
+            f"{there} of {self._workers} nodes take part; the users of the others contribute "
+            "nothing until they do"
+        )
+        if sentence != self._told:
+            self._told = sentence
+            self._say(sentence)
 
     def _hosts(self, replies: Iterable[Message], asked: list[int]) -> list[NodeUsers]:
         """Return what nodes say of themselves, without those who contradict what is known.
@@ -157,14 +215,35 @@ class Nodes:
             self._say(f"node {node.node_id} takes no part: {why}")
         return kept
 
-    def _awaited(self, grid: Grid, expected: int) -> list[int]:
-        """Return the ids of the nodes, once `expected` of them are there."""
-        deadline = time.monotonic() + self._plan.config.runtime.round_timeout
-        while len(nodes := list(grid.get_node_ids())) < expected:
+    def _awaited(self, grid: Grid, first: bool, needed: int) -> list[int]:
+        """Return the ids of the nodes, once enough of them are there.
+
+        A run begins with all of them. One that goes on waits for all, and takes what makes a round.
+        """
+        runtime, begun = self._plan.config.runtime, bool(self._ledger.places)
+        if self._deployed:
+            wanted = runtime.workers if first else max(1, self._least)
+            seconds, least = runtime.join_timeout, max(1, self._least) if begun else wanted
+        else:
+            least = wanted = runtime.workers if first or needed else 1
+            seconds = runtime.round_timeout
+        began, told = time.monotonic(), False
+        while len(nodes := list(grid.get_node_ids())) < wanted:
+            waited = time.monotonic() - began
             if self._stop.is_set():
                 raise Interrupted("stopped while waiting for nodes")
-            if time.monotonic() > deadline:
-                raise InputError(f"only {len(nodes)} of {expected} nodes (runtime.workers) came")
+            if waited > seconds:
+                if len(nodes) >= least:
+                    break
+                if self._deployed and begun:
+                    raise RoundLost(f"{len(nodes)} of {runtime.workers} nodes are there")
+                raise InputError(
+                    f"only {len(nodes)} of {wanted} nodes (runtime.workers) came within "
+                    f"{seconds:g} s; start the others, or write how many there are"
+                )
+            if waited > _PATIENCE and not told:
+                told = True
+                self._say(f"waiting for nodes: {len(nodes)} of {wanted} are there")
             time.sleep(_POLL_SECONDS)
         return nodes
 
@@ -174,8 +253,8 @@ class Nodes:
         Raises:
             InputError: a node of a simulation reported that the user's input is wrong. In a
                 deployment the operator is told, and the others go on.
-            ClientFault: the client code itself raised: in a simulation on any node, in a
-                deployment on all that answered.
+            ClientFault: the client code of a simulation itself raised. In a deployment that node
+                is lost.
         """
         good, crashed = [], []
         for reply in replies:
@@ -186,9 +265,11 @@ class Nodes:
             elif not reply.has_error():
                 good.append(reply)
             elif reply.error.code in _CLIENT_CODE_RAISED:
-                crashed.append(reply.error.reason)
-        if crashed and (not good or not self._deployed):
-            raise ClientFault(crashed[0])
+                crashed.append(reply)
+        if crashed and not self._deployed:
+            raise ClientFault(crashed[0].error.reason)
+        for reply in crashed:
+            self._leave_out(reply, "its code raised; its own log says why")
         return good
 
     @property

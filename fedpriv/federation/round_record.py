@@ -25,6 +25,8 @@ class RoundRecord:
         lr: the server's learning rate.
         seconds: wall time of the round.
         nodes_lost: nodes that were asked and did not answer.
+        nodes_absent: nodes of a deployment that were not there to be asked.
+        tries: how often the round was tried; too few nodes took part before.
         sums: what each node saw, in the order of partitions, without the sum itself, which is
             as large as the model. Private: simulation only.
         block_norms: `[blocks]`, L2 norms of the averaged update's blocks, of the release alone.
@@ -44,6 +46,8 @@ class RoundRecord:
     lr: float
     seconds: float
     nodes_lost: int
+    nodes_absent: int
+    tries: int
     sums: tuple[CohortSum, ...]
     block_norms: tuple[float, ...]
     block_noise: tuple[float, ...]

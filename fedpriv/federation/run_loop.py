@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedpriv.errors import InputError, Interrupted, WorkerLost
+from fedpriv.federation.nodes import RoundLost
 from fedpriv.federation.payment import RoundChanged
 from fedpriv.federation.plan import Plan
 from fedpriv.federation.round_record import RoundRecord
@@ -37,11 +38,15 @@ class RunLoop(Strategy):
         on_round: Callable[[RoundRecord], None],
         stop: threading.Event,
         first_round: int,
+        say: Callable[[str], None],
     ) -> None:
         self.plan = plan
         self.next_round = first_round
         self._on_round = on_round
         self._stop = stop
+        self._say = say
+        #: How often the round has been tried: each time but the last too few nodes took part.
+        self.tries = 0
         self._record: RoundRecord | None = None
         self._unreported: RoundRecord | None = None
 
@@ -53,6 +58,7 @@ class RunLoop(Strategy):
 
         Raises:
             RoundChanged: it gave another sum than the one that was charged, and must be run again.
+            RoundLost: too few nodes took part; nothing was released.
         """
 
     @abstractmethod
@@ -80,8 +86,8 @@ class RunLoop(Strategy):
                 found the user's data or config wrong.
             Interrupted: the user asked to stop, between rounds or while nodes were working.
             BudgetError: the next round would exceed the budget.
-            WorkerLost: a simulated node died that nobody replaces, or again and again; finished
-                rounds are kept.
+            WorkerLost: a simulated node died that nobody replaces, or again and again, or too few
+                nodes of a deployment took part in a round; finished rounds are kept.
         """
         _refuse_arguments(
             self.plan.config.rounds,
@@ -97,16 +103,35 @@ class RunLoop(Strategy):
         result = Result(arrays=arrays)
         try:
             for round_ in range(self.next_round, self.plan.config.rounds + 1):
-                try:
-                    arrays, metrics = self.run_round(round_, arrays, grid)
-                except RoundChanged:
-                    arrays, metrics = self.run_round(round_, arrays, grid)
+                arrays, metrics = self._finished_round(round_, arrays, grid)
                 result.arrays = arrays
                 result.train_metrics_clientapp[round_] = metrics
                 self._check_end(round_, grid)
         finally:
             self._report()
         return result
+
+    def _finished_round(
+        self, round_: int, arrays: ArrayRecord, grid: Grid
+    ) -> tuple[ArrayRecord, MetricRecord]:
+        """Run a round, and run it again where its sum has changed or too few nodes took part."""
+        retries, changed, self.tries = self.plan.config.runtime.retries, False, 0
+        while True:
+            self.tries += 1
+            try:
+                return self.run_round(round_, arrays, grid)
+            except RoundChanged:
+                if changed:
+                    raise
+                changed = True
+                self.tries -= 1
+            except RoundLost as why:
+                if self.tries > retries:
+                    raise WorkerLost(
+                        f"round {round_} was lost {self.tries} times: {why}; what is finished is "
+                        "kept: resume the run when the nodes are back"
+                    ) from None
+                self._say(f"round {round_} is lost, and nothing of it released: {why}; again")
 
     @property
     def finished(self) -> bool:

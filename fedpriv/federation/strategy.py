@@ -57,7 +57,7 @@ class PrivateFedAvg(RunLoop):
         memory: MemoryStore | None = None,
         say: Callable[[str], None] = lambda sentence: None,
     ) -> None:
-        super().__init__(plan, on_round, stop, first_round)
+        super().__init__(plan, on_round, stop, first_round, say)
         self.server, self.ledger = server, ledger
         #: The clip bounds of the next round where they adapt; empty where they are fixed.
         self.bounds = bounds or (
@@ -72,7 +72,7 @@ class PrivateFedAvg(RunLoop):
         self._watch = Stopwatch(plan.config.runtime.profile)
         self._draw: Draw
         self._noise: Tensor | None = None
-        self._started, self._asked = 0.0, 0
+        self._started = 0.0
 
     def run_round(
         self, round_: int, arrays: ArrayRecord, grid: Grid
@@ -101,12 +101,12 @@ class PrivateFedAvg(RunLoop):
         """Draw the cohort and return one message a node: parameters and its share of users.
 
         Raises:
-            BudgetError: the round would exceed the privacy budget; nothing has been asked.
+            BudgetError, RoundLost: the round would exceed the privacy budget, or too few nodes are
+                there; nothing has been asked.
         """
         self._started = time.perf_counter()
         self._draw = self._payments.draw(server_round, self.bounds)
         shares = self._nodes.split(grid, self._draw.cohort, at_home=self.memory is not None)
-        self._asked = len(shares)
         self._payments.before_asking(self._draw)
         return [self._message(node, users, arrays) for node, users in shares]
 
@@ -133,7 +133,6 @@ class PrivateFedAvg(RunLoop):
         total = torch.zeros(parameters + len(self.bounds), dtype=torch.float64)
         with self._watch.measure("add up"):
             sums = self._nodes.sums(replies, self._draw)
-            lost = self._asked - len(sums)
             noise_only = len(sums) < self.plan.mechanism.needed
             sums = {} if noise_only else sums
             for partition, summed in sums.items():
@@ -161,14 +160,16 @@ class PrivateFedAvg(RunLoop):
             sums=tuple(sums.values()),
             lr=self.server.lr(server_round),
             seconds=time.perf_counter() - self._started,
-            nodes_lost=lost,
+            nodes_lost=self._nodes.lost,
+            nodes_absent=self._nodes.absent,
+            tries=self.tries,
             bounds=self.bounds,
             spans=spans,
             journals=tuple(map(self._journal, sums)) if self.memory else (),
             noise_only=noise_only,
         )
         self.next_round = server_round + 1
-        return self.broadcast(), MetricRecord({"nodes-lost": lost})
+        return self.broadcast(), MetricRecord({"nodes-lost": self._nodes.lost})
 
     def _paid_release(self, total: Tensor, noise_only: bool) -> Tensor:
         """Return `total` with noise, after the ledger has been charged for it (see `settle`)."""

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.reporting.terminal import one_line, print_lines
-from fedpriv.reporting.wording import beside_epsilon, smallest, spent_text
+from fedpriv.reporting.wording import beside_epsilon, missing_text, smallest, spent_text
 from fedpriv.tasks.quality import WORD_ERROR_RATE, quality_of
 
 if TYPE_CHECKING:
@@ -119,8 +119,8 @@ class ProgressLines:
         # By PLD, which is tighter, where a run has it: at evaluations.
         if "pld" in row["epsilon"] or not self._tight:
             self._warn_of_budget(smallest(row)[0])
-        if row["nodes_lost"]:
-            parts.append(Text(f"{row['nodes_lost']} nodes lost", style="yellow"))
+        if missing := missing_text(row):
+            parts.append(Text(missing, style="yellow"))
         if seen:
             parts.append(self._seen_text(seen))
         self._print(Text("  ").join(parts))

@@ -394,13 +394,33 @@ def _floating_point(run: Run) -> tuple[str, ...]:
     )
 
 
+def _attendance(run: Run) -> tuple[str, ...]:
+    """Return in how many rounds of a deployment nodes were missing; nothing for none."""
+    counts = {
+        "nodes were lost in": [row for row in run.rows if row.get("nodes_lost")],
+        "nodes were absent in": [row for row in run.rows if row.get("nodes_absent")],
+        "too few nodes took part at first in": [r for r in run.rows if r.get("tries", 1) > 1],
+    }
+    told = [
+        f"{what} {len(rows)} (rounds {round_ranges([row['round'] for row in rows])})"
+        for what, rows in counts.items()
+        if rows
+    ]
+    if not told:
+        return ()
+    return (
+        f"Of {len(run.rows)} rounds {'; '.join(told)}. Users of a node that is missing contribute "
+        "zero, and noise, denominator and charge stay as they are.",
+    )
+
+
 def _logged(run: Run) -> tuple[str, ...]:
     seen = ", ".join(sorted(run.rows[-1].get("simulation_only", {})))
     if not seen:
         return (
             "Nothing from the users' own values beside the releases. How long rounds took and how "
             "many nodes were lost is in metrics.jsonl.",
-            *((HOSTED,) if run.deployed else ()),
+            *((HOSTED, *_attendance(run)) if run.deployed else ()),
         )
     sizes = run.environment.get("simulation_only", {}).get("data")
     also = " In environment.json: how many examples users have." if sizes else ""

@@ -64,3 +64,12 @@ def spent_text(row: Mapping[str, Any]) -> str:
             median = epsilon_text(row[f"{payer}s"]["median"])
             return f"ε of the worst {payer} {shown}, of the median one {median} by RDP, {delta}"
     return f"ε {shown}, {delta}"
+
+
+def missing_text(row: Mapping[str, Any]) -> str:
+    """Return which nodes were missing in the round of a metrics row; empty for none."""
+    counted = {"lost": row["nodes_lost"], "absent": row.get("nodes_absent", 0)}
+    parts = [f"{count} nodes {what}" for what, count in counted.items() if count]
+    if row.get("tries", 1) > 1:
+        parts.append(f"tried {row['tries']} times")
+    return ", ".join(parts)

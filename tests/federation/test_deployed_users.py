@@ -241,7 +241,10 @@ def test_places_are_those_of_the_run_also_after_a_resume(tmp_path):
 def test_a_node_whose_people_are_others_is_refused_and_the_rest_go_on(tmp_path):
     folders = three_nodes(tmp_path)
     config = deployed_config(folders[0], data={"users": 13}, **LOCAL_NOISE)
-    config = config.model_copy(update={"run_dir": tmp_path / "run", "rounds": 6})
+    runtime = config.runtime.model_copy(update={"node_share": 0.3})
+    config = config.model_copy(
+        update={"run_dir": tmp_path / "run", "rounds": 6, "runtime": runtime}
+    )
     grid = Deployed(folders)
 
     def exchanged():

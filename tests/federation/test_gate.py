@@ -363,7 +363,7 @@ def test_a_node_that_lies_of_whom_it_hosts_takes_no_part(tmp_path, lie):
             return reply
 
     grid = Claims(nodes=3)
-    runtime = {"workers": 3, "deployment": True, "device": "cpu"}
+    runtime = {"workers": 3, "deployment": True, "device": "cpu", "node_share": 0.3}
     sampling = {"kind": "fixed_size", "expected_cohort": 60}
     changes = {"runtime": runtime, "rounds": 1, "privacy__sampling": sampling}
     _, _, observer = train(tmp_path / "run", grid, **changes)

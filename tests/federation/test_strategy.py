@@ -50,6 +50,8 @@ PUBLIC = {
     "clip_bound",
     "seconds",
     "nodes_lost",
+    "nodes_absent",
+    "tries",
     "held_out",
     "quality",
 }
@@ -398,8 +400,8 @@ def test_a_deployment_repeats_no_noise_so_a_rerun_round_is_charged_again(tmp_pat
 
 def test_more_users_at_the_nodes_than_accounted_for_is_refused(tmp_path):
     observer, grid = Silent(), _Overfull()
-    config = small_config(run_dir=str(tmp_path / "run"), runtime__deployment=True, rounds=1)
-    prepared = experiment.prepare(config)
+    changes = {"runtime__deployment": True, "runtime__node_share": 0.0, "rounds": 1}
+    prepared = experiment.prepare(small_config(run_dir=str(tmp_path / "run"), **changes))
     experiment.train(prepared, experiment.create(prepared), observer, drive_on(grid))
     assert any("only 10 places are left" in sentence for sentence in observer.sentences)
     trained = [m for m in grid.sent if m.metadata.message_type == "train"]
@@ -571,7 +573,7 @@ def test_a_user_without_data_stops_a_simulation_and_counts_as_zero_in_a_deployme
 
 
 def test_a_deployment_in_which_all_clients_crash_stops_before_it_pays(tmp_path):
-    with pytest.raises(ClientFault, match="KeyError"):
+    with pytest.raises(WorkerLost, match="0 of 2 nodes took part"):
         train_small(tmp_path / "run", Crashing(), runtime__deployment=True)
     assert len(Ledger.open(tmp_path / "run" / "ledger.jsonl")) == 0
 
