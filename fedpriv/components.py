@@ -378,10 +378,13 @@ class Slot:
     Attributes:
         kind: its kind.
         optional: whether null stands for none.
+        later: whether the slot came after configs that have none: what it holds by default is then
+            no component of theirs, and a run's fingerprint stays.
     """
 
     kind: Kind
     optional: bool = False
+    later: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
         return core_schema.with_info_plain_validator_function(
@@ -458,8 +461,10 @@ def slots(section: BaseModel, prefix: str = "") -> list[tuple[str, Component]]:
         mark = next((each for each in about.metadata if isinstance(each, Slot | Named)), None)
         if isinstance(mark, Named) and ":" in value:
             found.append((prefix + name, mark.kind.find(value)))
-        elif mark is not None and isinstance(value, Options):
-            found.append((prefix + name, mark.kind.of(value)))
+        elif isinstance(mark, Slot) and isinstance(value, Options):
+            by_default = mark.later and getattr(value, mark.kind.name_key) == mark.kind.default
+            if not by_default:
+                found.append((prefix + name, mark.kind.of(value)))
         elif isinstance(value, BaseModel):
             found += slots(value, f"{prefix}{name}.")
     return found

@@ -20,7 +20,7 @@ class Trained:
         steps: how many local steps each took: `[U]`.
         shared: `[len(algorithm.shared), P]`, what the server sent beside the model.
         kept: `[U, P]`, what the users had kept; None where they keep nothing.
-        lr: η, the local learning rate.
+        lr: η, the local learning rate, before a schedule.
     """
 
     updates: Tensor

@@ -34,9 +34,16 @@ class Scaffold(Algorithm):
 
     def refuses(self, recipe: LocalTraining) -> str | None:
         """Refuse what makes (x - y)/(Kη) something else than the mean of corrected gradients."""
-        for key in ("momentum", "max_grad_norm", "proximal_mu"):
-            if getattr(recipe, key):
-                return f"local.{key}: its control variates are those of plain SGD steps"
+        refused = {
+            "momentum": recipe.momentum,
+            "max_grad_norm": recipe.max_grad_norm,
+            "proximal_mu": recipe.proximal_mu,
+            "schedule": recipe.schedule.kind != "constant",
+            "optimizer": not recipe.plain,
+        }
+        for key, found in refused.items():
+            if found:
+                return f"local.{key}: its control variates are those of plain SGD steps of one rate"
         return None
 
     def pull(self, shared: Tensor, kept: Tensor | None) -> Tensor:

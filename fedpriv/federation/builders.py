@@ -23,6 +23,7 @@ from fedpriv.models.fitness import require_memory
 from fedpriv.models.parameters import Layout
 from fedpriv.models.products import route_products
 from fedpriv.models.registry import MODELS, build_model
+from fedpriv.optimizers.local import LocalOptimizer, build_local_optimizer
 from fedpriv.privacy.clipping import (
     AdaptiveBounds,
     ClippingRule,
@@ -51,7 +52,7 @@ from fedpriv.training.device import resolve_device, set_tf32
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.options import LocalConfig
 from fedpriv.training.separate import look_at_rows
-from fedpriv.training.stack_size import planned_stack
+from fedpriv.training.stack_size import planned_stack, remembered_by
 from fedpriv.training.trial import try_model
 from fedpriv.training.user_cache import UserCache
 
@@ -76,11 +77,12 @@ def build_trainer(
     layout = Layout.of(model)
     feedback, algorithm = build_error_feedback(config.privacy, layout), build_algorithm(config)
     task = task_of(config, dataset)
+    recipe = _recipe(config.local, algorithm, sizes_a_second(model, dataset.input_shape))
     return CohortTrainer(
         dataset=dataset,
         model=model,
         task=task,
-        recipe=_recipe(config.local, algorithm, sizes_a_second(model, dataset.input_shape)),
+        recipe=recipe,
         clipping=build_clipping(
             config.privacy.clipping if config.privacy else None,
             layout,
@@ -91,7 +93,7 @@ def build_trainer(
         randomness=build_local_randomness(config),
         device=device,
         engine=_engine(config, dataset, model, task),
-        stack=_stack(config, model, task),
+        stack=_stack(config, model, task, recipe.optimizer),
         tolerant=config.runtime.deployment,
         cache=UserCache(config.runtime.cache_mib * 2**20),
         # What is recorded adds updates up as they are.
@@ -177,19 +179,25 @@ def _engine(
     return engine if rows.separate and not rows.drawn else "sequential"
 
 
-def _stack(config: ExperimentConfig, model: nn.Module, task: Task[Any]) -> int:
+def _stack(
+    config: ExperimentConfig, model: nn.Module, task: Task[Any], optimizer: LocalOptimizer
+) -> int:
     """Return the number of users to stack; where it is to be measured, one to begin with."""
     runtime, parameters = config.runtime, Layout.of(model).total
     if isinstance(runtime.stack, int):
         return runtime.stack
     memory = runtime.stack_mib * 2**20
-    return planned_stack(parameters, memory, task.long_examples, config.local.momentum > 0)
+    return planned_stack(parameters, memory, task.long_examples, remembered_by(optimizer))
 
 
 def _recipe(config: LocalConfig, algorithm: Algorithm, a_second: float = 1.0) -> LocalTraining:
     """Return the recipe; `a_second` is what a second of sound adds to an example's size."""
-    shared = config.model_dump(exclude={"optimizer", "batch_seconds", "spec_augment"})
-    shared["proximal_mu"] = algorithm.proximal_mu or config.proximal_mu
+    apart = {"optimizer", "momentum", "schedule", "batch_seconds", "spec_augment"}
+    shared = config.model_dump(exclude=apart) | {
+        "proximal_mu": algorithm.proximal_mu or config.proximal_mu,
+        "optimizer": build_local_optimizer(config.optimizer, config.momentum),
+        "schedule": config.schedule,
+    }
     if config.batch_seconds is None:
         return LocalTraining(**shared)
     return LocalTraining(**shared, batch_sizes=round(config.batch_seconds * a_second))

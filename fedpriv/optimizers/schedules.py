@@ -1,5 +1,6 @@
-"""How the server's learning rate moves over the rounds."""
+"""How learning rates move: the server's over the rounds, a user's over its steps of a round."""
 
+import math
 from typing import Literal
 
 import torch
@@ -101,6 +102,48 @@ def _decay(schedule: ScheduleConfig, round_: int, rounds: int) -> float:
         if round_ <= begin:
             return 1.0
         return 1.0 - (1.0 - schedule.final_factor) * (round_ - begin) / (rounds - begin)
+    return 1.0
+
+
+class LocalScheduleConfig(Section):
+    """A factor on the local learning rate, as a function of the step: see `local_factor`."""
+
+    kind: Literal["constant", "linear", "cosine"] = Field(
+        default="constant",
+        description="constant; linear or cosine: falls over a user's steps of a round",
+    )
+    final_factor: float = Field(
+        default=0.0, ge=0, le=1, description="linear, cosine: the factor after the last step"
+    )
+
+    @model_validator(mode="after")
+    def _settings_fit_the_kind(self) -> "LocalScheduleConfig":
+        if self.kind == "constant" and self.final_factor:
+            raise ValueError("final_factor has no meaning for kind constant: leave it out")
+        return self
+
+
+def local_factor(schedule: LocalScheduleConfig, step: int, steps: int) -> float:
+    """Return what multiplies the local learning rate in step k = `step` of a user's K = `steps`.
+
+    With f = `final_factor`, which would be that of a step K + 1, and x = (k - 1)/K:
+
+    - constant: 1;
+    - linear: 1 - (1 - f) · x;
+    - cosine: f + (1 - f) · (1 + cos πx)/2.
+
+    Raises ValueError unless 1 ≤ k ≤ K.
+
+    >>> [local_factor(LocalScheduleConfig(kind="linear"), k, 4) for k in range(1, 5)]
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    if not 1 <= step <= steps:
+        raise ValueError(f"step {step} is not one of 1 to {steps}")
+    past, last = (step - 1) / steps, schedule.final_factor
+    if schedule.kind == "linear":
+        return 1.0 - (1.0 - last) * past
+    if schedule.kind == "cosine":
+        return last + (1.0 - last) * (1.0 + math.cos(math.pi * past)) / 2
     return 1.0
 
 

@@ -100,7 +100,9 @@ class CohortTrainer:
     @property
     def stacked(self) -> StackedModel | None:
         """The model of many users; None where users are trained one after another."""
-        return None if self.engine == "sequential" else stacked_model(self.model)
+        if self.engine == "sequential" or not self.recipe.optimizer.stackable:
+            return None
+        return stacked_model(self.model)
 
     def prepared(self, user: int) -> Batch:
         """Return the user's examples as they are trained on, before augmentation, on the host."""
@@ -297,7 +299,13 @@ def _train_alone(
                 pull = seen.pull([one])
                 pulls = () if pull is None else tuple(layout.split(pull[0]).values())
                 result = train_user(
-                    trainer.model, layout.split(start), steps, trainer.recipe, trainer.task, pulls
+                    trainer.model,
+                    layout.split(start),
+                    steps,
+                    trainer.recipe,
+                    trainer.task,
+                    pulls,
+                    len(one.steps),
                 )
         except OF_THE_MACHINE:
             raise  # as in `_work`

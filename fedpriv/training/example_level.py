@@ -2,7 +2,7 @@
 
 The steps are those of Abadi et al. 2016, algorithm 1, with exact q·N denominators: each example
 of the silo is in a step by a coin of its own, its gradient is clipped alone, and the noise is
-added before the sum is used for anything. Momentum and FedProx follow the noisy gradient, and
+added before the sum is used for anything. The optimizer and FedProx follow the noisy gradient, and
 bounds that adapt follow noisy counts.
 """
 
@@ -113,7 +113,7 @@ def train_silo(
         start: the flat parameters that every silo of the round starts from, on its device.
         silo: examples and generators.
         level: sampling, clipping and noise: what is accounted.
-        recipe: learning rate, momentum, FedProx; `batch_size` examples are worked on at once.
+        recipe: optimizer, learning rate, FedProx; `batch_size` examples are worked on at once.
         task: what is learnt.
 
     A silo without examples sends noise of full strength: that it has none is not to be seen.
@@ -125,10 +125,10 @@ def train_silo(
     load_parameters(plain, blocks)
     model.train()
     parameters = [p for p in plain.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, foreach=True)
+    take = recipe.optimizer.begin(parameters, recipe.lr)
     seen, first = GradientStatistics(len(blocks)), level.bounds
     numbers = layout.total + level.counts
-    for _ in range(level.steps):
+    for number in range(1, level.steps + 1):
         drawn = torch.from_numpy(level.draw(len(silo.examples), silo.sampling))
         total = torch.zeros(numbers, dtype=torch.float64, device=start.device)
         for index in drawn.split(recipe.batch_size) if len(drawn) else ():
@@ -139,7 +139,7 @@ def train_silo(
         for parameter, part in zip(parameters, noisy.split(layout.sizes), strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
         correct(parameters, list(blocks.values()), recipe)
-        optimizer.step()
+        take(recipe.rate(number, level.steps))
     end = torch.cat([p.detach().reshape(-1) for p in parameters])
     moves = [math.log(now / before) for now, before in zip(level.bounds, first, strict=True)]
     return TrainedSilo((start.double() - end.double()).cpu(), tuple(moves), seen)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Batch
 from fedpriv.models.parameters import load_parameters, parameters_of
+from fedpriv.optimizers.local import SGD, LocalOptimizer
+from fedpriv.optimizers.schedules import LocalScheduleConfig, local_factor
 from fedpriv.tasks.base import Task
 from fedpriv.training.options import Precision
+
+PLAIN, CONSTANT = SGD(), LocalScheduleConfig()
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,27 @@ class LocalTraining:
     batch_size: int = 10
     batch_sizes: int | None = None
     order: Literal["shuffled", "by_length"] = "shuffled"
+    optimizer: LocalOptimizer = PLAIN
     lr: float = 0.1
-    momentum: float = 0.0
+    schedule: LocalScheduleConfig = CONSTANT
     max_grad_norm: float | None = None
     proximal_mu: float = 0.0
     precision: Precision = "float32"
 
     @property
+    def momentum(self) -> float:
+        """The momentum of SGD; 0 for every other optimizer."""
+        return self.optimizer.momentum if isinstance(self.optimizer, SGD) else 0.0
+
+    @property
     def plain(self) -> bool:
         """Whether a step is θ ← θ - η·∇, which each parameter can take by itself."""
-        return not (self.momentum or self.proximal_mu or self.max_grad_norm is not None)
+        plain = self.optimizer == PLAIN
+        return plain and not (self.proximal_mu or self.max_grad_norm is not None)
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step, from 1, of a user who takes so many `steps`."""
+        return self.lr * local_factor(self.schedule, step, steps)
 
     def products(self, device: torch.device) -> AbstractContextManager[Any]:
         """Return the context of a forward pass; products in it, and their gradients, are rounded.
@@ -68,16 +83,18 @@ def train_user(
     recipe: LocalTraining,
     task: Task[Any],
     pull: Sequence[Tensor] = (),
+    count: int | None = None,
 ) -> LocalResult:
-    """Train `model` from `start` on one user's batches by SGD and return the update.
+    """Train `model` from `start` on one user's batches and return the update.
 
     Args:
         model: a module to work in; its parameters are overwritten.
         start: the parameters that every user of the round starts from.
         steps: the batch of each local step, on the model's device.
-        recipe: learning rate, gradient clipping, FedProx.
+        recipe: optimizer, learning rate, gradient clipping, FedProx.
         task: what is learnt.
         pull: what is added to the gradient of each parameter, where anything is.
+        count: how many steps there are, which a schedule asks for; None: as long as `steps` is.
 
     Each step follows the gradient of loss + μ/2·‖θ − θ_start‖² (FedProx, Li et al. 2020, eq. 2;
     μ = 0 is FedAvg) and the pull, clipped to `max_grad_norm`.
@@ -85,17 +102,19 @@ def train_user(
     load_parameters(model, start)
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum, foreach=True)
+    take = recipe.optimizer.begin(parameters, recipe.lr)
+    if count is None:
+        count = len(cast(Sized, steps))
     losses = []
-    for batch in steps:
-        optimizer.zero_grad()
+    for number, batch in enumerate(steps, 1):
+        model.zero_grad()
         with recipe.products(parameters[0].device):
             value = task.losses(model, batch).mean()
         value.backward()
         correct(parameters, list(start.values()), recipe, pull)
         if recipe.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
-        optimizer.step()
+        take(recipe.rate(number, count))
         losses.append(value.detach())
     end = parameters_of(model)
     update = {name: start[name] - end[name] for name in end}
@@ -175,7 +194,7 @@ def corrected(
 ) -> None:
     """Add μ·(θ - θ_start) (FedProx), and the pull (SCAFFOLD), to a gradient, in place.
 
-    This is all in which a step differs from one of SGD, in every engine.
+    The optimizer is given what comes of it, in every engine.
     """
     if mu:
         gradient.add_(value - start, alpha=mu)

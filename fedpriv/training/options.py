@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from fedpriv.components import Slot
+from fedpriv.optimizers.local import LOCAL_OPTIMIZERS, LocalOptimizerOptions
+from fedpriv.optimizers.schedules import LocalScheduleConfig
 from fedpriv.sections import Positive, Rate, Section
 from fedpriv.tasks.spec_augment import SpecAugmentConfig
 
@@ -37,10 +40,19 @@ class LocalConfig(Section):
         description="shuffled: examples meet at random; by_length: those of like length share a "
         "step, which saves padding; steps come in an order drawn for each round, alike for all.",
     )
-    optimizer: Literal["sgd"] = Field(default="sgd", description="Local optimizer.")
-    lr: Rate = Field(default=0.1, description="Local learning rate.")
+    optimizer: Annotated[LocalOptimizerOptions, Slot(LOCAL_OPTIMIZERS, later=True)] = Field(
+        default={},
+        validate_default=True,
+        description="Local optimizer, with options of its own; what it remembers is a user's, of "
+        "one round.",
+    )
+    lr: Rate = Field(default=0.1, description="Local learning rate, before the schedule.")
+    schedule: LocalScheduleConfig = Field(
+        default_factory=LocalScheduleConfig,
+        description="Learning rate by step of a user's round; each round begins anew.",
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="Local SGD momentum."
+        default=0.0, description="Momentum of optimizer sgd."
     )
     max_grad_norm: Positive | None = Field(
         default=None, description="L2 norm to which each local gradient is clipped; null for none."
@@ -57,3 +69,12 @@ class LocalConfig(Section):
     spec_augment: SpecAugmentConfig | None = Field(
         default=None, description="Masking of features, for speech; null for none."
     )
+
+    @model_validator(mode="after")
+    def _momentum_is_that_of_sgd(self) -> LocalConfig:
+        if self.momentum and self.optimizer.name != "sgd":
+            raise ValueError(
+                f"momentum is that of optimizer sgd, and {self.optimizer.name} has options of its "
+                "own: leave momentum out"
+            )
+        return self

@@ -182,7 +182,8 @@ class _Recording:
         )
 
         def train() -> None:
-            made.deltas, losses = take_steps(stacked, start, static, users, recipe, task)
+            counts = [len(rows)] * users
+            made.deltas, losses = take_steps(stacked, start, static, counts, recipe, task)
             made.losses.copy_(losses)
             norms.copy_(block_norms(made.deltas))
 

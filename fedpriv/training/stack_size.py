@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fedpriv.models.parameters import Layout, parameters_of
+from fedpriv.optimizers.local import LocalOptimizer, NumberByNumber
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.stacked import stacked_model
 
@@ -22,9 +23,9 @@ _STACKED_NUMBERS = 40_000_000
 _FEW, _MANY = 20, 64
 # Long examples fill the caches with few users, and leave operations' overhead behind.
 _FEW_LONG, _MANY_LONG = 8, 12
-# A stack keeps its users' parameters and, at worst, as many gradients, of 4 bytes each; with
-# momentum as many again.
-_BYTES_A_PARAMETER, _BYTES_WITH_MOMENTUM = 8, 12
+# A stack keeps its users' parameters and, at worst, as many gradients, of 4 bytes each; and as many
+# again for each number that the optimizer remembers.
+_BYTES_A_PARAMETER, _BYTES_REMEMBERED = 8, 4
 # What error feedback holds at once when gradients are gone: a user's update, its memory, and what
 # both become, beside the user's parameters and momentum: up to twelve numbers of 4 bytes.
 _BYTES_FED_BACK = 48
@@ -38,16 +39,17 @@ _MOST_ON_A_GPU, _MOST_ROWS = 512, 2**16 - 1
 
 
 def planned_stack(
-    parameters: int, memory: int, long_examples: bool = False, momentum: bool = False
+    parameters: int, memory: int, long_examples: bool = False, remembered: int = 0
 ) -> int:
     """Return how many users of a model of `parameters` to stack within `memory` bytes.
 
-    `long_examples` are utterances, of a hundred tokens and more, as against images. It is a
+    `long_examples` are utterances, of a hundred tokens and more, as against images; `remembered`
+    is how many numbers the optimizer keeps for each parameter. It is a
     function of the config alone: a run that is repeated adds up the same numbers in the same order.
     """
     fewest, most = (_FEW_LONG, _MANY_LONG) if long_examples else (_FEW, _MANY)
     wanted = min(max(_STACKED_NUMBERS // parameters, fewest), most)
-    return max(1, min(wanted, _most_within(memory, parameters, momentum)))
+    return max(1, min(wanted, _most_within(memory, parameters, remembered)))
 
 
 def measured_stack(trainer: CohortTrainer, memory: int, most: int | None = None) -> int:
@@ -59,7 +61,7 @@ def measured_stack(trainer: CohortTrainer, memory: int, most: int | None = None)
     layout = Layout.of(trainer.model)
     start = layout.join(parameters_of(trainer.model))
     best, fastest = 1, 0.0
-    within = _most_within(memory, layout.total, momentum=bool(trainer.recipe.momentum))
+    within = _most_within(memory, layout.total, remembered_by(trainer.recipe.optimizer))
     most = within if most is None else min(within, most)
     for size in _sizes(trainer.dataset.population, most):
         tried, users = replace(trainer, stack=size), range(size)
@@ -108,7 +110,7 @@ class Room:
     def of(cls, trainer: CohortTrainer, free: int) -> Room:
         """Return the room within `free` bytes."""
         parameters = Layout.of(trainer.model).total
-        numbers = _BYTES_WITH_MOMENTUM if trainer.recipe.momentum else _BYTES_A_PARAMETER
+        numbers = _bytes_a_parameter(remembered_by(trainer.recipe.optimizer))
         each = numbers * parameters + kept_bytes(trainer)
         if trainer.feedback is not None:
             each = max(each, _BYTES_FED_BACK * parameters)
@@ -149,8 +151,17 @@ def kept_bytes(trainer: CohortTrainer) -> int:
     return sum(one.untyped_storage().nbytes() for key, one in kept.items() if key not in own)
 
 
-def _most_within(memory: int, parameters: int, momentum: bool) -> int:
-    return memory // ((_BYTES_WITH_MOMENTUM if momentum else _BYTES_A_PARAMETER) * parameters)
+def remembered_by(optimizer: LocalOptimizer) -> int:
+    """Return how many numbers an optimizer keeps for each parameter of a stack."""
+    return optimizer.kept if isinstance(optimizer, NumberByNumber) else 0
+
+
+def _most_within(memory: int, parameters: int, remembered: int) -> int:
+    return memory // (_bytes_a_parameter(remembered) * parameters)
+
+
+def _bytes_a_parameter(remembered: int) -> int:
+    return _BYTES_A_PARAMETER + _BYTES_REMEMBERED * remembered
 
 
 def _sizes(population: int, most: int) -> Iterator[int]:

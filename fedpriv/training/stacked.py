@@ -27,6 +27,7 @@ from fedpriv.data.federated import Batch
 from fedpriv.models.packing import Ragged
 from fedpriv.models.parameters import Layout
 from fedpriv.models.stochastic import PerUserDraw, Stochastic
+from fedpriv.optimizers.local import NumberByNumber
 from fedpriv.privacy.model_deltas import ModelDeltas
 from fedpriv.tasks.base import Task
 from fedpriv.training.local import LocalTraining, corrected
@@ -285,9 +286,7 @@ def train_stack(
         raise ValueError(f"users with more steps must come first, got {counts}")
     steps = (rows.to(parameters.device) for rows in steps_of(users, task, round_))
     generators = [user.dropout() for user in users] if stacked.draws else []
-    deltas, losses = take_steps(
-        stacked, parameters, steps, len(users), recipe, task, generators, pull
-    )
+    deltas, losses = take_steps(stacked, parameters, steps, counts, recipe, task, generators, pull)
     return StackedResult(deltas, losses / moved_to(losses.device, torch.tensor(counts)))
 
 
@@ -343,7 +342,7 @@ def take_steps(
     stacked: StackedModel,
     parameters: Tensor,
     steps: Iterable[StackedRows],
-    users: int,
+    counts: Sequence[int],
     recipe: LocalTraining,
     task: Task[Any],
     generators: Sequence[torch.Generator] = (),
@@ -351,14 +350,18 @@ def take_steps(
 ) -> tuple[ModelDeltas, Tensor]:
     """Take all local steps of a stack; return the deltas, and the sums of losses, float32 `[U]`.
 
-    All is where `parameters` are; nothing here waits for it, unless the task's losses do.
+    `counts` are the users' numbers of steps. All is where `parameters` are; nothing here waits for
+    it, unless the task's losses do.
     """
+    users, optimizer = len(counts), recipe.optimizer
+    assert isinstance(optimizer, NumberByNumber)
     stacked.start(parameters, users)
     losses = parameters.new_zeros(users)
-    momenta = stacked.scratch("momenta", parameters, users) if recipe.momentum else None
-    for number, rows in enumerate(steps):
+    kept = [stacked.scratch(f"kept {n}", parameters, users) for n in range(optimizer.kept)]
+    for number, rows in enumerate(steps, 1):
         active = len(rows.weights)
-        step = _Step(recipe, active, number == 0, pull)
+        lr = _rates(recipe, number, counts[:active], parameters)
+        step = _Step(recipe, optimizer, active, number, lr, pull)
         stacked.set_users(active, step.first)
         stacked.set_streams(generators[:active])
         stacked.begin_pass(step.take if step.plain else None)
@@ -372,25 +375,44 @@ def take_steps(
             if step.plain:
                 _each(step.take, stacked.waiting)
             else:
-                _written_out_step(stacked, momenta, step)
+                _written_out_step(stacked, kept, step)
     return ModelDeltas(parameters, stacked.parameters, stacked.layout.sizes, users), losses
+
+
+def _rates(
+    recipe: LocalTraining, number: int, counts: Sequence[int], like: Tensor
+) -> float | Tensor:
+    """Return the learning rate of a step: `[U]` where users with other `counts` have others."""
+    rates = [recipe.rate(number, count) for count in counts]
+    if len(set(rates)) == 1:
+        return rates[0]
+    return moved_to(like.device, torch.tensor(rates, dtype=like.dtype))
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One SGD step of a stack.
+    """One step of a stack.
 
     Attributes:
-        recipe: the learning rate, and what else makes a step.
+        recipe: what makes a step beside the optimizer.
+        optimizer: how it is taken.
         users: who take it, the first so many.
-        first: nobody has taken one before.
+        number: which of theirs it is, from 1.
+        lr: the learning rate; `[U]` where it is not one for all.
         pull: `[U, P]`, what is added to gradients; None for nothing.
     """
 
     recipe: LocalTraining
+    optimizer: NumberByNumber
     users: int
-    first: bool
+    number: int
+    lr: float | Tensor
     pull: Tensor | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether nobody has taken one before."""
+        return self.number == 1
 
     @property
     def plain(self) -> bool:
@@ -399,23 +421,53 @@ class _Step:
 
     def take(self, block: _Block) -> None:
         """Take a plain step of a block, in place."""
+        for low, high in self._pieces(block):
+            self._move(block, _gradient(block, low, high), (), low, high)
+
+    def take_given(
+        self, block: _Block, gradient: Tensor, kept: Sequence[Tensor], factors: Tensor
+    ) -> None:
+        """Take a step of a block by a gradient `[U, *shape]`, times the users' factors."""
+        for low, high in self._pieces(block):
+            own = [of_users(each, low, high) for each in kept]
+            self._move(block, of_users(gradient, low, high), own, low, high, factors[low:high])
+
+    def _pieces(self, block: _Block) -> Iterator[tuple[int, int]]:
         numbers = _CACHED_NUMBERS if block.origin.is_cpu else _NUMBERS_ON_A_GPU
         at_once = max(1, numbers // block.origin.numel())
         for low in range(0, self.users, at_once):
-            high = min(low + at_once, self.users)
-            values = of_users(block.values, low, high)
-            start = block.origin if self.first else values
-            torch.sub(start, _gradient(block, low, high), alpha=self.recipe.lr, out=values)
+            yield low, min(low + at_once, self.users)
+
+    def _move(
+        self,
+        block: _Block,
+        gradient: Tensor,
+        kept: Sequence[Tensor],
+        low: int,
+        high: int,
+        factors: Tensor | None = None,
+    ) -> None:
+        column = (-1, *(1,) * block.origin.dim())
+        values = of_users(block.values, low, high)
+        self.optimizer.step(
+            start=block.origin if self.first else values,
+            gradient=gradient,
+            kept=kept,
+            lr=self.lr[low:high].view(column) if isinstance(self.lr, Tensor) else self.lr,
+            number=self.number,
+            out=values,
+            factor=None if factors is None else factors.view(column),
+        )
 
 
-def _written_out_step(stacked: StackedModel, momenta: list[Tensor] | None, step: _Step) -> None:
+def _written_out_step(stacked: StackedModel, kept: Sequence[list[Tensor]], step: _Step) -> None:
     """Take a step that needs each whole gradient before any parameter moves, or remembers it.
 
-    `momenta` is what SGD remembers.
+    `kept` is what the optimizer remembers: blocks of each number.
     """
-    recipe, users, first = step.recipe, step.users, step.first
+    recipe, users = step.recipe, step.users
     gradients = [_gradient(block, 0, users) for block in stacked.blocks]
-    mu = 0.0 if first else recipe.proximal_mu  # at the start the proximal term has no gradient
+    mu = 0.0 if step.first else recipe.proximal_mu  # the proximal term has no gradient there
     pulls = () if step.pull is None else step.pull[:users].split(stacked.layout.sizes, dim=1)
     for gradient, block, pull in zip_longest(gradients, stacked.blocks, pulls):
         more = None if pull is None else pull.reshape(gradient.shape)
@@ -427,17 +479,8 @@ def _written_out_step(stacked: StackedModel, momenta: list[Tensor] | None, step:
     else:
         factors = torch.ones(users, dtype=gradients[0].dtype, device=gradients[0].device)
     for index, (gradient, block) in enumerate(zip(gradients, stacked.blocks, strict=True)):
-        values, column = block.values[:users], factors.view(-1, *(1,) * block.origin.dim())
-        start = block.origin if first else values
-        if momenta is None:
-            torch.addcmul(start, gradient, column, value=-recipe.lr, out=values)
-            continue
-        momentum = momenta[index][:users]
-        if first:
-            torch.mul(gradient, column, out=momentum)
-        else:
-            momentum.mul_(recipe.momentum).addcmul_(gradient, column)
-        torch.sub(start, momentum, alpha=recipe.lr, out=values)
+        own = [each[index][:users] for each in kept]
+        step.take_given(block, gradient, own, factors)
 
 
 def _gradient(block: _Block, low: int, high: int) -> Tensor:

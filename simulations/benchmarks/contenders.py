@@ -238,7 +238,8 @@ def task_of(config: ExperimentConfig) -> task.Task:
     local, privacy, examples = config.local, config.privacy, config.data.examples_per_user
     if examples is None or local.steps is None or local.steps * local.batch_size % examples:
         raise ValueError("peers take whole passes over examples_per_user: mend local.steps")
-    if local.momentum or local.proximal_mu or local.max_grad_norm is not None:
+    plain = local.optimizer.name == "sgd" and local.schedule.kind == "constant"
+    if local.momentum or local.proximal_mu or local.max_grad_norm is not None or not plain:
         raise ValueError("peers take plain SGD steps")
     if config.server.optimizer != "sgd" or config.server.lr != 1.0:
         raise ValueError("Flower's FedAvg is server.optimizer: sgd with server.lr: 1.0")

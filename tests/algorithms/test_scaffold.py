@@ -234,7 +234,16 @@ def test_what_has_no_proof_is_refused_with_the_reason(changes, reason):
 
 
 @pytest.mark.parametrize(
-    "local", [{"momentum": 0.9}, {"max_grad_norm": 1.0}, {"proximal_mu": 0.1}], ids=str
+    "local",
+    [
+        {"momentum": 0.9},
+        {"max_grad_norm": 1.0},
+        {"proximal_mu": 0.1},
+        {"schedule": {"kind": "linear"}},
+        {"optimizer": "adam"},
+        {"optimizer": "torch.optim:SGD"},
+    ],
+    ids=str,
 )
 def test_local_steps_that_are_not_plain_are_refused(local):
     config = small_config(**{**PRIVATE, "local": {**PRIVATE["local"], **local}})

@@ -162,6 +162,8 @@ def test_models_have_the_sizes_that_the_benchmark_names(speed, name, parameters)
     "overrides",
     [
         ["local.momentum=0.9"],
+        ["local.optimizer=adam"],
+        ["local.schedule.kind=linear"],
         ["local.max_grad_norm=1.0"],
         ["local.steps=3"],
         ["server.optimizer=adam"],

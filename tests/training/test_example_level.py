@@ -1,6 +1,7 @@
 """DP-SGD inside a silo against a plain loop over examples with the same coins and noise."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from opacus import GradSampleModule
 from training.test_example_gradients import images, speech, vit
 
 from fedpriv.models.parameters import Layout, load_parameters, parameters_of
+from fedpriv.optimizers.local import SGD, Adam
 from fedpriv.privacy import (
     SPLITS,
     AdaptiveBounds,
@@ -29,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 
 RATE, STEPS, SIZE = 0.6, 3, 5
 # Two examples at once, so that a sample is taken in several parts.
-RECIPE = LocalTraining(steps=STEPS, batch_size=2, lr=0.3, momentum=0.5, proximal_mu=0.2)
+RECIPE = LocalTraining(steps=STEPS, batch_size=2, lr=0.3, optimizer=SGD(0.5), proximal_mu=0.2)
 
 
 def silo(examples):
@@ -53,12 +55,13 @@ def adaptive_level(rule):
     return ExampleLevel(mechanism, RATE, STEPS, silo_size=SIZE, adaptive=bounds)
 
 
-def plain_loop(model, task, examples, rule, noise_multiplier):
-    """The steps as Abadi et al. 2016 write them, then momentum and the pull of FedProx."""
+def plain_loop(model, task, examples, rule, noise_multiplier, follow=None):
+    """The steps as Abadi et al. 2016 write them, then the pull of FedProx and the optimizer."""
     coins, noise = np.random.default_rng(1), np.random.default_rng(2)
     parameters = dict(model.named_parameters())
     start = torch.cat([p.detach().flatten() for p in parameters.values()]).double()
     now, velocity = start.clone(), torch.zeros_like(start)
+    adam = follow and follow([now])
     for _ in range(STEPS):
         load_parameters(model, Layout.of(model).split(now.float()))
         total = torch.zeros_like(start)
@@ -70,6 +73,10 @@ def plain_loop(model, task, examples, rule, noise_multiplier):
                 total += torch.cat([block.flatten() for block in clipped.values()])
         total += noise_multiplier * rule.bound * torch.from_numpy(noise.standard_normal(len(total)))
         gradient = total / (RATE * SIZE) + RECIPE.proximal_mu * (now - start)
+        if adam:
+            now.grad = gradient
+            adam.step()
+            continue
         velocity = RECIPE.momentum * velocity + gradient
         now = now - RECIPE.lr * velocity
     return start - now
@@ -93,6 +100,20 @@ def test_a_silo_trains_as_a_plain_loop_over_its_examples(case, clipping):
     torch.testing.assert_close(change, expected, rtol=0, atol=1e-6)
     assert seen.gradients > 0
     assert float(change.abs().max()) > 1e-2
+
+
+def test_adam_follows_the_noisy_gradient_of_a_silo():
+    torch.manual_seed(0)
+    model, task, examples = vit()
+    layout, rule = Layout.of(model), GlobalClipping(0.3)
+    start = layout.join(parameters_of(model))
+    betas, decay = (0.8, 0.9), 0.1
+    follow = partial(torch.optim.AdamW, lr=RECIPE.lr, betas=betas, weight_decay=decay)
+    expected = plain_loop(model, task, examples, rule, 0.7, follow)
+    recipe = replace(RECIPE, optimizer=Adam(betas, weight_decay=decay, decoupled=True))
+    wrapped = GradSampleModule(model, loss_reduction="sum")
+    change = train_silo(wrapped, start, silo(examples), level_of(rule), recipe, task).change
+    torch.testing.assert_close(change, expected, rtol=0, atol=1e-5)
 
 
 def adaptive_loop(model, task, examples, bound, whole):

@@ -7,6 +7,7 @@ from torch import nn
 
 from fedpriv.data.federated import Examples
 from fedpriv.models.parameters import Layout, load_parameters, parameters_of
+from fedpriv.optimizers.local import SGD
 from fedpriv.tasks.classification import Classification
 from fedpriv.training.local import LocalTraining, batches, train_user
 
@@ -62,7 +63,7 @@ def by_hand(start, examples, recipe, seed):
     "recipe",
     [
         LocalTraining(epochs=2, batch_size=4, lr=0.1),
-        LocalTraining(steps=7, batch_size=3, lr=0.2, momentum=0.9),
+        LocalTraining(steps=7, batch_size=3, lr=0.2, optimizer=SGD(0.9)),
         LocalTraining(steps=5, batch_size=4, lr=0.1, max_grad_norm=0.05),
         LocalTraining(epochs=3, batch_size=20, lr=0.3, proximal_mu=0.7),
     ],
@@ -77,7 +78,7 @@ def test_the_update_equals_sgd_written_out(recipe):
 
 
 def trained(model, start, examples, recipe, seed):
-    steps = (examples.take(index) for index in batches(examples.sizes, recipe, *streams(seed)))
+    steps = [examples.take(index) for index in batches(examples.sizes, recipe, *streams(seed))]
     return train_user(model, start, steps, recipe, Classification())
 
 

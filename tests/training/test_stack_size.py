@@ -27,9 +27,9 @@ def test_the_rule_weighs_overhead_cache_and_memory(parameters, memory, long_exam
     assert planned_stack(parameters, memory, long_examples) == expected
 
 
-@pytest.mark.parametrize(("momentum", "expected"), [(False, 6), (True, 4)])
-def test_momentum_takes_as_much_memory_as_gradients(momentum, expected):
-    assert planned_stack(2_684_170, 130 * MIB, momentum=momentum) == expected
+@pytest.mark.parametrize(("remembered", "expected"), [(0, 6), (1, 4), (2, 3)])
+def test_what_an_optimizer_remembers_takes_as_much_memory_as_gradients(remembered, expected):
+    assert planned_stack(2_684_170, 130 * MIB, remembered=remembered) == expected
 
 
 @pytest.fixture

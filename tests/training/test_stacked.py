@@ -21,6 +21,8 @@ from fedpriv.models import build_model
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.stochastic import Dropout
 from fedpriv.models.vit import LearnedPositions
+from fedpriv.optimizers.local import SGD, Adam
+from fedpriv.optimizers.schedules import LocalScheduleConfig
 from fedpriv.privacy import GlobalClipping, Unclipped
 from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 from fedpriv.tasks.classification import Classification
@@ -45,6 +47,10 @@ SEED = 11
 MASKS = SpecAugment(freq_width=3, time_masks=2, time_width=8, time_ratio=0.5)
 EXACT = {"rtol": 1e-6, "atol": 1e-8}  # in float64
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+# A gradient's sign is as good as noise where it is as small as rounding: ε holds that down.
+ADAM = Adam(eps=0.1)
+ADAMW = Adam(betas=(0.8, 0.9), eps=0.1, weight_decay=0.1, decoupled=True)
+COSINE = LocalScheduleConfig(kind="cosine", final_factor=0.2)
 
 
 # Users and models.
@@ -158,7 +164,8 @@ RECIPES = st.builds(
     batch_sizes=st.one_of(st.none(), st.integers(1, 150)),
     order=st.sampled_from(["shuffled", "by_length"]),
     lr=st.sampled_from([0.02, 0.1]),
-    momentum=st.sampled_from([0.0, 0.9]),
+    optimizer=st.sampled_from([SGD(), SGD(0.9), ADAM, ADAMW]),
+    schedule=st.sampled_from([LocalScheduleConfig(), COSINE]),
     max_grad_norm=st.sampled_from([None, 0.3, 1e3]),
     proximal_mu=st.sampled_from([0.0, 0.7]),
 )
@@ -624,7 +631,7 @@ def test_a_linear_layer_that_is_passed_twice_or_never_is_noticed(momentum):
                 x = self.inner(x)
             return self.last(x)
 
-    recipe, task = LocalTraining(batch_size=2, momentum=momentum), Classification()
+    recipe, task = LocalTraining(batch_size=2, optimizer=SGD(momentum)), Classification()
     work = [stacked_user(Images((4,)).user(0), recipe, 0)]
     for times, error in ((0, "was not in the forward pass"), (2, "can only be used once")):
         model = Passing(times)
@@ -643,7 +650,7 @@ def test_users_must_come_with_those_who_train_longest_first():
 
 
 def test_stacks_of_other_sizes_one_after_another_are_independent():
-    kind, recipe = "speech", LocalTraining(epochs=1, batch_size=3, lr=0.1, momentum=0.5)
+    kind, recipe = "speech", LocalTraining(epochs=1, batch_size=3, lr=0.1, optimizer=SGD(0.5))
     trainer, start = trainer_of(kind, tiny_speech(), recipe), flat(model_of(kind))
     first = train_cohort(trainer, start, [2, 3], 1).total
     train_cohort(trainer, start * 1.5, range(7), 2)
@@ -657,7 +664,7 @@ def test_stacks_of_other_sizes_one_after_another_are_independent():
 @pytest.mark.parametrize("engine", ["stacked", "sequential"])
 def test_a_user_with_nan_data_does_not_disturb_the_others(engine):
     kind, counts = "vit pre layernorm mean", (4, 9, 2, 7)
-    recipe = LocalTraining(steps=3, batch_size=4, lr=0.1, momentum=0.9, max_grad_norm=1.0)
+    recipe = LocalTraining(steps=3, batch_size=4, lr=0.1, optimizer=SGD(0.9), max_grad_norm=1.0)
     clipping = GlobalClipping(0.05)
     build = partial(trainer_of, kind, recipe=recipe, engine=engine, clipping=clipping)
     start = flat(model_of(kind))
@@ -678,7 +685,7 @@ def test_what_a_finished_user_would_compute_next_is_not_looked_at():
     image = torch.full((1, 1, 4, 4), 1e160, dtype=torch.float64)
     huge = Examples(image, model(image).argmin(dim=1))  # the model is as wrong as can be
     usual = dataclasses.replace(Images((6,)), dtype=torch.float64).user(0)
-    for extra in ({}, {"momentum": 0.9}, {"proximal_mu": 0.5}):
+    for extra in ({}, {"optimizer": SGD(0.9)}, {"proximal_mu": 0.5}):
         recipe = LocalTraining(epochs=1, batch_size=2, lr=0.1, **extra)
         work = [stacked_user(usual, recipe, 1), stacked_user(huge, recipe, 0)]
         assert [len(user.steps) for user in work] == [3, 1]

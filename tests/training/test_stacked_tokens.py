@@ -11,6 +11,7 @@ from fedpriv.data.federated import Examples
 from fedpriv.models.gpt import GPTOptions
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.registry import build_model
+from fedpriv.optimizers.local import SGD
 from fedpriv.tasks.next_token import NO_TOKEN, NextToken
 from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.stacked import StackedModel, StackedUser, Stream, can_stack, train_stack
@@ -47,7 +48,7 @@ def stacked_user(user: int, recipe: LocalTraining) -> StackedUser:
 def test_each_user_of_a_stack_is_trained_as_if_alone(placement, momentum):
     model, task = gpt(norm_placement=placement), NextToken()
     assert can_stack(model)
-    recipe = LocalTraining(epochs=2, batch_size=2, lr=0.2, momentum=momentum)
+    recipe = LocalTraining(epochs=2, batch_size=2, lr=0.2, optimizer=SGD(momentum))
     start, layout = Layout.of(model).join(parameters_of(model)).clone(), Layout.of(model)
     users = [stacked_user(user, recipe) for user in (4, 2, 1)]
     result = train_stack(StackedModel(copy.deepcopy(model)), start, users, recipe, task, round_=1)

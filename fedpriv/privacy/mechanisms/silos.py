@@ -197,8 +197,9 @@ def _mechanism(facts: Facts) -> tuple[str, ...]:
         f"Gaussian noise N(0, σ²), {_stddev(last)}, is added to the sum of each step, also "
         f"where a sample is empty. {_denominator(facts)}",
         *_counts(last),
-        "A silo sends the change of its parameters. Momentum, the average over the expected number "
-        f"of silos, and the server optimizer ({facts.optimizer}) are post-processing.",
+        "A silo sends the change of its parameters. The local optimizer, the average over the "
+        f"expected number of silos, and the server optimizer ({facts.optimizer}) are "
+        "post-processing.",
     )
 
 
