@@ -17,8 +17,8 @@ from fedpriv.errors import InputError
 Users = Literal["person", "share", "dealt", "made_up", "unknown"]
 
 #: What one example is. joined: several recordings of one speaker, each of which may be in more
-#: than one example.
-Example = Literal["image", "recording", "joined", "unknown"]
+#: than one example. row: one of a table. block: so many tokens of one user's texts.
+Example = Literal["image", "recording", "joined", "row", "block", "unknown"]
 
 #: Whose the held-out examples are. others: people none of whom is a user, by the data set's names.
 #: same: people who are users too. unnamed: no user holds them, and nothing says whose they are.

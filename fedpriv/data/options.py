@@ -35,17 +35,22 @@ class DataOptions(Options):
         """Return, by key, what cuts off a user's examples, so that one more moves another out."""
         return {}
 
+    def decides_users(self) -> Mapping[str, Any]:
+        """Return, by key, what decides who a user is, or makes public what is read of users.
 
-class DealtOptions(DataOptions):
-    """How the examples of a collection become those of users."""
+        In a deployment that is for each node to say, not for the server: it could make a user of
+        every example. Empty where nothing does.
+        """
+        return {}
+
+
+class KeptOptions(DataOptions):
+    """How much of its examples a user keeps, and which no user holds."""
 
     examples_per_user: int | None = Field(
         default=None,
         gt=0,
         description="largest number of examples that one user keeps, drawn at random; null: all",
-    )
-    partition: PartitionConfig = Field(
-        default=PartitionConfig(), description="how the training examples are dealt to users"
     )
     evaluation: Evaluation = Field(
         default="test",
@@ -64,6 +69,14 @@ class DealtOptions(DataOptions):
     def caps(self) -> Mapping[str, Any]:
         """Return, by key, what cuts off a user's examples, so that one more moves another out."""
         return {} if self.gives_examples else {"examples_per_user": self.examples_per_user}
+
+
+class DealtOptions(KeptOptions):
+    """How the examples of a collection become those of users."""
+
+    partition: PartitionConfig = Field(
+        default=PartitionConfig(), description="how the training examples are dealt to users"
+    )
 
 
 class FolderOptions(DealtOptions):

@@ -17,6 +17,7 @@ DATASETS = Kind(
         "digits": "fedpriv.data.digits:build_digits",
         "fsdd": "fedpriv.data.fsdd:build_fsdd",
         "idx_images": "fedpriv.data.idx_images:build_idx_images",
+        "image_folder": "fedpriv.data.image_folder:build_image_folder",
         "librispeech": "fedpriv.data.librispeech:build_librispeech",
         "mnist_writers": "fedpriv.data.mnist_writers:build_mnist_writers",
         "speech_commands": "fedpriv.data.speech_commands:build_speech_commands",

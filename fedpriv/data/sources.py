@@ -98,9 +98,19 @@ def hold_out_development(source: ImageSource) -> ImageSource:
 def _deal(
     source: ImageSource, options: DealtOptions, rng: np.random.Generator
 ) -> list[partition.Indices]:
-    kind, labels = options.partition.kind, source.training.labels.numpy()
-    if kind == "natural":
+    if options.partition.kind == "natural":
         return _deal_naturally(source, options)
+    return make_up(source.training.labels.numpy(), options, rng)
+
+
+def make_up(
+    labels: NDArray[np.int64], options: DealtOptions, rng: np.random.Generator
+) -> list[partition.Indices]:
+    """Deal examples of these labels to `data.users` made-up users, as the options ask.
+
+    Raises InputError without their number, or for one that is too large.
+    """
+    kind = options.partition.kind
     if options.users is None:
         raise InputError(
             f"data.users must be set for data.partition.kind={kind}: "
@@ -158,14 +168,19 @@ def _sizes(parts: list[partition.Indices]) -> str:
 
 
 def _describe(source: ImageSource, options: DealtOptions, users: int) -> str:
+    return (
+        f"{source.title}: {users} users ({how_dealt(options)}); {len(source.test)} "
+        f"{options.evaluation} examples"
+    )
+
+
+def how_dealt(options: DealtOptions) -> str:
+    """Return how users come about, in words."""
     settings = {
         "dirichlet": f" with alpha {options.partition.alpha:g}",
         "shards": f" of {options.partition.shards_per_user} a user",
     }
-    dealt = options.partition.kind + settings.get(options.partition.kind, "")
-    return (
-        f"{source.title}: {users} users ({dealt}); {len(source.test)} {options.evaluation} examples"
-    )
+    return options.partition.kind + settings.get(options.partition.kind, "")
 
 
 def _wrong_labels(source: ImageSource) -> str:

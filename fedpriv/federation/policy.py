@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from flwr.app import Context
@@ -110,6 +110,11 @@ class NodePolicy(Section):
     data: str | None = Field(default=None, description="The only data.name; null: any.")
     data_path: KeptPath | None = Field(
         default=None, description="The folder of the users' data; null: node-config data-path."
+    )
+    users: dict[str, Any] = Field(
+        default={},
+        description="By key of the config's data, what decides who a user is, such as "
+        "user: writer, where that is not the data set's default.",
     )
     population: Count | None = Field(
         default=None, description="The only data.users, N over all nodes; null: any."
@@ -286,6 +291,7 @@ class NodeTerms:
                     key in _OF_THE_SERVER and own_data,
                     f"{key:.50} names a file or folder, and none is looked at that a server names",
                 )
+            self._check_who_users_are(config)
         dealt = getattr(config.data, "partition", None)
         if self.folder is not None and isinstance(dealt, PartitionConfig):
             _require(
@@ -299,6 +305,17 @@ class NodeTerms:
             raise NotAllowed(
                 "privacy.unit: example needs a node with a policy, whose ledger it charges before "
                 "a silo sends"
+            )
+
+    def _check_who_users_are(self, config: ExperimentConfig) -> None:
+        """Raise NotAllowed where a server decides it: one person could be any number of users."""
+        said = self.policy.users if self.policy else {}
+        plain = config.data.model_dump(mode="json")
+        for key in config.data.decides_users():
+            _require(
+                key in said and said[key] == plain[key],
+                f"data.{key} decides who a user is, or what is public, which this node's own "
+                f"policy has to say; its operator can add users: {{{key}: ...}}",
             )
 
     def check_work(self, config: ExperimentConfig, work: Work, trainer: CohortTrainer) -> None:

@@ -39,6 +39,8 @@ _EXAMPLES: dict[Example, str] = {
     "recording": "One example (a recording)",
     "joined": "One example (several recordings joined; a recording that is in several examples is "
     "protected less)",
+    "row": "One example (a row of a table)",
+    "block": "One example (a block of tokens; a text that is in several blocks is protected less)",
     "unknown": "One example, as the data set makes them,",
 }
 

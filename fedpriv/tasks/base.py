@@ -87,7 +87,9 @@ class Plain:
     long_examples: ClassVar[bool] = False
 
     def require(self, dataset: Any) -> None:
-        """Take any data set."""
+        """Take any data set of which something can be used, where it can say so."""
+        if hasattr(dataset, "require_usable"):
+            dataset.require_usable()
 
     def require_targets(self, examples: Any, classes: int) -> None:
         """Take any targets."""

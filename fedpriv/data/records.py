@@ -1,0 +1,522 @@
+"""What users bring of their own: records that are read when a user is trained, whatever from.
+
+A source lists its records, and says whose each is. Here they become users, who keep what they
+have, and held-out records, which no user has. What a model must know beforehand (classes, the
+shape of an input) comes from the config or from held-out records, never from users' own.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
+from importlib import import_module
+from types import ModuleType
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
+from torch import Tensor
+
+from fedpriv.data import partition
+from fedpriv.data.content import Content, Files
+from fedpriv.data.facts import DataFacts, Example, HeldOut
+from fedpriv.data.federated import Examples
+from fedpriv.data.options import DealtOptions, FolderOptions, KeptOptions
+from fedpriv.data.partition import Indices, PartitionConfig, held_out_by_id
+from fedpriv.data.sources import DEVELOPMENT_EVERY, PARTITION_STREAM, how_dealt, make_up
+from fedpriv.errors import InputError
+
+NOBODY = ""
+"""The owner of records that do not say whose they are."""
+
+UNKNOWN = -1
+"""The label of a record whose class is none of the known ones."""
+
+HELD_OUT_EVERY = 8
+"""One user in so many is held out where a data set names no held-out part."""
+
+# Held-out records that are read together.
+_PART = 256
+# From so many classes on a column is taken for one of numbers.
+_MOST_CLASSES = 10_000
+
+
+def inside(name: str) -> str:
+    """Return a name within `data.path`, which is the node's own in a deployment.
+
+    Raises:
+        ValueError: it leads elsewhere.
+    """
+    if not name or name.startswith(("/", "\\", "~")) or ".." in name.split("/") or "\0" in name:
+        raise ValueError("write a name within data.path, such as test")
+    return name.rstrip("/")
+
+
+Inside = Annotated[str, AfterValidator(inside)]
+
+Classes = Annotated[
+    int | tuple[str | int, ...] | None,
+    Field(
+        default=None,
+        description="the classes: their names, in the order of a model's outputs, or how many "
+        "there are where they are called 0, 1, 2, ...; null: those of the held-out records. Users' "
+        "records of any other class are left out",
+    ),
+]
+
+
+class ReadOptions(KeptOptions):
+    """What happens to records that cannot be used."""
+
+    on_bad: Literal["skip", "stop"] = Field(
+        default="skip",
+        description="a record that cannot be read, or has no target: skip and count it, or stop "
+        "the run",
+    )
+
+
+class OwnOptions(DealtOptions, ReadOptions):
+    """Of a collection of somebody's own, which mostly says whose a record is."""
+
+    partition: PartitionConfig = Field(
+        default=PartitionConfig(kind="natural"),
+        description="how the training examples are dealt to users",
+    )
+
+
+class OwnFolderOptions(OwnOptions, FolderOptions):
+    """Of somebody's own files."""
+
+    held_out: Inside | None = Field(
+        default=None,
+        description="the part of data.path to measure on, which is public; null: one user in "
+        "eight, by a hash of the id, with all that they have",
+    )
+
+
+class Records(Protocol):
+    """Records that lie somewhere, by row."""
+
+    def read(self, row: int) -> Any:
+        """Read one record.
+
+        Raises InputError, naming it, for one that cannot be used, and EnvironmentFault where the
+        machine is at fault.
+        """
+
+    def pack(self, read: Sequence[Any]) -> Examples:
+        """Make examples of the records that were read of one user, or of held-out ones."""
+
+    def tell(self, content: Content, rows: Indices, files: Files) -> None:
+        """Add to `content` what tells these records from others; `files` looks into files."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Whose records are whose, and which of them nobody holds.
+
+    Attributes:
+        owners: whose each row is, `NOBODY` where that is not said.
+        named: whether it is said at all.
+        training: rows of users.
+        held_out: rows to measure on.
+        strays: how many other rows are left out, since nobody knows whose they are.
+    """
+
+    owners: NDArray[np.object_]
+    named: bool
+    training: Indices
+    held_out: Indices
+    strays: int
+
+    @classmethod
+    def of(
+        cls,
+        owners: Sequence[str],
+        options: KeptOptions,
+        public: Sequence[bool] | None = None,
+        named: bool | None = None,
+    ) -> Split:
+        """Split rows; `public` marks those of a held-out part, None where there is none.
+
+        Which people are held out is a function of their names alone. Where no row says whose it
+        is, which need be said with `named` only if there may be none, it is every eighth row.
+        """
+        owner = np.array([*owners, None], dtype=object)[:-1]
+        held = np.zeros(len(owner), bool) if public is None else np.asarray(public, bool)
+        if named is None:
+            named = bool((owner[~held] != NOBODY).any())
+        if public is None:
+            held = _one_in(HELD_OUT_EVERY, owner, ~held, named, "")
+        training = ~held
+        if options.evaluation == "development":
+            held = _one_in(DEVELOPMENT_EVERY, owner, training, named, "development ")
+            training &= ~held
+        known = (owner != NOBODY) | (not named)
+        return cls(
+            owners=owner,
+            named=named,
+            training=np.flatnonzero(training & known),
+            held_out=np.flatnonzero(held),
+            strays=int((training & ~known).sum()),
+        )
+
+    @property
+    def whose(self) -> HeldOut:
+        """Whose the held-out records are, as far as rows say."""
+        held, users = set(self.owners[self.held_out]), set(self.owners[self.training])
+        if NOBODY in held or not self.named:
+            return "unnamed"
+        return "others" if held.isdisjoint(users) else "same"
+
+    def deal(
+        self, options: OwnOptions, labels: NDArray[np.int64] | None, seed: int
+    ) -> Mapping[str, Indices]:
+        """Return the rows of each user, by id; `labels` are those of all rows, where known.
+
+        Raises:
+            InputError: users who cannot be had of these rows.
+        """
+        kind, rows = options.partition.kind, self.training
+        if kind == "natural":
+            return self._natural(options, seed)
+        if labels is None and kind != "iid":
+            raise InputError(
+                f"data.partition.kind={kind} deals examples by their class, which is not known "
+                "here before they are read; use iid or natural"
+            )
+        rng = np.random.default_rng(np.random.SeedSequence([seed, PARTITION_STREAM]))
+        of_rows = np.zeros(len(rows), np.int64) if labels is None else labels[rows]
+        dealt = make_up(of_rows, options, rng)
+        return {f"user-{number}": rows[part] for number, part in enumerate(dealt)}
+
+    def _natural(self, options: OwnOptions, seed: int) -> Mapping[str, Indices]:
+        if not self.named and len(self.training):
+            raise InputError(
+                "data.partition.kind=natural: these data do not say whose a record is; use iid, "
+                "dirichlet or shards, or name who has it"
+            )
+        owners = self.owners[self.training]
+        names = sorted(set(owners))
+        if options.users is not None:
+            names = partition.choose(names, options.users, seed)
+        elif not names:
+            raise InputError("data.path: there is no user here, so data.users cannot be null")
+        order = np.argsort(owners.astype(str), kind="stable")
+        ordered = owners[order].astype(str)
+        first = np.searchsorted(ordered, names, "left")
+        after = np.searchsorted(ordered, names, "right")
+        return {
+            name: np.sort(self.training[order[start:end]])
+            for name, start, end in zip(names, first, after, strict=True)
+        }
+
+
+def _one_in(
+    every: int, owners: NDArray[np.object_], among: NDArray[np.bool_], named: bool, salt: str
+) -> NDArray[np.bool_]:
+    """Mark all rows of one owner in so many `among` these, or every so many-th row."""
+    if not named:
+        return among & ((np.cumsum(among) - 1) % every == 0)
+    names = set(owners[among]) - {NOBODY}
+    held = {name for name in names if held_out_by_id(salt + name, every)}
+    return among & np.array([owner in held for owner in owners], bool)
+
+
+@dataclass(frozen=True, eq=False)
+class FederatedRecords:
+    """Users who have records; see `FederatedDataset`.
+
+    Attributes:
+        records: all that there are.
+        parts: the rows of each user.
+        user_ids: their stable ids.
+        held_out: the rows to measure on.
+        classes: number of classes, of outputs, or of tokens.
+        input_shape: shape of one input.
+        task: what is learnt.
+        on_bad: what happens to records that cannot be used.
+        description: one line for reports; public.
+        sizes: how many records users have, in words; private.
+        facts: what is true of it, as far as that was checked.
+        cap: the most examples of a user, where a record is no example, and the run's seed.
+    """
+
+    records: Records
+    parts: Sequence[Indices]
+    user_ids: Sequence[str]
+    held_out: Indices
+    classes: int
+    input_shape: tuple[int, ...]
+    task: str
+    on_bad: Literal["skip", "stop"]
+    description: str
+    sizes: str
+    facts: DataFacts
+    cap: tuple[int | None, int] = (None, 0)
+
+    @property
+    def population(self) -> int:
+        """Number of users N."""
+        return len(self.parts)
+
+    def user(self, index: int) -> Examples:
+        """Read one user's records: see `FederatedDataset.user`.
+
+        Those that cannot be used are left out and counted, or raise InputError with
+        `data.on_bad: stop`.
+        """
+        if not 0 <= index < self.population:
+            raise IndexError(f"user index {index} is outside 0..{self.population - 1}")
+        examples = self._read(self.parts[index])
+        limit, seed = self.cap
+        if limit is None or len(examples) <= limit:
+            return examples
+        places = [np.arange(len(examples))]
+        (kept,) = partition.cap(places, [self.user_ids[index]], limit, seed)
+        return replace(examples.take(torch.from_numpy(kept)), skipped=examples.skipped)
+
+    def evaluation(self) -> Iterator[Examples]:
+        """Read the held-out records, some at a time."""
+        for first in range(0, len(self.held_out), _PART):
+            yield self._read(self.held_out[first : first + _PART])
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the users' ids and of what tells their records from others."""
+        content = Content(f"records {self.classes} {self.input_shape} {self.task}")
+        with Files(sum(map(len, self.parts))) as files:
+            for user_id, rows in zip(self.user_ids, self.parts, strict=True):
+                content.add_user(user_id, len(rows))
+                self.records.tell(content, rows, files)
+        return content.hexdigest()
+
+    def require_usable(self) -> None:
+        """Raise InputError, with the reason, where no user's record, or no held-out one, is usable.
+
+        Every round would cost ε for noise alone. It looks at private data, so in a deployment
+        nothing may depend on it.
+        """
+        for rows, whose in (
+            (np.concatenate([*self.parts, np.zeros(0, np.int64)]), "users'"),
+            (self.held_out, "held-out"),
+        ):
+            self._require_usable(rows, whose)
+
+    def _require_usable(self, rows: Indices, whose: str) -> None:
+        reason = "there is none"
+        for row in rows:
+            try:
+                read = self.records.read(int(row))
+            except InputError as error:
+                if self.on_bad == "stop":
+                    raise
+                reason = str(error) if reason == "there is none" else reason
+            else:
+                if len(self.records.pack([read])):
+                    return
+                reason = "one has nothing to learn from"
+        mend = "" if whose == "users'" else "; name public ones in data.held_out"
+        raise InputError(f"data: none of the {whose} records can be used: {reason}{mend}")
+
+    def _read(self, rows: Iterable[int]) -> Examples:
+        read, skipped = [], 0
+        for row in rows:
+            try:
+                read.append(self.records.read(int(row)))
+            except InputError:
+                if self.on_bad == "stop":
+                    raise
+                skipped += 1
+        examples = self.records.pack(read)
+        return replace(examples, skipped=examples.skipped + skipped)
+
+
+@dataclass(frozen=True)
+class RecordSource:
+    """Records before they are users': what a source provides.
+
+    Attributes:
+        title: what they are, for people; public.
+        records: all of them.
+        split: whose they are.
+        classes: number of classes, of outputs, or of tokens.
+        input_shape: shape of one input.
+        example: what one example is.
+        labels: the class of each row, where it is known without reading the row.
+        task: what is learnt.
+        several: whether a record may become several examples.
+    """
+
+    title: str
+    records: Records
+    split: Split
+    classes: int
+    input_shape: tuple[int, ...]
+    example: Example
+    labels: NDArray[np.int64] | None = None
+    task: str = "classification"
+    several: bool = False
+
+
+def federate_records(source: RecordSource, options: OwnOptions, seed: int) -> FederatedRecords:
+    """Deal a collection's records to users, as the options ask.
+
+    Raises:
+        InputError: users who cannot be had of them.
+    """
+    users = source.split.deal(options, source.labels, seed)
+    natural = options.partition.kind == "natural"
+    return with_users(source, users, options, seed, natural, how_dealt(options))
+
+
+def with_users(
+    source: RecordSource,
+    users: Mapping[str, Indices],
+    options: ReadOptions,
+    seed: int,
+    natural: bool,
+    dealt: str,
+) -> FederatedRecords:
+    """Return the data set of `users`, who are the people that the rows name where `natural`."""
+    split, limit = source.split, options.examples_per_user
+    user_ids = tuple(users)
+    parts: Sequence[Indices] = list(users.values())
+    if not source.several:
+        parts = partition.cap(parts, user_ids, limit, seed)
+    return FederatedRecords(
+        records=source.records,
+        parts=parts,
+        user_ids=user_ids,
+        held_out=split.held_out,
+        classes=source.classes,
+        input_shape=source.input_shape,
+        task=source.task,
+        on_bad=options.on_bad,
+        description=f"{source.title}: {options.users or len(parts)} users ({dealt}); "
+        f"{len(split.held_out)} {options.evaluation} records",
+        sizes=_sizes(parts, source),
+        facts=DataFacts(
+            users="person" if natural else "dealt",
+            example=source.example,
+            held_out=split.whose,
+            public="none",
+        ),
+        cap=(limit if source.several else None, seed),
+    )
+
+
+def _sizes(parts: Sequence[Indices], source: RecordSource) -> str:
+    sizes = [len(part) for part in parts] or [0]
+    said = f"{len(parts)} users with {min(sizes)} to {max(sizes)} records each, {sum(sizes)} in all"
+    if source.split.strays:
+        said += f"; {source.split.strays} records of nobody, left out"
+    if source.labels is not None and source.task == "classification":
+        training = source.labels[source.split.training]
+        if wrong := int((training == UNKNOWN).sum()):
+            said += f"; {wrong} of other classes, left out"
+    return said
+
+
+def class_names(named: int | Sequence[str | int] | None, public: Iterable[str]) -> tuple[str, ...]:
+    """Return the classes in the order of a model's outputs; `public` are those of held-out records.
+
+    Never those of users' records: which there are is theirs.
+
+    Raises:
+        InputError: there are none, or too many to be classes, or two of one name.
+    """
+    if isinstance(named, int):
+        names = tuple(map(str, range(named)))
+    elif named is not None:
+        names = tuple(map(str, named))
+    else:
+        names = tuple(sorted(set(public) - {""}, key=_by_number))
+        if not names:
+            raise InputError(
+                "data.classes: null takes the classes from held-out records, and there are none "
+                "here; name the classes, and public records in data.held_out"
+            )
+        if len(names) > _MOST_CLASSES:
+            raise InputError(
+                f"data.classes: the held-out records have {len(names)} classes, such as "
+                f"{names[0]!r:.40}; write data.predict: number for numbers"
+            )
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise InputError(f"data.classes: two or more are needed, each once, got {list(names)}")
+    return names
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdecimal() and len(name) < 10 else (2**60, name)
+
+
+def encoded(labels: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the place of each label among the classes, `UNKNOWN` where it is none of them."""
+    place = {name: number for number, name in enumerate(names)}
+    return np.array([place.get(label, UNKNOWN) for label in labels], dtype=np.int64)
+
+
+def target_of(label: int, where: object, shown: object, names: Sized) -> Tensor:
+    """Return a class as a target.
+
+    Raises:
+        InputError: it is none.
+    """
+    if label == UNKNOWN:
+        raise InputError(f"{where}: {shown!r:.60} is none of the {len(names)} classes")
+    return torch.tensor(label)
+
+
+def stacked(
+    read: Sequence[tuple[Tensor, Tensor]], shape: Sequence[int], target: Tensor
+) -> Examples:
+    """Lay inputs and targets side by side; `target` is one that says what none would look like."""
+    if not read:
+        return Examples(torch.zeros(0, *shape), target.new_zeros(0, *target.shape))
+    inputs, targets = zip(*read, strict=True)
+    return Examples(torch.stack(inputs), torch.stack(targets))
+
+
+def scaled(
+    values: Tensor, mean: float | tuple[float, ...], std: float | tuple[float, ...]
+) -> Tensor:
+    """Return `(values - mean) / std`, by the first dimension where there are several of them."""
+    beside = (-1, *(1 for _ in values.shape[1:]))
+    middle, width = (torch.tensor(number, dtype=torch.float32) for number in (mean, std))
+    if middle.dim():
+        middle = middle.view(beside)
+    if width.dim():
+        width = width.view(beside)
+    return (values - middle) / width
+
+
+def needed(module: str, extra: str, what: str) -> ModuleType:
+    """Import what an extra of fedpriv brings.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise InputError(
+            f"{what} needs {module.split('.')[0]}: pip install 'fedpriv[{extra}]'"
+        ) from None
+
+
+def require_column(key: str, name: str, there: Sequence[str], where: object) -> str:
+    """Return the name of a column.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    if name in there:
+        return name
+    close = difflib.get_close_matches(name, there, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(there)[:200]}"
+    raise InputError(f"{key}: {where} has no column {name}; {hint}")

@@ -1,0 +1,62 @@
+"""A node of a deployment has users in a folder of its own, and says itself who they are."""
+
+import pytest
+from deployed import PLACES, context_of, deployed_config, hosting_answer, train_answer
+from own_data import CLASSES, USERS, write_images
+from writers import write_writers
+
+from fedpriv.federation.gate import hosting_in
+from fedpriv.federation.policy import NodePolicy, NodeTerms, NotAllowed
+
+IMAGES = {
+    "name": "image_folder",
+    "partition": {"kind": "natural"},
+    "classes": list(CLASSES),
+    "image": {"size": 8, "color": "grey"},
+}
+CASES = {"image_folder": (IMAGES, write_images)}
+
+
+def config_for(folder, **data):
+    config = deployed_config(write_writers(folder / "plain", {1: 3}))
+    document = {**config.model_dump(mode="json")}
+    document["data"] = {**data, "users": PLACES, "path": str(folder / "servers")}
+    from fedpriv.config_files import parse_config
+
+    return parse_config(document)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_node_trains_the_users_of_its_own_folder(name, tmp_path):
+    data, write = CASES[name]
+    write(tmp_path / "servers")
+    write(tmp_path / "node", dict.fromkeys(USERS[:6], 4))
+    config = config_for(tmp_path, **data)
+    hosting = hosting_in(hosting_answer(config, tmp_path / "node"), {1000})
+    assert 1 <= hosting.users <= 7
+    answer = train_answer(config, tmp_path / "node", range(hosting.users))
+    assert not answer.has_error()
+    assert answer.content.array_records
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"pattern": "(?P<user>.*)"}, "pattern"),
+        ({"held_out": USERS[0]}, "held_out"),
+        ({"classes": None}, "classes"),
+    ],
+)
+def test_a_server_does_not_say_who_a_nodes_users_are(changed, key, tmp_path):
+    write_images(tmp_path / "servers")
+    config = config_for(tmp_path, **{**IMAGES, **changed})
+    terms = NodeTerms.of(context_of(tmp_path / "servers"))
+    with pytest.raises(NotAllowed, match=f"data.{key} decides who a user is"):
+        terms.check(config, "")
+    policy = {"smallest_z": 0.1, "largest_bound": 10.0, "rounds": 9}
+    allowed = NodePolicy(**policy, users={key: changed[key]})
+    own = NodeTerms(allowed, tmp_path / "servers", frozenset(), 1, 0)
+    own.check(config, "")
+    other = NodeTerms(NodePolicy(**policy, users={key: "other"}), own.folder, frozenset(), 1, 0)
+    with pytest.raises(NotAllowed, match=f"data.{key} decides"):
+        other.check(config, "")

@@ -1,0 +1,71 @@
+"""Data as somebody brings them: a few files of each kind in a fresh folder, made from seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+USERS = tuple(f"user{number:02}" for number in range(10))
+CLASSES = ("cat", "dog")
+HELD_OUT = "test"
+
+#: What a small run says beside its data.
+RUN: dict[str, Any] = {
+    "name": "own",
+    "seed": 5,
+    "rounds": 2,
+    "model": {"name": "vit", "dim": 8, "depth": 1, "heads": 2, "patch": 4, "mlp_ratio": 1.0},
+    "local": {"epochs": 1, "batch_size": 2, "lr": 0.1},
+    "privacy": {
+        "delta": 1e-2,
+        "noise_multiplier": 1.0,
+        "sampling": {"kind": "poisson", "expected_cohort": 6},
+        "clipping": {"kind": "global", "bound": 0.1},
+        "accountants": ["rdp"],
+    },
+    "runtime": {"workers": 1, "grid": "local"},
+    "evaluation": {"every": 1},
+}
+
+
+def pixels_of(owner: str, number: int, side: int = 12) -> np.ndarray:
+    """One image of an owner, in colours."""
+    drawn = np.random.default_rng([number, *owner.encode()])
+    return drawn.integers(0, 256, (side, side + 4, 3), dtype=np.uint8)
+
+
+def write_images(folder: Path, users: Mapping[str, int] | None = None) -> Path:
+    """Write `user/class/file`, of other sizes and formats, and `test/class/file`."""
+    for user, count in (users or dict.fromkeys(USERS, 3)).items():
+        for number in range(count):
+            suffix, mode = (("png", "RGB"), ("jpg", "L"), ("png", "RGBA"))[number % 3]
+            path = folder / user / CLASSES[number % 2] / f"{number}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels_of(user, number, 10 + number)).convert(mode).save(path)
+    for number in range(4):
+        path = folder / HELD_OUT / CLASSES[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels_of(HELD_OUT, number)).save(path)
+    return folder
+
+
+IMAGE = {"size": 8, "color": "grey"}
+
+#: By name of a data set, what a config says of it; all lie in the folder `data`.
+CASES: dict[str, dict[str, Any]] = {
+    "image_folder": {
+        "data": {"name": "image_folder", "path": "data", "held_out": HELD_OUT, "image": IMAGE}
+    },
+}
+
+WRITERS = {"image_folder": write_images}
+
+
+def document_of(case: str) -> dict[str, Any]:
+    """The whole config of a case, which is all that its run needs beside its files."""
+    own = CASES[case]
+    return {**RUN, **own, "data": {"users": len(USERS) + 2, **own["data"]}, "run_dir": "run"}

@@ -1,0 +1,83 @@
+"""Data as somebody brings them, by a config alone: two rounds, and what goes wrong in one line."""
+
+import json
+import sys
+
+import pytest
+import yaml
+from own_data import CASES, WRITERS, document_of
+
+from fedpriv import cli
+
+
+@pytest.fixture
+def fedpriv(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["fedpriv", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def written(folder, case, **changes):
+    """Write the files and the config of a case; return the config's path."""
+    WRITERS[case](folder / "data")
+    document = document_of(case)
+    document["data"] = {**document["data"], **changes}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(document))
+    return folder / "mine.yaml"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_config_alone_trains_on_it(case, folder, fedpriv):
+    code, _, err = fedpriv("run", written(folder, case))
+    assert code == 0, err
+    rows = [
+        json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["round"] for row in rows] == [1, 2]
+    assert rows[-1]["simulation_only"]["examples"] > 0
+    assert rows[-1]["aggregate_norm"] > 0
+
+
+#: By what is wrong: the data set, what its section says instead, and words of the line.
+BAD = {
+    "no folder": ("image_folder", {"path": "dat"}, ["data.path", "dat is not a folder"]),
+    "a held-out part elsewhere": (
+        "image_folder",
+        {"held_out": "../x"},
+        ["data.held_out", "within"],
+    ),
+    "no held-out part": ("image_folder", {"held_out": "tst"}, ["data.classes", "held-out"]),
+    "no expression": ("image_folder", {"pattern": "("}, ["data.pattern", "regular expression"]),
+    "no user in it": ("image_folder", {"pattern": ".*"}, ["data.pattern", "(?P<user>"]),
+    "no size": ("image_folder", {"image": {"size": 0}}, ["data.image", "1 to 4096"]),
+    "a key that is another's": ("image_folder", {"speech": {}}, ["data.speech", "unknown key"]),
+    "too many people": (
+        "image_folder",
+        {"partition": {"kind": "iid"}, "users": 99},
+        ["at most 30"],
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", BAD)
+def test_what_is_wrong_is_one_line(wrong, folder, fedpriv):
+    case, changes, words = BAD[wrong]
+    code, out, err = fedpriv("run", written(folder, case, **changes))
+    assert (code, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1, err
+    assert all(word in err for word in words), err
+    assert not (folder / "run").exists()
