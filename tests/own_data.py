@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 USERS = tuple(f"user{number:02}" for number in range(10))
@@ -53,6 +54,53 @@ def write_images(folder: Path, users: Mapping[str, int] | None = None) -> Path:
     return folder
 
 
+def rows_of(owner: str, number: int) -> list[float]:
+    """Three features of an owner's row."""
+    return np.random.default_rng([7, number, *owner.encode()]).normal(size=3).round(3).tolist()
+
+
+def table_rows(users: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+    """The rows of users: features that say the class, and a number."""
+    rows = []
+    for user, count in (users or dict.fromkeys(USERS, 4)).items():
+        for number in range(count):
+            x = rows_of(user, number)
+            label = CLASSES[int(x[0] > 0)]
+            features = dict(zip(("x0", "x1", "x2"), x, strict=True))
+            rows.append({"user": user, **features, "target": label, "height": x[0] + x[1]})
+    return rows
+
+
+def write_table(folder: Path, users: Mapping[str, int] | None = None) -> Path:
+    """Write `people.csv`, and `test.csv` of people who are nobody else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(table_rows(users)).to_csv(folder / "people.csv", index=False)
+    others = table_rows({f"other{number}": 4 for number in range(3)})
+    pd.DataFrame(others).to_csv(folder / "test.csv", index=False)
+    return folder
+
+
+def write_parquet(folder: Path) -> Path:
+    """Write the same as Parquet."""
+    write_table(folder)
+    for name in ("people", "test"):
+        pd.read_csv(folder / f"{name}.csv").to_parquet(folder / f"{name}.parquet")
+        (folder / f"{name}.csv").unlink()
+    return folder
+
+
+def write_table_of_images(folder: Path, users: Mapping[str, int] | None = None) -> Path:
+    """Write images and a table that names them."""
+    write_images(folder / "images", users)
+    rows = [
+        {"who": path.parts[-3], "file": str(path.relative_to(folder)), "kind": path.parts[-2]}
+        for path in sorted(folder.rglob("user*/*/*"))
+    ]
+    pd.DataFrame(rows).to_csv(folder / "people.tsv", index=False, sep="\t")
+    return folder
+
+
+MLP = {"name": "torchvision.ops:MLP", "hidden_channels": [4, 2]}
 IMAGE = {"size": 8, "color": "grey"}
 
 #: By name of a data set, what a config says of it; all lie in the folder `data`.
@@ -60,9 +108,40 @@ CASES: dict[str, dict[str, Any]] = {
     "image_folder": {
         "data": {"name": "image_folder", "path": "data", "held_out": HELD_OUT, "image": IMAGE}
     },
+    "table": {
+        "data": {"name": "table", "path": "data", "held_out": "test.csv", "features": "x."},
+        "model": {**MLP, "in_channels": 3},
+    },
+    "table of numbers": {
+        "data": {
+            "name": "table",
+            "path": "data/people.parquet",
+            "held_out": "test.parquet",
+            "predict": "number",
+            "target": ["height", "x2"],
+            "features": ["x0", "x1"],
+        },
+        "model": {**MLP, "in_channels": 2},
+    },
+    "table of images": {
+        "data": {
+            "name": "table",
+            "path": "data/people.tsv",
+            "user": "who",
+            "target": "kind",
+            "files": "file",
+            "classes": list(CLASSES),
+            "image": IMAGE,
+        }
+    },
 }
 
-WRITERS = {"image_folder": write_images}
+WRITERS = {
+    "image_folder": write_images,
+    "table": write_table,
+    "table of numbers": write_parquet,
+    "table of images": write_table_of_images,
+}
 
 
 def document_of(case: str) -> dict[str, Any]:

@@ -137,18 +137,19 @@ class Split:
         cls,
         owners: Sequence[str],
         options: KeptOptions,
-        public: Sequence[bool] | None = None,
-        named: bool | None = None,
+        public: Sequence[bool] | NDArray[np.bool_] | None = None,
+        unread: int = 0,
     ) -> Split:
         """Split rows; `public` marks those of a held-out part, None where there is none.
 
+        `unread` more are of nobody.
+
         Which people are held out is a function of their names alone. Where no row says whose it
-        is, which need be said with `named` only if there may be none, it is every eighth row.
+        is, it is every eighth row.
         """
         owner = np.array([*owners, None], dtype=object)[:-1]
         held = np.zeros(len(owner), bool) if public is None else np.asarray(public, bool)
-        if named is None:
-            named = bool((owner[~held] != NOBODY).any())
+        named = bool((owner[~held] != NOBODY).any())
         if public is None:
             held = _one_in(HELD_OUT_EVERY, owner, ~held, named, "")
         training = ~held
@@ -161,7 +162,7 @@ class Split:
             named=named,
             training=np.flatnonzero(training & known),
             held_out=np.flatnonzero(held),
-            strays=int((training & ~known).sum()),
+            strays=int((training & ~known).sum()) + unread,
         )
 
     @property

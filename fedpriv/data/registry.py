@@ -23,6 +23,7 @@ DATASETS = Kind(
         "speech_commands": "fedpriv.data.speech_commands:build_speech_commands",
         "synthetic_images": "fedpriv.data.synthetic_images:build_synthetic_images",
         "synthetic_speech": "fedpriv.data.synthetic_speech:build_synthetic_speech",
+        "table": "fedpriv.data.table:build_table",
     },
     base="fedpriv.data.options:DataOptions",
     facts=("seed",),

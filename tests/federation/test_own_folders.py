@@ -2,9 +2,10 @@
 
 import pytest
 from deployed import PLACES, context_of, deployed_config, hosting_answer, train_answer
-from own_data import CLASSES, USERS, write_images
+from own_data import CLASSES, USERS, write_images, write_table_of_images
 from writers import write_writers
 
+from fedpriv.config_files import parse_config
 from fedpriv.federation.gate import hosting_in
 from fedpriv.federation.policy import NodePolicy, NodeTerms, NotAllowed
 
@@ -14,15 +15,23 @@ IMAGES = {
     "classes": list(CLASSES),
     "image": {"size": 8, "color": "grey"},
 }
-CASES = {"image_folder": (IMAGES, write_images)}
+TABLE = {**IMAGES, "name": "table", "target": "kind", "files": "file"}
+
+
+def write_rows(folder, users=None):
+    """A table of images with a column `user`, which is the default."""
+    write_table_of_images(folder, users)
+    table = folder / "people.tsv"
+    table.write_text(table.read_text().replace("who", "user", 1))
+
+
+CASES = {"image_folder": (IMAGES, write_images), "table": (TABLE, write_rows)}
 
 
 def config_for(folder, **data):
     config = deployed_config(write_writers(folder / "plain", {1: 3}))
     document = {**config.model_dump(mode="json")}
     document["data"] = {**data, "users": PLACES, "path": str(folder / "servers")}
-    from fedpriv.config_files import parse_config
-
     return parse_config(document)
 
 
@@ -45,6 +54,7 @@ def test_a_node_trains_the_users_of_its_own_folder(name, tmp_path):
         ({"pattern": "(?P<user>.*)"}, "pattern"),
         ({"held_out": USERS[0]}, "held_out"),
         ({"classes": None}, "classes"),
+        ({**TABLE, "user": "session"}, "user"),
     ],
 )
 def test_a_server_does_not_say_who_a_nodes_users_are(changed, key, tmp_path):

@@ -65,6 +65,25 @@ BAD = {
     "no user in it": ("image_folder", {"pattern": ".*"}, ["data.pattern", "(?P<user>"]),
     "no size": ("image_folder", {"image": {"size": 0}}, ["data.image", "1 to 4096"]),
     "a key that is another's": ("image_folder", {"speech": {}}, ["data.speech", "unknown key"]),
+    "no table": ("table", {"path": "data/x.txt"}, ["data.path", "is no table", ".parquet"]),
+    "no such column": (
+        "table",
+        {"user": "usr"},
+        ["data.user", "did you mean user?"],
+    ),
+    "no such target": (
+        "table",
+        {"target": "z"},
+        ["data.target", "there are user, x0"],
+    ),
+    "no such feature": ("table", {"features": "y."}, ["data.features", "y. names no column"]),
+    "classes that are numbers": (
+        "table",
+        {"target": ["x0", "x1"]},
+        ["data.target", "data.predict: number"],
+    ),
+    "a division by nothing": ("table", {"std": 0}, ["data.std", "above 0"]),
+    "means of others": ("table", {"mean": [1, 2]}, ["data.mean", "2 numbers for 3 features"]),
     "too many people": (
         "image_folder",
         {"partition": {"kind": "iid"}, "users": 99},

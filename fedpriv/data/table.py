@@ -1,0 +1,224 @@
+"""A table with a row for each example: whose it is, what is to be predicted, and from what."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from fedpriv.data.content import Content, Files
+from fedpriv.data.federated import Examples
+from fedpriv.data.image_folder import of_a_node
+from fedpriv.data.images import ImageForm
+from fedpriv.data.partition import Indices
+from fedpriv.data.records import (
+    Classes,
+    FederatedRecords,
+    OwnFolderOptions,
+    RecordSource,
+    Split,
+    class_names,
+    encoded,
+    federate_records,
+    scaled,
+    stacked,
+    target_of,
+)
+from fedpriv.data.tables import Table, matching, read_table
+from fedpriv.errors import InputError
+
+
+class TableOptions(OwnFolderOptions):
+    """Which columns of a table are what."""
+
+    name: str = Field(default="table", description="table: rows of a CSV or Parquet file")
+    user: str = Field(default="user", description="column of whose a row is")
+    target: str | tuple[str, ...] = Field(
+        default="target", description="column to predict; several, where they are numbers"
+    )
+    predict: Literal["class", "number"] = Field(
+        default="class", description="class: classification; number: regression"
+    )
+    features: str | tuple[str, ...] | None = Field(
+        default=None,
+        description="columns of numbers to predict from, or a regular expression of their names; "
+        "null: all others",
+    )
+    files: str | None = Field(
+        default=None,
+        description="column of image files to predict from, in place of numbers; their paths "
+        "begin where the table lies",
+    )
+    classes: Classes = None
+    mean: float | tuple[float, ...] = Field(
+        default=0.0, description="subtracted from features: a public number, or one for each"
+    )
+    std: float | tuple[float, ...] = Field(
+        default=1.0, description="what they are then divided by: public, one or one for each"
+    )
+    image: ImageForm = Field(default=ImageForm(), description="what images become")
+
+    @field_validator("features")
+    @classmethod
+    def _is_an_expression(cls, features: Any) -> Any:
+        try:
+            re.compile(features if isinstance(features, str) else "")
+        except re.error as error:
+            raise ValueError(f"no regular expression: {error}") from None
+        return features
+
+    @field_validator("std")
+    @classmethod
+    def _divides(cls, std: Any) -> Any:
+        if min(std if isinstance(std, tuple) else (std,), default=0) <= 0:
+            raise ValueError("must be above 0")
+        return std
+
+    def decides_users(self) -> Mapping[str, Any]:
+        """Return, by key, what decides who a user is: see `DataOptions`."""
+        kept = of_a_node(self, {"user": "user"})
+        return {k: v for k, v in kept.items() if k != "classes" or self.predict == "class"}
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of numbers, or of paths of images, and their targets: `Records`.
+
+    `labels` are classes, int64 `[n]`, with `shown` as the table has them, or numbers, float32
+    `[n, outputs]`.
+    """
+
+    table: Table
+    features: NDArray[np.float32] | None
+    files: Sequence[str]
+    labels: NDArray[Any]
+    shown: Sequence[str]
+    names: Sequence[str]
+    options: TableOptions
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return self.options.image.shape if self.features is None else self.features.shape[1:]
+
+    def read(self, row: int) -> tuple[Tensor, Tensor]:
+        """Return one row's input and target."""
+        where = self.table.where(row)
+        target = self._target(row, where)
+        if self.features is None:
+            if not (name := self.files[row]) or "\0" in name:
+                raise InputError(f"{where}: names no file")
+            return self.options.image.read(self.table.folder / name), target
+        values = self.features[row]
+        if not np.isfinite(values).all():
+            raise InputError(f"{where}: a feature is no number")
+        return scaled(torch.from_numpy(values), self.options.mean, self.options.std), target
+
+    def _target(self, row: int, where: str) -> Tensor:
+        if self.labels.ndim == 1:
+            return target_of(int(self.labels[row]), where, self.shown[row], self.names)
+        values = self.labels[row]
+        if not np.isfinite(values).all():
+            raise InputError(f"{where}: a target is no number")
+        return torch.from_numpy(values)
+
+    def pack(self, read: Sequence[Any]) -> Examples:
+        """Lay rows below one another."""
+        whole = self.labels.ndim == 1
+        like = torch.zeros((), dtype=torch.int64) if whole else torch.zeros(self.labels.shape[1])
+        return stacked(read, self.shape, like)
+
+    def tell(self, content: Content, rows: Indices, files: Files) -> None:
+        """Add what rows say, and the images that they name."""
+        content.add(self.labels[rows].tobytes())
+        if self.features is not None:
+            content.add(self.features[rows].tobytes())
+            return
+        named = [self.files[row] for row in rows]
+        content.add(repr(named).encode("utf-8", "surrogateescape"))
+        for told in files.digests([self.table.folder / name.replace("\0", "") for name in named]):
+            content.add(told)
+
+
+def build_table(options: TableOptions, seed: int) -> FederatedRecords:
+    """Make users of the rows of a table, or of several; images are read when a user is trained.
+
+    A row whose target or features cannot be used is a bad record of its user alone.
+    Raises InputError for a missing file or column.
+    """
+    table = read_table(options.path, options.held_out)
+    owners, targets = _owners(table, options), _target_columns(table, options)
+    split = Split.of(owners, options, table.public, unread=table.unread)
+    named: tuple[str, ...] = ()
+    shown: Sequence[str] = ()
+    if options.predict == "class":
+        shown = table.texts(targets[0])
+        named = class_names(options.classes, (shown[row] for row in split.held_out))
+        labels: NDArray[Any] = encoded(shown, named)
+    else:
+        labels = table.numbers(targets)
+    features = None
+    if options.files is None:
+        features = table.numbers(_feature_columns(table, options, {options.user, *targets}))
+    records = Rows(
+        table=table,
+        features=features,
+        files=() if options.files is None else table.texts(options.files),
+        labels=labels,
+        shown=shown,
+        names=named,
+        options=options,
+    )
+    source = RecordSource(
+        title=f"table ({table.files[0][0].name})",
+        records=records,
+        split=split,
+        classes=len(named) or len(targets),
+        input_shape=records.shape,
+        example="row",
+        labels=labels if named else None,
+        task="classification" if named else "regression",
+    )
+    return federate_records(source, options, seed)
+
+
+def _owners(table: Table, options: TableOptions) -> list[str]:
+    if options.partition.kind != "natural" and options.user not in table.frame.columns:
+        return [""] * len(table.frame)
+    return table.texts(table.column("data.user", options.user))
+
+
+def _target_columns(table: Table, options: TableOptions) -> list[str]:
+    names = [options.target] if isinstance(options.target, str) else list(options.target)
+    if not names or (len(names) > 1 and options.predict == "class"):
+        raise InputError(
+            f"data.target: one column has the class, got {names}; several are for data.predict: "
+            "number"
+        )
+    if options.files is not None:
+        table.column("data.files", options.files)
+    return [table.column("data.target", name) for name in names]
+
+
+def _feature_columns(table: Table, options: TableOptions, others: set[str]) -> list[str]:
+    there = [str(name) for name in table.frame.columns if str(name) not in others]
+    if isinstance(options.features, tuple):
+        chosen = [table.column("data.features", name) for name in options.features]
+    elif options.features is not None:
+        chosen = matching(options.features, there)
+    else:
+        chosen = there
+    if not chosen:
+        raise InputError(f"data.features: {options.features} names no column; there are {there}")
+    for key in ("mean", "std"):
+        value = getattr(options, key)
+        if isinstance(value, tuple) and len(value) not in (1, len(chosen)):
+            raise InputError(f"data.{key} has {len(value)} numbers for {len(chosen)} features")
+    return chosen

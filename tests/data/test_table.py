@@ -1,0 +1,149 @@
+"""Rows of a table become users' examples; no cell decides how another is read."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from held_out import held_out
+from own_data import (
+    CLASSES,
+    USERS,
+    rows_of,
+    table_rows,
+    write_parquet,
+    write_table,
+    write_table_of_images,
+)
+from schema import data_options
+
+from fedpriv.data import build_dataset, records
+from fedpriv.errors import InputError
+
+
+def built(folder, seed=3, **options):
+    settings = {"name": "table", "path": folder, "held_out": "test.csv", "features": "x."}
+    return build_dataset(data_options(**{**settings, **options}), seed)
+
+
+def users_of(dataset):
+    return {user_id: dataset.user(place) for place, user_id in enumerate(dataset.user_ids)}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_table(tmp_path / "table")
+
+
+def test_rows_are_their_users(folder):
+    dataset = built(folder, mean=0.5, std=2.0)
+    assert dataset.user_ids == USERS
+    assert (dataset.classes, dataset.input_shape, dataset.facts.held_out) == (2, (3,), "others")
+    read = dataset.user(4)
+    expected = np.array([rows_of(USERS[4], number) for number in range(4)], np.float32)
+    np.testing.assert_allclose(read.inputs.numpy(), (expected - 0.5) / 2, rtol=1e-6)
+    assert read.targets.tolist() == [int(row[0] > 0) for row in expected]
+    assert len(held_out(dataset)) == 12
+
+
+def test_parquet_gives_what_csv_gives(folder, tmp_path):
+    csv = users_of(built(folder))
+    write_parquet(tmp_path / "parquet")
+    parquet = users_of(built(tmp_path / "parquet", held_out="test.parquet"))
+    assert csv.keys() == parquet.keys()
+    for user, examples in csv.items():
+        assert torch.equal(examples.inputs, parquet[user].inputs)
+        assert torch.equal(examples.targets, parquet[user].targets)
+
+
+def test_numbers_are_predicted_as_they_are(folder):
+    dataset = built(folder, predict="number", target=["height", "x2"], features=["x0", "x1"])
+    assert (dataset.task, dataset.classes, dataset.input_shape) == ("regression", 2, (2,))
+    read = dataset.user(0)
+    assert read.targets.dtype == torch.float32
+    rows = np.array([rows_of(USERS[0], number) for number in range(4)])
+    np.testing.assert_allclose(read.targets[:, 0], rows[:, 0] + rows[:, 1], rtol=1e-5)
+
+
+BAD_ROWS = {
+    "a feature that is no number": {"x1": "a lot"},
+    "a feature that is missing": {"x2": ""},
+    "an infinite feature": {"x0": "1e60"},
+    "a class that nobody knows": {"target": "horse"},
+    "no class": {"target": ""},
+}
+
+
+@pytest.mark.parametrize("case", BAD_ROWS)
+def test_a_bad_row_is_one_record_of_one_user(case, folder):
+    before = users_of(built(folder))
+    rows = table_rows()
+    rows[5] |= BAD_ROWS[case]
+    pd.DataFrame(rows).to_csv(folder / "people.csv", index=False)
+    after = users_of(built(folder))
+    assert (len(after[USERS[1]]), after[USERS[1]].skipped) == (3, 1)
+    for user in set(USERS) - {USERS[1]}:
+        assert torch.equal(before[user].inputs, after[user].inputs)
+        assert torch.equal(before[user].targets, after[user].targets)
+    with pytest.raises(InputError, match=r"people\.csv: row 6: "):
+        built(folder, on_bad="stop").user(1)
+
+
+def test_rows_of_nobody_and_with_too_many_cells_are_left_out_and_counted(folder):
+    with (folder / "people.csv").open("a") as file:
+        file.write("user01,1,2,3,cat,1,2,3,4\n,1,2,3,cat,0\n007,1,2,3,dog,0\nuser02,1\n")
+    dataset = built(folder)
+    assert dataset.user_ids == ("007", *USERS)
+    assert "2 records of nobody, left out" in dataset.sizes
+    assert len(dataset.user(dataset.user_ids.index("user01"))) == 4
+    short = dataset.user(dataset.user_ids.index("user02"))
+    assert (len(short), short.skipped) == (4, 1)
+
+
+def test_images_that_a_table_names_are_read_with_their_user(tmp_path):
+    folder = write_table_of_images(tmp_path)
+    options = {"user": "who", "target": "kind", "files": "file", "classes": CLASSES}
+    dataset = built(folder / "people.tsv", held_out=None, image={"size": 8}, **options)
+    assert dataset.input_shape == (3, 8, 8)
+    whole = users_of(dataset)
+    (folder / "images" / dataset.user_ids[0] / "cat" / "0.png").unlink()
+    again = users_of(dataset)
+    first, *others = dataset.user_ids
+    assert (len(again[first]), again[first].skipped) == (2, 1)
+    for user in others:
+        assert torch.equal(whole[user].inputs, again[user].inputs)
+
+
+def test_a_digest_is_of_users_rows(folder, tmp_path):
+    digest = built(folder).digest()
+    copy = write_table(tmp_path / "copy")
+    assert built(copy).digest() == digest
+    rows = table_rows()
+    rows[3]["x1"] += 1
+    pd.DataFrame(rows).to_csv(copy / "people.csv", index=False)
+    assert built(copy).digest() != digest
+
+
+def test_people_in_both_parts_are_told(folder):
+    pd.DataFrame(table_rows({USERS[0]: 3})).to_csv(folder / "test.csv", index=False)
+    assert built(folder, classes=CLASSES).facts.held_out == "same"
+
+
+def test_what_is_no_table_is_one_line(folder):
+    (folder / "people.csv").write_bytes(b"")
+    with pytest.raises(InputError, match=r"people\.csv: cannot be read as a table"):
+        built(folder)
+    (folder / "people.csv").unlink()
+    (folder / "people.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(InputError, match=r"people\.parquet: cannot be read as a table"):
+        built(folder)
+
+
+def test_without_pyarrow_the_line_has_the_command(tmp_path, monkeypatch):
+    write_parquet(tmp_path)
+
+    def absent(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr(records, "import_module", absent)
+    with pytest.raises(InputError, match=r"needs pyarrow: pip install 'fedpriv\[parquet\]'"):
+        built(tmp_path, held_out="test.parquet")
