@@ -100,6 +100,35 @@ def write_table_of_images(folder: Path, users: Mapping[str, int] | None = None) 
     return folder
 
 
+def hf_rows(kind: str = "images", users: Mapping[str, int] | None = None) -> Any:
+    """A data set of Hugging Face's with the images, or the rows of the table."""
+    import datasets
+
+    rows = table_rows(users)
+    for number, row in enumerate(rows):
+        row["image"] = Image.fromarray(pixels_of(row["user"], number))
+        row["x"] = [row.pop("x0"), row.pop("x1"), row.pop("x2")]
+    dropped = ["x", "height"] if kind == "images" else ["image"]
+    label = datasets.ClassLabel(names=list(CLASSES)) if kind == "images" else None
+    whole = datasets.Dataset.from_list(rows).remove_columns(dropped)
+    whole = whole.rename_column("target", "label")
+    return whole.cast_column("label", label) if label else whole
+
+
+def write_hf(folder: Path, kind: str = "images", users: Mapping[str, int] | None = None) -> Path:
+    """Write them with `save_to_disk`, with a part `test` of others."""
+    import datasets
+
+    others = hf_rows(kind, {f"other{number}": 4 for number in range(3)})
+    datasets.DatasetDict(train=hf_rows(kind, users), test=others).save_to_disk(folder)
+    return folder
+
+
+def write_hf_rows(folder: Path) -> Path:
+    """Write those of numbers."""
+    return write_hf(folder, "rows")
+
+
 MLP = {"name": "torchvision.ops:MLP", "hidden_channels": [4, 2]}
 IMAGE = {"size": 8, "color": "grey"}
 
@@ -134,6 +163,18 @@ CASES: dict[str, dict[str, Any]] = {
             "image": IMAGE,
         }
     },
+    "hf": {"data": {"name": "hf", "path": "data", "held_out": "test", "image": IMAGE}},
+    "hf of numbers": {
+        "data": {
+            "name": "hf",
+            "path": "data",
+            "held_out": "test",
+            "input": "x",
+            "target": "height",
+            "predict": "number",
+        },
+        "model": {"name": "torchvision.ops:MLP", "hidden_channels": [4, 1], "in_channels": 3},
+    },
 }
 
 WRITERS = {
@@ -141,6 +182,8 @@ WRITERS = {
     "table": write_table,
     "table of numbers": write_parquet,
     "table of images": write_table_of_images,
+    "hf": write_hf,
+    "hf of numbers": write_hf_rows,
 }
 
 

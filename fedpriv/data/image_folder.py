@@ -18,6 +18,7 @@ from fedpriv.data.federated import Examples
 from fedpriv.data.files import visible
 from fedpriv.data.images import SUFFIXES, ImageForm
 from fedpriv.data.partition import Indices
+from fedpriv.data.prediction import of_a_node
 from fedpriv.data.records import (
     NOBODY,
     Classes,
@@ -57,16 +58,6 @@ class ImageFolderOptions(OwnFolderOptions):
     def decides_users(self) -> Mapping[str, Any]:
         """Return, by key, what decides who a user is: see `DataOptions`."""
         return of_a_node(self, {"pattern": None})
-
-
-def of_a_node(options: OwnFolderOptions, plain: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the keys of options that are not `plain`, and classes that held-out users decide."""
-    kept = {key: getattr(options, key) for key in plain if getattr(options, key) != plain[key]}
-    if options.held_out is not None:
-        kept["held_out"] = options.held_out
-    if "classes" in type(options).model_fields and options.model_dump()["classes"] is None:
-        kept["classes"] = None
-    return kept
 
 
 def checked_pattern(pattern: str | None) -> str | None:

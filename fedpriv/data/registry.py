@@ -16,6 +16,7 @@ DATASETS = Kind(
         "common_voice": "fedpriv.data.common_voice:build_common_voice",
         "digits": "fedpriv.data.digits:build_digits",
         "fsdd": "fedpriv.data.fsdd:build_fsdd",
+        "hf": "fedpriv.data.hf:build_hf",
         "idx_images": "fedpriv.data.idx_images:build_idx_images",
         "image_folder": "fedpriv.data.image_folder:build_image_folder",
         "librispeech": "fedpriv.data.librispeech:build_librispeech",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +15,9 @@ from torch import Tensor
 
 from fedpriv.data.content import Content, Files
 from fedpriv.data.federated import Examples
-from fedpriv.data.image_folder import of_a_node
-from fedpriv.data.images import ImageForm
 from fedpriv.data.partition import Indices
+from fedpriv.data.prediction import PredictOptions, of_a_node
 from fedpriv.data.records import (
-    Classes,
     FederatedRecords,
     OwnFolderOptions,
     RecordSource,
@@ -35,16 +33,13 @@ from fedpriv.data.tables import Table, matching, read_table
 from fedpriv.errors import InputError
 
 
-class TableOptions(OwnFolderOptions):
+class TableOptions(PredictOptions, OwnFolderOptions):
     """Which columns of a table are what."""
 
     name: str = Field(default="table", description="table: rows of a CSV or Parquet file")
     user: str = Field(default="user", description="column of whose a row is")
     target: str | tuple[str, ...] = Field(
         default="target", description="column to predict; several, where they are numbers"
-    )
-    predict: Literal["class", "number"] = Field(
-        default="class", description="class: classification; number: regression"
     )
     features: str | tuple[str, ...] | None = Field(
         default=None,
@@ -56,14 +51,6 @@ class TableOptions(OwnFolderOptions):
         description="column of image files to predict from, in place of numbers; their paths "
         "begin where the table lies",
     )
-    classes: Classes = None
-    mean: float | tuple[float, ...] = Field(
-        default=0.0, description="subtracted from features: a public number, or one for each"
-    )
-    std: float | tuple[float, ...] = Field(
-        default=1.0, description="what they are then divided by: public, one or one for each"
-    )
-    image: ImageForm = Field(default=ImageForm(), description="what images become")
 
     @field_validator("features")
     @classmethod
@@ -74,17 +61,9 @@ class TableOptions(OwnFolderOptions):
             raise ValueError(f"no regular expression: {error}") from None
         return features
 
-    @field_validator("std")
-    @classmethod
-    def _divides(cls, std: Any) -> Any:
-        if min(std if isinstance(std, tuple) else (std,), default=0) <= 0:
-            raise ValueError("must be above 0")
-        return std
-
     def decides_users(self) -> Mapping[str, Any]:
         """Return, by key, what decides who a user is: see `DataOptions`."""
-        kept = of_a_node(self, {"user": "user"})
-        return {k: v for k, v in kept.items() if k != "classes" or self.predict == "class"}
+        return of_a_node(self, {"user": "user"})
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,11 +58,11 @@ class Table:
 
     def texts(self, name: str) -> list[str]:
         """Return a column as text; "" where a cell is empty."""
-        return [_text(value) for value in self.frame[name].to_numpy(dtype=object)]
+        return [as_text(value) for value in self.frame[name].to_numpy(dtype=object)]
 
     def numbers(self, names: Sequence[str]) -> NDArray[np.float32]:
         """Return columns as float32 `[rows, columns]`; NaN where a cell is no finite number."""
-        columns = [_numbers(self.frame[name].to_numpy(dtype=object)) for name in names]
+        columns = [as_numbers(self.frame[name].to_numpy(dtype=object)) for name in names]
         return np.stack(columns, axis=1) if columns else np.zeros((len(self.frame), 0), np.float32)
 
 
@@ -150,7 +150,8 @@ def _said(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
+    """Return a cell as text; "" where it is empty."""
     if value is None or value is pd.NA or value is pd.NaT or value != value:
         return ""
     if isinstance(value, float) and value.is_integer():  # as a column of whole numbers with gaps
@@ -158,7 +159,8 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _numbers(values: NDArray[np.object_]) -> NDArray[np.float32]:
+def as_numbers(values: Sequence[object]) -> NDArray[np.float32]:
+    """Return cells as float32; NaN where one is no finite number."""
     plain = [
         value if isinstance(value, str | int | float | np.generic) else None for value in values
     ]

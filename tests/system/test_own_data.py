@@ -15,7 +15,7 @@ def fedpriv(monkeypatch, capsys):
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["fedpriv", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "200")
-        code = 0
+        code, _ = 0, capsys.readouterr()  # what wrote the data may have had something to say
         try:
             cli.main()
         except SystemExit as stop:
@@ -84,6 +84,11 @@ BAD = {
     ),
     "a division by nothing": ("table", {"std": 0}, ["data.std", "above 0"]),
     "means of others": ("table", {"mean": [1, 2]}, ["data.mean", "2 numbers for 3 features"]),
+    "no saved folder": ("hf", {"path": "."}, ["data.path", "save_to_disk"]),
+    "no such part": ("hf", {"held_out": "tets"}, ["data.held_out", "did you mean test?"]),
+    "no such input": ("hf", {"input": "img"}, ["data.input", "did you mean image?"]),
+    "text for a model of images": ("hf", {"input": "user"}, ["data.input", "data.name: text"]),
+    "another number of classes": ("hf", {"classes": 3}, ["data.classes is 3", "names 2"]),
     "too many people": (
         "image_folder",
         {"partition": {"kind": "iid"}, "users": 99},
