@@ -25,6 +25,7 @@ DATASETS = Kind(
         "synthetic_images": "fedpriv.data.synthetic_images:build_synthetic_images",
         "synthetic_speech": "fedpriv.data.synthetic_speech:build_synthetic_speech",
         "table": "fedpriv.data.table:build_table",
+        "user_files": "fedpriv.data.user_files:build_user_files",
     },
     base="fedpriv.data.options:DataOptions",
     facts=("seed",),
