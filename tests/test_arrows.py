@@ -25,7 +25,7 @@ FLOORS: tuple[set[str], ...] = (
     {"federation"},
     {"seed_model", "held_out"},
     {"preparation"},
-    {"reporting"},
+    {"reporting", "deploy"},
     {"experiment"},
     {"audit", "flower_app"},
     {"api"},

@@ -12,6 +12,7 @@ from fedpriv import __version__
 from fedpriv.cli.budget import budget_app
 from fedpriv.cli.common import abandon, complain, no_room, tell
 from fedpriv.cli.configs import config_app
+from fedpriv.cli.deploy import deploy_app, node_app
 from fedpriv.cli.ledger import ledger_app
 from fedpriv.cli.runs import runs_app
 from fedpriv.disk import has_no_room
@@ -28,6 +29,8 @@ app.add_typer(runs_app)
 app.add_typer(config_app, name="config")
 app.add_typer(budget_app, name="budget")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(deploy_app, name="deploy")
+app.add_typer(node_app, name="node")
 
 
 def _print_version(wanted: bool) -> None:

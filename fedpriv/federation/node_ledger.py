@@ -127,6 +127,21 @@ class NodeLedger:
         except OSError as error:
             raise EnvironmentFault(f"{self.path}: cannot write ({error.strerror})") from None
 
+    def check(self) -> int:
+        """Return how many charges are on the disk; nothing is charged.
+
+        Raises:
+            DamagedFile, EnvironmentFault: as `charge`.
+        """
+        try:
+            with self._locked() as file:
+                if not (lines := self._lines(file)):
+                    return 0
+        except OSError as error:
+            raise EnvironmentFault(f"{self.path}: cannot write ({error.strerror})") from None
+        self._read(lines)
+        return len(lines) - 1
+
     def _charge(
         self,
         file: IO[bytes],

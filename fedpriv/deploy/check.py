@@ -1,0 +1,192 @@
+"""Whether a node can serve an experiment: each thing that a first round would find out too late."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from cryptography import x509
+
+from fedpriv.components import LookUp
+from fedpriv.config import ExperimentConfig
+from fedpriv.config_files import document_of, parse_config
+from fedpriv.errors import FedprivError, InputError
+from fedpriv.federation.builders import build_trainer
+from fedpriv.federation.node_ledger import NodeLedger
+from fedpriv.federation.policy import NodePolicy, NodeTerms, read_policy
+from fedpriv.models.parameters import Layout
+from fedpriv.training.cohort import CohortTrainer
+
+# A ledger's line and a message in pieces.
+_LEAST_MIB_FREE = 256
+_SECONDS_TO_CONNECT = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one thing. It may be about users: it is for the node alone."""
+
+    about: str
+    good: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class NodeCheck:
+    """A node as its operator is about to start it.
+
+    Attributes:
+        experiment: the config file that the server will send.
+        policy_file: the node's policy.
+        superlink: `host:port` of the gateway or SuperLink; None leaves the link unchecked.
+        root_certificates: whom the node trusts to say who that is; None for no TLS.
+        nodes: num-partitions of the node's config; 0 where it is not known.
+    """
+
+    experiment: Path
+    policy_file: Path
+    superlink: str | None = None
+    root_certificates: Path | None = None
+    nodes: int = 0
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield what was found, one after another; what rests on something bad is left out."""
+        for about, look in self._looks():
+            try:
+                yield Finding(about, True, look())
+            except FedprivError as error:
+                yield Finding(about, False, str(error))
+                if about in ("policy", "experiment"):
+                    return
+
+    def _looks(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        yield "policy", self._look_at_policy
+        yield "experiment", self._look_at_experiment
+        yield "data", self._look_at_data
+        yield "model", self._look_at_model
+        yield "ledger", self._look_at_ledger
+        yield "disk", self._look_at_disk
+        if self.root_certificates is not None:
+            yield "certificate", self._look_at_certificate
+        if self.superlink is not None:
+            yield "link", self._look_at_link
+
+    @cached_property
+    def _policy(self) -> NodePolicy:
+        return read_policy(self.policy_file)
+
+    @cached_property
+    def _config(self) -> ExperimentConfig:
+        allowed = self._policy.components or ()
+        document = document_of(self.experiment)
+        return parse_config(document, LookUp(self.experiment.absolute().parent, allowed=allowed))
+
+    @cached_property
+    def _trainer(self) -> CohortTrainer:
+        data = self._config.data.model_copy(update={"path": self._policy.data_path, "users": None})
+        return build_trainer(self._config.model_copy(update={"data": data}))
+
+    def _look_at_policy(self) -> str:
+        policy = self._policy
+        return f"z of at least {policy.smallest_z:g}, C of at most {policy.largest_bound:g}"
+
+    def _look_at_experiment(self) -> str:
+        policy = self._policy
+        allowed = frozenset(policy.components or ())
+        NodeTerms(policy, policy.data_path, allowed, self.nodes, 0).check(self._config, "")
+        if self._config.rounds > policy.rounds:
+            return (
+                f"{self._config.rounds} rounds, and a user takes part in {policy.rounds} at most: "
+                "whoever is drawn more often is left out"
+            )
+        return f"{self._config.name}: the policy allows it"
+
+    def _look_at_data(self) -> str:
+        dataset = self._trainer.dataset
+        if dataset.population == 0:
+            raise InputError(f"{self._policy.data_path}: there are no users in it")
+        places = self._config.data.users or 0
+        if dataset.population > places:
+            raise InputError(
+                f"{dataset.population} users here, and data.users says {places} on all nodes"
+            )
+        bad = [ident for index, ident in enumerate(dataset.user_ids) if not self._has(index)]
+        if bad:
+            raise InputError(
+                f"{len(bad)} of {dataset.population} users cannot be trained, {bad[0]} first"
+            )
+        return f"{dataset.population} users, all can be read"
+
+    def _has(self, user: int) -> bool:
+        try:
+            return len(self._trainer.dataset.user(user)) > 0
+        except FedprivError:
+            return False
+
+    def _look_at_model(self) -> str:
+        total = Layout.of(self._trainer.model).total
+        return f"{total:,} parameters; a reply takes {8 * total / 2**20:.1f} MiB"
+
+    def _look_at_ledger(self) -> str:
+        assert self._policy.ledger is not None
+        return f"{NodeLedger(self._policy.ledger, self._policy.unit).check()} charges so far"
+
+    def _look_at_disk(self) -> str:
+        assert self._policy.ledger is not None
+        folder = self._policy.ledger.parent
+        free = shutil.disk_usage(folder).free // 2**20
+        if free < _LEAST_MIB_FREE:
+            raise InputError(f"{folder}: {free} MiB are free; make {_LEAST_MIB_FREE} MiB of room")
+        return f"{free:,} MiB free for the ledger"
+
+    def _look_at_certificate(self) -> str:
+        assert self.root_certificates is not None
+        try:
+            found = x509.load_pem_x509_certificate(self.root_certificates.read_bytes())
+        except OSError as error:
+            raise InputError(f"{self.root_certificates}: {error.strerror}") from None
+        except ValueError:
+            raise InputError(f"{self.root_certificates}: no certificate in PEM") from None
+        left = (found.not_valid_after_utc - datetime.now(UTC)).days
+        if left < 0:
+            raise InputError(
+                f"{self.root_certificates}: ended on {found.not_valid_after_utc:%Y-%m-%d}; ask "
+                "whoever runs the SuperLink for a new one"
+            )
+        return f"valid for {left} days"
+
+    def _look_at_link(self) -> str:
+        assert self.superlink is not None
+        host, _, port = self.superlink.rpartition(":")
+        if not host or not port.isdecimal():
+            raise InputError(f"--superlink: {self.superlink}: write host:port")
+        try:
+            address = (host.strip("[]"), int(port))
+            with socket.create_connection(address, _SECONDS_TO_CONNECT) as plain:
+                if self.root_certificates is None:
+                    return f"{self.superlink} answers, without TLS"
+                context = ssl.create_default_context(cafile=self.root_certificates)
+                with context.wrap_socket(plain, server_hostname=address[0]) as secured:
+                    return f"{self.superlink} answers with {secured.version()}"
+        except ssl.SSLCertVerificationError as error:
+            raise InputError(f"{self.superlink}: {error.verify_message}") from None
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(f"{self.superlink}: no answer ({reason})") from None
+
+
+def versions() -> str:
+    """Return what a node's results depend on, for a comparison with the server's."""
+    from importlib.metadata import version
+
+    found = {name: version(name) for name in ("fedpriv", "torch", "flwr")}
+    return (
+        ", ".join(f"{name} {number}" for name, number in found.items()) + f"; {os.cpu_count()} CPUs"
+    )

@@ -1,0 +1,183 @@
+"""What `fedpriv deploy prepare` writes: each machine's part, and no more than that."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from cryptography.x509.verification import PolicyBuilder, Store
+from in_process import small_config
+from typer.testing import CliRunner
+
+from fedpriv.cli import app
+from fedpriv.config_files import load_config
+from fedpriv.data.registry import build_dataset
+from fedpriv.deploy.check import NodeCheck
+from fedpriv.deploy.prepare import Wanted, compose_file, prepare_deployment
+from fedpriv.errors import InputError
+from fedpriv.federation.policy import NotAllowed, read_policy
+
+ROOT = Path(__file__).parents[2]
+NODES = 3
+
+
+@pytest.fixture(scope="module")
+def config():
+    return small_config()
+
+
+@pytest.fixture(scope="module")
+def folder(config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("deploy") / "out"
+    prepare_deployment(config, Wanted(NODES, out, hosts=("example.org", "10.1.2.3")), print)
+    return out
+
+
+def names_of(folder):
+    return {path.name for path in (folder / "data" / "users").iterdir()}
+
+
+def test_every_user_is_at_one_node_and_the_server_has_none(config, folder):
+    dealt = [names_of(folder / "nodes" / str(node)) for node in range(NODES)]
+    dataset = build_dataset(config.data, config.seed)
+    assert sum(map(len, dealt)) == dataset.population == len(set().union(*dealt))
+    assert not (folder / "server" / "data" / "users").exists()
+    assert (folder / "server" / "data" / "held_out.safetensors").exists()
+    assert not list(folder.glob("nodes/*/data/held_out*"))
+
+
+def test_the_experiment_is_a_deployment_that_the_policies_allow(config, folder):
+    experiment = load_config(folder / "server" / "experiment.yaml")
+    assert experiment.runtime.deployment
+    assert experiment.data.users == build_dataset(config.data, config.seed).population
+    for node in range(NODES):
+        policy = read_policy(folder / "nodes" / str(node) / "policy.yaml")
+        policy.check(experiment, NODES)
+        weaker = experiment.privacy.model_copy(
+            update={"noise_multiplier": policy.smallest_z * 0.999}
+        )
+        with pytest.raises(NotAllowed, match="noise multiplier"):
+            policy.check(experiment.model_copy(update={"privacy": weaker}), NODES)
+
+
+def certificate(path):
+    return x509.load_pem_x509_certificates(path.read_bytes())[0]
+
+
+def test_certificates_hold_for_the_names_that_were_asked_for_and_no_others(folder):
+    authority = certificate(folder / "keys" / "submit" / "ca.crt")
+    verifier = PolicyBuilder().store(Store([authority]))
+    hosts = {"gateway.pem": ["gateway", "example.org"], "superlink.crt": ["superlink"]}
+    for file, names in hosts.items():
+        shown = certificate(next(folder.glob(f"keys/*/{file}")))
+        for name in names:
+            verifier.build_server_verifier(x509.DNSName(name)).verify(shown, [])
+        with pytest.raises(x509.verification.VerificationError):
+            verifier.build_server_verifier(x509.DNSName("other.org")).verify(shown, [])
+
+
+def test_each_node_has_a_key_of_its_own_that_nobody_else_can_read(folder):
+    publics = set()
+    for node in range(NODES):
+        private = folder / "nodes" / str(node) / "keys" / "node"
+        assert private.stat().st_mode & 0o077 == 0
+        key = load_ssh_private_key(private.read_bytes(), None)
+        public = (folder / "keys" / "submit" / f"node-{node}.pub").read_bytes()
+        numbers = key.public_key().public_bytes(*_openssh())
+        assert public.strip() == numbers
+        publics.add(public)
+    assert len(publics) == NODES
+    for secret in ("superlink/superlink.key", "gateway/gateway.pem"):
+        assert (folder / "keys" / secret).stat().st_mode & 0o077 == 0
+
+
+def _openssh():
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return Encoding.OpenSSH, PublicFormat.OpenSSH
+
+
+def test_containers_mount_only_what_is_theirs(folder):
+    for name in ("compose.yaml", "compose.tls.yaml"):
+        services = yaml.safe_load((folder / name).read_text())["services"]
+        for service, about in services.items():
+            mounts = [each.split(":")[0] for each in about.get("volumes", ())]
+            if service.startswith("node-"):
+                own = f"./nodes/{service.removeprefix('node-')}/"
+                assert all(mount.startswith(own) for mount in mounts)
+            else:
+                assert not any(mount.startswith("./nodes") for mount in mounts)
+            for mount in mounts:
+                assert mount == "state" or (folder / mount).exists()
+    networks = yaml.safe_load((folder / "compose.yaml").read_text())["networks"]
+    assert all(about["internal"] for about in networks.values())
+
+
+def test_the_repository_has_the_files_of_three_nodes():
+    for name in ("compose.yaml", "compose.tls.yaml"):
+        text = compose_file(name, {"nodes": 3, "mib_per_minute": 64})
+        assert (ROOT / "docker" / name).read_text() == text
+
+
+def test_nothing_is_overwritten_and_nothing_half_done_stays(config, tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="is there already"):
+        prepare_deployment(config, Wanted(2, tmp_path / "there"), print)
+    with pytest.raises(InputError, match="--nodes"):
+        prepare_deployment(config, Wanted(10_000, tmp_path / "new"), print)
+    with pytest.raises(InputError, match="without privacy"):
+        prepare_deployment(small_config(privacy=None), Wanted(2, tmp_path / "new"), print)
+
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_deployment(config, Wanted(2, tmp_path / "new"), broken)
+    assert not (tmp_path / "new").exists()
+
+
+def checked(folder, tmp_path, node=0, edit=lambda text: text, **changes):
+    """What `node check` finds at a node whose paths are those of this machine."""
+    own = folder / "nodes" / str(node)
+    policy = (own / "policy.yaml").read_text()
+    policy = policy.replace("data_path: /data", f"data_path: {own / 'data'}")
+    policy = policy.replace("/state/node.ledger", str(tmp_path / "node.ledger"))
+    (tmp_path / "policy.yaml").write_text(edit(policy))
+    experiment = folder / "server" / "experiment.yaml"
+    found = NodeCheck(experiment, tmp_path / "policy.yaml", nodes=NODES, **changes).findings()
+    return {each.about: each for each in found}
+
+
+def test_a_node_that_can_serve_is_told_so(folder, tmp_path):
+    found = checked(folder, tmp_path, root_certificates=folder / "keys" / "submit" / "ca.crt")
+    assert all(each.good for each in found.values()), found
+    assert set(found) == {"policy", "experiment", "data", "model", "ledger", "disk", "certificate"}
+
+
+def test_what_is_wrong_with_a_node_is_said(folder, tmp_path):
+    stricter = checked(
+        folder, tmp_path, edit=lambda text: text.replace("smallest_z: ", "smallest_z: 9")
+    )
+    assert not stricter["experiment"].good
+    empty = checked(
+        folder, tmp_path, edit=lambda text: text.replace(str(folder / "nodes" / "0"), "/no")
+    )
+    assert not empty["data"].good
+    (tmp_path / "node.ledger").write_text("edited\n")
+    assert not checked(folder, tmp_path)["ledger"].good
+    no_link = checked(folder, tmp_path, superlink="127.0.0.1:1")
+    assert "no answer" in no_link["link"].sentence
+    bad_port = checked(folder, tmp_path, superlink="127.0.0.1")
+    assert "host:port" in bad_port["link"].sentence
+
+
+def test_the_commands_end_with_the_code_of_bad_input(folder, tmp_path):
+    runner = CliRunner()
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("rounds: 1\n")
+    experiment = folder / "server" / "experiment.yaml"
+    asked = ["node", "check", str(experiment), "--policy", str(policy)]
+    result = runner.invoke(app, asked)
+    assert isinstance(result.exception, InputError)
+    assert "policy      BAD" in result.output
