@@ -100,7 +100,8 @@ class NodeCheck:
     def _look_at_experiment(self) -> str:
         policy = self._policy
         allowed = frozenset(policy.components or ())
-        NodeTerms(policy, policy.data_path, allowed, self.nodes, 0, simulated=False).check(self._config, "")
+        terms = NodeTerms(policy, policy.data_path, allowed, self.nodes, run=0, simulated=False)
+        terms.check(self._config, "")
         if self._config.rounds > policy.rounds:
             return (
                 f"{self._config.rounds} rounds, and a user takes part in {policy.rounds} at most: "

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from flwr.app import Message
@@ -31,6 +31,11 @@ _CLIENT_CODE_RAISED = (1, 2)
 
 class RoundLost(Exception):  # noqa: N818 - not an error: the round is tried again
     """Too few nodes of a deployment took part in a round, with the reason in a few words."""
+
+
+def _unreached(reply: Message) -> bool:
+    """Whether a reply is Flower's own word that a node did not answer."""
+    return reply.has_error() and reply.error.code not in _CLIENT_CODE_RAISED
 
 
 class Nodes:
@@ -107,7 +112,9 @@ class Nodes:
             seen=not self._deployed,
         )
         found: dict[int, CohortSum] = {}
-        for reply in self._answers(replies):
+        arrived = list(replies)
+        self._tell_who_is_silent(arrived)
+        for reply in self._answers(arrived):
             try:
                 partition, summed = sum_in(reply, self._asked, expected)
             except Refused as refused:
@@ -120,6 +127,12 @@ class Nodes:
         self.lost = len(self._asked)
         self._require_enough(self._there - self.lost, "took part")
         return dict(sorted(found.items()))
+
+    def _tell_who_is_silent(self, arrived: Sequence[Message]) -> None:
+        answered = {reply.metadata.src_node_id for reply in arrived if not _unreached(reply)}
+        for node in self._asked:
+            if self._deployed and node not in answered:
+                self._say(f"node {node} takes no part: nothing of it arrived in time")
 
     def _require_enough(self, nodes: int, what: str) -> None:
         if self._deployed and nodes < self._least:

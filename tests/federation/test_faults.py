@@ -104,6 +104,8 @@ def test_a_round_that_enough_took_part_in_counts_with_all_of_its_noise(tmp_path,
     assert [(row["tries"], row["nodes_lost"]) for row in observer.rows] == [(1, 0), (1, 1), (1, 0)]
     assert charges(directory) == [(1, 0), (2, 0), (3, 0)]
     assert {release.noise_multiplier for release in Ledger.open(directory.ledger)} == {1.0}
+    silent = [sentence for sentence in observer.sentences if "nothing of it arrived" in sentence]
+    assert silent == ["node 1001 takes no part: nothing of it arrived in time"]
 
 
 def test_noise_that_users_have_added_is_paid_for_in_each_try(tmp_path, folders):
