@@ -39,11 +39,6 @@ class Federation:
         subprocess.run(asked, cwd=ROOT, check=True)
         return cls(folder, tls)
 
-    @property
-    def connection(self) -> str:
-        """The name under which `flwr` in a container knows the SuperLink."""
-        return "tls" if self.tls else "deploy"
-
     def compose(self, *asked: str, timeout: float = 300, **environment: str) -> str:
         """Run `docker compose`, and return what it printed; raise where it failed."""
         done = self.tried(*asked, timeout=timeout, **environment)
@@ -79,12 +74,12 @@ class Federation:
         settings = {"config": "/server/experiment.yaml", **config}
         told = " ".join(f"{name}='{value}'" for name, value in settings.items())
         app = "/opt/fedpriv-app"
-        said = self.flwr("run", app, self.connection, "--run-config", told, "--format", "json")
+        said = self.flwr("run", app, "--run-config", told, "--format", "json")
         return number_in(said)
 
     def status(self, run: str) -> str:
         """Say how far a run is."""
-        said = self.flwr("ls", self.connection, "--run-id", run, "--format", "json")
+        said = self.flwr("ls", "--run-id", run, "--format", "json")
         return str(json.loads(said[said.index("{") :])["runs"][0]["status"])
 
     def finished(self, run: str, deadline: float = _DEADLINE) -> str:

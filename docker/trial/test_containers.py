@@ -104,10 +104,10 @@ def ran_once(federation, options):
 
 def test_a_node_that_is_not_registered_is_refused(federation, run):
     keys = with_keys(federation, "stranger", private=node_keys()[0])
-    before = federation.flwr("supernode", "list", "tls", "--format", "json")
+    before = federation.flwr("supernode", "list", "--format", "json")
     said = ran_once(federation, as_node(federation, "stranger", keys=keys))
     assert "SuperNode ID" not in said
-    after = federation.flwr("supernode", "list", "tls", "--format", "json")
+    after = federation.flwr("supernode", "list", "--format", "json")
     assert before.count("node-id") == after.count("node-id")
 
 
@@ -191,7 +191,7 @@ def test_an_app_that_is_not_installed_runs_nowhere(federation, run):
     )
     said = federation.compose(
         "run", "--rm", "--volume", f"{app}:/strange:ro", "submit",
-        "flwr", "run", "/strange", "tls", "--format", "json",
+        "flwr", "run", "/strange", "--format", "json",
     )  # fmt: skip
     number = number_in(said)
     assert federation.finished(number).startswith("finished:failed")
@@ -222,5 +222,5 @@ def test_an_honest_run_goes_on_beside_a_node_that_lies(federation, run):
     assert federation.finished(number) == "finished:completed"
     metrics = federation.lines("metrics.jsonl", "beside-a-liar")
     assert [row["nodes_lost"] for row in metrics] == [1, 1]
-    said = federation.flwr("log", number, "tls", "--show")
+    said = federation.flwr("log", number, "--show")
     assert said.count("takes no part") == ROUNDS, said

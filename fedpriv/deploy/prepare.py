@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ SUPERLINK, GATEWAY = "superlink", "gateway"
 _UNPRIVILEGED = 10001
 # Flower sends a reply in pieces, with what describes them; and a node may answer twice a minute.
 _REPLIES_A_MINUTE, _LEAST_MIB = 4, 64
+# Clocks and programs differ in how far into the future they see.
+_MOST_DAYS = 3650
 # Adaptive bounds move; further than this a node does not follow.
 _ADAPTIVE_ROOM = 10
 
@@ -105,6 +108,11 @@ def _check(config: ExperimentConfig, wanted: Wanted) -> None:
     """
     if wanted.nodes < 1:
         raise InputError("--nodes: write 1 or more")
+    if not 1 <= wanted.days <= _MOST_DAYS:
+        raise InputError(f"--days: write 1 to {_MOST_DAYS}")
+    for host in wanted.hosts:
+        if re.fullmatch(r"[A-Za-z0-9._:-]{1,253}", host) is None:
+            raise InputError(f"--host: {host!r:.60} is no name of a machine, and no address")
     if wanted.out.exists():
         raise InputError(f"--out: {wanted.out} is there already; name a new folder")
     if config.privacy is None:

@@ -1,5 +1,6 @@
 """What `fedpriv deploy prepare` writes: each machine's part, and no more than that."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from typer.testing import CliRunner
 from fedpriv.cli import app
 from fedpriv.config_files import load_config
 from fedpriv.data.registry import build_dataset
+from fedpriv.deploy import check
 from fedpriv.deploy.check import NodeCheck
+from fedpriv.deploy.keys import Authority
 from fedpriv.deploy.prepare import Wanted, compose_file, prepare_deployment
 from fedpriv.errors import InputError
 from fedpriv.federation.policy import NotAllowed, read_policy
@@ -126,6 +129,10 @@ def test_nothing_is_overwritten_and_nothing_half_done_stays(config, tmp_path, mo
         prepare_deployment(config, Wanted(2, tmp_path / "there"), print)
     with pytest.raises(InputError, match="--nodes"):
         prepare_deployment(config, Wanted(10_000, tmp_path / "new"), print)
+    with pytest.raises(InputError, match="--days"):
+        prepare_deployment(config, Wanted(2, tmp_path / "new", days=0), print)
+    with pytest.raises(InputError, match="--host"):
+        prepare_deployment(config, Wanted(2, tmp_path / "new", hosts=("a b",)), print)
     with pytest.raises(InputError, match="without privacy"):
         prepare_deployment(small_config(privacy=None), Wanted(2, tmp_path / "new"), print)
 
@@ -181,3 +188,19 @@ def test_the_commands_end_with_the_code_of_bad_input(folder, tmp_path):
     result = runner.invoke(app, asked)
     assert isinstance(result.exception, InputError)
     assert "policy      BAD" in result.output
+
+
+def test_an_authority_that_has_ended_is_told(folder, tmp_path, monkeypatch):
+    old = tmp_path / "old.crt"
+    backdated = Authority.made(1).certificate.not_valid_after_utc
+    old.write_bytes(Authority.made(1).pem)
+
+    class Later:
+        @staticmethod
+        def now(_):
+            return backdated + timedelta(days=3)
+
+    monkeypatch.setattr(check, "datetime", Later)
+    found = checked(folder, tmp_path, root_certificates=old)["certificate"]
+    assert not found.good
+    assert "ended on" in found.sentence
