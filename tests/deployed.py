@@ -16,12 +16,15 @@ from writers import by_writers, write_writers
 
 from fedpriv import experiment
 from fedpriv.config import ExperimentConfig
+from fedpriv.federation import client_app
 from fedpriv.federation.builders import build_trainer
 from fedpriv.federation.client_app import app
 from fedpriv.federation.grids.base import give_id, identify
 from fedpriv.federation.messages import OwnNoise, flat_record, query_message, train_message, work_of
+from fedpriv.federation.policy import NodeTerms
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.reporting.run_directory import RunDirectory
+from fedpriv.training.cohort import CohortTrainer
 
 #: Places of the population; the nodes have fewer users.
 PLACES = 100
@@ -68,6 +71,12 @@ def train_answer(
     arrays = flat_record(start_of(config))
     asks = train_message(1000, config, arrays, 1, np.array(users), (), own_noise=own_noise)
     return asked(asks, context_of(folder))
+
+
+def trainer_of(config: ExperimentConfig, folder: Path) -> CohortTrainer:
+    """What the node trains with."""
+    context = context_of(folder)
+    return client_app._trainer(config, context, NodeTerms.of(context), "")
 
 
 def start_of(config: ExperimentConfig) -> Tensor:

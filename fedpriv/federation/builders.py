@@ -6,7 +6,7 @@ Nothing here imports an accountant: nodes account for nothing, and start a secon
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -61,17 +61,20 @@ NO_PAYLOADS: Mapping[str, float] = MappingProxyType({})
 
 
 def build_trainer(
-    config: ExperimentConfig, dataset: FederatedDataset | None = None
+    config: ExperimentConfig,
+    dataset: FederatedDataset | None = None,
+    allow: Callable[[int], None] | None = None,
 ) -> CohortTrainer:
     """Return what a node needs to train its users: data, model, recipe, clipping rule.
 
-    `dataset` is what there is of the data where that is not the config's data set.
+    `dataset` is what there is of the data where that is not the config's data set. `allow` raises
+    where a model of so many parameters must not be built; it is asked before that takes memory.
     """
     if dataset is None:
         dataset = build_dataset(config.data, config.seed)
     device = resolve_device(config.runtime.device)
     set_tf32(config.local.precision == "tf32", device)
-    model = _built_model(config, dataset, device)
+    model = _built_model(config, dataset, device, allow)
     if device.type == "cpu" and config.runtime.fast_products:
         route_products(model)
     layout = Layout.of(model)
@@ -119,9 +122,12 @@ def population_of(config: ExperimentConfig, dataset: FederatedDataset) -> int:
 
 
 def _built_model(
-    config: ExperimentConfig, dataset: FederatedDataset, device: torch.device
+    config: ExperimentConfig,
+    dataset: FederatedDataset,
+    device: torch.device,
+    allow: Callable[[int], None] | None,
 ) -> nn.Module:
-    """Return the config's model on its device.
+    """Return the config's model on its device; for `allow` see `build_trainer`.
 
     Raises:
         InputError: it cannot be built or trained on these data, or takes more memory than there is.
@@ -133,14 +139,30 @@ def _built_model(
     runtime = config.runtime
     elsewhere = runtime.deployment or runtime.ray_address is not None
     processes = 1 if elsewhere or runtime.grid == "local" else 1 + runtime.workers
+
+    def checked(model: nn.Module) -> nn.Module:
+        parameters = Layout.of(model).total
+        if allow is not None:
+            allow(parameters)
+        require_memory(parameters, processes, device)
+        return model
+
     if MODELS.of(config.model).origin is None:
         with torch.device("meta"):  # shapes without numbers: a model of any size takes no time
-            require_memory(Layout.of(built()).total, processes, device)
+            checked(built())
         return built().to(device)
-    # A builder from outside may look at its numbers.
-    model = built()
-    require_memory(Layout.of(model).total, processes, device)
-    return model.to(device)
+    if allow is not None and (shapes := _shapes_of(built)) is not None:
+        checked(shapes)
+    return checked(built()).to(device)
+
+
+def _shapes_of(built: Callable[[], nn.Module]) -> nn.Module | None:
+    """Return a model from outside without its numbers; None where its builder looks at them."""
+    try:
+        with torch.device("meta"):
+            return built()
+    except Exception:  # whatever its own code raises, and then again
+        return None
 
 
 def _engine(

@@ -40,6 +40,7 @@ from fedpriv.federation.messages import (
     experiment_of,
     failure_reply,
     hosting_reply,
+    other_versions,
     sum_reply,
     work_of,
 )
@@ -61,7 +62,7 @@ def describe(message: Message, context: Context) -> Message:
 
     def answer(config: ExperimentConfig, terms: NodeTerms) -> Message:
         partition, partitions = _partition(context), _partitions(context)
-        dataset = _trainer(config, context, terms.folder, data_of(message)).dataset
+        dataset = _trainer(config, context, terms, data_of(message)).dataset
         if not config.runtime.deployment:
             return hosting_reply(message, partition, partitions, None)
         ids = _ids_digest(dataset, config)
@@ -80,7 +81,7 @@ def train(message: Message, context: Context) -> Message:
 
     def answer(config: ExperimentConfig, terms: NodeTerms) -> Message:
         work, partition = work_of(message), _partition(context)
-        trainer = _trainer(config, context, terms.folder, work.data)
+        trainer = _trainer(config, context, terms, work.data)
         terms.check_work(config, work, trainer)
         users = terms.charged(config, work, trainer.dataset.user_ids)
         work = replace(work, users=_there(users, trainer.dataset))
@@ -170,6 +171,7 @@ def _guarded(
     except InputError:  # about this node's own files
         return _withheld(message)
     try:
+        _compare_versions(message)
         config = experiment_of(message, terms.components)
         terms.check(config, data_of(message))
     except InputError as error:  # about what the server sent
@@ -184,6 +186,17 @@ def _guarded(
         if isinstance(error, InputError | EnvironmentFault | DamagedFile):
             return failure_reply(message, str(error))
         raise
+
+
+def _compare_versions(message: Message) -> None:
+    """Log what this node has in another version than the server; see `other_versions`."""
+    for name, (here, there) in other_versions(message).items():
+        _LOG.warning(
+            "fedpriv: %s is %s here and %s at the server: sums may round differently",
+            name,
+            here,
+            there,
+        )
 
 
 def _refused(message: Message, why: InputError) -> Message:
@@ -234,16 +247,17 @@ def _partitions(context: Context) -> int:
 
 
 def _trainer(
-    config: ExperimentConfig, context: Context, folder: Path | None, data: str
+    config: ExperimentConfig, context: Context, terms: NodeTerms, data: str
 ) -> CohortTrainer:
-    """Return what this node trains with: the users in its `folder`, or its share of the config's.
+    """Return what this node trains with: the users in its folder, or its share of the config's.
 
     `data` is the digest of a simulation's data.
     """
     if not config.runtime.deployment:
         return _TRAINERS.of(config, data)
+    folder = terms.folder
     if folder is None:
-        trainer = _TRAINERS.of(config, data)
+        trainer = _TRAINERS.of(config, data, terms.check_size)
         share = DatasetPartition(trainer.dataset, _partition(context), _partitions(context))
         trainer = replace(trainer, dataset=share)
     else:
@@ -252,7 +266,7 @@ def _trainer(
                 f"data.name: {config.data.name} reads no folder, but this node has a data-path"
             )
         own = config.data.model_copy(update={"path": folder, "users": None})
-        trainer = _TRAINERS.of(config.model_copy(update={"data": own}), data)
+        trainer = _TRAINERS.of(config.model_copy(update={"data": own}), data, terms.check_size)
     # Drawn here and for this message: a trainer is kept between messages, its secrets are not.
     return replace(trainer, randomness=build_local_randomness(config))
 
@@ -280,16 +294,21 @@ class _Trainers:
         self._for: tuple[ExperimentConfig, str] | None = None
         self._trainer: CohortTrainer | None = None
 
-    def of(self, config: ExperimentConfig, data: str) -> CohortTrainer:
+    def of(
+        self, config: ExperimentConfig, data: str, allow: Callable[[int], None] | None = None
+    ) -> CohortTrainer:
         """Return the trainer of `config`, the same one as long as config and data are the same.
 
         `data` is the digest of the users' data, "" in a deployment, whose nodes start anew for each
-        message.
+        message. For `allow` see `build_trainer`.
         """
         if self._trainer is None or self._for != (config, data):
             torch.set_num_threads(config.runtime.threads_per_worker)
-            self._trainer = _with_the_servers_data(build_trainer(config), config, data)
+            trainer = build_trainer(config, allow=allow)
+            self._trainer = _with_the_servers_data(trainer, config, data)
             self._for = (config, data)
+        elif allow is not None:
+            allow(Layout.of(self._trainer.model).total)
         return self._trainer
 
 

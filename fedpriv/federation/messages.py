@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Rec
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedpriv import __version__
 from fedpriv.components import LookUp
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import parse_config
@@ -28,6 +30,9 @@ from fedpriv.training.memory_store import Journal
 from fedpriv.training.spans import Span
 
 _FLAT = "flat"
+# What two ends may have in different versions: sums then round differently, or messages differ.
+_LIBRARIES = ("torch", "numpy", "flwr")
+_OWN = "version of fedpriv"
 # Fields of a cohort's sum that do not travel under their own name.
 _APART = ("total", "spans")
 
@@ -82,8 +87,31 @@ def read_only(numbers: NDArray[Any]) -> Tensor:
 
 def query_message(node_id: int, config: ExperimentConfig, data: str = "") -> Message:
     """Return the message that asks a node which users it hosts; for `data` see `Work`."""
-    asked = ConfigRecord({"experiment": config.model_dump_json(), "data": data})
+    asked = ConfigRecord({"experiment": config.model_dump_json(), "data": data, **_versions()})
     return Message(RecordDict({"config": asked}), node_id, MessageType.QUERY)
+
+
+@lru_cache(maxsize=1)
+def _versions() -> dict[str, str]:
+    return {f"version of {name}": version(name) for name in _LIBRARIES} | {_OWN: __version__}
+
+
+def other_versions(message: Message) -> dict[str, tuple[str, str]]:
+    """Return what the sender of a query has in another version: the one here, and the sender's.
+
+    Raises:
+        InputError: that is fedpriv itself, whose messages other versions may understand otherwise.
+    """
+    said = _config(message)
+    found = {
+        key.removeprefix("version of "): (here, f"{said[key]!s:.30}")
+        for key, here in _versions().items()
+        if key in said and said[key] != here
+    }
+    if "fedpriv" in found:
+        here, there = found["fedpriv"]
+        raise InputError(f"fedpriv is {here} at this node and {there} at the server; install one")
+    return found
 
 
 @dataclass(frozen=True)

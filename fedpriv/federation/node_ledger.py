@@ -56,12 +56,14 @@ class Limits:
         delta: the δ at which it holds.
         exchanged: whether a user's data may be exchanged for other data, so that its contribution
             moves by 2C and not by C.
+        in_run: the most rounds of one run; None for any.
     """
 
     rounds: int
     epsilon: float | None = None
     delta: float = 0.0
     exchanged: bool = False
+    in_run: int | None = None
 
     def allow(self, past: Mapping[Participation, int], next_one: Participation) -> bool:
         """Say whether somebody who took part so often may take part once more."""
@@ -157,9 +159,14 @@ class NodeLedger:
             fsync(self.path.parent)
         salt, pasts = self._read(lines)
         digests = [_digest(salt, user_id) for user_id in user_ids]
+        in_run: Counter[str] = Counter()
+        if limits.in_run is not None:
+            for line in lines[1:]:
+                in_run.update(line["users"] if line.get("run") == about.get("run") else ())
         allowed = [
             place
             for place, digest in enumerate(digests)
+            if limits.in_run is None or in_run[digest] < limits.in_run
             if limits.allow({each: past[digest] for each, past in pasts.items()}, participation)
         ]
         if allowed:

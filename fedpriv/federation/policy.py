@@ -56,14 +56,21 @@ class WorkLimits(Section):
     """How much work a server may ask for: more than honest configs ask, less than would block."""
 
     steps: Count = Field(default=10_000, description="Largest local.steps.")
+    rounds: Count = Field(default=100_000, description="Largest rounds of a config.")
     epochs: Count = Field(default=100, description="Largest local.epochs.")
     batch_size: Count = Field(default=4096, description="Largest local.batch_size.")
     threads: Count = Field(default=64, description="Largest runtime.threads_per_worker.")
     cache_mib: Count = Field(default=16_384, description="Largest runtime.cache_mib.")
+    parameters: Count = Field(default=10**9, description="Most parameters of a model.")
+    model: Count = Field(
+        default=65_536,
+        description="Largest number among a model's options, such as a width or a depth.",
+    )
 
     def check(self, config: ExperimentConfig) -> None:
         """Raise NotAllowed where `config` asks for more."""
         asked = {
+            "rounds": (config.rounds, self.rounds),
             "local.steps": (config.local.steps or 0, self.steps),
             "local.epochs": (config.local.epochs, self.epochs),
             "local.batch_size": (config.local.batch_size, self.batch_size),
@@ -72,6 +79,11 @@ class WorkLimits(Section):
         }
         for key, (found, most) in asked.items():
             _require(found <= most, f"{key} is {found}, and it allows {most}")
+        largest = max(map(abs, _numbers(config.model.model_dump())), default=0)
+        _require(
+            largest <= self.model,
+            f"model has an option of {largest:.4g}, and it allows {self.model}",
+        )
 
 
 class NodePolicy(Section):
@@ -94,6 +106,11 @@ class NodePolicy(Section):
         "an example's gradient."
     )
     rounds: Count = Field(description="The most rounds in which a user takes part, in all runs.")
+    share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="The largest share of a run's rounds, as its config has them, in which a user "
+        "takes part; a run that is started anew is another. null: any.",
+    )
     epsilon: Positive | None = Field(
         default=None,
         description="The largest ε of a user in all runs, by RDP and without amplification by the "
@@ -197,11 +214,11 @@ class NodePolicy(Section):
             f"a clip bound of {norm:.4g}, and it allows {self.largest_bound:g}",
         )
 
-    @property
-    def users_may(self) -> Limits:
-        """What a user may take part in."""
+    def users_may(self, rounds: int) -> Limits:
+        """Return what a user may take part in, by a run of so many rounds."""
         exchanged = self.unit == "user" and self.adjacency == "replace_one"
-        return Limits(self.rounds, self.epsilon, self.delta or 0.0, exchanged)
+        in_run = None if self.share is None else math.ceil(self.share * rounds)
+        return Limits(self.rounds, self.epsilon, self.delta or 0.0, exchanged, in_run)
 
 
 def read_policy(path: Path) -> NodePolicy:
@@ -318,6 +335,18 @@ class NodeTerms:
                 f"policy has to say; its operator can add users: {{{key}: ...}}",
             )
 
+    def check_size(self, parameters: int) -> None:
+        """Check the size of a model before it is built.
+
+        Raises:
+            NotAllowed: this node trains none so large.
+        """
+        if self.policy is not None:
+            most = self.policy.limits.parameters
+            _require(
+                parameters <= most, f"a model of {parameters} parameters, and it allows {most}"
+            )
+
     def check_work(self, config: ExperimentConfig, work: Work, trainer: CohortTrainer) -> None:
         """Check what a message of an experiment asks for.
 
@@ -366,7 +395,7 @@ class NodeTerms:
         allowed = NodeLedger(policy.ledger, policy.unit).charge(
             [ids[user] for user in work.users],
             participation,
-            policy.users_may,
+            policy.users_may(config.rounds),
             run=self.run,
             round=work.round,
             bound=math.hypot(*work.bounds) if work.bounds else privacy.clipping.bound,
@@ -378,6 +407,15 @@ class NodeTerms:
 def _require(holds: bool, else_refused: str) -> None:
     if not holds:
         raise NotAllowed(else_refused)
+
+
+def _numbers(options: Any) -> Iterator[float]:
+    """Yield all numbers in the options of a component, however deep."""
+    if isinstance(options, dict | list | tuple):
+        for inner in options.values() if isinstance(options, dict) else options:
+            yield from _numbers(inner)
+    elif isinstance(options, int | float):
+        yield options
 
 
 def _noise_by(privacy: PrivacyConfig) -> NoiseBy:

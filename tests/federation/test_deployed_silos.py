@@ -19,6 +19,7 @@ from fedpriv.federation import client_app
 from fedpriv.federation.gate import reason_in
 from fedpriv.federation.grids.base import identify
 from fedpriv.federation.messages import OwnNoise, flat_record, train_message
+from fedpriv.federation.policy import NodeTerms
 from fedpriv.privacy import Ledger, Randomness
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.spent import spent
@@ -133,7 +134,7 @@ def test_an_example_that_the_model_cannot_take_is_left_out_alone(
     example = {**SILOS["privacy__example"], "gradients": gradients}
     config = deployed_config(folder, **{**SILOS, "privacy__example": example})
     context = node(folder, policy_in(tmp_path))
-    dataset = type(client_app._trainer(config, context, folder, "").dataset)
+    dataset = type(client_app._trainer(config, context, NodeTerms.of(context), "").dataset)
     built, totals = dataset.user, []
 
     def wrong(examples):

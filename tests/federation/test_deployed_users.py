@@ -10,13 +10,13 @@ from deployed import (
     COUNTS,
     AfterRound,
     Deployed,
-    context_of,
     deployed_config,
     hosting_answer,
     start_of,
     three_nodes,
     train_answer,
     trained,
+    trainer_of,
 )
 from in_process import Silent, drive_on, small_config
 from replies import hosting_of, sum_of
@@ -97,7 +97,7 @@ def test_each_message_of_a_deployment_has_randomness_of_its_own(folders):
     config = deployed_config(folders[0])
     drawn = set()
     for _ in range(3):
-        trainer = client_app._trainer(config, context_of(folders[0]), folders[0], "")
+        trainer = trainer_of(config, folders[0])
         drawn.add(trainer.randomness.torch_seed(Purpose.LOCAL_TRAINING, 1))
     assert len(drawn) == 3
 
@@ -112,7 +112,7 @@ def test_what_is_wrong_with_one_person_loses_that_person_alone(folders, error, m
     whole, rest = folders
     config = deployed_config(whole)
     expected = contribution(config, rest, range(11))
-    dataset = type(client_app._trainer(config, context_of(whole), whole, "").dataset)
+    dataset = type(trainer_of(config, whole).dataset)
     built = dataset.user
 
     def user(self, place):
@@ -129,7 +129,7 @@ def test_what_is_wrong_with_one_person_loses_that_person_alone(folders, error, m
 def test_a_model_that_cannot_learn_from_one_person_loses_that_person_alone(folders, monkeypatch):
     whole, _ = folders
     config = deployed_config(whole)
-    dataset = type(client_app._trainer(config, context_of(whole), whole, "").dataset)
+    dataset = type(trainer_of(config, whole).dataset)
     built = dataset.user
 
     def user(self, place):
