@@ -82,8 +82,8 @@ def test_flower_and_ray_are_imported_where_the_federation_package_says():
         if module.split(".")[0] in ("flwr", "ray")
     }
     assert found == {
-        ("experiment.py", "flwr.app"),
-        ("experiment.py", "flwr.serverapp"),
+        ("flower_app.py", "flwr.app"),
+        ("flower_app.py", "flwr.serverapp"),
         ("audit.py", "flwr.app"),
     }
 
