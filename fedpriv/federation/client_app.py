@@ -2,8 +2,9 @@
 
 In a simulation any node can train any user. In a deployment a node hosts users of its own: its
 `--node-config` gives `partition-id`, `num-partitions` and `data-path`, the folder that holds its
-users, who never leave it. Without `data-path` it hosts its share of the config's data set. `policy`
-names the file that says what it does at most for a server: see `fedpriv.federation.policy`.
+users, who never leave it. Without `data-path` it hosts its share of the config's data set, where
+that reads no folder. `policy` names the file that says what it does at most for a server: see
+`fedpriv.federation.policy`.
 `components` lists what it may import that is not fedpriv's own, such as `mine:cnn`; without it, or
 the environment's FEDPRIV_COMPONENTS, that is nothing, whatever a server names.
 """

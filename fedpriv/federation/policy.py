@@ -301,7 +301,7 @@ class NodeTerms:
             not data and config.runtime.ray_address is None,
             "whether its data are those of a digest, or of a cluster, it does not say",
         )
-        if self.policy is not None or self.folder is not None:
+        if not self.simulated or self.policy is not None or self.folder is not None:
             for key, _ in _paths(config):
                 own_data = key != "data.path" or self.folder is not None
                 _require(

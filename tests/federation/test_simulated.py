@@ -52,6 +52,12 @@ def test_a_real_node_takes_no_part_in_what_is_said_to_be_a_simulation(folder, me
     assert REAL in reason_in(answered(messages[asks], context))
 
 
+def test_a_real_node_without_a_folder_reads_none_that_a_server_names(folder):
+    """It may be the folder of somebody's data."""
+    reply = answered(query_message(1000, deployed_config(folder)), bare())
+    assert "data.path names a file or folder" in reason_in(reply)
+
+
 def test_nothing_that_a_server_sends_makes_a_node_simulated(messages):
     """What it chooses of a node's context: the run's number, its config and its state."""
     context = bare()
