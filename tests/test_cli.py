@@ -451,7 +451,7 @@ def strings() -> str:
 
 def test_every_command_and_option_that_a_message_names_exists():
     # After a backquote, `with:` and the like nothing but a command follows.
-    told = re.findall(r"(?:`|with:? |shown by )fedpriv ([a-z]+)(?: ([a-z]+))?", strings())
+    told = re.findall(r"(?:`|with:? |shown by )fedpriv ([a-z]+)(?: ([a-z-]+))?", strings())
     assert ("resume", "") in told
     groups = {name.split()[0] for name in COMMANDS if " " in name}
     for first, second in told:

@@ -1,5 +1,7 @@
 """A node of a deployment has users in a folder of its own, and says itself who they are."""
 
+from dataclasses import replace
+
 import pytest
 from deployed import PLACES, context_of, deployed_config, hosting_answer, train_answer
 from own_data import CLASSES, USERS, write_images, write_table_of_images
@@ -65,8 +67,8 @@ def test_a_server_does_not_say_who_a_nodes_users_are(changed, key, tmp_path):
         terms.check(config, "")
     policy = {"smallest_z": 0.1, "largest_bound": 10.0, "rounds": 9}
     allowed = NodePolicy(**policy, users={key: changed[key]})
-    own = NodeTerms(allowed, tmp_path / "servers", frozenset(), 1, 0)
+    own = NodeTerms(allowed, tmp_path / "servers", frozenset(), 1, 0, simulated=False)
     own.check(config, "")
-    other = NodeTerms(NodePolicy(**policy, users={key: "other"}), own.folder, frozenset(), 1, 0)
+    other = replace(own, policy=NodePolicy(**policy, users={key: "other"}))
     with pytest.raises(NotAllowed, match=f"data.{key} decides"):
         other.check(config, "")
