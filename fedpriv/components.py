@@ -281,7 +281,7 @@ class Kind:
         document = self._document(value)
         name = document.get(self.name_key)
         if look_up.reading and isinstance(name, str):
-            return self._read(name, document)
+            return self._read(name, document, look_up)
         if name is None:
             raise _at(self.name_key, f"write the name of a {self.noun}", value)
         try:
@@ -295,10 +295,10 @@ class Kind:
         options._component = component
         return options
 
-    def _read(self, name: str, document: Mapping[str, Any]) -> Options:
+    def _read(self, name: str, document: Mapping[str, Any], look_up: LookUp) -> Options:
         if name in self.registered:
             own = self._own(name)
-            read = own.options.model_validate(_known(document, own.options))
+            read = own.options.model_validate(_known(document, own.options), context=look_up)
             read._component = own
             return read
         base = cast(type[Options], _object(self.base))
@@ -329,6 +329,8 @@ class Kind:
 
     def _unknown(self, name: str) -> str:
         known = self.names()
+        if not known:
+            return f"unknown {self.noun} {name!r}; write package.module:object"
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         own = "" if self.only_own or close else "; write package.module:object for your own"
@@ -465,6 +467,7 @@ def slots(section: BaseModel, prefix: str = "") -> list[tuple[str, Component]]:
             by_default = mark.later and getattr(value, mark.kind.name_key) == mark.kind.default
             if not by_default:
                 found.append((prefix + name, mark.kind.of(value)))
+                found += slots(value, f"{prefix}{name}.")
         elif isinstance(value, BaseModel):
             found += slots(value, f"{prefix}{name}.")
     return found
@@ -487,8 +490,10 @@ def _known(document: Mapping[str, Any], section: type[BaseModel]) -> dict[str, A
     kept = {}
     for key, value in document.items():
         if key in section.model_fields:
-            inner: Any = section.model_fields[key].annotation
-            deeper = isinstance(value, Mapping) and inspect.isclass(inner)
+            about = section.model_fields[key]
+            inner: Any = about.annotation
+            own = any(isinstance(each, Slot) for each in about.metadata)
+            deeper = isinstance(value, Mapping) and inspect.isclass(inner) and not own
             kept[key] = _known(value, inner) if deeper and issubclass(inner, Section) else value
     return kept
 

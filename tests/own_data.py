@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,13 @@ def write_hf_rows(folder: Path) -> Path:
     return write_hf(folder, "rows")
 
 
+def write_torch(folder: Path) -> Path:
+    """Write the images, and a module beside the config with a data set of them."""
+    write_images(folder)
+    shutil.copy(Path(__file__).parent / "outside" / "own_pictures.py", folder.parent)
+    return folder
+
+
 MLP = {"name": "torchvision.ops:MLP", "hidden_channels": [4, 2]}
 IMAGE = {"size": 8, "color": "grey"}
 
@@ -175,6 +183,15 @@ CASES: dict[str, dict[str, Any]] = {
         },
         "model": {"name": "torchvision.ops:MLP", "hidden_channels": [4, 1], "in_channels": 3},
     },
+    "torch": {
+        "data": {
+            "name": "torch",
+            "path": "data",
+            "dataset": {"name": "own_pictures:Pictures", "of": "user"},
+            "held_out": {"name": "own_pictures:Pictures", "of": HELD_OUT},
+            "image": IMAGE,
+        }
+    },
 }
 
 WRITERS = {
@@ -184,6 +201,7 @@ WRITERS = {
     "table of images": write_table_of_images,
     "hf": write_hf,
     "hf of numbers": write_hf_rows,
+    "torch": write_torch,
 }
 
 

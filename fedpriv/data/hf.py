@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
@@ -21,12 +20,11 @@ from fedpriv.data.content import Content, Files
 from fedpriv.data.federated import Examples
 from fedpriv.data.images import decoded
 from fedpriv.data.partition import Indices
-from fedpriv.data.prediction import PredictOptions, of_a_node
+from fedpriv.data.prediction import PredictOptions, first_shape, of_a_node
 from fedpriv.data.records import (
     FederatedRecords,
     Inside,
     OwnOptions,
-    Records,
     RecordSource,
     Split,
     class_names,
@@ -337,19 +335,4 @@ def _shape(records: HFRows, split: Split, options: ColumnsOptions) -> tuple[int,
                 f"data.shape is {options.shape}, and data.image makes {options.image.shape}"
             )
         return options.image.shape
-    return options.shape or first_shape(records, split)
-
-
-def first_shape(records: Records, split: Split) -> tuple[int, ...]:
-    """Return the shape of the first held-out record that can be read.
-
-    Raises:
-        InputError: there is none.
-    """
-    for row in split.held_out:
-        with suppress(InputError):
-            return tuple(records.read(int(row))[0].shape)
-    raise InputError(
-        "data.shape: null takes it from the first held-out record, and none can be read here; "
-        "write the shape of an input"
-    )
+    return options.shape or first_shape(records, split.held_out)

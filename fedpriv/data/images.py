@@ -111,9 +111,8 @@ def decoded(where: object, decode: Callable[[], Tensor]) -> Tensor:
     except (MemoryError, EnvironmentFault):
         raise
     except OSError as error:
-        # Pillow's own have no number.
-        if error.errno is not None and isinstance(where, Path):
-            raise failure(where, error) from None
+        if error.errno is not None:  # Pillow's own have none
+            raise failure(Path(error.filename or str(where)), error) from None
         raise InputError(f"{where}: cannot be decoded ({_said(error)})") from None
     except Exception as error:  # whatever a decoder raises on bytes that are none of its format
         raise InputError(f"{where}: cannot be decoded ({_said(error)})") from None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from fedpriv.components import Options
 from fedpriv.data.images import ImageForm
-from fedpriv.data.records import Classes, ReadOptions
+from fedpriv.data.partition import Indices
+from fedpriv.data.records import Classes, ReadOptions, Records
+from fedpriv.errors import InputError
 
 
 class PredictOptions(ReadOptions):
@@ -50,3 +53,18 @@ def of_a_node(options: Options, plain: Mapping[str, Any]) -> Mapping[str, Any]:
     read = ("shape",) if values.get("predict") == "number" else ("classes", "shape")
     kept |= {key: None for key in read if key in values and values[key] is None}
     return kept
+
+
+def first_shape(records: Records, rows: Indices) -> tuple[int, ...]:
+    """Return the shape of the first held-out record that can be read.
+
+    Raises:
+        InputError: there is none.
+    """
+    for row in rows:
+        with suppress(InputError):
+            return tuple(records.read(int(row))[0].shape)
+    raise InputError(
+        "data.shape: null takes it from the first held-out record, and none can be read here; "
+        "write the shape of an input"
+    )

@@ -24,6 +24,7 @@ DATASETS = Kind(
         "speech_commands": "fedpriv.data.speech_commands:build_speech_commands",
         "synthetic_images": "fedpriv.data.synthetic_images:build_synthetic_images",
         "synthetic_speech": "fedpriv.data.synthetic_speech:build_synthetic_speech",
+        "torch": "fedpriv.data.torch_dataset:build_torch",
         "table": "fedpriv.data.table:build_table",
         "user_files": "fedpriv.data.user_files:build_user_files",
     },

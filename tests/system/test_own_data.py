@@ -8,6 +8,7 @@ import yaml
 from own_data import CASES, WRITERS, document_of
 
 from fedpriv import cli
+from fedpriv.components import KINDS
 
 
 @pytest.fixture
@@ -52,6 +53,19 @@ def test_a_config_alone_trains_on_it(case, folder, fedpriv):
     assert rows[-1]["aggregate_norm"] > 0
 
 
+def test_a_data_sets_own_code_is_named_and_not_needed_by_who_reads(folder, fedpriv):
+    assert fedpriv("run", written(folder, "torch"))[0] == 0
+    (folder / "own_pictures.py").unlink()
+    for kind in KINDS.values():
+        kind._found.clear()
+    code, out, err = fedpriv("report", "run", "--format", "md")
+    assert code == 0, err
+    assert "own_pictures:Pictures" in out
+    code, _, err = fedpriv("resume", "run")
+    assert code == 2
+    assert "there is no module own_pictures" in err
+
+
 #: By what is wrong: the data set, what its section says instead, and words of the line.
 BAD = {
     "no folder": ("image_folder", {"path": "dat"}, ["data.path", "dat is not a folder"]),
@@ -89,6 +103,23 @@ BAD = {
     "no such input": ("hf", {"input": "img"}, ["data.input", "did you mean image?"]),
     "text for a model of images": ("hf", {"input": "user"}, ["data.input", "data.name: text"]),
     "another number of classes": ("hf", {"classes": 3}, ["data.classes is 3", "names 2"]),
+    "no module": ("torch", {"dataset": "mien:D"}, ["data.dataset.name", "no module mien"]),
+    "no object": (
+        "torch",
+        {"dataset": {"name": "own_pictures:Picture"}},
+        ["data.dataset.name", "did you mean own_pictures:Pictures?"],
+    ),
+    "no option of it": (
+        "torch",
+        {"dataset": {"name": "own_pictures:Pictures", "off": 1, "of": "u"}},
+        ["data.dataset.off", "did you mean of?"],
+    ),
+    "no data set": (
+        "torch",
+        {"dataset": "own_pictures:no_data_set"},
+        ["data.dataset", "no map-style"],
+    ),
+    "no ids": ("torch", {"user_ids": "people"}, ["data.user_ids", "no attribute people"]),
     "too many people": (
         "image_folder",
         {"partition": {"kind": "iid"}, "users": 99},
