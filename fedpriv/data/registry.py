@@ -15,6 +15,7 @@ DATASETS = Kind(
     registered={
         "common_voice": "fedpriv.data.common_voice:build_common_voice",
         "digits": "fedpriv.data.digits:build_digits",
+        "flwr_datasets": "fedpriv.data.flwr_datasets:build_flwr_datasets",
         "fsdd": "fedpriv.data.fsdd:build_fsdd",
         "hf": "fedpriv.data.hf:build_hf",
         "idx_images": "fedpriv.data.idx_images:build_idx_images",
