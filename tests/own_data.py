@@ -137,7 +137,46 @@ def write_torch(folder: Path) -> Path:
     return folder
 
 
+WORDS = ("to be", "or not", "that is", "the question", "whether", "tis nobler")
+
+
+def text_of(owner: str, number: int) -> str:
+    """One text of an owner."""
+    drawn = np.random.default_rng([11, number, *owner.encode()])
+    return " ".join(drawn.choice(WORDS, 12)) + f" é{number}"
+
+
+def write_texts(folder: Path, users: Mapping[str, int] | None = None) -> Path:
+    """Write `user/number.txt`, held-out texts in `test`, and public ones in `public.en`."""
+    everybody = {**(users or dict.fromkeys(USERS, 2)), HELD_OUT: 2}
+    for user, count in everybody.items():
+        (folder / user).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            path = folder / user / f"{number}.txt"
+            path.write_text(text_of(user, number), encoding="utf-8")
+    (folder / "public.en").write_text(" ".join(WORDS) * 20, encoding="utf-8")
+    return folder
+
+
+def write_texts_and_gpt2(folder: Path) -> Path:
+    """Write them, and a module beside the config with Hugging Face's GPT-2."""
+    shutil.copy(Path(__file__).parent / "outside" / "hf_gpt2.py", folder.parent)
+    return write_texts(folder)
+
+
+def write_lines(folder: Path, users: Mapping[str, int] | None = None) -> Path:
+    """Write a table of them, with a text a row, and another of others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    others = {f"other{number}": 2 for number in range(3)}
+    for name, people in (("people", users or dict.fromkeys(USERS, 2)), ("test", others)):
+        rows = [(u, text_of(u, n)) for u, count in people.items() for n in range(count)]
+        table = pd.DataFrame(rows, columns=["role", "line"])
+        table.to_csv(folder / f"{name}.csv", index=False)
+    return folder
+
+
 MLP = {"name": "torchvision.ops:MLP", "hidden_channels": [4, 2]}
+GPT = {"name": "gpt", "dim": 8, "depth": 1, "heads": 2}
 IMAGE = {"size": 8, "color": "grey"}
 
 #: By name of a data set, what a config says of it; all lie in the folder `data`.
@@ -192,6 +231,31 @@ CASES: dict[str, dict[str, Any]] = {
             "image": IMAGE,
         }
     },
+    "text": {
+        "data": {
+            "name": "text",
+            "path": "data",
+            "held_out": HELD_OUT,
+            "block": 16,
+            "tokenizer": {"kind": "bpe", "vocabulary": 300, "public": "public.en"},
+        },
+        "model": GPT,
+    },
+    "text for GPT-2": {
+        "data": {"name": "text", "path": "data", "held_out": HELD_OUT, "block": 16},
+        "model": {"name": "hf_gpt2:gpt2", "width": 4},
+    },
+    "text in a table": {
+        "data": {
+            "name": "text",
+            "path": "data/people.csv",
+            "held_out": "test.csv",
+            "user": "role",
+            "text": "line",
+            "block": 16,
+        },
+        "model": GPT,
+    },
 }
 
 WRITERS = {
@@ -202,6 +266,9 @@ WRITERS = {
     "hf": write_hf,
     "hf of numbers": write_hf_rows,
     "torch": write_torch,
+    "text": write_texts,
+    "text for GPT-2": write_texts_and_gpt2,
+    "text in a table": write_lines,
 }
 
 

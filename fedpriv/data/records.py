@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import chain
 from types import ModuleType
 from typing import Annotated, Any, Literal, Protocol
 
@@ -235,7 +236,7 @@ class FederatedRecords:
         records: all that there are.
         parts: the rows of each user.
         user_ids: their stable ids.
-        held_out: the rows to measure on.
+        held_out: the rows to measure on, those together that are packed together.
         classes: number of classes, of outputs, or of tokens.
         input_shape: shape of one input.
         task: what is learnt.
@@ -249,7 +250,7 @@ class FederatedRecords:
     records: Records
     parts: Sequence[Indices]
     user_ids: Sequence[str]
-    held_out: Indices
+    held_out: Sequence[Indices]
     classes: int
     input_shape: tuple[int, ...]
     task: str
@@ -282,8 +283,14 @@ class FederatedRecords:
 
     def evaluation(self) -> Iterator[Examples]:
         """Read the held-out records, some at a time."""
-        for first in range(0, len(self.held_out), _PART):
-            yield self._read(self.held_out[first : first + _PART])
+        read: list[Examples] = []
+        for rows in self.held_out:
+            read.append(self._read(rows))
+            if sum(map(len, read)) >= _PART:
+                yield Examples.join(read)
+                read = []
+        if read:
+            yield Examples.join(read)
 
     def digest(self) -> str:
         """Return the SHA-256 of the users' ids and of what tells their records from others."""
@@ -300,15 +307,12 @@ class FederatedRecords:
         Every round would cost ε for noise alone. It looks at private data, so in a deployment
         nothing may depend on it.
         """
-        for rows, whose in (
-            (np.concatenate([*self.parts, np.zeros(0, np.int64)]), "users'"),
-            (self.held_out, "held-out"),
-        ):
-            self._require_usable(rows, whose)
+        self._require_usable(self.parts, "users'")
+        self._require_usable(self.held_out, "held-out")
 
-    def _require_usable(self, rows: Indices, whose: str) -> None:
+    def _require_usable(self, parts: Sequence[Indices], whose: str) -> None:
         reason = "there is none"
-        for row in rows:
+        for row in chain.from_iterable(parts):
             try:
                 read = self.records.read(int(row))
             except InputError as error:
@@ -391,7 +395,7 @@ def with_users(
         records=source.records,
         parts=parts,
         user_ids=user_ids,
-        held_out=split.held_out,
+        held_out=_together(split, source.several),
         classes=source.classes,
         input_shape=source.input_shape,
         task=source.task,
@@ -407,6 +411,17 @@ def with_users(
         ),
         cap=(limit if source.several else None, seed),
     )
+
+
+def _together(split: Split, by_owner: bool) -> list[Indices]:
+    """Return the held-out rows in parts: those of one owner, where texts are joined, or so many."""
+    rows = split.held_out
+    if by_owner and len(rows):
+        owners = split.owners[rows].astype(str)
+        order = np.argsort(owners, kind="stable")
+        ends = np.flatnonzero(owners[order][1:] != owners[order][:-1]) + 1
+        return np.split(rows[order], ends)
+    return [rows[first : first + _PART] for first in range(0, len(rows), _PART)]
 
 
 def _sizes(parts: Sequence[Indices], source: RecordSource) -> str:

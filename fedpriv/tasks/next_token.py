@@ -14,13 +14,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Examples
+from fedpriv.data.tokens import NO_TOKEN
 from fedpriv.errors import InputError
 from fedpriv.tasks.base import Plain, in_order, outputs_of, require_classes, require_shape
 from fedpriv.tasks.quality import Quality
 from fedpriv.tasks.registry import TaskOptions
-
-#: A target that is not one: the padding of a sequence.
-NO_TOKEN = -100
 
 PERPLEXITY = Quality("perplexity", "perplexity", "perplexity", higher_is_better=False)
 

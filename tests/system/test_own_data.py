@@ -120,6 +120,27 @@ BAD = {
         ["data.dataset", "no map-style"],
     ),
     "no ids": ("torch", {"user_ids": "people"}, ["data.user_ids", "no attribute people"]),
+    "no texts": ("text", {"path": "dta"}, ["data.path", "holds no texts"]),
+    "no public text": (
+        "text",
+        {"tokenizer": {"kind": "bpe", "public": "pubic.en"}},
+        ["data.tokenizer.public", "pubic.en"],
+    ),
+    "no tokenizer": (
+        "text",
+        {"tokenizer": {"kind": "file", "file": "public.en"}},
+        ["data.tokenizer.file", "no tokenizer.json"],
+    ),
+    "a file without its kind": (
+        "text",
+        {"tokenizer": {"file": "x.json"}},
+        ["data.tokenizer", "kind: file and a file"],
+    ),
+    "no column of texts": (
+        "text in a table",
+        {"text": "lines"},
+        ["data.text", "mean line?"],
+    ),
     "too many people": (
         "image_folder",
         {"partition": {"kind": "iid"}, "users": 99},
