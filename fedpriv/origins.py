@@ -249,7 +249,8 @@ def _digests(modules: Iterable[ModuleType], folder: Path | None) -> dict[str, st
         if file is None or not Path(file).is_file():
             continue
         path = Path(file)
-        inner = Path(*module.__name__.split(".")).parent / path.name
+        inner = Path(*module.__name__.split("."))
+        inner = (inner if path.name == "__init__.py" else inner.parent) / path.name
         name = path.resolve().relative_to(folder.resolve()) if folder else inner
         found[path.name if module.__name__ == _MAIN else name.as_posix()] = _sha256(path)
     return found

@@ -1,5 +1,6 @@
 """A user's own code reaches another process, which sees neither its file nor its folder."""
 
+import importlib
 import json
 import pickle
 import shutil
@@ -15,6 +16,7 @@ from torch import nn
 from fedpriv.config_files import load_config, parse_config
 from fedpriv.errors import InputError
 from fedpriv.federation.handing_over import Accepting, HandOver
+from fedpriv.origins import origin_of_object
 
 CODE = """
 import torch
@@ -47,6 +49,7 @@ import json, pickle, sys
 from torch import nn
 from fedpriv.config_files import parse_config
 from fedpriv.federation.handing_over import Accepting, HandOver
+from fedpriv.origins import origin_of_object
 from where import node
 WIDTH = 6
 def mine(input_shape, classes, wide: bool = True):
@@ -149,3 +152,17 @@ def test_what_cannot_be_sent_is_told_with_what_to_write():
     ) as told:
         HandOver.of(parse_config({**SMALL, "model": layer}))
     assert "\n" not in str(told.value)
+
+
+def test_a_package_is_known_by_its_own_name(tmp_path, monkeypatch):
+    """A folder on the path may hold an __init__.py of its own, as Ray's does in its workers."""
+    package = tmp_path / "there" / "package_of_mine"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("class Thing: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "there"))
+    origin = origin_of_object(importlib.import_module("package_of_mine").Thing(), private=False)
+    assert [name for name, _ in origin.files] == ["package_of_mine/__init__.py"]
+    (tmp_path / "decoy").mkdir()
+    (tmp_path / "decoy" / "__init__.py").write_text("another = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "decoy"))
+    assert origin.unlike_here("") is None
