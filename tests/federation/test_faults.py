@@ -215,6 +215,26 @@ def test_a_node_whose_data_cannot_be_read_is_left_out_and_its_log_alone_says_why
     assert not any(b"private-name" in text for text in written)
 
 
+@pytest.mark.parametrize("mended", [True, False])
+def test_nodes_whose_data_are_not_there_yet_are_asked_again(tmp_path, folders, mended):
+    class Mounted(Silent):
+        def say(self, sentence):
+            super().say(sentence)
+            if mended and "is lost" in sentence:
+                grid.folders = folders
+
+    grid, observer = Deployed([tmp_path / "not mounted"] * 3), Mounted()
+    config = deployment(tmp_path, folders)
+    if not mended:
+        with pytest.raises(WorkerLost, match="lost 4 times: none of 3 nodes says whom it hosts"):
+            trained(config, grid, observer)
+        assert not list(Ledger.open(tmp_path / "run" / "ledger.jsonl"))
+        return
+    directory = trained(config, grid, observer)
+    assert charges(directory) == [(1, 0), (2, 0), (3, 0)]
+    assert [row["tries"] for row in observer.rows] == [2, 1, 1]
+
+
 # ---------------------------------------------------------------- a ServerApp that is started again
 
 
