@@ -12,6 +12,7 @@ from fedpriv import __version__
 from fedpriv.cli.budget import budget_app
 from fedpriv.cli.common import abandon, complain, no_room, tell
 from fedpriv.cli.configs import config_app
+from fedpriv.cli.data import data_app
 from fedpriv.cli.deploy import deploy_app, node_app
 from fedpriv.cli.ledger import ledger_app
 from fedpriv.cli.runs import runs_app
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(runs_app)
 app.add_typer(config_app, name="config")
+app.add_typer(data_app, name="data")
 app.add_typer(budget_app, name="budget")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(deploy_app, name="deploy")

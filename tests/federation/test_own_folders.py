@@ -67,8 +67,8 @@ def test_a_server_does_not_say_who_a_nodes_users_are(changed, key, tmp_path):
         terms.check(config, "")
     policy = {"smallest_z": 0.1, "largest_bound": 10.0, "rounds": 9}
     allowed = NodePolicy(**policy, users={key: changed[key]})
-    own = NodeTerms(allowed, tmp_path / "servers", frozenset(), 1, 0, simulated=False)
+    own = replace(terms, policy=allowed)
     own.check(config, "")
-    other = replace(own, policy=NodePolicy(**policy, users={key: "other"}))
+    other = replace(terms, policy=NodePolicy(**policy, users={key: "other"}))
     with pytest.raises(NotAllowed, match=f"data.{key} decides"):
         other.check(config, "")
