@@ -36,6 +36,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from fedpriv.errors import InputError
+from fedpriv.imports import command_for
 from fedpriv.origins import Origin, module_beside, origin_of, origin_of_object
 from fedpriv.sections import Section
 from fedpriv.signatures import PLAIN, is_plain, kept, parameters_of_call, types_of
@@ -545,6 +546,8 @@ def _imported(name: str, code: Path | None) -> Callable[..., Any]:
     try:
         module = module_beside(where, code)
     except ModuleNotFoundError as error:
+        if command := command_for(error.name or ""):
+            raise InputError(f"{name} needs {error.name}: {command}") from None
         if error.name not in (where, where.split(".")[0]):
             raise InputError(f"{where} needs {error.name}, which is not installed") from None
         beside = f" or as a file in {code}" if code else ""

@@ -14,6 +14,24 @@ from pathlib import Path
 
 _INSTALLED = {"site-packages", "dist-packages"}
 
+#: What fedpriv can do without, by module: the extra that brings it.
+EXTRAS = {
+    "datasets": "hf",
+    "flwr_datasets": "flwr-datasets",
+    "peft": "peft",
+    "pyarrow": "parquet",
+    "timm": "timm",
+    "tokenizers": "text",
+    "torchvision": "torchvision",
+    "transformers": "hf",
+}
+
+
+def command_for(module: str) -> str:
+    """Return the command that installs a module; "" where no extra brings it."""
+    extra = EXTRAS.get(module.partition(".")[0])
+    return f"pip install 'fedpriv[{extra}]'" if extra else ""
+
 
 def imported_files(files: Iterable[tuple[str, Path]], folder: Path | None) -> dict[str, Path]:
     """Return, by module, the files that `files` (name of the module, path) import, and they again.

@@ -110,6 +110,10 @@ def test_what_cannot_be_found_or_taken_is_told_in_a_line(mine, name, options, li
     ("code", "line"),
     [
         ("import not_there_at_all", "mine needs not_there_at_all, which is not installed"),
+        (
+            "raise ModuleNotFoundError(name='peft')",
+            r"mine:cnn needs peft: pip install 'fedpriv\[peft\]'",
+        ),
         ("x = (", r"mine cannot be imported: .*\(mine.py, line 1\)"),
         ("1 / 0", r"mine cannot be imported: division by zero \(mine.py, line 1\)"),
     ],

@@ -1,13 +1,16 @@
 """What a process imports before it can work: its start takes seconds for nothing else."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import fedpriv
+from fedpriv.imports import EXTRAS, command_for
 
 # Each through our optimizer first; the library's own then imports the compiler.
 _STEPS = """
@@ -92,6 +95,16 @@ def _imported(node):
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     return [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+
+
+def test_every_extra_that_a_message_names_is_one_and_brings_the_module():
+    project = tomllib.loads((Path(fedpriv.__file__).parents[1] / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    for module, extra in EXTRAS.items():
+        brought = [re.split(r"[<>=]", each)[0] for each in extras[extra]]
+        assert module.replace("_", "-") in brought
+        assert command_for(f"{module}.inner") == f"pip install 'fedpriv[{extra}]'"
+    assert command_for("mine") == ""
 
 
 def test_all_that_the_privacy_package_names_is_there():

@@ -57,7 +57,7 @@ def build_flwr_datasets(options: PartitionerOptions, seed: int) -> FederatedReco
 
     Raises InputError for a partitioner that there is not, and for options that it refuses.
     """
-    module = needed("flwr_datasets.partitioner", "flwr-datasets", f"data.name: {options.name}")
+    module = needed("flwr_datasets.partitioner", f"data.name: {options.name}")
     make = _class_of(module, options.partitioner.name)
     arguments = _arguments(make, options, seed)
     rows, held_out = load_parts(options)

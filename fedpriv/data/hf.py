@@ -197,7 +197,7 @@ def load_parts(options: ColumnsOptions) -> tuple[Any, Any]:
     Raises:
         InputError: the folder is none of `datasets`, or has no such part.
     """
-    datasets = needed("datasets", "hf", f"data.name: {options.name}")
+    datasets = needed("datasets", f"data.name: {options.name}")
     if options.path is None:
         raise InputError(
             f"data.path must name the folder of {options.name}, which save_to_disk wrote"

@@ -29,6 +29,7 @@ from fedpriv.data.options import DealtOptions, FolderOptions, KeptOptions
 from fedpriv.data.partition import Indices, PartitionConfig, held_out_by_id
 from fedpriv.data.sources import DEVELOPMENT_EVERY, PARTITION_STREAM, how_dealt, make_up
 from fedpriv.errors import InputError
+from fedpriv.imports import command_for
 
 NOBODY = ""
 """The owner of records that do not say whose they are."""
@@ -509,7 +510,7 @@ def scaled(
     return (values - middle) / width
 
 
-def needed(module: str, extra: str, what: str) -> ModuleType:
+def needed(module: str, what: str) -> ModuleType:
     """Import what an extra of fedpriv brings.
 
     Raises:
@@ -518,11 +519,9 @@ def needed(module: str, extra: str, what: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+        if not (command := command_for(error.name or "")):
             raise
-        raise InputError(
-            f"{what} needs {module.split('.')[0]}: pip install 'fedpriv[{extra}]'"
-        ) from None
+        raise InputError(f"{what} needs {error.name}: {command}") from None
 
 
 def require_column(key: str, name: str, there: Sequence[str], where: object) -> str:

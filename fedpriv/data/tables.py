@@ -113,7 +113,7 @@ def _read(path: Path) -> tuple[pd.DataFrame, int]:
     """Read one file; return how many lines were left out, too."""
     try:
         if path.name.lower().endswith(_PARQUET):
-            needed("pyarrow", "parquet", f"{path}: reading Parquet")
+            needed("pyarrow", f"{path}: reading Parquet")
             return pd.read_parquet(path, engine="pyarrow"), 0
         return _read_text(path)
     except InputError:

@@ -146,4 +146,4 @@ def read_tokens(path: Path) -> LearntTokens:
 
 
 def _library() -> Any:
-    return needed("tokenizers", "text", "data.tokenizer.kind")
+    return needed("tokenizers", "data.tokenizer.kind")
