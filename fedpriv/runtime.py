@@ -31,9 +31,9 @@ class RuntimeConfig(Section):
     )
     engine: Literal["stacked", "sequential"] = Field(
         default="stacked",
-        description="stacked: many users in one forward and backward pass, where the model's "
-        "layers allow it, and on a GPU nothing is dropped; sequential: one user after another. "
-        "Equal up to rounding. A deployment is always sequential.",
+        description="stacked: many users in one forward and backward pass, where the model "
+        "allows it (the run says so), and on a GPU nothing is dropped; sequential: one user after "
+        "another. Equal up to rounding. A deployment is always sequential.",
     )
     stack: Annotated[int, Field(ge=1)] | Literal["measure"] | None = Field(
         default=None,

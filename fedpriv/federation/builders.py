@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -53,8 +53,10 @@ from fedpriv.training.local import LocalTraining
 from fedpriv.training.options import LocalConfig
 from fedpriv.training.separate import look_at_rows
 from fedpriv.training.stack_size import planned_stack, remembered_by
+from fedpriv.training.stacked import can_stack
 from fedpriv.training.trial import try_model
 from fedpriv.training.user_cache import UserCache
+from fedpriv.training.vmapped import Vmapping, vmapping_of
 
 #: Users send their update and nothing beside it.
 NO_PAYLOADS: Mapping[str, float] = MappingProxyType({})
@@ -81,6 +83,7 @@ def build_trainer(
     feedback, algorithm = build_error_feedback(config.privacy, layout), build_algorithm(config)
     task = task_of(config, dataset)
     recipe = _recipe(config.local, algorithm, sizes_a_second(model, dataset.input_shape))
+    chosen = _engine(config, dataset, model, task, recipe.optimizer)
     return CohortTrainer(
         dataset=dataset,
         model=model,
@@ -95,8 +98,10 @@ def build_trainer(
         algorithm=algorithm,
         randomness=build_local_randomness(config),
         device=device,
-        engine=_engine(config, dataset, model, task),
-        stack=_stack(config, model, task, recipe.optimizer),
+        engine=chosen.engine,
+        vmapped=chosen.vmapped,
+        why=chosen.why,
+        stack=_stack(config, model, task, recipe.optimizer, chosen.vmapped),
         tolerant=config.runtime.deployment,
         cache=UserCache(config.runtime.cache_mib * 2**20),
         # What is recorded adds updates up as they are.
@@ -165,10 +170,24 @@ def _shapes_of(built: Callable[[], nn.Module]) -> nn.Module | None:
         return None
 
 
+class _Chosen(NamedTuple):
+    """How users are trained: see `CohortTrainer`."""
+
+    engine: Engine
+    vmapped: Vmapping | None = None
+    why: str = ""
+
+
 def _engine(
-    config: ExperimentConfig, dataset: FederatedDataset, model: nn.Module, task: Task[Any]
-) -> Engine:
+    config: ExperimentConfig,
+    dataset: FederatedDataset,
+    model: nn.Module,
+    task: Task[Any],
+    optimizer: LocalOptimizer,
+) -> _Chosen:
     """Return how users are trained: in one batch only where that keeps them apart.
+
+    What decides is public, and the same in every process: no clock is asked.
 
     Raises:
         InputError: the model does not fit the data, it carries one user's data to the next, or
@@ -176,9 +195,13 @@ def _engine(
     """
     # In a stack the rounding of one user's numbers depends on who else is in it, which local
     # training can amplify: the others' contributions then move with one user's presence.
-    engine: Engine = "sequential" if config.runtime.deployment else config.runtime.engine
+    engine, why = config.runtime.engine, ""
+    if config.runtime.deployment:
+        engine, why = "sequential", "this is a deployment"
+    elif not optimizer.stackable:
+        engine, why = "sequential", f"so does {config.local.optimizer.name}"
     if MODELS.of(config.model).origin is None and type(task).__module__.startswith("fedpriv."):
-        return engine
+        return _Chosen(engine, why=why)
     prepared = (task.prepare(model, part) for part in dataset.evaluation())
     examples = next((part for part in prepared if len(part)), None)
     if examples is not None:
@@ -198,18 +221,31 @@ def _engine(
             "others of its batch, as with batch normalisation, so that no example's gradient can "
             "be bounded alone: write GroupNorm or LayerNorm in its place, or privacy.unit: user"
         )
-    return engine if rows.separate and not rows.drawn else "sequential"
+    if engine == "sequential" or examples is None:
+        return _Chosen("sequential", why=why or "there are no examples to try it on")
+    if rows.drawn or not rows.separate:
+        what = "it draws random numbers" if rows.drawn else "it mixes the rows of a batch"
+        return _Chosen("sequential", why=what)
+    if can_stack(model):
+        return _Chosen("stacked")
+    found = vmapping_of(model, task, examples, config.local.batch_size)
+    return _Chosen("sequential", why=found) if isinstance(found, str) else _Chosen("stacked", found)
 
 
 def _stack(
-    config: ExperimentConfig, model: nn.Module, task: Task[Any], optimizer: LocalOptimizer
+    config: ExperimentConfig,
+    model: nn.Module,
+    task: Task[Any],
+    optimizer: LocalOptimizer,
+    vmapped: Vmapping | None,
 ) -> int:
     """Return the number of users to stack; where it is to be measured, one to begin with."""
     runtime, parameters = config.runtime, Layout.of(model).total
     if isinstance(runtime.stack, int):
         return runtime.stack
     memory = runtime.stack_mib * 2**20
-    return planned_stack(parameters, memory, task.long_examples, remembered_by(optimizer))
+    kept = 0 if vmapped is None else vmapped.kept * config.local.batch_size
+    return planned_stack(parameters, memory, task.long_examples, remembered_by(optimizer), kept)
 
 
 def _recipe(config: LocalConfig, algorithm: Algorithm, a_second: float = 1.0) -> LocalTraining:

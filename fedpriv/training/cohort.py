@@ -28,8 +28,16 @@ from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.memory_store import RoundMemories
 from fedpriv.training.recordings import recordings_of
 from fedpriv.training.spans import Span, Stopwatch
-from fedpriv.training.stacked import StackedModel, StackedUser, Stream, stacked_model, train_stack
+from fedpriv.training.stacked import (
+    StackedModel,
+    StackedResult,
+    StackedUser,
+    Stream,
+    stacked_model,
+    train_stack,
+)
 from fedpriv.training.user_cache import UserCache
+from fedpriv.training.vmapped import VmappedModel, Vmapping, vmapped_model
 from fedpriv.transfer import fetched, moved_to
 
 Engine = Literal["stacked", "sequential"]
@@ -66,8 +74,12 @@ class CohortTrainer:
             it derives from the seed alone: whose data are there must not change what others draw.
             In a deployment it is the node's own secret, new for each message.
         device: where training runs.
-        engine: stacked trains `stack` users at once, where the model's layers allow it;
-            sequential one after another.
+        engine: stacked trains `stack` users at once, where the model allows it; sequential one
+            after another.
+        vmapped: how a model whose layers are not all known is run for many users at once; None
+            where they are, or users are trained one after another.
+        why: why users are trained one after another, as the end of a sentence; "" where that is
+            the config's own choice, or they are not.
         stack: users at once.
         tolerant: a user whose data cannot be used, for whatever reason, contributes zero and is
             counted, instead of stopping the run. A deployment must not let one user decide whether
@@ -88,6 +100,8 @@ class CohortTrainer:
     randomness: Randomness
     device: torch.device
     engine: Engine = "stacked"
+    vmapped: Vmapping | None = None
+    why: str = ""
     stack: int = 16
     tolerant: bool = False
     cache: UserCache = field(default_factory=lambda: UserCache(0))
@@ -102,7 +116,16 @@ class CohortTrainer:
         """The model of many users; None where users are trained one after another."""
         if self.engine == "sequential" or not self.recipe.optimizer.stackable:
             return None
+        if self.vmapped is not None:
+            return vmapped_model(self.model, self.vmapped)
         return stacked_model(self.model)
+
+    @property
+    def told(self) -> str:
+        """How users are trained, in words."""
+        if self.stacked is None:
+            return "one after another" + (f": {self.why}" if self.why else "")
+        return f"{self.stack} at a time" + (", run by vmap" if self.vmapped else "")
 
     def prepared(self, user: int) -> Batch:
         """Return the user's examples as they are trained on, before augmentation, on the host."""
@@ -194,7 +217,9 @@ def train_cohort(
                 _train_alone(trainer, layout, start, one, round_, seen, watch)
             continue
         for stack in _stacks(work, size):
-            _train_together(trainer, stacked, start, stack, round_, seen, watch)
+            if not _train_together(trainer, stacked, start, stack, round_, seen, watch):
+                for one in stack:
+                    _train_alone(trainer, layout, start, one, round_, seen, watch)
     return seen.summed(watch)
 
 
@@ -262,10 +287,15 @@ def _train_together(
     round_: int,
     seen: _CohortStatistics,
     watch: Stopwatch,
-) -> None:
+) -> bool:
+    """Train a stack, and say whether its users could be trained together."""
     with watch.measure("forward and backward"):
         result, pull = None, seen.pull(stack)
-        if trainer.graphs and pull is None:
+        if isinstance(stacked, VmappedModel):
+            result = _run_by_vmap(trainer, stacked, start, stack, round_, pull)
+            if result is None:
+                return False
+        elif trainer.graphs and pull is None:
             recorded = recordings_of(stacked)
             result = recorded.train(
                 start, stack, trainer.stack, trainer.recipe, trainer.task, round_
@@ -274,6 +304,28 @@ def _train_together(
             result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_, pull)
     with watch.measure("clip and sum"):
         seen.add(result.deltas, result.losses, stack)
+    return True
+
+
+def _run_by_vmap(
+    trainer: CohortTrainer,
+    stacked: VmappedModel,
+    start: Tensor,
+    stack: list[StackedUser],
+    round_: int,
+    pull: Tensor | None,
+) -> StackedResult | None:
+    """Train a stack; None where the model's code asks something that `vmap` cannot answer.
+
+    It may do so for some examples alone. Whoever is to blame, each user is then trained alone.
+    """
+    try:
+        with unchanged_buffers(stacked.module):
+            return train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_, pull)
+    except OF_THE_MACHINE:
+        raise
+    except Exception:
+        return None
 
 
 def _train_alone(

@@ -16,6 +16,7 @@ from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.optimizers.local import LocalOptimizer, NumberByNumber
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.stacked import stacked_model
+from fedpriv.training.vmapped import vmapped_model
 
 # Users hide the operations' overhead, and fill the processor's caches. Of models of 0.2 million
 # parameters 64 users are fastest, of one million 25 rather than 50, of more about 20.
@@ -39,17 +40,18 @@ _MOST_ON_A_GPU, _MOST_ROWS = 512, 2**16 - 1
 
 
 def planned_stack(
-    parameters: int, memory: int, long_examples: bool = False, remembered: int = 0
+    parameters: int, memory: int, long_examples: bool = False, remembered: int = 0, kept: int = 0
 ) -> int:
     """Return how many users of a model of `parameters` to stack within `memory` bytes.
 
     `long_examples` are utterances, of a hundred tokens and more, as against images; `remembered`
-    is how many numbers the optimizer keeps for each parameter. It is a
+    is how many numbers the optimizer keeps for each parameter, and `kept` how many bytes a user's
+    forward pass keeps, where that is to be within `memory` too. It is a
     function of the config alone: a run that is repeated adds up the same numbers in the same order.
     """
     fewest, most = (_FEW_LONG, _MANY_LONG) if long_examples else (_FEW, _MANY)
     wanted = min(max(_STACKED_NUMBERS // parameters, fewest), most)
-    return max(1, min(wanted, _most_within(memory, parameters, remembered)))
+    return max(1, min(wanted, _most_within(memory, parameters, remembered, kept)))
 
 
 def measured_stack(trainer: CohortTrainer, memory: int, most: int | None = None) -> int:
@@ -80,6 +82,7 @@ def measured_stack(trainer: CohortTrainer, memory: int, most: int | None = None)
             break
     if trainer.device.type == "cuda":
         stacked_model.cache_clear()
+        vmapped_model.cache_clear()
         gc.collect()  # a pass that had no memory left refers to itself
         torch.cuda.empty_cache()
     return best
@@ -111,7 +114,11 @@ class Room:
         """Return the room within `free` bytes."""
         parameters = Layout.of(trainer.model).total
         numbers = _bytes_a_parameter(remembered_by(trainer.recipe.optimizer))
-        each = numbers * parameters + kept_bytes(trainer)
+        if trainer.vmapped is None:
+            kept = kept_bytes(trainer)
+        else:
+            kept = trainer.vmapped.kept * trainer.recipe.batch_size
+        each = numbers * parameters + kept
         if trainer.feedback is not None:
             each = max(each, _BYTES_FED_BACK * parameters)
         return cls(free, 16 * parameters, each)
@@ -156,8 +163,8 @@ def remembered_by(optimizer: LocalOptimizer) -> int:
     return optimizer.kept if isinstance(optimizer, NumberByNumber) else 0
 
 
-def _most_within(memory: int, parameters: int, remembered: int) -> int:
-    return memory // (_bytes_a_parameter(remembered) * parameters)
+def _most_within(memory: int, parameters: int, remembered: int, kept: int = 0) -> int:
+    return memory // (_bytes_a_parameter(remembered) * parameters + kept)
 
 
 def _bytes_a_parameter(remembered: int) -> int:

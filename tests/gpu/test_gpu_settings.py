@@ -143,7 +143,8 @@ def large(rows: int, frames: int) -> SimpleNamespace:
     recipe = LocalTraining(batch_size=rows, batch_sizes=rows * frames, max_grad_norm=1.0)
     dataset = SimpleNamespace(input_shape=(1,))
     task = Recognition(Alphabet("ab"), greedy)
-    return SimpleNamespace(model=model, recipe=recipe, dataset=dataset, feedback=None, task=task)
+    given = {"dataset": dataset, "feedback": None, "task": task, "vmapped": None}
+    return SimpleNamespace(model=model, recipe=recipe, **given)
 
 
 def test_the_published_models_memory_is_known_without_it():
