@@ -54,8 +54,9 @@ class StackedLinear(StackedLayer):
     needs the parameters no more: it finds all of them in the caches.
     """
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
+        assert isinstance(layer.weight, Tensor)
         self._anchor = layer.weight.new_zeros(()).requires_grad_()
         self._factors: tuple[Tensor, ...] = ()
         self._gradients: dict[str, Tensor] = {}
@@ -127,6 +128,24 @@ class StackedLinear(StackedLayer):
         return torch.bmm(gradient.transpose(1, 2), rows).to(self.weight.dtype)
 
 
+class StackedTransposed(StackedLinear):
+    """Linear maps whose weights are `[in, out]`, as those of transformers' GPT-2."""
+
+    def mapped(self, rows: Tensor) -> Tensor:
+        """Map `[U, n, in]` to `[U, n, out]`."""
+        mapped = torch.matmul(rows, self.weight)
+        assert self.bias is not None
+        return mapped.add_(self.bias if self.bias.dim() == 1 else self.bias[:, None])
+
+    def passed_back(self, gradient: Tensor) -> Tensor:
+        """Return the gradient at the inputs `[U, n, in]` from that at the outputs `[U, n, out]`."""
+        return torch.matmul(gradient, self.weight.mT.to(gradient.dtype))
+
+    def _product(self, low: int, high: int) -> Tensor:
+        gradient, rows = (of_users(factor, low, high) for factor in self._factors)
+        return torch.bmm(rows.transpose(1, 2), gradient).to(self.weight.dtype)
+
+
 class _Linear(torch.autograd.Function):
     """The linear map as autograd sees it, which asks for no gradient of its parameters.
 
@@ -158,7 +177,9 @@ class StackedNorm(StackedLayer):
 
     def __init__(self, layer: nn.LayerNorm | nn.RMSNorm) -> None:
         super().__init__()
-        self.norm = type(layer)(layer.normalized_shape, layer.eps, elementwise_affine=False)  # type: ignore[arg-type]
+        # A class of another library that is derived from it normalises alike.
+        kind = nn.RMSNorm if isinstance(layer, nn.RMSNorm) else nn.LayerNorm
+        self.norm = kind(layer.normalized_shape, layer.eps, elementwise_affine=False)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise rows `[U·B, ..., d]`."""

@@ -38,6 +38,7 @@ from fedpriv.training.stacked_layers import (
     StackedLayer,
     StackedLinear,
     StackedNorm,
+    StackedTransposed,
 )
 
 #: What is served outside `vmap`, where the model calls it once in a forward pass.
@@ -47,12 +48,24 @@ _SERVED: dict[type[nn.Module], Any] = {
     nn.RMSNorm: StackedNorm,
     nn.Embedding: StackedEmbedding,
 }
+#: And of other libraries, by module and class: they do the same.
+_SERVED_OF_OTHERS: dict[str, Any] = {
+    "timm.layers.norm.LayerNorm": StackedNorm,
+    "transformers.pytorch_utils.Conv1D": StackedTransposed,
+}
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Multiplications of a user's convolutions in a step from which one user keeps a CPU busy. Those of
 # several users in one operation, of as many groups, are then slower than one after another.
 _BUSY = 20_000_000
 _SHAKEN = 0.02
 _MISSING = "have not yet implemented the batching rule for "
+
+
+def _sibling_of(layer: nn.Module) -> Any:
+    """Return the class of the sibling that can serve a layer's users at once; None for none."""
+    kind = type(layer)
+    of_others = _SERVED_OF_OTHERS.get(f"{kind.__module__}.{kind.__qualname__}")
+    return _SERVED.get(kind) or of_others
 
 
 @dataclass(frozen=True)
@@ -186,7 +199,7 @@ class VmappedModel(StackedModel):
         layer = self.module.get_submodule(path)
         if path in self._served:
             if not isinstance(layer, _Served):
-                layer = _Served(_SERVED[type(layer)](layer), self._passing)
+                layer = _Served(_sibling_of(layer)(layer), self._passing)
                 self.module.set_submodule(path, layer)
             return layer.sibling, attribute
         self._loose[name] = _Loose()
@@ -266,7 +279,7 @@ class _Passes:
         hooks = [
             layer.register_forward_hook(partial(called, path))
             for path, layer in model.named_modules()
-            if type(layer) in _SERVED or isinstance(layer, _CONVOLUTIONS)
+            if _sibling_of(layer) or isinstance(layer, _CONVOLUTIONS)
         ]
         model.train()
         try:
@@ -287,11 +300,12 @@ def _servable(model: nn.Module, calls: Counter[str]) -> Iterator[str]:
     """Yield the layers that are called once and have parameters of their own alone, all trained."""
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     for path, layer in model.named_modules():
-        if not path or type(layer) not in _SERVED or calls[path] != 1:
+        sibling = _sibling_of(layer)
+        if not path or sibling is None or calls[path] != 1:
             continue
         own = list(layer.parameters())
         apart = own and all(p.requires_grad and uses[id(p)] == 1 for p in own)
-        if apart and _SERVED[type(layer)].takes(layer):
+        if apart and sibling.takes(layer):
             yield path
 
 
