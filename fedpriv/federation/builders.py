@@ -199,7 +199,8 @@ def _engine(
     if config.runtime.deployment:
         engine, why = "sequential", "this is a deployment"
     elif not optimizer.stackable:
-        engine, why = "sequential", f"so does {config.local.optimizer.name}"
+        name = config.local.optimizer.name
+        engine, why = "sequential", f"{name} is not known to take the steps of several at once"
     if MODELS.of(config.model).origin is None and type(task).__module__.startswith("fedpriv."):
         return _Chosen(engine, why=why)
     prepared = (task.prepare(model, part) for part in dataset.evaluation())

@@ -55,8 +55,9 @@ _SERVED_OF_OTHERS: dict[str, Any] = {
 }
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Multiplications of a user's convolutions in a step from which one user keeps a CPU busy. Those of
-# several users in one operation, of as many groups, are then slower than one after another.
-_BUSY = 20_000_000
+# several users in one operation, of as many groups, are then slower than one after another: with 8
+# million vmap is a quarter faster, with 28 million a quarter slower. See docs/speed.md.
+_BUSY = 15_000_000
 _SHAKEN = 0.02
 _MISSING = "have not yet implemented the batching rule for "
 

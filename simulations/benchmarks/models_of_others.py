@@ -67,11 +67,11 @@ def hf_vit(width: int, depth: int, heads: int) -> nn.Module:
     return ViTForImageClassification(ViTConfig(intermediate_size=4 * width, **shape, **images))
 
 
-def gpt2() -> nn.Module:
-    """Hugging Face's, tiny, over 32 tokens out of 64; it draws nothing."""
+def gpt2(width: int, depth: int) -> nn.Module:
+    """Hugging Face's, over 32 tokens out of 64; it draws nothing."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    shape = {"vocab_size": 64, "n_positions": 32, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    shape = {"vocab_size": 64, "n_positions": 32, "n_embd": width, "n_layer": depth, "n_head": 4}
     still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     ends = {"bos_token_id": None, "eos_token_id": None}
     return GPT2LMHeadModel(GPT2Config(**shape, **still, **ends))
@@ -106,7 +106,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Any], Any]] = {
     "timm-vit-tiny": (timm_vit, images(3, 32), Classification()),
     "hf-vit-small": (lambda: hf_vit(32, 2, 2), images(3, 32), Classification()),
     "hf-vit-tiny": (lambda: hf_vit(192, 12, 3), images(3, 32), Classification()),
-    "gpt2": (gpt2, tokens, NextToken()),
+    "gpt2-32": (lambda: gpt2(32, 5), tokens, NextToken()),
+    "gpt2-64": (lambda: gpt2(64, 2), tokens, NextToken()),
 }
 
 

@@ -37,6 +37,9 @@ def test_a_round_is_one_line_with_its_price() -> None:
     assert f"round 1/4  ε 0.500 by RDP, δ 0.001 {known}  {seen}" in lines
     assert f"round 2/4  accuracy 81.2%  ε 0.750 by RDP, δ 0.001 {known}  {seen}" in lines
     assert any("all rounds will cost ε = " in line for line in lines)
+    assert "users are trained 64 at a time" in lines
+    one_by_one = shown(runtime__engine="sequential").splitlines()
+    assert "users are trained one after another" in one_by_one
 
 
 def test_each_threshold_of_the_budget_is_said_once() -> None:

@@ -8,11 +8,13 @@ from functools import cache, partial
 
 import pytest
 import torch
+from in_process import small_config
 from outside.groupnorm_cnn import cnn
 from torch import Tensor, nn
 from training.test_stacked import Images, flat
 
 from fedpriv.data.federated import Examples
+from fedpriv.federation.builders import build_trainer
 from fedpriv.models.parameters import Layout
 from fedpriv.optimizers.local import SGD, Adam
 from fedpriv.privacy import GlobalClipping, Unclipped
@@ -274,3 +276,33 @@ def test_what_vmap_cannot_run_or_would_slow_down_says_why(model, reason):
 def test_what_a_forward_pass_keeps_is_within_the_memory_of_a_stack():
     assert planned_stack(1_000, 2**20) == 64
     assert planned_stack(1_000, 2**20, kept=92_000) == 10
+
+
+class Mixes(Own):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(0))
+
+
+class Draws(Own):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(x, 0.2))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "told"),
+    [
+        (Own, {}, "64 at a time, run by vmap"),
+        (Own, {"runtime__engine": "sequential"}, "one after another"),
+        (Own, {"local__optimizer": "torch.optim:RMSprop"}, "torch.optim:RMSprop is not known to"),
+        (Mixes, {}, "one after another: it mixes the rows of a batch"),
+        (Draws, {}, "one after another: it draws random numbers"),
+        (partial(Asks, 1.5), {}, "one after another: vmap cannot run it"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), {}, "64 at a time"),
+    ],
+)
+def test_a_run_says_how_users_are_trained_and_why(model, changes, told):
+    torch.manual_seed(0)
+    given = {"model": nn.Sequential(nn.AvgPool2d(2), model(), nn.Linear(3, 10)), **changes}
+    trainer = build_trainer(small_config(**given, data__users=12))
+    assert told in trainer.told
+    assert (trainer.stacked is None) == ("one after another" in trainer.told)
