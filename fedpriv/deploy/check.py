@@ -89,9 +89,15 @@ class NodeCheck:
         return parse_config(document, LookUp(self.experiment.absolute().parent, allowed=allowed))
 
     @cached_property
+    def _terms(self) -> NodeTerms:
+        policy, allowed = self._policy, frozenset(self._policy.components or ())
+        return NodeTerms(policy, policy.data_path, allowed, self.nodes, run=0, simulated=False)
+
+    @cached_property
     def _trainer(self) -> CohortTrainer:
         data = self._config.data.model_copy(update={"path": self._policy.data_path, "users": None})
-        return build_trainer(self._config.model_copy(update={"data": data}))
+        config = self._config.model_copy(update={"data": data})
+        return build_trainer(config, allow=self._terms.check_size)
 
     def _look_at_policy(self) -> str:
         policy = self._policy
@@ -99,9 +105,7 @@ class NodeCheck:
 
     def _look_at_experiment(self) -> str:
         policy = self._policy
-        allowed = frozenset(policy.components or ())
-        terms = NodeTerms(policy, policy.data_path, allowed, self.nodes, run=0, simulated=False)
-        terms.check(self._config, "")
+        self._terms.check(self._config, "")
         if self._config.rounds > policy.rounds:
             return (
                 f"{self._config.rounds} rounds, and a user takes part in {policy.rounds} at most: "
