@@ -1,5 +1,6 @@
 """Two things that compute something else are never taken for one another: they share no noise."""
 
+import importlib
 import sys
 import threading
 import types
@@ -145,6 +146,24 @@ def test_an_object_is_known_by_the_files_of_all_classes_in_it(project, monkeypat
     monkeypatch.syspath_prepend(str(folder))
     model = nn.Sequential(nn.Linear(2, 2), module_beside(mine, None).Layer())
     assert f"{mine}.py" in dict(origin_of_object(model, private=False).files)
+
+
+def test_a_package_is_known_by_its_own_file_whatever_else_has_that_name(tmp_path, monkeypatch):
+    package = f"parcel_{tmp_path.name.replace('-', '_')}"
+    for folder in (tmp_path / package, tmp_path / package / "inner"):
+        folder.mkdir()
+        (folder / "__init__.py").write_text(f"class Made: ...  # {folder.name}")
+    (tmp_path / package / "inner" / "leaf.py").write_text("class Made: ...")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = importlib.import_module(f"{package}.inner.leaf").Made()
+    found = {name for name, _ in origin_of_object(made, private=False).files}
+    inner = f"{package}/inner"
+    assert found == {f"{package}/__init__.py", f"{inner}/__init__.py", f"{inner}/leaf.py"}
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "__init__.py").write_text("another")
+    monkeypatch.syspath_prepend(str(elsewhere))
+    assert origin_of_object(made, private=False).unlike_here("") is None
 
 
 def test_of_private_data_nothing_is_in_what_is_published():

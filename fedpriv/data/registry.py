@@ -38,6 +38,18 @@ DATASETS = Kind(
     private=True,
 )
 
+#: What the data set `torch` may be made of: known here, wherever data sets are, for what comes in
+#: from outside is known by its kind.
+TORCH_DATASETS = Kind(
+    key="data.dataset",
+    noun="torch data set",
+    registered={},
+    base="fedpriv.data.torch_dataset:TorchDatasetOptions",
+    facts=("path",),
+    copies=False,
+    private=True,
+)
+
 # What every data set has: `FederatedDataset`.
 _PARTS = (
     "population",

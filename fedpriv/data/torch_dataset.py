@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from fedpriv.components import Kind, Options, Slot
+from fedpriv.components import Options, Slot
 from fedpriv.data.content import Content, Files
 from fedpriv.data.federated import Examples
 from fedpriv.data.images import decoded
@@ -31,6 +31,7 @@ from fedpriv.data.records import (
     stacked,
     target_of,
 )
+from fedpriv.data.registry import TORCH_DATASETS
 from fedpriv.data.tables import as_text
 from fedpriv.draws import drawing_from
 from fedpriv.errors import InputError
@@ -41,16 +42,6 @@ _MOST_READ = 100_000
 _SOME = 3
 # What examples draw, they draw from this seed, whoever else has some.
 _ALIKE = 0
-
-TORCH_DATASETS = Kind(
-    key="data.dataset",
-    noun="torch data set",
-    registered={},
-    base="fedpriv.data.torch_dataset:TorchDatasetOptions",
-    facts=("path",),
-    copies=False,
-    private=True,
-)
 
 
 class TorchDatasetOptions(Options):

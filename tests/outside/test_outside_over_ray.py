@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import yaml
 from in_process import Silent
 from outside_cases import HANDED, KEYS, NAMED, by_python, by_yaml, write_people
+from own_data import CASES, WRITERS, document_of
 
 from fedpriv import experiment
+from fedpriv.config_files import load_config
 from fedpriv.federation.client_app import client_node
 from fedpriv.federation.grids.ray import RayGrid
 from fedpriv.federation.handing_over import HandOver
@@ -57,6 +60,16 @@ def runs(tmp_path_factory):
                 config = make(folder, cases, run_dir=str(folder / "run"))
                 handed.append(HandOver.of(config))
                 prepared[way, cases] = experiment.prepare(config)
+        for case in CASES:
+            folder = tmp_path_factory.mktemp("own")
+            patched.chdir(folder)
+            WRITERS[case](folder / "data")
+            document = {**document_of(case), "runtime": {"workers": 2}}
+            document["run_dir"] = str(folder / "run")
+            (folder / "mine.yaml").write_text(yaml.safe_dump(document))
+            config = load_config(folder / "mine.yaml")
+            handed.append(HandOver.of(config))
+            prepared["own", case] = experiment.prepare(config)
         runtime = RuntimeConfig(workers=2)
         with cluster(runtime):
             ensure_started(runtime)
@@ -85,3 +98,14 @@ def test_they_are_trained_over_ray_and_named(runs, way, cases, tmp_path):
     for named in found.values():
         assert named["name"] in text
         assert named["name"] in str(ledger.header.outside)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_data_of_ones_own_are_read_by_the_actors(runs, case):
+    prepared, grid = runs
+    own = prepared["own", case]
+    directory = experiment.create(own)
+    experiment.train(own, directory, Silent(), lambda strategy: strategy.start(grid))
+    rows = directory.read_metrics()
+    assert [row["nodes_lost"] for row in rows] == [0, 0]
+    assert all(row["simulation_only"]["examples"] > 0 for row in rows)
