@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +17,9 @@ from fedpriv.components import LookUp, Slot, slots
 from fedpriv.config import ExperimentConfig
 from fedpriv.errors import InputError
 from fedpriv.sections import kept_path
+
+# Parts of an error's place that are no keys: which of several kinds a value was tried as.
+_KINDS = re.compile(r"int|float|str|bool|none|(tuple|literal|constrained|list)\W.*")
 
 
 def load_config(
@@ -123,7 +127,8 @@ def put(document: dict[str, Any], key: str, value: Any, who: str = "") -> None:
 def _one_line(error: ValidationError, document: dict[str, Any]) -> str:
     problems = error.errors()
     first = problems[0]
-    key = ".".join(str(part) for part in first["loc"]) or "config"
+    parts = [str(part) for part in first["loc"]]
+    key = ".".join(part for part in parts if not _KINDS.fullmatch(part)) or "config"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key{_suggestion(first['loc'], document)}{more}"

@@ -42,7 +42,7 @@ HELD_OUT_EVERY = 8
 
 # Held-out records that are read together.
 _PART = 256
-# From so many classes on a column is taken for one of numbers.
+# With more classes a column is taken for one of numbers.
 _MOST_CLASSES = 10_000
 
 
@@ -60,7 +60,7 @@ def inside(name: str) -> str:
 Inside = Annotated[str, AfterValidator(inside)]
 
 Classes = Annotated[
-    int | tuple[str | int, ...] | None,
+    Annotated[int, Field(ge=1, le=_MOST_CLASSES)] | tuple[str | int, ...] | None,
     Field(
         default=None,
         description="the classes: their names, in the order of a model's outputs, or how many "
