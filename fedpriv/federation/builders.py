@@ -56,7 +56,7 @@ from fedpriv.training.stack_size import planned_stack, remembered_by
 from fedpriv.training.stacked import can_stack
 from fedpriv.training.trial import try_model
 from fedpriv.training.user_cache import UserCache
-from fedpriv.training.vmapped import Vmapping, vmapping_of
+from fedpriv.training.vmapped import FEWEST, Vmapping, vmapping_of
 
 #: Users send their update and nothing beside it.
 NO_PAYLOADS: Mapping[str, float] = MappingProxyType({})
@@ -229,8 +229,28 @@ def _engine(
         return _Chosen("sequential", why=what)
     if can_stack(model):
         return _Chosen("stacked")
-    found = vmapping_of(model, task, examples, config.local.batch_size)
+    found: Vmapping | str = (
+        f"there is memory for fewer than {FEWEST} at a time (runtime.stack, runtime.stack_mib)"
+    )
+    # A GPU's memory is asked for later.
+    if _several(config, model, task, optimizer, None):
+        tried = vmapping_of(model, task, examples, config.local.batch_size)
+        if isinstance(tried, str) or _several(config, model, task, optimizer, tried):
+            found = tried
     return _Chosen("sequential", why=found) if isinstance(found, str) else _Chosen("stacked", found)
+
+
+def _several(
+    config: ExperimentConfig,
+    model: nn.Module,
+    task: Task[Any],
+    optimizer: LocalOptimizer,
+    vmapped: Vmapping | None,
+) -> bool:
+    """Say whether so many users are trained at once that `vmap` pays."""
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    chosen_later = on_gpu and config.runtime.stack is None
+    return chosen_later or _stack(config, model, task, optimizer, vmapped) >= FEWEST
 
 
 def _stack(

@@ -24,6 +24,7 @@ from fedpriv.privacy.error_feedback import ErrorFeedback, feed_back
 from fedpriv.privacy.model_deltas import ModelDeltas
 from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 from fedpriv.tasks.base import Task
+from fedpriv.training import vmapped
 from fedpriv.training.local import LocalTraining, batches, train_user
 from fedpriv.training.memory_store import RoundMemories
 from fedpriv.training.recordings import recordings_of
@@ -317,8 +318,11 @@ def _run_by_vmap(
 ) -> StackedResult | None:
     """Train a stack; None where the model's code asks something that `vmap` cannot answer.
 
-    It may do so for some examples alone. Whoever is to blame, each user is then trained alone.
+    It may do so for some examples alone. Whoever is to blame, each user is then trained alone. So
+    is each of a stack of few.
     """
+    if len(stack) < vmapped.FEWEST:
+        return None
     try:
         with unchanged_buffers(stacked.module):
             return train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_, pull)

@@ -58,6 +58,8 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # several users in one operation, of as many groups, are then slower than one after another: with 8
 # million vmap is a quarter faster, with 28 million a quarter slower. See docs/speed.md.
 _BUSY = 15_000_000
+#: Users from which on `vmap` pays: what it adds to each operation is shared by so many.
+FEWEST = 6
 _SHAKEN = 0.02
 _MISSING = "have not yet implemented the batching rule for "
 

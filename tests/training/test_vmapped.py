@@ -5,6 +5,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from functools import cache, partial
+from unittest import mock
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from fedpriv.privacy.randomness import Randomness
 from fedpriv.tasks.base import Task
 from fedpriv.tasks.classification import Classification
 from fedpriv.tasks.next_token import NO_TOKEN, NextToken
+from fedpriv.training import cohort, vmapped
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.stack_size import planned_stack
@@ -159,8 +161,9 @@ def test_linear_maps_norms_and_embeddings_are_served_outside_vmap(kind):
     assert found.kept > 1_000
 
 
-def test_who_else_is_trained_beside_a_user_changes_nothing_that_it_sends():
+def test_who_else_is_trained_beside_a_user_changes_nothing_that_it_sends(monkeypatch):
     """Neither how many there are, nor how many examples they have, nor what is in these."""
+    monkeypatch.setattr(vmapped, "FEWEST", 1)
     dataset = Pictures((3, 9, 4), poisoned=(1,), side=8)
     trainer = trainer_of(made("GroupNorm CNN"), dataset, Classification(), RECIPES["sgd"])
     trainer = dataclasses.replace(trainer, clipping=GlobalClipping(0.05))
@@ -212,6 +215,19 @@ def test_whatever_a_model_does_with_its_parameters_each_user_has_its_own():
     blocks = Layout.of(trainer.model).split(together)
     assert not blocks["never.weight"].any()
     assert all(block.norm() > 0 for name, block in blocks.items() if "never" not in name)
+
+
+def test_few_users_are_trained_one_after_another():
+    """What vmap adds to every operation is then more than company saves."""
+    trainer = trainer_of(made("GroupNorm CNN"), *KINDS["GroupNorm CNN"][1:], RECIPES["sgd"])
+    start = flat(trainer.model).clone()
+    with mock.patch.object(cohort, "train_stack", wraps=cohort.train_stack) as together:
+        few = train_cohort(trainer, start, range(5), 1)
+        assert not together.called
+        train_cohort(trainer, start, range(6), 1)
+        assert together.called
+    alone = dataclasses.replace(trainer, engine="sequential")
+    assert few.total.equal(train_cohort(alone, start, range(5), 1).total)
 
 
 def test_a_stack_that_vmap_cannot_run_is_trained_one_user_after_another():
@@ -294,6 +310,11 @@ class Draws(Own):
         (Own, {}, "64 at a time, run by vmap"),
         (Own, {"runtime__engine": "sequential"}, "one after another"),
         (Own, {"local__optimizer": "torch.optim:RMSprop"}, "torch.optim:RMSprop is not known to"),
+        (
+            Own,
+            {"runtime__stack": 1},
+            "memory for fewer than 6 at a time",
+        ),
         (Mixes, {}, "one after another: it mixes the rows of a batch"),
         (Draws, {}, "one after another: it draws random numbers"),
         (partial(Asks, 1.5), {}, "one after another: vmap cannot run it"),
