@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from fedpriv.config import ExperimentConfig
 from fedpriv.federation.builders import build_trainer, population_of
 from fedpriv.models.parameters import Layout
+from fedpriv.models.trained_part import frozen_of
+from fedpriv.training.checkpoint import digest_of
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.stack_size import Room, fitting_stack, measured_stack
 
@@ -45,7 +47,10 @@ def ready_trainer(
         runtime = config.runtime.model_copy(update={"stack": stack})
         config = config.model_copy(update={"runtime": runtime})
         trainer = replace(trainer, stack=stack)
-    if seeded and config.seed_model is not None:
+    if frozen := frozen_of(trainer.model):
+        config = config.with_frozen(digest_of(frozen))
+    # Where not all is trained every process has begun with it.
+    if seeded and config.seed_model is not None and config.model.train == "all":
         from fedpriv.seed_model import load_seed_model
 
         load_seed_model(config, trainer.model)

@@ -21,13 +21,14 @@ from fedpriv.data.speech import FederatedSpeech
 from fedpriv.disk import has_no_room
 from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.builders import build_spec_augment, build_trainer
-from fedpriv.models.parameters import load_parameters, parameters_of
+from fedpriv.models.parameters import parameters_of
 from fedpriv.models.registry import MODELS
 from fedpriv.optimizers.server import Server
 from fedpriv.tasks.recognition import Recognition
 from fedpriv.training.checkpoint import digest_of, write_tensors
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.pretrain import Listener, Pretraining, measures_of, pretrain
+from fedpriv.training.seed_file import load_seed_blocks, read_seed_model
 from fedpriv.training.user_cache import UserCache
 
 
@@ -75,29 +76,8 @@ def load_seed_model(config: ExperimentConfig, model: nn.Module) -> None:
             are not finite.
     """
     assert config.seed_model is not None
-    path = seed_path(config)
-    blocks = read_seed_model(path)
-    if config.seed_model.sha256 != digest_of(blocks):
-        raise InputError(f"seed_model.path: {path} is not the file that this run began with")
-    own = {name: block.shape for name, block in parameters_of(model).items()}
-    if {name: block.shape for name, block in blocks.items()} != own:
-        raise InputError(f"seed_model.path: {path} is of another shape than the config's model")
-    if not all(bool(block.isfinite().all()) for block in blocks.values()):
-        raise InputError(f"seed_model.path: {path} holds a NaN or Inf")
-    load_parameters(model, blocks)
-
-
-def read_seed_model(path: Path) -> dict[str, Tensor]:
-    """Return the blocks in a seed model's file.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"seed_model.path: cannot read {path} ({error})") from None
+    assert config.seed_model.sha256 is not None
+    load_seed_blocks(seed_path(config), config.seed_model.sha256, model)
 
 
 def read_measures(path: Path) -> dict[str, Any]:
@@ -131,7 +111,8 @@ def make_seed_model(
 ) -> None:
     """Pre-train the config's seed model and write its file, whole or not at all."""
     torch.set_num_threads(config.runtime.workers * config.runtime.threads_per_worker)
-    training = _pretraining(config, recipe, build_trainer(config))
+    whole = config.model_copy(update={"model": config.model.whole()})
+    training = _pretraining(config, recipe, build_trainer(whole))
     path, fingerprint = seed_path(config), _fingerprint(config)
     folder = path.with_suffix(".checkpoints")
     try:
@@ -208,7 +189,11 @@ def _fingerprint(config: ExperimentConfig) -> str:
             DATASETS.of(config.data).version,
             config.data.model_dump(mode="json", exclude=of_users),
         ],
-        "model": [config.model.name, MODELS.of(config.model).version, config.model.bearing()],
+        "model": [
+            config.model.name,
+            MODELS.of(config.model).version,
+            config.model.whole().bearing(),
+        ],
         "pretrain": recipe and recipe.model_dump(mode="json", exclude={"every"}),
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()

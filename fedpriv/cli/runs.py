@@ -172,10 +172,11 @@ def audit(
     wanted = auditing.AuditSettings(canaries, rounds, confidence)
     auditing.check(settings, wanted)
     settings = _seeded(settings)
-    if run_dir is not None and (
-        RunDirectory.open(run_dir).config_to_continue().fingerprint("") != settings.fingerprint("")
-    ):
-        raise InputError(f"--run: {run_dir} is a run of another configuration than {config}")
+    if run_dir is not None:
+        begun = RunDirectory.open(run_dir).config_to_continue()
+        settings = settings.with_frozen(begun.model.frozen_sha256)
+        if begun.fingerprint("") != settings.fingerprint(""):
+            raise InputError(f"--run: {run_dir} is a run of another configuration than {config}")
     with AuditLines(errors) as lines, stop_signal(lambda said: say([said])) as stop:
         found = auditing.audit(settings, wanted, lines, stop)
     if run_dir is not None:

@@ -6,6 +6,7 @@ Nothing here imports an accountant: nodes account for nothing, and start a secon
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -19,10 +20,11 @@ from fedpriv.config import ExperimentConfig
 from fedpriv.data.federated import FederatedDataset
 from fedpriv.data.registry import build_dataset
 from fedpriv.errors import InputError
-from fedpriv.models.fitness import require_memory
+from fedpriv.models.fitness import count, require_memory
 from fedpriv.models.parameters import Layout
 from fedpriv.models.products import route_products
 from fedpriv.models.registry import MODELS, build_model
+from fedpriv.models.trained_part import frozen_of
 from fedpriv.optimizers.local import LocalOptimizer, build_local_optimizer
 from fedpriv.privacy.clipping import (
     AdaptiveBounds,
@@ -47,10 +49,12 @@ from fedpriv.tasks.decoding import decoder
 from fedpriv.tasks.recognition import sizes_a_second
 from fedpriv.tasks.registry import build_task
 from fedpriv.tasks.spec_augment import SpecAugment, SpecAugmentConfig
+from fedpriv.training.checkpoint import digest_of
 from fedpriv.training.cohort import CohortTrainer, Engine
 from fedpriv.training.device import resolve_device, set_tf32
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.options import LocalConfig
+from fedpriv.training.seed_file import load_seed_blocks
 from fedpriv.training.separate import look_at_rows
 from fedpriv.training.stack_size import planned_stack, remembered_by
 from fedpriv.training.stacked import can_stack
@@ -138,27 +142,28 @@ def _built_model(
         InputError: it cannot be built or trained on these data, or takes more memory than there is.
     """
 
-    def built() -> nn.Module:
-        return build_model(config.model, dataset.input_shape, dataset.classes, config.seed)
+    def built(pretrained: Callable[[nn.Module], None] | None = None) -> nn.Module:
+        shape, classes = dataset.input_shape, dataset.classes
+        return build_model(config.model, shape, classes, config.seed, pretrained)
 
     runtime = config.runtime
     elsewhere = runtime.deployment or runtime.ray_address is not None
     processes = 1 if elsewhere or runtime.grid == "local" else 1 + runtime.workers
 
     def checked(model: nn.Module) -> nn.Module:
-        parameters = Layout.of(model).total
+        trained, parameters = Layout.of(model).total, count(model)
         if allow is not None:
             allow(parameters)
-        require_memory(parameters, processes, device)
+        require_memory(trained, processes, device, frozen=parameters - trained)
         return model
 
     if MODELS.of(config.model).origin is None:
         with torch.device("meta"):  # shapes without numbers: a model of any size takes no time
             checked(built())
-        return built().to(device)
+        return _as_begun(config, built(_pretrained(config))).to(device)
     if allow is not None and (shapes := _shapes_of(built)) is not None:
         checked(shapes)
-    return checked(built()).to(device)
+    return _as_begun(config, checked(built(_pretrained(config)))).to(device)
 
 
 def _shapes_of(built: Callable[[], nn.Module]) -> nn.Module | None:
@@ -168,6 +173,45 @@ def _shapes_of(built: Callable[[], nn.Module]) -> nn.Module | None:
             return built()
     except Exception:  # whatever its own code raises, and then again
         return None
+
+
+def _pretrained(config: ExperimentConfig) -> Callable[[nn.Module], None] | None:
+    """Return what puts the seed model's numbers into a model of which not all is trained.
+
+    Where all is trained the server alone begins with it. Until a seed model is there only shapes
+    are asked for.
+
+    Raises:
+        InputError: the nodes are on machines that do not have its file.
+    """
+    seed = config.seed_model
+    if seed is None or config.model.train == "all":
+        return None
+    if config.runtime.deployment:
+        raise InputError(
+            "model.train: the nodes of a deployment do not have the seed model, parts of which "
+            "stay as they are; write a model of your own that reads its weights on each node, or "
+            "train: all"
+        )
+    if seed.path is None or seed.sha256 is None or not seed.path.exists():
+        return None
+    path, digest = seed.path, seed.sha256
+    return lambda model: load_seed_blocks(path, digest, model)
+
+
+def _as_begun(config: ExperimentConfig, model: nn.Module) -> nn.Module:
+    """Return `model`, of which what is not trained must be what the run began with.
+
+    Raises:
+        InputError: it is not.
+    """
+    wanted, frozen = config.model.frozen_sha256, frozen_of(model)
+    if wanted is not None and digest_of(frozen) != wanted:
+        raise InputError(
+            f"model.frozen_sha256: what is not trained has other numbers on {platform.node()} than "
+            "where the run began; copy the same weights there, and install the same versions"
+        )
+    return model
 
 
 class _Chosen(NamedTuple):

@@ -47,6 +47,7 @@ from fedpriv.federation.messages import (
 )
 from fedpriv.federation.policy import NodeTerms, NotAllowed
 from fedpriv.federation.simulated import SimulatedContext
+from fedpriv.models.fitness import count
 from fedpriv.models.parameters import Layout
 from fedpriv.privacy.clipping import with_bounds
 from fedpriv.training.cohort import CohortSum, CohortTrainer, train_cohort
@@ -309,7 +310,7 @@ class _Trainers:
             self._trainer = _with_the_servers_data(trainer, config, data)
             self._for = (config, data)
         elif allow is not None:
-            allow(Layout.of(self._trainer.model).total)
+            allow(count(self._trainer.model))
         return self._trainer
 
 

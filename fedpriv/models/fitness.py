@@ -11,7 +11,7 @@ from torch import nn
 from fedpriv.errors import InputError
 
 # A process holds the parameters, float32, and a sum of updates, float64: more, but never less.
-_BYTES_A_PARAMETER = 12
+_BYTES_A_PARAMETER, _BYTES_A_FROZEN_ONE = 12, 4
 # Where the kernel says how much a container may have, version 2 and 1 of its interface.
 _LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -40,8 +40,15 @@ def require_separate_users(model: nn.Module, name: str) -> None:
             )
 
 
-def require_memory(parameters: int, processes: int, device: torch.device) -> None:
+def count(model: nn.Module) -> int:
+    """Return how many parameters a model has, trained or not."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def require_memory(parameters: int, processes: int, device: torch.device, frozen: int = 0) -> None:
     """Refuse a model that cannot fit: no process can do with less than is counted here.
+
+    `frozen` are those of its parameters beside the trained ones, which are only there.
 
     Raises:
         InputError: it takes more memory than the machine, or its GPU, has.
@@ -49,11 +56,11 @@ def require_memory(parameters: int, processes: int, device: torch.device) -> Non
     where, there = _memory(device)
     if device.type == "cuda":
         processes = 1
-    needed = _BYTES_A_PARAMETER * parameters * processes
+    needed = (_BYTES_A_PARAMETER * parameters + _BYTES_A_FROZEN_ONE * frozen) * processes
     if there is None or needed <= there:
         return
     raise InputError(
-        f"model: its {parameters:,} parameters take at least {needed / 2**30:,.1f} GiB in "
+        f"model: its {parameters + frozen:,} parameters take at least {needed / 2**30:,.1f} GiB in "
         f"{processes} process{'es' if processes > 1 else ''}, and {where} has "
         f"{there / 2**30:,.1f} GiB; write a smaller model.dim or model.depth"
         + (", or fewer runtime.workers" if processes > 1 else "")

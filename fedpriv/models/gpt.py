@@ -61,5 +61,5 @@ def build_gpt(options: GPTOptions, input_shape: tuple[int, ...], classes: int) -
     if len(input_shape) != 1:
         raise InputError(f"model.name: gpt reads tokens (T,), the data are {input_shape}")
     require_heads(options)
-    shape = options.model_dump(exclude={"name", "initialise"})
+    shape = options.shape()
     return GPT(input_shape[0], classes, **shape)

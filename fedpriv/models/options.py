@@ -1,14 +1,58 @@
 """What configs say of any model."""
 
-from typing import Literal
+from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from fedpriv.components import Options
+from fedpriv.sections import Positive, Section
+
+#: Ways that LoRA begins, or scales, by the names that `peft` has for them.
+LoraVariant = Literal["lora", "rslora", "dora", "pissa"]
+
+
+def _whole_or_patterns(value: Any) -> Any:
+    patterns = isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    if value in ("all", "head", "lora") or (patterns and value):
+        return value
+    raise ValueError("write all, head, lora, or patterns of parameters' names: ['head.*']")
+
+
+def _known_variant(value: Any) -> Any:
+    if value == "eva":
+        raise ValueError(
+            "eva begins with what it reads of data, and every node would have to read the same "
+            "public ones; write pissa, which begins with what the weights say"
+        )
+    return value
+
+
+class LoraOptions(Section):
+    """What is put beside frozen linear maps: a product of two thin matrices each (LoRA)."""
+
+    r: Annotated[int, Field(ge=1)] = Field(default=8, description="rank of each product")
+    alpha: Positive | None = Field(
+        default=None,
+        description="the product counts alpha / r times, or alpha / √r with rslora; null: 2 r",
+    )
+    target_modules: tuple[str, ...] | None = Field(
+        default=None,
+        description="which maps, by the ends of their names; null: all linear ones but the head",
+    )
+    variant: Annotated[LoraVariant, BeforeValidator(_known_variant)] = Field(
+        default="lora",
+        description="lora; rslora, another scale; dora, with lengths of columns of their own; "
+        "pissa, which begins with the largest singular values of the weights",
+    )
+    head: bool = Field(
+        default=True, description="whether the head is trained too, as one that is new must be"
+    )
 
 
 class ModelOptions(Options):
-    """Which model is trained, and its shape; each model adds its own."""
+    """Which model is trained, its shape, and what of it; each model adds its own shape."""
 
     name: str = Field(description="name of the model, or package.module:object for your own")
     initialise: Literal["own", "fedpriv"] = Field(
@@ -16,3 +60,38 @@ class ModelOptions(Options):
         description="own: it begins with the numbers that its builder gave it, drawn from the "
         "run's seed; fedpriv: linear maps, norms and positions begin as those of our own models",
     )
+    train: Annotated[
+        Literal["all", "head", "lora"] | tuple[str, ...], BeforeValidator(_whole_or_patterns)
+    ] = Field(
+        default="all",
+        description="what is trained, bounded, noised and sent: all; head, the last layer; lora, "
+        "adapters by peft; or the parameters whose names match one of some patterns, such as "
+        "['blocks.3.*', 'head.*']. All else stays as it is",
+    )
+    lora: LoraOptions | None = Field(
+        default=None, description="the adapters of train: lora; null: the defaults"
+    )
+    convert: Literal["groupnorm"] | None = Field(
+        default=None,
+        description="groupnorm puts group normalisation in the place of batch normalisation, "
+        "which would carry one user's data to the next; null leaves the model as it is",
+    )
+    frozen_sha256: str | None = Field(
+        default=None,
+        description="Digest of what is not trained: with another one nothing is trained. A run "
+        "fills it in.",
+    )
+
+    @model_validator(mode="after")
+    def _adapters_are_wanted(self) -> ModelOptions:
+        if self.lora is not None and self.train != "lora":
+            raise ValueError("lora has options of train: lora; write that too, or remove them")
+        return self
+
+    def shape(self) -> dict[str, Any]:
+        """Return the options that are the model's own."""
+        return self.model_dump(exclude=set(ModelOptions.model_fields))
+
+    def whole(self) -> ModelOptions:
+        """Return the options of the same model, of which all is trained."""
+        return self.model_copy(update={"train": "all", "lora": None, "frozen_sha256": None})

@@ -3,6 +3,8 @@
 A new model is a file with its options and a builder, and one line in `MODELS`.
 """
 
+from collections.abc import Callable
+
 from torch import nn
 
 from fedpriv.components import Kind
@@ -11,6 +13,7 @@ from fedpriv.errors import InputError
 from fedpriv.models.fitness import require_separate_users
 from fedpriv.models.initialise import initialise
 from fedpriv.models.options import ModelOptions
+from fedpriv.models.trained_part import freeze_the_rest
 
 MODELS = Kind(
     key="model",
@@ -28,13 +31,18 @@ MODELS = Kind(
 
 
 def build_model(
-    options: ModelOptions, input_shape: tuple[int, ...], classes: int, seed: int
+    options: ModelOptions,
+    input_shape: tuple[int, ...],
+    classes: int,
+    seed: int,
+    pretrained: Callable[[nn.Module], None] | None = None,
 ) -> nn.Module:
     """Build the model that `options` are of, for one example's shape and a number of classes.
 
     Equal arguments give equal parameters, bit for bit, and global random states are left as they
     were: a builder draws from generators that start at `seed`. Our own models are
-    built under `with torch.device("meta")` without taking memory.
+    built under `with torch.device("meta")` without taking memory. `pretrained` may put other
+    numbers into the whole model, before what is not trained of it is frozen.
 
     Raises:
         InputError: the model cannot be built so, or its users would share more than its parameters.
@@ -56,4 +64,8 @@ def build_model(
     require_separate_users(model, options.name)
     if options.initialise == "fedpriv":
         initialise(model, seed)
+    if pretrained is not None:
+        pretrained(model)
+    with drawing_from(seed):
+        freeze_the_rest(model, options)
     return model

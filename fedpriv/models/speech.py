@@ -57,7 +57,7 @@ def build_speech(
     require_heads(options)
     if options.dim % 2:
         raise InputError(f"model.dim must be even for sinusoidal positions, got {options.dim}")
-    shape = options.model_dump(exclude={"name", "initialise"})
+    shape = options.shape()
     return SpeechTransformer(input_shape[0], classes, **shape)
 
 

@@ -52,7 +52,7 @@ def build_vit(options: ViTOptions, input_shape: tuple[int, ...], classes: int) -
             f"model.patch must divide the image's sides, got {options.patch} for {height}x{width}"
         )
     require_heads(options)
-    shape = options.model_dump(exclude={"name", "initialise"})
+    shape = options.shape()
     return ViT((channels, height, width), classes, **shape)
 
 
