@@ -36,7 +36,7 @@ def require_separate_users(model: nn.Module, name: str) -> None:
             raise InputError(
                 f"model.name: {name} has the layer {layer or 'itself'} ({kind}), whose "
                 "running_mean would carry one user's data to the next; write GroupNorm or "
-                "LayerNorm in its place"
+                "LayerNorm in its place, or model.convert: groupnorm"
             )
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from fedpriv.components import Kind
 from fedpriv.draws import drawing_from
 from fedpriv.errors import InputError
+from fedpriv.models.convert import batch_to_group_norms
 from fedpriv.models.fitness import require_separate_users
 from fedpriv.models.initialise import initialise
 from fedpriv.models.options import ModelOptions
@@ -61,6 +62,8 @@ def build_model(
             f"model.name: {options.name} made a {type(model).__name__}, and must return a "
             "torch.nn.Module"
         )
+    if options.convert == "groupnorm":
+        model = batch_to_group_norms(model)
     require_separate_users(model, options.name)
     if options.initialise == "fedpriv":
         initialise(model, seed)
