@@ -313,6 +313,20 @@ class Run:
             raise InputError(f"{self.path}: there is no checkpoint with a model")
         return prepared.server.model.cpu().eval()
 
+    def export(self, to: str = "safetensors", out: str | Path | None = None) -> Path:
+        """Write the model, adapters merged, into a new folder with its card; return the folder.
+
+        Args:
+            to: safetensors, torch, onnx or hf.
+            out: the folder, which must not be there; None for one in the run's.
+
+        Raises:
+            InputError: there is something, or the model does not go into the format.
+        """
+        from fedpriv.export import export
+
+        return export(self.path, to, None if out is None else Path(out))
+
     def report(self, output: str | Path | None = None) -> Path:
         """Write the report, by default into the run directory, and return its path."""
         from fedpriv.reporting.report import write_report

@@ -27,7 +27,7 @@ FLOORS: tuple[set[str], ...] = (
     {"preparation"},
     {"reporting", "deploy"},
     {"experiment"},
-    {"audit", "flower_app"},
+    {"audit", "export", "flower_app", "predict"},
     {"api"},
     {"cli"},
     {"__init__"},

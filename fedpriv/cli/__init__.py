@@ -15,6 +15,7 @@ from fedpriv.cli.configs import config_app
 from fedpriv.cli.data import data_app
 from fedpriv.cli.deploy import deploy_app, node_app
 from fedpriv.cli.ledger import ledger_app
+from fedpriv.cli.models import models_app
 from fedpriv.cli.runs import runs_app
 from fedpriv.disk import has_no_room
 from fedpriv.errors import FedprivError
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(runs_app)
+app.add_typer(models_app)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(budget_app, name="budget")

@@ -1,0 +1,173 @@
+"""A run's model for others: a folder with its numbers, and a card that says what they cost."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file, save_model
+from torch import Tensor, nn
+
+from fedpriv.data.federated import Examples
+from fedpriv.disk import has_no_room
+from fedpriv.errors import InputError
+from fedpriv.experiment import Experiment, reopen
+from fedpriv.models.lora import merged
+from fedpriv.reporting.model_card import Exported, metadata_of, model_card
+from fedpriv.reporting.reader import read_run
+from fedpriv.tasks.base import outputs_of
+from fedpriv.training.checkpoint import digest_of
+
+
+def export(path: Path, to: str, out: Path | None = None) -> Path:
+    """Write the last model of the run at `path` as `to`, one of `FORMATS`, and return the folder.
+
+    `out` is the new folder, None for one in the run's. Adapters are merged. Nothing is overwritten,
+    and what cannot be finished leaves nothing.
+
+    Raises:
+        InputError: there is no such format or no checkpoint, something is at `out`, or the model
+            does not go into the format.
+    """
+    if to not in FORMATS:
+        raise InputError(f"--to: write {', '.join(list(FORMATS)[:-1])} or hf, not {to}")
+    folder = path / f"export-{to}" if out is None else out
+    if folder.exists() or folder.is_symlink():
+        raise InputError(f"--out: there is {folder} already; name a folder that is not there")
+    run, (_, prepared) = read_run(path), reopen(path)
+    if not prepared.finished_rounds:
+        raise InputError(f"{path}: there is no checkpoint with a model")
+    model = merged(prepared.server.model).cpu().eval().requires_grad_(False)
+    exported = Exported(
+        run=run,
+        round=prepared.finished_rounds,
+        task=type(prepared.trainer.task).__name__,
+        library=_library(model) if to == "hf" else "fedpriv",
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trained=prepared.plan.layout.total,
+        sha256=digest_of(_tensors(model)),
+    )
+    scratch = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir(parents=True)
+        FORMATS[to](model, prepared, metadata_of(exported), scratch)
+        (scratch / "README.md").write_text(model_card(exported), encoding="utf-8")
+        scratch.rename(folder)
+    except (OSError, SafetensorError) as error:
+        if has_no_room(error):
+            raise
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"--out: cannot write {folder} ({said})") from None
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(scratch)
+    return folder
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _as_safetensors(
+    model: nn.Module, prepared: Experiment, metadata: Mapping[str, str], folder: Path
+) -> None:
+    # Of weights that are tied one name is kept, and the file says which are the others.
+    save_model(model, str(folder / "model.safetensors"), dict(metadata))
+
+
+def _as_torch(
+    model: nn.Module, prepared: Experiment, metadata: Mapping[str, str], folder: Path
+) -> None:
+    document = {"state_dict": dict(model.state_dict()), "metadata": dict(metadata)}
+    torch.save(document, folder / "model.pt")
+
+
+class _Outputs(nn.Module):
+    """A model that returns a tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the model's outputs, or the logits of what it returns."""
+        return outputs_of(self.model, inputs)
+
+
+def _as_onnx(
+    model: nn.Module, prepared: Experiment, metadata: Mapping[str, str], folder: Path
+) -> None:
+    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
+        raise InputError(f"--to: onnx needs {' and '.join(missing)}: pip install 'fedpriv[onnx]'")
+    examples = next(part for part in prepared.held_out if len(part))
+    if not isinstance(examples, Examples):
+        raise InputError("--to: onnx is for models that read one tensor; write safetensors")
+    inputs = examples.take(torch.arange(min(2, len(examples)))).inputs.cpu()
+    inputs = inputs if len(inputs) > 1 else inputs.repeat_interleave(2, 0)
+    try:
+        program: Any = torch.onnx.export(
+            _Outputs(model).eval(),
+            (inputs,),
+            input_names=["inputs"],
+            output_names=["outputs"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+    except Exception as error:  # whatever its own code, or torch's exporter, raises
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"--to: this model cannot be written as onnx: {said}") from error
+    program.model.metadata_props.update(metadata)
+    program.save(str(folder / "model.onnx"))
+
+
+def _as_hf(
+    model: nn.Module, prepared: Experiment, metadata: Mapping[str, str], folder: Path
+) -> None:
+    if prepared.config.model.convert is not None:
+        raise InputError(
+            "--to: hf builds the model anew as its library does, without model.convert; write "
+            "safetensors"
+        )
+    if _library(model) == "transformers":
+        # In one file, where its metadata are found.
+        model.save_pretrained(folder, max_shard_size="1000GB")  # type: ignore[operator]
+    else:
+        from timm.models import save_for_hf
+
+        save_for_hf(model, str(folder), safe_serialization=True)
+    file = folder / "model.safetensors"
+    save_file(load_file(file), file, dict(metadata))
+
+
+def _library(model: nn.Module) -> str:
+    """Return which of Hugging Face's libraries reads a model's folder.
+
+    Raises:
+        InputError: none does.
+    """
+    for kind in type(model).__mro__:
+        if kind.__module__ == "transformers.modeling_utils":
+            return "transformers"
+    if type(model).__module__.startswith("timm.") and getattr(model, "pretrained_cfg", None):
+        return "timm"
+    raise InputError(
+        f"--to: hf is for models of transformers and timm, and this is a {type(model).__name__}; "
+        "write safetensors"
+    )
+
+
+#: How a model is written into a folder, by the name of the format.
+FORMATS: dict[str, Callable[[nn.Module, Experiment, Mapping[str, str], Path], None]] = {
+    "safetensors": _as_safetensors,
+    "torch": _as_torch,
+    "onnx": _as_onnx,
+    "hf": _as_hf,
+}
