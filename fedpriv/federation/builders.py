@@ -245,7 +245,8 @@ def _engine(
     elif not optimizer.stackable:
         name = config.local.optimizer.name
         engine, why = "sequential", f"{name} is not known to take the steps of several at once"
-    if MODELS.of(config.model).origin is None and type(task).__module__.startswith("fedpriv."):
+    own = MODELS.of(config.model).origin is None and type(task).__module__.startswith("fedpriv.")
+    if own and (engine == "sequential" or can_stack(model)):
         return _Chosen(engine, why=why)
     prepared = (task.prepare(model, part) for part in dataset.evaluation())
     examples = next((part for part in prepared if len(part)), None)

@@ -6,17 +6,26 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Message
-from in_process import InProcessGrid, Silent, drive_on, resume_small, small_config, train_small
+from in_process import (
+    SMALL,
+    InProcessGrid,
+    Silent,
+    drive_on,
+    resume_small,
+    small_config,
+    train_small,
+)
 from safetensors.torch import load_file, save_file
 
 from fedpriv import experiment
 from fedpriv.errors import FedprivError, InputError
 from fedpriv.federation.builders import build_trainer
 from fedpriv.federation.messages import flat_tensor
-from fedpriv.models.parameters import parameters_of
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.trained_part import frozen_of
 from fedpriv.privacy.clipping import bounds_of
 from fedpriv.training.checkpoint import checkpoint_files, digest_of
+from fedpriv.training.cohort import train_cohort
 
 OUTSIDE = Path(__file__).parent.parent / "outside"
 TIMM = {"name": "pretrained:timm_vit"}
@@ -100,6 +109,41 @@ def test_gpt2s_tied_weights_are_one_block_that_is_trained_bounded_and_counted_on
     assert len(directory.read_metrics()[-1]["simulation_only"]["block_norms"]) == len(layout.names)
     head = trained(tmp_path / "head", GPT2 | {"train": "head"}, **LETTERS)[1].plan.layout
     assert head.names == ("transformer.wte.weight",)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        ({"train": "head"}, {}),
+        (LORA, {}),
+        ({"train": "lora", "lora": {"variant": "dora"}}, {}),
+        (TIMM | LORA, {}),
+        (GPT2 | LORA, LETTERS),
+    ],
+)
+def test_many_users_at_once_are_trained_as_one_after_another(model, changes):
+    trainers = [
+        build_trainer(
+            small_config(
+                **changes,
+                code=str(OUTSIDE),
+                model=model if "name" in model else SMALL["model"] | model,
+                runtime__engine=engine,
+                runtime__stack=6,
+            )
+        )
+        for engine in ("stacked", "sequential")
+    ]
+    together, alone = trainers
+    assert together.stacked is not None, together.why
+    assert alone.stacked is None
+    layout = Layout.of(together.model)
+    start = layout.join(parameters_of(together.model)).clone()
+    users = [3, 1, 17, 4, 8, 9, 20]
+    totals = [train_cohort(each, start, users, round_=1).total for each in trainers]
+    size = float(torch.linalg.vector_norm(totals[1]))
+    assert size > 0
+    assert float(torch.linalg.vector_norm(totals[0] - totals[1])) < 1e-5 * size
 
 
 # Every process has the same frozen part, or nothing is trained.
