@@ -242,6 +242,11 @@ class ExperimentConfig(Section):
                 "local.steps is needed with privacy.unit: example: how many steps a silo takes "
                 "must not depend on how many examples it has"
             )
+        if self.model.lora is not None and self.model.lora.variant == "dora":
+            raise ValueError(
+                "model.lora.variant: dora does not go with privacy.unit: example: Opacus has no "
+                "gradients of its single examples; write lora, rslora or pissa"
+            )
         if self.local.precision == "bfloat16":
             raise ValueError(
                 "local.precision: bfloat16 does not go with privacy.unit: example, whose gradients "

@@ -18,6 +18,7 @@ from fedpriv.data.federated import Examples
 from fedpriv.disk import has_no_room
 from fedpriv.errors import InputError
 from fedpriv.experiment import Experiment, reopen
+from fedpriv.imports import command_for
 from fedpriv.models.lora import merged
 from fedpriv.reporting.model_card import Exported, metadata_of, model_card
 from fedpriv.reporting.reader import read_run
@@ -105,7 +106,7 @@ def _as_onnx(
     model: nn.Module, prepared: Experiment, metadata: Mapping[str, str], folder: Path
 ) -> None:
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
-        raise InputError(f"--to: onnx needs {' and '.join(missing)}: pip install 'fedpriv[onnx]'")
+        raise InputError(f"--to: onnx needs {' and '.join(missing)}: {command_for(missing[0])}")
     examples = next(part for part in prepared.held_out if len(part))
     if not isinstance(examples, Examples):
         raise InputError("--to: onnx is for models that read one tensor; write safetensors")

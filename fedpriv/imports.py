@@ -18,6 +18,8 @@ _INSTALLED = {"site-packages", "dist-packages"}
 EXTRAS = {
     "datasets": "hf",
     "flwr_datasets": "flwr-datasets",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
     "peft": "peft",
     "pyarrow": "parquet",
     "timm": "timm",

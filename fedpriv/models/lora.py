@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from fedpriv.errors import InputError
+from fedpriv.imports import command_for
 from fedpriv.models.options import LoraOptions, ModelOptions
 
 # What peft can adapt, where it is asked to by name; linear maps also where it is not.
@@ -33,7 +34,7 @@ def add_adapters(model: nn.Module, options: ModelOptions, head: Set[str]) -> set
         InputError: peft is not installed, or cannot adapt what is to be adapted.
     """
     if find_spec("peft") is None:
-        raise InputError("model.train: lora needs peft: pip install 'fedpriv[peft]'")
+        raise InputError(f"model.train: lora needs peft: {command_for('peft')}")
     from peft import LoraConfig, inject_adapter_in_model
 
     lora = options.lora or LoraOptions()

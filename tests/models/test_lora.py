@@ -1,19 +1,25 @@
 """Adapters begin as the model that they adapt, and are merged into what they have become."""
 
+import copy
 import sys
 from importlib.util import find_spec
 
 import pytest
 import torch
+from in_process import SILOS, small_config
 from outside.pretrained import gpt2, timm_vit
 from tiny_models import bert, hf_vit, our_gpt, ours, wav2vec2
 from torch import nn
 
+from fedpriv.data.federated import Examples
 from fedpriv.errors import InputError
 from fedpriv.models import lora as adapters
 from fedpriv.models.lora import merged
 from fedpriv.models.options import ModelOptions
 from fedpriv.models.trained_part import freeze_the_rest
+from fedpriv.privacy.outer_products import OuterProducts
+from fedpriv.tasks.classification import Classification
+from fedpriv.training.example_gradients import GRADIENTS, example_gradients
 
 IMAGE, TOKENS = torch.randn(2, 1, 8, 8), torch.randint(2, 5, (2, 6))
 MODELS = {
@@ -164,3 +170,35 @@ def test_only_who_adapts_waits_for_peft():
     assert find_spec("peft")
     assert "peft" not in vars(adapters)
     assert "peft" not in vars(sys.modules["fedpriv.models.trained_part"])
+
+
+@pytest.mark.parametrize("variant", ["lora", "pissa"])
+@pytest.mark.parametrize("kind", ["instantiated", "ghost"])
+def test_gradients_of_single_examples_are_those_of_autograd(variant, kind):
+    model = adapted(ours, variant=variant).train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    batch = Examples(IMAGE, torch.tensor([0, 2]))
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    expected = [
+        torch.autograd.grad(Classification().losses(model, batch)[row], [p for _, p in named])
+        for row in range(2)
+    ]
+    hooked = GRADIENTS[kind](copy.deepcopy(model), loss_reduction="sum")
+    example_gradients(hooked, Classification(), batch)
+    found = {name.removeprefix("_module."): p for name, p in hooked.named_parameters()}
+    for place, (name, _) in enumerate(named):
+        gradients = found[name].grad_sample
+        if isinstance(gradients, OuterProducts):
+            gradients = gradients.left.mT @ gradients.right
+        for row in range(2):
+            torch.testing.assert_close(gradients[row], expected[row][place], rtol=1e-4, atol=1e-6)
+
+
+def test_what_opacus_cannot_take_example_by_example_is_refused():
+    silos = {**SILOS, "model__train": "lora"}
+    small_config(**silos, model__lora={"variant": "pissa"})
+    with pytest.raises(InputError, match=r"model\.lora\.variant: dora does not go with privacy"):
+        small_config(**silos, model__lora={"variant": "dora"})
