@@ -476,9 +476,8 @@ def test_every_key_that_a_message_names_exists():
 
     roots = "|".join(name for name, field in ExperimentConfig.model_fields.items())
     named = set(re.findall(rf"(?<![\w./{{])((?:{roots})(?:\.[a-z_0-9]+)+)(?![\w(])", strings()))
-    modules = {
-        name for name in named if name.split(".")[-1] in ("py", "yaml", "json", "safetensors")
-    }
+    endings = ("py", "yaml", "json", "safetensors", "pt", "onnx")
+    modules = {name for name in named if name.split(".")[-1] in endings}
     # A progress bar's, and what stands in code.
     named -= {"algorithm.shared", *(f"task.{part}" for part in ("completed", "fields", "total"))}
     unknown = sorted(name for name in named - modules if not exists(name))

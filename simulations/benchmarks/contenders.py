@@ -22,6 +22,7 @@ from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import load_config
 from fedpriv.experiment import prepare
 from fedpriv.federation.builders import build_trainer
+from fedpriv.models.options import ModelOptions
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -244,7 +245,9 @@ def task_of(config: ExperimentConfig) -> task.Task:
     if config.server.optimizer != "sgd" or config.server.lr != 1.0:
         raise ValueError("Flower's FedAvg is server.optimizer: sgd with server.lr: 1.0")
     side = config.data.synthetic.side
-    shape = config.model.model_dump(exclude={"name", "initialise"})
+    if config.model.train != "all" or config.model.convert is not None:
+        raise ValueError("peers train all of the model: mend model.train or model.convert")
+    shape = config.model.model_dump(exclude=set(ModelOptions.model_fields))
     return task.Task(
         model={"input_shape": (1, side, side), "classes": 10, **shape},
         users=config.data.users or 0,
