@@ -223,4 +223,6 @@ def test_an_honest_run_goes_on_beside_a_node_that_lies(federation, run):
     metrics = federation.lines("metrics.jsonl", "beside-a-liar")
     assert [row["nodes_lost"] for row in metrics] == [1, 1]
     said = federation.flwr("log", number, "--show")
-    assert said.count("takes no part") == ROUNDS, said
+    # Flower's log has its lines twice where another library has set up logging.
+    told = [line for line in said.splitlines() if "takes no part" in line]
+    assert len({line.partition("takes no part")[2] for line in told}) == ROUNDS, said
