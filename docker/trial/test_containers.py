@@ -37,10 +37,6 @@ def run(federation):
     return number
 
 
-def planned(federation):
-    return yaml.safe_load((federation.folder / "server" / "experiment.yaml").read_text())
-
-
 def test_every_round_is_released_once_and_costs_what_was_planned(federation, run):
     metrics = federation.lines("metrics.jsonl")
     ledger = federation.lines("ledger.jsonl")

@@ -123,11 +123,8 @@ class NodeLedger:
             DamagedFile: lines of the ledger are edited, dropped or of another kind.
             EnvironmentFault: it cannot be written.
         """
-        try:
-            with self._locked() as file:
-                return self._charge(file, user_ids, participation, limits, about)
-        except OSError as error:
-            raise EnvironmentFault(f"{self.path}: cannot write ({error.strerror})") from None
+        with self._locked() as file:
+            return self._charge(file, user_ids, participation, limits, about)
 
     def check(self) -> int:
         """Return how many charges are on the disk; nothing is charged.
@@ -135,14 +132,11 @@ class NodeLedger:
         Raises:
             DamagedFile, EnvironmentFault: as `charge`.
         """
-        try:
-            with self._locked() as file:
-                if not (lines := self._lines(file)):
-                    return 0
-        except OSError as error:
-            raise EnvironmentFault(f"{self.path}: cannot write ({error.strerror})") from None
-        self._read(lines)
-        return len(lines) - 1
+        with self._locked() as file:
+            if not (lines := self._lines(file)):
+                return 0
+            self._read(lines)
+            return len(lines) - 1
 
     def _charge(
         self,
@@ -218,18 +212,30 @@ class NodeLedger:
 
     @contextmanager
     def _locked(self) -> Iterator[IO[bytes]]:
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "r+b") as file:
-            deadline = time.monotonic() + _SECONDS_FOR_THE_LOCK
-            while True:
-                try:
-                    lock(file)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(_POLL_SECONDS)
-            yield file
+        """Open the file for one process alone.
+
+        Raises:
+            EnvironmentFault: it cannot be opened, read or written, here or by the caller.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "r+b") as file:
+                _wait_for_lock(file)
+                yield file
+        except OSError as error:
+            raise EnvironmentFault(f"{self.path}: cannot write ({error.strerror})") from None
+
+
+def _wait_for_lock(file: IO[bytes]) -> None:
+    deadline = time.monotonic() + _SECONDS_FOR_THE_LOCK
+    while True:
+        try:
+            lock(file)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
 
 
 # What a line ends with: its hash, of the line before's and of all that stands before it.
