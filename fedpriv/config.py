@@ -331,10 +331,10 @@ class ExperimentConfig(Section):
         cohort = self.privacy.sampling.cohort
         _check_cohort("privacy.sampling.expected_cohort", cohort, population)
 
-    def with_frozen(self, sha256: str | None) -> ExperimentConfig:
-        """Return this config for a model whose frozen part has this digest."""
-        model = self.model.model_copy(update={"frozen_sha256": sha256})
-        return self.model_copy(update={"model": model})
+    def begun_with(self, frozen: str | None, start: str | None) -> ExperimentConfig:
+        """Return this config for a model whose frozen part, and whose start, have these digests."""
+        digests = {"frozen_sha256": frozen, "start_sha256": start}
+        return self.model_copy(update={"model": self.model.model_copy(update=digests)})
 
     def fingerprint(self, data: str) -> str:
         """Return the SHA-256 of everything that bears on what a run releases.

@@ -10,14 +10,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fedpriv.config import ExperimentConfig
+from fedpriv.errors import InputError
 from fedpriv.federation.builders import build_trainer, population_of
 from fedpriv.models.parameters import Layout
-from fedpriv.models.trained_part import frozen_of
+from fedpriv.models.registry import MODELS
+from fedpriv.models.trained_part import frozen_of, start_of
 from fedpriv.training.checkpoint import digest_of
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.stack_size import Room, fitting_stack, measured_stack
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from fedpriv.data.federated import FederatedDataset
     from fedpriv.federation.plan import Plan
 
@@ -47,14 +51,34 @@ def ready_trainer(
         runtime = config.runtime.model_copy(update={"stack": stack})
         config = config.model_copy(update={"runtime": runtime})
         trainer = replace(trainer, stack=stack)
-    if frozen := frozen_of(trainer.model):
-        config = config.with_frozen(digest_of(frozen))
     # Where not all is trained every process has begun with it.
     if seeded and config.seed_model is not None and config.model.train == "all":
         from fedpriv.seed_model import load_seed_model
 
         load_seed_model(config, trainer.model)
-    return config, trainer
+    return _with_digests(config, trainer.model, seeded), trainer
+
+
+def _with_digests(config: ExperimentConfig, model: nn.Module, seeded: bool) -> ExperimentConfig:
+    """Return the config with the digests of what is not trained and of what all begins with.
+
+    Two simulations from other numbers must not share noise. What our own models begin with follows
+    from the seed or the seed model; a builder from outside may read it from anywhere.
+
+    Raises:
+        InputError: the config is of a run that began with other numbers.
+    """
+    frozen, said = frozen_of(model), config.model
+    start = said.start_sha256
+    # Where a checkpoint takes its place nobody needs what the run began with.
+    if seeded and MODELS.of(said).origin is not None:
+        start = digest_of(start_of(model))
+        if said.start_sha256 not in (None, start):
+            raise InputError(
+                f"model.start_sha256: {said.name} begins with other numbers now than this config "
+                "says; give its builder the same weights, or, for a new run, leave start_sha256 out"
+            )
+    return config.begun_with(digest_of(frozen) if frozen else said.frozen_sha256, start)
 
 
 def _without_users(config: ExperimentConfig) -> FederatedDataset | None:

@@ -60,7 +60,7 @@ def test_a_file_beside_the_config_is_a_model_with_options_of_its_own(mine):
     config = load_config(mine, ["model.width=3"])
     assert built(config)[0].out_channels == 3
     of_any_model = {"initialise": "own", "train": "all", "lora": None}
-    of_any_model |= {"convert": None, "frozen_sha256": None}
+    of_any_model |= {"convert": None, "frozen_sha256": None, "start_sha256": None}
     assert config.model.model_dump() == {
         "name": "mine:cnn",
         **of_any_model,

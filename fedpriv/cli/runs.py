@@ -174,7 +174,7 @@ def audit(
     settings = _seeded(settings)
     if run_dir is not None:
         begun = RunDirectory.open(run_dir).config_to_continue()
-        settings = settings.with_frozen(begun.model.frozen_sha256)
+        settings = settings.begun_with(begun.model.frozen_sha256, begun.model.start_sha256)
         if begun.fingerprint("") != settings.fingerprint(""):
             raise InputError(f"--run: {run_dir} is a run of another configuration than {config}")
     with AuditLines(errors) as lines, stop_signal(lambda said: say([said])) as stop:

@@ -81,6 +81,11 @@ class ModelOptions(Options):
         description="Digest of what is not trained: with another one nothing is trained. A run "
         "fills it in.",
     )
+    start_sha256: str | None = Field(
+        default=None,
+        description="Digest of all numbers that a model from outside begins with, which its "
+        "builder may have read from anywhere: a run with others is another run. A run fills it in.",
+    )
 
     @model_validator(mode="after")
     def _adapters_are_wanted(self) -> ModelOptions:
@@ -94,4 +99,5 @@ class ModelOptions(Options):
 
     def whole(self) -> ModelOptions:
         """Return the options of the same model, of which all is trained."""
-        return self.model_copy(update={"train": "all", "lora": None, "frozen_sha256": None})
+        parts = {"train": "all", "lora": None, "frozen_sha256": None, "start_sha256": None}
+        return self.model_copy(update=parts)

@@ -121,3 +121,9 @@ def frozen_of(model: nn.Module) -> dict[str, Tensor]:
         for name, tensor in model.state_dict(keep_vars=True).items()
         if id(tensor) not in trained
     }
+
+
+def start_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and constants of a model, on the CPU."""
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}

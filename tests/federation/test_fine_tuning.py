@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from flwr.app import Message
 from in_process import (
     SMALL,
@@ -18,11 +19,13 @@ from in_process import (
 from safetensors.torch import load_file, save_file
 
 from fedpriv import experiment
+from fedpriv.config_files import parse_config
 from fedpriv.errors import FedprivError, InputError
 from fedpriv.federation.builders import build_trainer
 from fedpriv.federation.messages import flat_tensor
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.trained_part import frozen_of
+from fedpriv.privacy import Purpose
 from fedpriv.privacy.clipping import bounds_of
 from fedpriv.training.checkpoint import checkpoint_files, digest_of
 from fedpriv.training.cohort import train_cohort
@@ -202,15 +205,63 @@ def test_a_run_goes_on_with_the_frozen_weights_that_it_began_with(weights, tmp_p
     assert resume_small(directory.path)[1].server.parameters().equal(whole.server.parameters())
 
 
-def test_runs_with_other_frozen_weights_share_no_noise(weights, tmp_path):
+@pytest.mark.parametrize(
+    ("train", "name"),
+    [("head", "norm.bias"), ("head", "head.weight"), ("all", "norm.bias"), ("lora", "head.bias")],
+)
+def test_runs_that_begin_with_other_weights_share_no_noise(train, name, weights):
     path, state = weights
-    model = TIMM | {"train": "head", "weights": str(path)}
-    settings = small_config(code=str(OUTSIDE), model=model)
+    settings = small_config(code=str(OUTSIDE), model=TIMM | {"train": train, "weights": str(path)})
     one = experiment.prepare(settings).plan
     again = experiment.prepare(settings).plan
-    changed(path, state, "norm.bias")
+    changed(path, state, name)
     other = experiment.prepare(settings).plan
     assert one.fingerprint == again.fingerprint != other.fingerprint
+    for purpose in (Purpose.NOISE, Purpose.SAMPLING):
+        first, second = (
+            plan.randomness.numpy(purpose, 1, 0).standard_normal(9) for plan in (one, other)
+        )
+        assert not set(first) & set(second)
+
+
+def test_a_constant_of_the_start_is_part_of_it(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "class Scaled(torch.nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x.flatten(1) * self.scale)\n"
+        "def build(input_shape, classes, at: str = ''):\n"
+        "    layer = Scaled(64, classes)\n"
+        "    layer.register_buffer('scale', torch.load(at), persistent=False)\n"
+        "    return torch.nn.Sequential(layer)\n"
+    )
+    model = {"name": "mine:build", "at": str(tmp_path / "scale.pt")}
+    found = set()
+    for scale in (1.0, 1.5):
+        torch.save(torch.tensor(scale), tmp_path / "scale.pt")
+        plan = experiment.prepare(small_config(code=str(tmp_path), model=model)).plan
+        found.add(plan.fingerprint)
+    assert len(found) == 2
+
+
+def test_a_run_that_has_a_checkpoint_needs_its_start_no_more(weights, tmp_path):
+    path, state = weights
+    model = TIMM | {"weights": str(path)}
+    whole = trained(tmp_path / "whole", model, rounds=4)[1]
+    directory = trained(tmp_path / "run", model, rounds=4)[0]
+    for file in checkpoint_files(directory.checkpoints)[1:]:
+        file.unlink()
+    changed(path, state, "norm.bias")
+    again = parse_config(yaml.safe_load((directory.path / "config.yaml").read_text()))
+    with pytest.raises(InputError, match=r"^model\.start_sha256: .* leave start_sha256 out$"):
+        experiment.prepare(again)
+    assert resume_small(directory.path)[1].server.parameters().equal(whole.server.parameters())
+    ledger = directory.ledger.read_bytes()
+    for file in checkpoint_files(directory.checkpoints):
+        file.unlink()
+    with pytest.raises(InputError, match=r"^model\.start_sha256: "):
+        experiment.reopen(directory.path)
+    assert directory.ledger.read_bytes() == ledger
 
 
 # A seed model.
