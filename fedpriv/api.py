@@ -300,32 +300,38 @@ class Run:
         """The last value of the task's measure; nan where nothing was measured."""
         return self._read.measured.final
 
-    def model(self) -> nn.Module:
-        """Return the model as it was last released, on the CPU; its data set is read for that.
+    def model(self, which: Literal["last", "best"] | None = None) -> nn.Module:
+        """Return a released model, on the CPU; its data set is read for that.
+
+        Args:
+            which: last or best; None for the best where `evaluation.keep_best` kept it.
 
         Raises:
-            InputError: there is no checkpoint, or the data are not there.
+            InputError: there is no such checkpoint, or the data are not there.
         """
         from fedpriv import experiment
 
-        _, prepared = experiment.reopen(self.path)
-        if not prepared.finished_rounds:
-            raise InputError(f"{self.path}: there is no checkpoint with a model")
-        return prepared.server.model.cpu().eval()
+        return experiment.reopen_model(self.path, which).server.model.cpu().eval()
 
-    def export(self, to: str = "safetensors", out: str | Path | None = None) -> Path:
+    def export(
+        self,
+        to: str = "safetensors",
+        out: str | Path | None = None,
+        which: Literal["last", "best"] | None = None,
+    ) -> Path:
         """Write the model, adapters merged, into a new folder with its card; return the folder.
 
         Args:
             to: safetensors, torch, onnx or hf.
             out: the folder, which must not be there; None for one in the run's.
+            which: as for `model`.
 
         Raises:
             InputError: there is something, or the model does not go into the format.
         """
         from fedpriv.export import export
 
-        return export(self.path, to, None if out is None else Path(out))
+        return export(self.path, to, None if out is None else Path(out), which)
 
     def report(self, output: str | Path | None = None) -> Path:
         """Write the report, by default into the run directory, and return its path."""

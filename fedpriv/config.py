@@ -87,6 +87,16 @@ class EvaluationConfig(Section):
     """When the model is measured on the held-out examples."""
 
     every: Annotated[int, Field(ge=1)] = Field(default=5, description="Rounds between evaluations.")
+    keep_best: Annotated[bool, NO_BEARING] = Field(
+        default=False,
+        description="Keep the best model by the task's measure, which export, predict and "
+        "Run.model() then take; held-out data must be public.",
+    )
+    stop_after: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Evaluations in a row without a better one after which the run ends; null: "
+        "all rounds are run. Held-out data must be public.",
+    )
     held_out: Annotated[KeptPath | None, NO_BEARING] = Field(
         default=None,
         description="The file of `fedpriv config held-out`, which is all that a deployment's "
@@ -307,6 +317,10 @@ class ExperimentConfig(Section):
                 f"user have {most} at most; write at most {most}"
             )
         return self
+
+    def evaluates(self, round_: int) -> bool:
+        """Whether the model is measured after a round."""
+        return round_ % self.evaluation.every == 0 or round_ == self.rounds
 
     @property
     def kept(self) -> ErrorFeedbackConfig:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -24,32 +22,25 @@ from fedpriv.errors import InputError, Interrupted
 from fedpriv.federation.builders import build_algorithm
 from fedpriv.federation.grids import simulated_nodes
 from fedpriv.federation.plan import Plan
-from fedpriv.federation.round_record import RoundRecord
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.optimizers.server import Server
 from fedpriv.preparation import plan_for, ready_trainer
-from fedpriv.privacy.accounts import PayerCosts, most_charged
-from fedpriv.privacy.charging import pld_epsilon
 from fedpriv.privacy.ledger import Header, Ledger, check_same_run, read_ledger
+from fedpriv.recorder import BOUNDS, JOURNALS, Recorder, keep_best
 from fedpriv.reporting.completeness import read_evidence
 from fedpriv.reporting.profile import Profile
 from fedpriv.reporting.run_directory import RunDirectory
+from fedpriv.reporting.terminal import in_a_shell
 from fedpriv.runtime import RuntimeConfig
 from fedpriv.seed_model import origin_of
+from fedpriv.selection import ends, require_public, selection
 from fedpriv.training.checkpoint import (
-    Checkpoint,
     checkpoint_files,
     load_checkpoint,
-    save_checkpoint,
 )
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.memory_store import Journal, MemoryFormat, MemorySizes, MemoryStore
-from fedpriv.training.spans import Stopwatch
 
-# What a checkpoint calls the clip bounds as they have adapted.
-_BOUNDS = "clipping/bounds"
-# What it calls the journals of users' memories that its round counted: int64 `[nodes, 4]`.
-_JOURNALS = "memory/journals"
 S = TypeVar("S", bound=Server)
 
 
@@ -74,6 +65,7 @@ class Experiment:
     trainer: CohortTrainer
     server: Server
     finished_rounds: int = 0
+    over: bool = False  #: whether it was ended before its last round
     bounds: tuple[float, ...] = ()
     profile: Profile = field(default_factory=Profile)
     journals: tuple[Journal, ...] = ()
@@ -83,6 +75,7 @@ class Experiment:
         trainer = self.trainer
         if not self.config.runtime.deployment:
             trainer.task.require(trainer.dataset)
+        require_public(self.config, trainer.dataset.facts)
         self.held_out = tuple(
             trainer.task.prepare(trainer.model, part).to(trainer.device)
             for part in trainer.dataset.evaluation()
@@ -98,7 +91,7 @@ class Experiment:
     @property
     def finished(self) -> bool:
         """Whether no round is left."""
-        return self.finished_rounds >= self.config.rounds
+        return self.over or self.finished_rounds >= self.config.rounds
 
     @property
     def memory(self) -> MemoryFormat | None:
@@ -225,13 +218,46 @@ def reopen(path: Path) -> tuple[RunDirectory, Experiment]:
     return directory, experiment
 
 
-def restore(experiment: Experiment, directory: RunDirectory) -> None:
+#: Which of a run's models: the newest, or the one that `evaluation.keep_best` kept.
+Which = Literal["last", "best"]
+
+
+def reopen_model(path: Path, which: Which | None = None) -> Experiment:
+    """Return the experiment of a run with the model that was released last, or that is best.
+
+    `which` is None for the best where it was kept, and the last where not.
+
+    Raises:
+        InputError: there is none, or as for `reopen`.
+    """
+    directory = RunDirectory.open(path)
+    if which not in (None, "last", "best"):
+        raise InputError(f"--round: write last or best, not {which}")
+    if which == "best" and not directory.best.exists():
+        raise InputError(f"--round: {path} kept no best model (evaluation.keep_best); write last")
+    experiment = prepare(directory.config_to_continue(), seeded=False)
+    best = which != "last" and directory.best.exists()
+    restore(experiment, directory, directory.best if best else None)
+    if not experiment.finished_rounds:
+        raise InputError(f"{path}: there is no checkpoint with a model")
+    found = selection(directory.read_metrics()) if best else None
+    if found is not None and found.round != experiment.finished_rounds:
+        raise InputError(
+            f"{directory.best} is of round {experiment.finished_rounds}, and round {found.round} "
+            f"was better: fedpriv resume {in_a_shell(path)} mends it, or write --round last"
+        )
+    return experiment
+
+
+def restore(experiment: Experiment, directory: RunDirectory, file: Path | None = None) -> None:
     """Bring a prepared experiment to where the run in a directory is; see `reopen`.
+
+    `file` is the checkpoint; None for the newest.
 
     Raises:
         InputError: the run's ledger or checkpoint is damaged or another run's.
     """
-    files = checkpoint_files(directory.checkpoints)
+    files = checkpoint_files(directory.checkpoints) if file is None else [file]
     if not files:
         return
     # Before the checkpoint: the ledger can say what differs.
@@ -240,10 +266,12 @@ def restore(experiment: Experiment, directory: RunDirectory) -> None:
         check_same_run(directory.ledger, found, experiment.header())
     checkpoint = load_checkpoint(files[-1], experiment.plan.fingerprint)
     experiment.server.load_state(checkpoint.tensors)
-    experiment.bounds = tuple(checkpoint.tensors[_BOUNDS].tolist())
-    journals = checkpoint.tensors.get(_JOURNALS, torch.empty(0, 4)).tolist()
+    experiment.bounds = tuple(checkpoint.tensors[BOUNDS].tolist())
+    journals = checkpoint.tensors.get(JOURNALS, torch.empty(0, 4)).tolist()
     experiment.journals = tuple(Journal(*each) for each in journals)
     experiment.finished_rounds = checkpoint.round
+    rows = [row for row in directory.read_metrics() if row["round"] <= checkpoint.round]
+    experiment.over = ends(experiment.config, rows)
 
 
 def train(
@@ -274,12 +302,13 @@ def train(
             )
         _check_state(experiment, directory, ledger)
         directory.keep_metrics(experiment.finished_rounds)
+        keep_best(experiment, directory)
         memory = _restored_memory(experiment, directory, observer)
         strategy = PrivateFedAvg(
             experiment.plan,
             experiment.server,
             ledger,
-            _Recorder(experiment, directory, ledger, observer, memory).record,
+            Recorder(experiment, directory, ledger, observer, memory).record,
             stop,
             first_round=experiment.finished_rounds + 1,
             bounds=experiment.bounds,
@@ -342,168 +371,6 @@ def _restored_memory(
     store = MemoryStore(directory.memory.absolute(), experiment.memory)
     store.restore(experiment.finished_rounds, experiment.journals)
     return store
-
-
-class _Recorder:
-    """Turns finished rounds into metrics, checkpoints and news."""
-
-    def __init__(
-        self,
-        experiment: Experiment,
-        directory: RunDirectory,
-        ledger: Ledger,
-        observer: Observer,
-        memory: MemoryStore | None = None,
-    ) -> None:
-        self._experiment = experiment
-        self._directory = directory
-        self._ledger = ledger
-        self._observer = observer
-        self._memory = memory
-
-    def record(self, record: RoundRecord) -> None:
-        """Measure where due, then write the metrics line, then the checkpoint that makes it so.
-
-        Only then do users' memories move on.
-        """
-        watch = Stopwatch(self._experiment.config.runtime.profile)
-        with watch.measure("evaluate"):
-            row = self._row(record)
-        with watch.measure("write"):
-            self._directory.append_metrics(row)
-            self._save(record)
-        workers = [summed.spans for summed in record.sums]
-        self._experiment.profile.add([*record.spans, *watch.spans], workers)
-        self._observer.finished(row)
-        if record.noise_only:
-            self._observer.say(self._dropped(record))
-
-    def _dropped(self, record: RoundRecord) -> str:
-        """Say that a round released noise alone."""
-        plan = self._experiment.plan
-        lost = plan.config.runtime.workers - plan.mechanism.needed
-        return (
-            f"round {record.round}: {record.nodes_lost} nodes lost, and privacy.lost_nodes allows "
-            f"for {lost}: the sums of the others had too little noise and were dropped; "
-            "noise alone was released"
-        )
-
-    def _save(self, record: RoundRecord) -> None:
-        bounds = torch.tensor(record.bounds, dtype=torch.float64)
-        tensors = {**self._experiment.server.state(), _BOUNDS: bounds}
-        if self._memory is not None:
-            tensors[_JOURNALS] = torch.tensor(record.journals, dtype=torch.int64).view(-1, 4)
-        save_checkpoint(
-            self._directory.checkpoints,
-            Checkpoint(record.round, self._ledger.header.fingerprint, tensors, self._sealed()),
-            self._experiment.config.checkpoint.keep,
-        )
-        if self._memory is not None:
-            self._memory.commit(record.round, record.journals)
-
-    def _sealed(self) -> tuple[int, str]:
-        """Return how many lines the ledger has after its header, and the hash of the last."""
-        hashes = self._ledger.hashes
-        return len(hashes), hashes[-1]
-
-    def _row(self, record: RoundRecord) -> dict[str, Any]:
-        config, names = self._experiment.config, self._experiment.plan.layout.names
-        row: dict[str, Any] = {
-            "round": record.round,
-            "epsilon": {"rdp": _finite(record.epsilon)},
-            "delta": self._experiment.plan.delta,
-            "lr": record.lr,
-            "aggregate_norm": math.hypot(*record.block_norms),
-            "released_block_norms": dict(zip(names, record.block_norms, strict=True)),
-            "clip_bound": record.bound,
-            "seconds": record.seconds,
-            "nodes_lost": record.nodes_lost,
-        }
-        if record.block_noise:
-            row["noise_block_norms"] = dict(zip(names, record.block_noise, strict=True))
-        if record.costs is not None:
-            row |= self._costs(record.costs, record.payers or ())
-        if record.noise_only:
-            row["noise_only"] = True
-        if record.round % config.evaluation.every == 0 or record.round == config.rounds:
-            row |= self._with_pld(record.epsilon)
-            row["held_out"] = self._evaluate()
-            row["quality"] = self._experiment.trainer.task.quality.record()
-        if config.runtime.deployment:
-            row |= {"nodes_absent": record.nodes_absent, "tries": record.tries}
-        else:
-            row["simulation_only"] = _seen(record, names)
-            if self._memory is not None:
-                row["simulation_only"] |= _seen_of_memories(record)
-        return row
-
-    def _costs(self, costs: PayerCosts, took_part: tuple[int, ...]) -> dict[str, Any]:
-        """Return what the schedule, which is public, has cost silos, or users by their own noise.
-
-        Which users took part is in the ledger, and would be long here.
-        """
-        payer = self._experiment.plan.mechanism.payer
-        spent = {"worst": _finite(costs.worst), "median": _finite(costs.median)}
-        spent[f"worst_{payer}"] = costs.worst_payer
-        named = {"took_part": list(took_part)} if payer == "silo" else {}
-        return {f"{payer}s": {**spent, **named}}
-
-    def _evaluate(self) -> dict[str, float]:
-        trainer = self._experiment.trainer
-        size = self._experiment.config.evaluation.batch_size
-        return trainer.task.measure(trainer.model, self._experiment.held_out, size)
-
-    def _with_pld(self, by_rdp: float | None) -> dict[str, Any]:
-        """Return ε with that by PLD, which takes too long for every round, or why there is none."""
-        privacy = self._experiment.config.privacy
-        if privacy is None or by_rdp is None or "pld" not in privacy.accountants:
-            return {}
-        charged = Counter(release.event() for release in most_charged(list(self._ledger)))
-        epsilon, reason = pld_epsilon(charged, self._ledger.adjacency, privacy.delta, by_rdp)
-        said = {"epsilon": {"rdp": _finite(by_rdp), "pld": epsilon}}
-        return said if reason is None else said | {"without_pld": reason}
-
-
-def _finite(epsilon: float | None) -> float | None:
-    """Return None for no guarantee: JSON has no infinity, and null cannot pass for a number."""
-    return epsilon if epsilon is not None and math.isfinite(epsilon) else None
-
-
-def _seen(record: RoundRecord, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return what the users' values say of the round; no mechanism released it.
-
-    Where nobody was trained there are no means: None, for a loss of 0 would be the best of all.
-    """
-    sums = record.sums
-    users = sum(s.users for s in sums)
-    trained = users - sum(s.non_finite for s in sums)
-
-    def mean(values: Iterable[float]) -> float | None:
-        return sum(values) / trained if trained else None
-
-    return {
-        "cohort": users,
-        "examples": sum(s.examples for s in sums),
-        "skipped": sum(s.skipped for s in sums),
-        "users_per_second": users / record.seconds,
-        "non_finite": sum(s.non_finite for s in sums),
-        "loss": mean(s.loss for s in sums),
-        "norm": mean(s.norm for s in sums),
-        "clipped": mean(s.clipped for s in sums),
-        "block_norms": {name: mean(s.block_norms[i] for s in sums) for i, name in enumerate(names)},
-        "block_clipped": {
-            name: mean(s.block_clipped[i] for s in sums) for i, name in enumerate(names)
-        },
-    }
-
-
-def _seen_of_memories(record: RoundRecord) -> dict[str, float]:
-    """Return what the users' memories say of the round; no mechanism released it."""
-    users = max(1, sum(s.users for s in record.sums))
-    return {
-        "memory_norm": sum(s.memory_norm for s in record.sums) / users,
-        "memory_reset": sum(s.memory_reset for s in record.sums),
-    }
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedpriv.data.federated import Examples
 from fedpriv.disk import has_no_room
 from fedpriv.errors import InputError
-from fedpriv.experiment import Experiment, reopen
+from fedpriv.experiment import Experiment, Which, reopen_model
 from fedpriv.imports import command_for
 from fedpriv.models.lora import merged
 from fedpriv.reporting.model_card import Exported, metadata_of, model_card
@@ -26,11 +26,11 @@ from fedpriv.tasks.base import outputs_of
 from fedpriv.training.checkpoint import digest_of
 
 
-def export(path: Path, to: str, out: Path | None = None) -> Path:
-    """Write the last model of the run at `path` as `to`, one of `FORMATS`, and return the folder.
+def export(path: Path, to: str, out: Path | None = None, which: Which | None = None) -> Path:
+    """Write a model of the run at `path` as `to`, one of `FORMATS`, and return the folder.
 
-    `out` is the new folder, None for one in the run's. Adapters are merged. Nothing is overwritten,
-    and what cannot be finished leaves nothing.
+    `out` is the new folder, None for one in the run's; `which` model as for `reopen_model`.
+    Adapters are merged. Nothing is overwritten, and what cannot be finished leaves nothing.
 
     Raises:
         InputError: there is no such format or no checkpoint, something is at `out`, or the model
@@ -41,9 +41,7 @@ def export(path: Path, to: str, out: Path | None = None) -> Path:
     folder = path / f"export-{to}" if out is None else out
     if folder.exists() or folder.is_symlink():
         raise InputError(f"--out: there is {folder} already; name a folder that is not there")
-    run, (_, prepared) = read_run(path), reopen(path)
-    if not prepared.finished_rounds:
-        raise InputError(f"{path}: there is no checkpoint with a model")
+    run, prepared = read_run(path), reopen_model(path, which)
     model = merged(prepared.server.model).cpu().eval().requires_grad_(False)
     exported = Exported(
         run=run,

@@ -15,7 +15,7 @@ from fedpriv.data.images import SUFFIXES, ImageForm
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.data.utterances import Utterances
 from fedpriv.errors import InputError
-from fedpriv.experiment import Experiment, reopen
+from fedpriv.experiment import Experiment, Which, reopen_model
 from fedpriv.tasks.base import outputs_of
 from fedpriv.tasks.next_token import NextToken
 from fedpriv.tasks.recognition import Recognition
@@ -25,8 +25,8 @@ from fedpriv.tasks.regression import Regression
 _LIKELIEST = 5
 
 
-def predict(path: Path, what: str, tokens: int = 32) -> list[str]:
-    """Return, in lines, what the last model of the run at `path` makes of an input.
+def predict(path: Path, what: str, tokens: int = 32, which: Which | None = None) -> list[str]:
+    """Return, in lines, what a model of the run at `path` makes of an input: see `reopen_model`.
 
     `what` is the path of an image, a sound, or a .npy file of one input or several as the model
     reads them; where text is learnt it may be text, to which `tokens` are added.
@@ -34,9 +34,7 @@ def predict(path: Path, what: str, tokens: int = 32) -> list[str]:
     Raises:
         InputError: there is no model, or it does not read that.
     """
-    _, prepared = reopen(path)
-    if not prepared.finished_rounds:
-        raise InputError(f"{path}: there is no checkpoint with a model")
+    prepared = reopen_model(path, which)
     return list(_told(prepared, prepared.server.model.eval(), what, tokens))
 
 

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from fedpriv.cli.common import errors, file_or_folder
 from fedpriv.reporting.terminal import console, print_lines
 
+if TYPE_CHECKING:
+    from fedpriv.experiment import Which
+
 models_app = typer.Typer()
 
 RunPath = Annotated[Path, typer.Argument(parser=file_or_folder, metavar="RUN")]
+
+#: `--round`: which of a run's models.
+RoundOption = Annotated[
+    str | None,
+    typer.Option(
+        "--round",
+        metavar="last|best",
+        help="which model; by default the best where evaluation.keep_best kept it",
+    ),
+]
 
 
 @models_app.command(epilog="RUN: the folder of a run")
@@ -28,11 +41,12 @@ def export(
             help="a folder that is not there yet; by default one in the run's",
         ),
     ] = None,
+    round: RoundOption = None,
 ) -> None:
-    """Write the last model of RUN, with a card that says what it cost whom."""
+    """Write a model of RUN, with a card that says what it cost whom."""
     from fedpriv.export import export
 
-    print_lines(errors, f"exported: {export(run, to, out)}")
+    print_lines(errors, f"exported: {export(run, to, out, cast('Which | None', round))}")
 
 
 @models_app.command(epilog="RUN: the folder of a run. INPUT: an image, a sound, .npy, or a text")
@@ -40,8 +54,9 @@ def predict(
     run: RunPath,
     what: Annotated[str, typer.Argument(metavar="INPUT")],
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="text: how many to add")] = 32,
+    round: RoundOption = None,
 ) -> None:
-    """Print what the last model of RUN makes of INPUT."""
+    """Print what a model of RUN makes of INPUT."""
     from fedpriv.predict import predict
 
-    print_lines(console(), *predict(run, what, tokens))
+    print_lines(console(), *predict(run, what, tokens, cast("Which | None", round)))

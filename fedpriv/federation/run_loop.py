@@ -35,7 +35,7 @@ class RunLoop(Strategy):
     def __init__(
         self,
         plan: Plan,
-        on_round: Callable[[RoundRecord], None],
+        on_round: Callable[[RoundRecord], bool | None],
         stop: threading.Event,
         first_round: int,
         say: Callable[[str], None],
@@ -49,6 +49,8 @@ class RunLoop(Strategy):
         self.tries = 0
         self._record: RoundRecord | None = None
         self._unreported: RoundRecord | None = None
+        #: Whether the run is over before its last round, as who got the last record has decided.
+        self.over = False
 
     @abstractmethod
     def run_round(
@@ -77,8 +79,9 @@ class RunLoop(Strategy):
     ) -> Result:
         """Run the rounds that are left, from `next_round` to the config's last.
 
-        The config decides rounds, start, timeout and evaluation, which the ledger depends on: of
-        Flower's other arguments none is taken but a `num_rounds` that is the config's own.
+        Whoever gets the records of rounds ends the run earlier by returning True. The config
+        decides rounds, start, timeout and evaluation, which the ledger depends on: of Flower's
+        other arguments none is taken but a `num_rounds` that is the config's own.
 
         Raises:
             InputError: an argument that would be ignored, with the key to write instead; nodes
@@ -106,6 +109,8 @@ class RunLoop(Strategy):
                 arrays, metrics = self._finished_round(round_, arrays, grid)
                 result.arrays = arrays
                 result.train_metrics_clientapp[round_] = metrics
+                if self.over:
+                    break
                 self._check_end(round_, grid)
         finally:
             self._report()
@@ -142,7 +147,13 @@ class RunLoop(Strategy):
         """Hand on the record of the round that was finished last, once."""
         record, self._unreported = self._unreported, None
         if record is not None:
-            self._on_round(record)
+            self.over = bool(self._on_round(record))
+
+    def _decides(self, round_: int) -> bool:
+        """Whether the next round is asked for only after this one's record was handed on."""
+        config = self.plan.config
+        stops = config.evaluation.stop_after is not None and config.evaluates(round_)
+        return config.runtime.deployment or stops
 
     def _check_end(self, round_: int, grid: Grid) -> None:
         """Stop after `round_` where that was asked for, or nodes died in it whom none replaces."""

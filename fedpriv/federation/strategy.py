@@ -50,7 +50,7 @@ class PrivateFedAvg(RunLoop):
         plan: Plan,
         server: Server,
         ledger: Ledger,
-        on_round: Callable[[RoundRecord], None],
+        on_round: Callable[[RoundRecord], bool | None],
         stop: threading.Event,
         first_round: int = 1,
         bounds: tuple[float, ...] | None = None,
@@ -91,7 +91,7 @@ class PrivateFedAvg(RunLoop):
         outcome = self.aggregate_train(round_, replies)
         self._unreported = self._record
         # The next round takes up the memories that this commits, or is paid for before it is asked.
-        if self.memory is not None or self.plan.config.runtime.deployment:
+        if self.memory is not None or self._decides(round_):
             self._report()
         return outcome
 

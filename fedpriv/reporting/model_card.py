@@ -61,12 +61,13 @@ def metadata_of(exported: Exported) -> dict[str, str]:
         "experiment": run.config.name,
         "mode": "simulation" if run.seeded else "deployment",
         "privacy": privacy_statement(run, account).headline,
-        "epsilon": f"{min(account.epsilons.values()):.6g}" if claimed else None,
+        "epsilon": f"{account.promised or min(account.epsilons.values()):.6g}" if claimed else None,
         "delta": f"{run.delta:g}" if claimed else None,
         "unit": run.header.unit if claimed else None,
         "adjacency": run.header.adjacency if claimed else None,
         "seed": KNOWN_SEED if run.seeded else None,
-        "rounds": str(exported.round),
+        "rounds": str(run.finished_rounds),
+        "model_of_round": str(exported.round),
         "releases": str(len(run.releases)),
         "trained_parameters": str(exported.trained),
         "model_sha256": exported.sha256,
@@ -101,11 +102,12 @@ def _front_matter(exported: Exported, title: str) -> dict[str, Any]:
     if pipeline is not None:
         front["pipeline_tag"] = pipeline
     measured = run.measured
-    if measured.values:
+    if exported.round in measured.rounds:
+        value = measured.values[measured.rounds.index(exported.round)]
         result = {
             "task": {"type": pipeline or exported.task.lower()},
             "dataset": {"name": run.config.data.name, "type": run.config.data.name},
-            "metrics": [{"type": measured.quality.key, "value": measured.final}],
+            "metrics": [{"type": measured.quality.key, "value": value}],
         }
         front["model-index"] = [{"name": title, "results": [result]}]
     return front
@@ -115,8 +117,10 @@ def _about(exported: Exported) -> str:
     run, model = exported.run, exported.run.config.model
     sentences = [
         f"Trained by [fedpriv](https://pypi.org/project/fedpriv/) {__version__}, federated, for "
-        f"{exported.round} rounds: a model `{model.name}` of {exported.parameters:,} numbers."
+        f"{run.finished_rounds} rounds: a model `{model.name}` of {exported.parameters:,} numbers."
     ]
+    if exported.round != run.finished_rounds:
+        sentences.append(f"It is that of round {exported.round}, the best by its held-out measure.")
     if model.train != "all":
         what = {"head": "its last layer", "lora": "low-rank adapters, which are merged into it"}
         named = model.train if isinstance(model.train, str) else "parts of it"

@@ -99,7 +99,9 @@ class ProgressLines:
                 f"the budget of ε = {plan.budget:g} {when} after round "
                 f"{affordable} of {config.rounds}"
             )
-        if experiment.finished:
+        if experiment.over:
+            self._print(f"ended after round {experiment.finished_rounds}: nothing is left to train")
+        elif experiment.finished:
             self._print(f"all {config.rounds} rounds are finished: nothing is left to train")
         elif experiment.finished_rounds:
             self._print(f"resuming after round {experiment.finished_rounds}")

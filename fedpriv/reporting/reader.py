@@ -19,6 +19,7 @@ from fedpriv.privacy.mechanisms.registry import mechanism_of
 from fedpriv.privacy.sampling import Adjacency, Sampling
 from fedpriv.reporting.completeness import NO_EVIDENCE, Evidence, read_evidence
 from fedpriv.reporting.run_directory import RunDirectory
+from fedpriv.selection import Selection, ends, selection
 from fedpriv.tasks.quality import ACCURACY, Quality, quality_of
 from fedpriv.training.checkpoint import checkpoint_files
 
@@ -137,6 +138,16 @@ class Run:
         points = [(row["round"], _number(row["held_out"].get(quality.key))) for row in measured]
         finite = [(round_, value) for round_, value in points if math.isfinite(value)]
         return Measured(quality, tuple(r for r, _ in finite), tuple(v for _, v in finite))
+
+    @property
+    def selection(self) -> Selection | None:
+        """The best of the rounds that were measured; None where none was."""
+        return selection(self.rows)
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether `evaluation.stop_after` has ended it before its last round."""
+        return self.finished_rounds < self.config.rounds and ends(self.config, self.rows)
 
     @property
     def seconds(self) -> float:

@@ -4,7 +4,7 @@ config.yaml        the resolved config
 environment.json   versions, platform, git state, device
 ledger.jsonl       every release, durably, before its use
 metrics.jsonl      one line a finished round
-checkpoints/       the newest states
+checkpoints/       the newest states, and the best one, best.safetensors, with keep_best
 memory/            what users keep between rounds, where they do: a part of the newest state
 report.html        the report
 plot.png           quality and ε by round
@@ -73,6 +73,11 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """The path of the best checkpoint, where it is kept."""
+        return self.checkpoints / "best.safetensors"
 
     @property
     def memory(self) -> Path:

@@ -10,9 +10,10 @@ from typing import Any
 
 from fedpriv.privacy.accounting import ACCOUNTANTS, Accountant
 from fedpriv.privacy.accounts import PayerAccounts, PayerCosts, most_charged
-from fedpriv.privacy.charging import pld_epsilon
+from fedpriv.privacy.charging import charge, pld_epsilon
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import Release
+from fedpriv.privacy.sampling import paid_rounds
 from fedpriv.reporting.reader import Run
 
 # Two computations of one ε may differ in the last digits between machines and NumPy versions.
@@ -28,6 +29,8 @@ class Spent:
             for; empty for a run without privacy.
         epsilons: by accountant, the finite ε at the run's δ; empty for a run without privacy.
         without_pld: why there is none by PLD; None where there is, or nobody asked for it.
+        promised: where the run ended early by what it had released, the smallest ε of all the
+            rounds that it might have had; None where it did not.
         costs: what those have spent who pay apart, such as silos; None where all users pay.
         disagreements: where metrics, config and ledger contradict each other, a sentence each.
         adversaries: the RDP ε against those who see more than released models, where it is another:
@@ -41,6 +44,7 @@ class Spent:
     costs: PayerCosts | None = None
     adversaries: Mapping[str, float] = field(default_factory=dict)
     without_pld: str | None = None
+    promised: float | None = None
 
 
 def spent(run: Run) -> Spent:
@@ -60,7 +64,17 @@ def spent(run: Run) -> Spent:
     if run.mechanism.payer is not None:
         costs = _silo_accounts(run, run.releases).costs(run.delta)
     adversaries = run.mechanism.adversaries(run.releases, run.adjacency, run.delta)
-    return Spent(accountants, epsilons, _disagreements(run, epsilons), costs, adversaries, reason)
+    found = _disagreements(run, epsilons)
+    promised = _promised(run, run.delta) if run.ended_early else None
+    return Spent(accountants, epsilons, found, costs, adversaries, reason, promised)
+
+
+def _promised(run: Run, delta: float) -> float:
+    """Return the ε of all planned rounds, each charged as the last was, and of repeated ones."""
+    last, repeated = run.releases[-1], sum(release.attempt > 0 for release in run.releases)
+    rounds = paid_rounds(run.config.rounds, last.bands or 1) + repeated
+    accountants = run.config.privacy.accountants if run.config.privacy else ("rdp",)
+    return charge({last.event(): rounds}, run.adjacency, [delta], accountants).first.epsilon
 
 
 def _silo_accounts(run: Run, releases: Iterable[Release]) -> PayerAccounts:

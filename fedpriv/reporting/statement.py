@@ -103,7 +103,7 @@ def privacy_statement(run: Run, account: Spent) -> Statement:
     return Statement(
         private=run.private,
         seeded=run.seeded,
-        headline=_headline(guarantees, run) if run.private else NO_PRIVACY,
+        headline=_headline(guarantees, run, account) if run.private else NO_PRIVACY,
         alarms=account.disagreements,
         guarantees=guarantees,
         sections=sections_of(run, account),
@@ -179,14 +179,15 @@ def _markdown_table(releases: Iterable[ReleaseGroup]) -> str:
 # -------------------------------------------------------------------- the guarantee
 
 
-def _headline(guarantees: tuple[Guarantee, ...], run: Run) -> str:
+def _headline(guarantees: tuple[Guarantee, ...], run: Run, account: Spent) -> str:
     best = min(guarantees, key=lambda each: each.epsilon)
     if not run.complete:
         return (
             "Nothing can be claimed: lines of the ledger are missing. What is left of it comes to "
             f"({best.shown}, {best.delta:g}){beside_epsilon(run.seeded)}, which is too little."
         )
-    private = f"({best.shown}, {best.delta:g})-differentially private{beside_epsilon(run.seeded)}"
+    shown = best.shown if account.promised is None else epsilon_text(account.promised)
+    private = f"({shown}, {best.delta:g})-differentially private{beside_epsilon(run.seeded)}"
     return run.mechanism.headline(private)
 
 

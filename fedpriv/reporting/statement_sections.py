@@ -287,6 +287,27 @@ def _releases(run: Run) -> tuple[str, ...]:
         sentences.append(
             f"Rounds {round_ranges(unfinished)} are charged but not finished; they count."
         )
+    return (*sentences, *_chosen(run))
+
+
+def _chosen(run: Run) -> tuple[str, ...]:
+    """Return what was decided by held-out measures of what had been released."""
+    best, evaluation, sentences = run.selection, run.config.evaluation, list[str]()
+    if best is not None and evaluation.keep_best:
+        sentences.append(
+            f"The model of round {best.round} of {run.finished_rounds} is kept as the best of "
+            f"{best.measured} that were measured, by held-out {best.told}. The choice looks at all "
+            "of them and else at held-out data alone: it is post-processing, and costs the ε of "
+            "all rounds, not of those before it. Its measure flatters it, as the best of several."
+        )
+    if run.ended_early:
+        sentences.append(
+            f"The run ended after round {run.finished_rounds} of {run.config.rounds}, when "
+            f"{evaluation.stop_after} evaluations had brought no better model. When to end "
+            "depends on what was released, so that what is promised is the ε of all the rounds "
+            "that it might have had; the figures by accountant are what the releases cost that "
+            "were made."
+        )
     return tuple(sentences)
 
 

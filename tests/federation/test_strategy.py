@@ -34,6 +34,7 @@ from fedpriv.models.registry import build_model
 from fedpriv.privacy import Adjacency, GaussianMechanism, Ledger, Purpose, Randomness, RdpAccountant
 from fedpriv.privacy.clipping import bounds_of
 from fedpriv.privacy.randomness import id_words
+from fedpriv.recorder import Recorder
 from fedpriv.reporting.report import write_report
 from fedpriv.training.local import batches
 
@@ -443,7 +444,7 @@ def test_a_request_to_stop_keeps_the_finished_round_and_resumes_to_the_same_end(
 
     stop = threading.Event()
     ledger = directory.open_ledger(prepared.header())
-    recorder = experiment._Recorder(prepared, directory, ledger, StopsInRoundTwo())
+    recorder = Recorder(prepared, directory, ledger, StopsInRoundTwo())
     strategy = PrivateFedAvg(prepared.plan, prepared.server, ledger, recorder.record, stop)
     with pytest.raises(Interrupted, match="after round 2"):
         strategy.start(InProcessGrid())
