@@ -1,10 +1,11 @@
 """Users as files: one folder for everybody, or one for each node, with a file a user.
 
     facts.json                what is public of them: classes, shape of an input, description
-    held_out.safetensors      the examples that no user holds: for the server alone
+    held_out.safetensors      for a simulation: the examples that no user holds, likewise
     users/<id>.safetensors    `inputs` float32 [n, *input_shape] and `targets` int64 [n]
 
-The id is percent-encoded in the name. A server needs no users, and a node no held-out examples.
+The id is percent-encoded in the name. A node needs no held-out examples, and a server nothing of
+this but them: it has the file of `evaluation.held_out`.
 """
 
 from __future__ import annotations
@@ -165,13 +166,14 @@ def _file_of(folder: Path, user_id: str) -> Path:
     return folder / USERS / f"{name}{SUFFIX}"
 
 
-def write_public(dataset: FederatedDataset, folder: Path, held_out: bool) -> None:
-    """Write what is public of a data set to `folder`, on request with its held-out examples.
+def write_users(dataset: FederatedDataset, users: Iterable[int], folder: Path) -> None:
+    """Write a folder with a file for each of the `users`; who has no example gets none.
 
     Raises:
-        InputError: its examples are not tensors of one shape with a class each.
+        InputError: an example is no tensor of one shape with a class, or an id is too long for a
+            file's name.
     """
-    folder.mkdir(parents=True)
+    (folder / USERS).mkdir(parents=True)
     document: dict[str, Any] = {
         "classes": dataset.classes,
         "input_shape": list(dataset.input_shape),
@@ -179,23 +181,13 @@ def write_public(dataset: FederatedDataset, folder: Path, held_out: bool) -> Non
         "facts": dataset.facts.document(),
     }
     (folder / FACTS).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    if held_out:
-        parts = [_of_one_shape(part) for part in dataset.evaluation()]
-        _save(Examples.join(parts), folder / HELD_OUT)
-
-
-def write_users(dataset: FederatedDataset, users: Iterable[int], folder: Path) -> None:
-    """Write a file for each of the `users` below `folder`; who has no example gets none.
-
-    Raises:
-        InputError: as `write_public`, or an id is too long for a file's name.
-    """
-    (folder / USERS).mkdir(parents=True)
     for user in users:
         file = _file_of(folder, dataset.user_ids[user])
         if len(file.name) > _LONGEST_NAME:
             raise InputError(f"{file.name:.40}...: the user's id is too long for a file's name")
-        _save(_of_one_shape(dataset.user(user)), file)
+        examples = _of_one_shape(dataset.user(user))
+        tensors = {"inputs": examples.inputs, "targets": examples.targets}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
 
 
 def _of_one_shape(batch: Any) -> Examples:
@@ -205,8 +197,3 @@ def _of_one_shape(batch: Any) -> Examples:
             f"{type(batch).__name__}; give each node a folder of this data set with its own users"
         )
     return batch
-
-
-def _save(examples: Examples, file: Path) -> None:
-    tensors = {"inputs": examples.inputs, "targets": examples.targets}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)

@@ -24,10 +24,11 @@ import yaml
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import parse_config
 from fedpriv.data.federated import FederatedDataset
-from fedpriv.data.user_files import write_public, write_users
+from fedpriv.data.user_files import write_users
 from fedpriv.deploy.keys import Authority, node_keys, write_secret
 from fedpriv.errors import InputError
 from fedpriv.federation.plan import Plan
+from fedpriv.held_out import write_held_out
 from fedpriv.preparation import plan_for, ready_trainer
 from fedpriv.privacy.clipping_rules import AdaptiveOptions
 
@@ -131,7 +132,8 @@ def _deployed(config: ExperimentConfig, plan: Plan, wanted: Wanted) -> dict[str,
     """
     document: dict[str, Any] = yaml.safe_load(config.to_yaml())
     places = plan.sampling.population
-    document["data"] = {"name": "user_files", "path": "/server/data", "users": places}
+    document["data"] = {"name": "user_files", "users": places}
+    document["evaluation"]["held_out"] = "/server/held_out.safetensors"
     document["run_dir"] = f"/runs/{config.name}"
     document["runtime"] |= {
         "deployment": True,
@@ -160,7 +162,8 @@ def _write_server(
 ) -> None:
     server = wanted.out / "server"
     document = _deployed(config, plan, wanted)
-    write_public(dataset, server / "data", held_out=True)
+    server.mkdir(parents=True)
+    write_held_out(dataset, "user_files", server / "held_out.safetensors")
     if config.seed_model is not None:
         assert config.seed_model.path is not None
         shutil.copyfile(config.seed_model.path, server / "seed_model.safetensors")
@@ -174,7 +177,6 @@ def _write_node(
     folder = wanted.out / "nodes" / str(node)
     folder.mkdir(parents=True)
     (folder / "state").mkdir(mode=0o700)
-    write_public(dataset, folder / "data", held_out=False)
     write_users(dataset, _users(dataset, node, wanted), folder / "data")
     privacy = config.privacy
     assert privacy is not None

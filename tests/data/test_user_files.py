@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedpriv.data.registry import DATASETS, build_dataset
-from fedpriv.data.user_files import write_public, write_users
+from fedpriv.data.user_files import write_users
 from fedpriv.errors import InputError
 
 
@@ -22,8 +22,10 @@ def read(folder, **options):
 @pytest.fixture
 def folder(tmp_path):
     dataset = digits()
-    write_public(dataset, tmp_path / "files", held_out=True)
     write_users(dataset, range(dataset.population), tmp_path / "files")
+    measured = next(dataset.evaluation())
+    tensors = {"inputs": measured.inputs.contiguous(), "targets": measured.targets}
+    save_file(tensors, tmp_path / "files" / "held_out.safetensors")
     return tmp_path / "files"
 
 
@@ -46,18 +48,13 @@ def test_what_is_written_is_read_again_to_the_bit(folder):
 @pytest.mark.parametrize("user_id", ["a/b", "..", ".hidden", "@x", "ü %2F", "A B"])
 def test_an_id_may_be_any_text_and_leaves_its_folder_in_peace(tmp_path, user_id):
     dataset = replace(digits(), user_ids=(user_id, *(f"u{i}" for i in range(5))))
-    write_public(dataset, tmp_path / "files", held_out=False)
     write_users(dataset, [0], tmp_path / "files")
     assert list(read(tmp_path / "files").user_ids) == [user_id]
     assert {path.parent.name for path in tmp_path.rglob("*.safetensors")} == {"users"}
 
 
-def test_a_node_has_its_users_and_a_server_none(tmp_path):
-    dataset = digits()
-    write_public(dataset, tmp_path / "server", held_out=True)
-    write_public(dataset, tmp_path / "node", held_out=False)
-    write_users(dataset, [1, 3], tmp_path / "node")
-    assert read(tmp_path / "server").population == 0
+def test_a_node_has_its_own_users_and_no_held_out_examples(tmp_path):
+    write_users(digits(), [1, 3], tmp_path / "node")
     assert read(tmp_path / "node").population == 2
     assert list(read(tmp_path / "node").evaluation()) == []
 

@@ -20,6 +20,7 @@ from fedpriv.deploy.keys import Authority
 from fedpriv.deploy.prepare import Wanted, compose_file, prepare_deployment
 from fedpriv.errors import InputError
 from fedpriv.federation.policy import NotAllowed, read_policy
+from fedpriv.held_out import read_held_out
 
 ROOT = Path(__file__).parents[2]
 NODES = 3
@@ -45,8 +46,14 @@ def test_every_user_is_at_one_node_and_the_server_has_none(config, folder):
     dealt = [names_of(folder / "nodes" / str(node)) for node in range(NODES)]
     dataset = build_dataset(config.data, config.seed)
     assert sum(map(len, dealt)) == dataset.population == len(set().union(*dealt))
-    assert not (folder / "server" / "data" / "users").exists()
-    assert (folder / "server" / "data" / "held_out.safetensors").exists()
+    server = folder / "server"
+    assert {path.name for path in server.iterdir()} == {"experiment.yaml", "held_out.safetensors"}
+    found, measured = (
+        next(each.evaluation())
+        for each in (read_held_out(server / "held_out.safetensors", "user_files"), dataset)
+    )
+    assert found.inputs.equal(measured.inputs)
+    assert found.targets.equal(measured.targets)
     assert not list(folder.glob("nodes/*/data/held_out*"))
 
 
