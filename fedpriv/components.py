@@ -38,7 +38,7 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, cor
 from fedpriv.errors import InputError
 from fedpriv.imports import command_for
 from fedpriv.origins import Origin, module_beside, origin_of, origin_of_object
-from fedpriv.sections import Section
+from fedpriv.sections import NO_BEARING, Section
 from fedpriv.signatures import PLAIN, is_plain, kept, parameters_of_call, types_of
 
 _MADE_BY = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
@@ -456,11 +456,18 @@ class Named:
         return name
 
 
-def slots(section: BaseModel, prefix: str = "") -> list[tuple[str, Component]]:
-    """Return the components of a config, each with the key that it is at."""
+def slots(
+    section: BaseModel, prefix: str = "", bearing: bool = False
+) -> list[tuple[str, Component]]:
+    """Return the components of a config, each with the key that it is at.
+
+    `bearing` leaves out those that bear on nothing that a run releases.
+    """
     found: list[tuple[str, Component]] = []
     for name, about in type(section).model_fields.items():
         value = getattr(section, name)
+        if bearing and NO_BEARING in about.metadata:
+            continue
         mark = next((each for each in about.metadata if isinstance(each, Slot | Named)), None)
         if isinstance(mark, Named) and ":" in value:
             found.append((prefix + name, mark.kind.find(value)))
@@ -468,9 +475,9 @@ def slots(section: BaseModel, prefix: str = "") -> list[tuple[str, Component]]:
             by_default = mark.later and getattr(value, mark.kind.name_key) == mark.kind.default
             if not by_default:
                 found.append((prefix + name, mark.kind.of(value)))
-                found += slots(value, f"{prefix}{name}.")
+                found += slots(value, f"{prefix}{name}.", bearing)
         elif isinstance(value, BaseModel):
-            found += slots(value, f"{prefix}{name}.")
+            found += slots(value, f"{prefix}{name}.", bearing)
     return found
 
 

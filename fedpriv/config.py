@@ -31,6 +31,7 @@ from fedpriv.runtime import RuntimeConfig
 from fedpriv.sections import NO_BEARING, KeptPath, Positive, Rate, Section, UserPath
 from fedpriv.tasks.registry import TASKS, TaskOptions
 from fedpriv.tasks.spec_augment import SpecAugmentConfig
+from fedpriv.trackers.registry import TRACKERS, TrackerOptions
 from fedpriv.training.options import LocalConfig
 
 
@@ -167,6 +168,10 @@ class ExperimentConfig(Section):
     runtime: RuntimeConfig = RuntimeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: Annotated[CheckpointConfig, NO_BEARING] = CheckpointConfig()
+    tracker: Annotated[TrackerOptions | None, Slot(TRACKERS, optional=True), NO_BEARING] = Field(
+        default=None,
+        description="Where the numbers of each round also go; null: only to the run's directory.",
+    )
 
     @model_validator(mode="after")
     def _cohort_is_said_once(self) -> ExperimentConfig:
@@ -359,7 +364,9 @@ class ExperimentConfig(Section):
         """
         kept: dict[str, Any] = {
             "options": self.bearing(),
-            "components": {key: [each.name, each.version] for key, each in slots(self)},
+            "components": {
+                key: [each.name, each.version] for key, each in slots(self, bearing=True)
+            },
             "users": data,
         }
         if named := files_named(self):

@@ -34,6 +34,7 @@ from fedpriv.reporting.terminal import in_a_shell
 from fedpriv.runtime import RuntimeConfig
 from fedpriv.seed_model import origin_of
 from fedpriv.selection import ends, require_public, selection
+from fedpriv.trackers.base import TrackedRun, Tracking, settings_of
 from fedpriv.training.checkpoint import (
     checkpoint_files,
     load_checkpoint,
@@ -304,11 +305,12 @@ def train(
         directory.keep_metrics(experiment.finished_rounds)
         keep_best(experiment, directory)
         memory = _restored_memory(experiment, directory, observer)
+        tracking = _tracking(experiment, directory, observer)
         strategy = PrivateFedAvg(
             experiment.plan,
             experiment.server,
             ledger,
-            Recorder(experiment, directory, ledger, observer, memory).record,
+            Recorder(experiment, directory, ledger, observer, memory, tracking).record,
             stop,
             first_round=experiment.finished_rounds + 1,
             bounds=experiment.bounds,
@@ -325,8 +327,25 @@ def train(
             else:
                 drive(strategy)
         finally:
+            tracking.close()
             if experiment.config.runtime.profile:
                 experiment.profile.write_trace(directory.trace)
+
+
+def _tracking(experiment: Experiment, directory: RunDirectory, observer: Observer) -> Tracking:
+    """Return what hands finished rounds to the config's tracker, where any are left.
+
+    Raises:
+        InputError: the tracker cannot be had.
+    """
+    config = experiment.config
+    run = TrackedRun(
+        config.name,
+        directory.path,
+        settings_of(config.model_dump(mode="json")),
+        experiment.finished_rounds,
+    )
+    return Tracking(None if experiment.finished else config.tracker, run, observer.say)
 
 
 def _check_gpus(runtime: RuntimeConfig) -> None:

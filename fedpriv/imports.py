@@ -18,14 +18,17 @@ _INSTALLED = {"site-packages", "dist-packages"}
 EXTRAS = {
     "datasets": "hf",
     "flwr_datasets": "flwr-datasets",
+    "mlflow": "mlflow",
     "onnx": "onnx",
     "onnxscript": "onnx",
     "peft": "peft",
     "pyarrow": "parquet",
+    "tensorboard": "tensorboard",
     "timm": "timm",
     "tokenizers": "text",
     "torchvision": "torchvision",
     "transformers": "hf",
+    "wandb": "wandb",
 }
 
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from fedpriv.components import Options, Slot
 from fedpriv.origins import file_digest
+from fedpriv.sections import NO_BEARING
 
 
 def files_named(section: BaseModel, prefix: str = "") -> dict[str, str]:
@@ -18,6 +19,8 @@ def files_named(section: BaseModel, prefix: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for name, about in type(section).model_fields.items():
         value = getattr(section, name)
+        if NO_BEARING in about.metadata:
+            continue
         mark = next((each for each in about.metadata if isinstance(each, Slot)), None)
         if mark is None and isinstance(value, BaseModel):
             found |= files_named(value, f"{prefix}{name}.")

@@ -16,6 +16,7 @@ from fedpriv.privacy.charging import pld_epsilon
 from fedpriv.privacy.ledger import Ledger
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.selection import ends, selection
+from fedpriv.trackers.base import Tracking
 from fedpriv.training.checkpoint import Checkpoint, checkpoint_files, save_checkpoint
 from fedpriv.training.memory_store import MemoryStore
 from fedpriv.training.spans import Stopwatch
@@ -48,12 +49,14 @@ class Recorder:
         ledger: Ledger,
         observer: Observer,
         memory: MemoryStore | None = None,
+        tracking: Tracking | None = None,
     ) -> None:
         self._experiment = experiment
         self._directory = directory
         self._ledger = ledger
         self._observer = observer
         self._memory = memory
+        self._tracking = tracking
 
     def record(self, record: RoundRecord) -> bool:
         """Measure where due, then write the metrics line, then the checkpoint that makes it so.
@@ -69,6 +72,8 @@ class Recorder:
         workers = [summed.spans for summed in record.sums]
         self._experiment.profile.add([*record.spans, *watch.spans], workers)
         self._observer.finished(row)
+        if self._tracking is not None:
+            self._tracking.finished(row)
         if record.noise_only:
             self._observer.say(self._dropped(record))
         return "held_out" in row and self._over(record.round)

@@ -17,7 +17,7 @@ FLOORS: tuple[set[str], ...] = (
     {"signatures"},
     {"components", "runtime"},
     {"privacy", "models", "named_files"},
-    {"data", "optimizers", "algorithms"},
+    {"data", "optimizers", "algorithms", "trackers"},
     {"tasks"},
     {"training"},
     {"config"},

@@ -206,6 +206,8 @@ def has(key: str) -> list[str]:
     """Overrides that go with such a key: a data set that has it, or a deployment."""
     if key == "evaluation.held_out":
         return ["runtime.deployment=true"]
+    if key == "tracker.folder":
+        return ["tracker={name: tensorboard}"]
     names = {"speech": "synthetic_speech", "synthetic": "synthetic_images", "path": "idx_images"}
     section, name = ([*key.split("."), ""])[:2]
     return (
@@ -250,6 +252,7 @@ PATHS = [
     "data.speech.alphabet",
     "data.speech.cache",
     "evaluation.held_out",
+    "tracker.folder",
 ]
 
 

@@ -87,8 +87,13 @@ def read_only(numbers: NDArray[Any]) -> Tensor:
 
 def query_message(node_id: int, config: ExperimentConfig, data: str = "") -> Message:
     """Return the message that asks a node which users it hosts; for `data` see `Work`."""
-    asked = ConfigRecord({"experiment": config.model_dump_json(), "data": data, **_versions()})
+    asked = ConfigRecord({"experiment": _for_nodes(config), "data": data, **_versions()})
     return Message(RecordDict({"config": asked}), node_id, MessageType.QUERY)
+
+
+def _for_nodes(config: ExperimentConfig) -> str:
+    """Return what nodes are told of the config: the tracker is the server's own."""
+    return config.model_dump_json(exclude={"tracker"})
 
 
 @lru_cache(maxsize=1)
@@ -166,7 +171,7 @@ def train_message(
 ) -> Message:
     """Return the message that carries a node's `Work`."""
     work: dict[str, Any] = {
-        "experiment": config.model_dump_json(),
+        "experiment": _for_nodes(config),
         "round": round_,
         "users": users.tolist(),
         "bounds": list(bounds),
