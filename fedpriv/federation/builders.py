@@ -267,8 +267,10 @@ def _engine(
             "others of its batch, as with batch normalisation, so that no example's gradient can "
             "be bounded alone: write GroupNorm or LayerNorm in its place, or privacy.unit: user"
         )
-    if engine == "sequential" or examples is None:
-        return _Chosen("sequential", why=why or "there are no examples to try it on")
+    if engine == "sequential":
+        return _Chosen("sequential", why=why)
+    if examples is None:
+        return _Chosen("sequential", why="there are no examples to try it on")
     if rows.drawn or not rows.separate:
         what = "it draws random numbers" if rows.drawn else "it mixes the rows of a batch"
         return _Chosen("sequential", why=what)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from fedpriv.errors import InputError
 
@@ -26,8 +27,14 @@ def require_separate_users(model: nn.Module, name: str) -> None:
     training is noticed there: see `unchanged_buffers`.
 
     Raises:
-        InputError: a layer keeps running statistics, or nothing of it is trained.
+        InputError: a layer keeps running statistics, or has no size yet, or nothing is trained.
     """
+    lazy = [each for each, p in model.named_parameters() if isinstance(p, UninitializedParameter)]
+    if lazy:
+        raise InputError(
+            f"model.name: {name} leaves the size of {lazy[0]} to its first input, and each process "
+            "would draw it anew; write the size, as in Linear for LazyLinear"
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"model.name: {name} has no parameter that is trained")
     for layer, module in model.named_modules():

@@ -63,10 +63,11 @@ def head_of(model: nn.Module, name: str) -> list[str]:
         # By identity: a tied parameter has the name under which it came first.
         own = {id(parameter) for parameter in layer.parameters()}
         return [each for each, parameter in model.named_parameters() if id(parameter) in own]
-    last = [each for each, _ in model.named_parameters()][-1].rpartition(".")[0]
+    last = [each for each, _ in model.named_parameters()][-1]
+    layer_of, dot, _ = last.rpartition(".")
     raise InputError(
         f"model.train: {name} has no layer that is known to be its head; write patterns of "
-        f"parameters' names, such as ['{last}.*']"
+        f"parameters' names, such as ['{f'{layer_of}.*' if dot else last}']"
     )
 
 

@@ -105,7 +105,10 @@ class StackedModel:
         layer = self.module.get_submodule(path)
         if not isinstance(layer, StackedLayer):
             layer = SIBLINGS[type(layer)](layer)
-            self.module.set_submodule(path, layer)
+            if path:
+                self.module.set_submodule(path, layer)
+            else:  # the model is a single layer
+                self.module = layer
         return layer, attribute
 
     def start(self, parameters: Tensor, users: int) -> None:

@@ -105,3 +105,16 @@ def test_what_is_counted_is_never_more_than_a_process_takes(monkeypatch):
 def test_the_memory_of_this_machine_is_known():
     _, there = fitness._memory(torch.device("cpu"))
     assert there is None or 2**28 < there < 2**50
+
+
+def test_a_layer_that_waits_for_its_size_is_named_with_what_to_write():
+    with pytest.raises(InputError, match=r"leaves the size of block\.0\.weight to .*as in Linear"):
+        require_separate_users(Net(nn.Linear(4, 4), nn.LazyLinear(2)), "mine")
+
+
+def test_the_head_of_a_single_layer_is_asked_for_by_a_pattern_that_matches():
+    with pytest.raises(InputError, match=r"patterns .* such as \['bias'\]"):
+        built(lambda classes: nn.Linear(4, classes), train="head")
+    assert (
+        built(lambda classes: nn.Linear(4, classes), train=["bias"]).weight.requires_grad is False
+    )

@@ -27,6 +27,7 @@ from fedpriv.training import cohort, vmapped
 from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.stack_size import planned_stack
+from fedpriv.training.stacked import can_stack
 from fedpriv.training.vmapped import Vmapping, vmapping_of
 
 COUNTS = (5, 1, 9, 3, 4, 2)
@@ -215,6 +216,43 @@ def test_whatever_a_model_does_with_its_parameters_each_user_has_its_own():
     blocks = Layout.of(trainer.model).split(together)
     assert not blocks["never.weight"].any()
     assert all(block.norm() > 0 for name, block in blocks.items() if "never" not in name)
+
+
+@dataclass(frozen=True)
+class Vectors(Images):
+    """User i holds `counts[i]` rows of 16 numbers."""
+
+    def user(self, index: int) -> Examples:
+        images = super().user(index)
+        return Examples(images.inputs.flatten(1), images.targets)
+
+
+@pytest.mark.parametrize(
+    ("layer", "frozen"),
+    [
+        (partial(nn.Linear, 16, 3), ()),
+        (partial(nn.Linear, 16, 3), ("bias",)),
+        (partial(nn.LayerNorm, 16), ()),
+        (partial(nn.RMSNorm, 16), ()),
+    ],
+)
+def test_a_model_that_is_a_single_layer_is_trained_as_one_that_holds_it(layer, frozen):
+    torch.manual_seed(4)
+    model, dataset, task = layer(), Vectors(COUNTS), Classification()
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    trainer = trainer_of(nn.Sequential(model), dataset, task, RECIPES["momentum"])
+    bare = dataclasses.replace(trainer, model=copy.deepcopy(model), vmapped=None)
+    if frozen:
+        bare = dataclasses.replace(bare, vmapped=vmapping_of(model, task, dataset.user(2), 4))
+    assert frozen or can_stack(bare.model)
+    start = flat(trainer.model).clone()
+    alone = dataclasses.replace(trainer, engine="sequential")
+    expected = train_cohort(alone, start, range(6), 1).total
+    torch.testing.assert_close(
+        train_cohort(bare, start, range(6), 1).total, expected, rtol=1e-5, atol=1e-5
+    )
+    assert expected.norm() > 0.02
 
 
 def test_few_users_are_trained_one_after_another():
