@@ -112,6 +112,22 @@ def _lock_description(file: IO[Any], cause: OSError) -> None:
         raise
 
 
+def hold_room(path: Path, size: int) -> None:
+    """Write a file that holds so many bytes of room on its disk until it is removed.
+
+    Raises:
+        OSError: there is no room, and so no file.
+    """
+    with path.open("wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            # Where a file system cannot, what is written later finds room or does not.
+            if error.errno not in _NOT_THERE:
+                path.unlink()
+                raise OSError(*error.args, str(path.parent)) from None
+
+
 def has_no_room(error: BaseException) -> bool:
     """Say whether something could not be written because its disk takes no more, for now.
 
@@ -120,3 +136,10 @@ def has_no_room(error: BaseException) -> bool:
     if isinstance(error, ClientFault):
         return any(os.strerror(number) in str(error) for number in _NO_ROOM)
     return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
+def no_room(error: Exception) -> str:
+    """Say that a disk is full."""
+    reason = error.strerror if isinstance(error, OSError) else "a worker could not write"
+    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+    return f"a disk is full ({where}{reason}); nothing that is finished is lost: make room"

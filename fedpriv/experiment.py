@@ -306,11 +306,12 @@ def train(
         keep_best(experiment, directory)
         memory = _restored_memory(experiment, directory, observer)
         tracking = _tracking(experiment, directory, observer)
+        recorder = Recorder(experiment, directory, ledger, observer, memory, tracking)
         strategy = PrivateFedAvg(
             experiment.plan,
             experiment.server,
             ledger,
-            Recorder(experiment, directory, ledger, observer, memory, tracking).record,
+            recorder.record,
             stop,
             first_round=experiment.finished_rounds + 1,
             bounds=experiment.bounds,
@@ -320,6 +321,7 @@ def train(
         observer.begin(experiment)
         if experiment.finished:
             return
+        recorder.hold_room()
         try:
             if drive is None:
                 with simulated_nodes(experiment.config) as grid:
@@ -328,6 +330,7 @@ def train(
                 drive(strategy)
         finally:
             tracking.close()
+            recorder.release_room()
             if experiment.config.runtime.profile:
                 experiment.profile.write_trace(directory.trace)
 

@@ -14,6 +14,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedpriv.config_files import load_config
+from fedpriv.disk import has_no_room, no_room
 from fedpriv.errors import FedprivError, InputError
 from fedpriv.experiment import Experiment, create, prepare, reopen, stop_signal, train
 from fedpriv.federation.simulated import check_nodes
@@ -40,6 +41,10 @@ def _under_flower(grid: Grid, context: Context) -> None:
     except FedprivError as error:
         # Flower shows where it was raised. This is the line that says what to do.
         _LOG.error("fedpriv: %s", error)
+        raise
+    except OSError as error:
+        if has_no_room(error):
+            _LOG.error("fedpriv: %s, then start the same run again", no_room(error))
         raise
 
 

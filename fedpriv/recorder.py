@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 BOUNDS = "clipping/bounds"
 #: What it calls the journals of users' memories that its round counted: int64 `[nodes, 4]`.
 JOURNALS = "memory/journals"
+# What a round writes beside its checkpoint, in bytes: lines of ledger and metrics.
+_ROOM_BESIDE = 2**20
 
 
 def keep_best(experiment: Experiment, directory: RunDirectory) -> None:
@@ -67,6 +69,7 @@ class Recorder:
         with watch.measure("evaluate"):
             row = self._row(record)
         with watch.measure("write"):
+            self.release_room()
             self._directory.append_metrics(row)
             self._save(record)
         workers = [summed.spans for summed in record.sums]
@@ -76,7 +79,28 @@ class Recorder:
             self._tracking.finished(row)
         if record.noise_only:
             self._observer.say(self._dropped(record))
-        return "held_out" in row and self._over(record.round)
+        over = "held_out" in row and self._over(record.round)
+        if not over and record.round < self._experiment.config.rounds:
+            self.hold_room()
+        return over
+
+    def hold_room(self) -> None:
+        """Hold room on the disk for what the next round of a deployment writes, until it is there.
+
+        Nodes charge for a round when they are asked, and one that was charged and is not kept is
+        paid for again: a full disk is found before, and does not fill up in the middle of a round.
+
+        Raises:
+            OSError: there is none.
+        """
+        if self._experiment.config.runtime.deployment:
+            state = sum(tensor.nbytes for tensor in self._experiment.server.state().values())
+            copies = 2 if self._experiment.config.evaluation.keep_best else 1
+            disk.hold_room(self._directory.held, copies * state + _ROOM_BESIDE)
+
+    def release_room(self) -> None:
+        """Let go of the room that is held, for whatever is written now."""
+        self._directory.held.unlink(missing_ok=True)
 
     def _over(self, round_: int) -> bool:
         """Keep the model of a measured round where it is the best; say whether to stop there."""

@@ -10,14 +10,14 @@ import typer
 
 from fedpriv import __version__
 from fedpriv.cli.budget import budget_app
-from fedpriv.cli.common import abandon, complain, no_room, tell
+from fedpriv.cli.common import abandon, complain, tell
 from fedpriv.cli.configs import config_app
 from fedpriv.cli.data import data_app
 from fedpriv.cli.deploy import deploy_app, node_app
 from fedpriv.cli.ledger import ledger_app
 from fedpriv.cli.models import models_app
 from fedpriv.cli.runs import runs_app
-from fedpriv.disk import has_no_room
+from fedpriv.disk import has_no_room, no_room
 from fedpriv.errors import FedprivError
 from fedpriv.reporting.terminal import let_print_anything
 

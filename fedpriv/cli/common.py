@@ -63,13 +63,6 @@ def complain(reason: str) -> None:
     print_lines(errors, Text.assemble(("error:", "bold red"), f" {one_line(reason)}"))
 
 
-def no_room(error: Exception) -> str:
-    """Say that a disk is full."""
-    reason = error.strerror if isinstance(error, OSError) else "a worker could not write"
-    where = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
-    return f"a disk is full ({where}{reason}); nothing that is finished is lost: make room"
-
-
 def abandon() -> None:
     """End at once: a Ray that starts would be waited for, and its processes end with this one."""
     print_lines(errors, "abandoned")

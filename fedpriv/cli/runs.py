@@ -19,11 +19,10 @@ from fedpriv.cli.common import (
     check_format,
     errors,
     file_or_folder,
-    no_room,
     say,
     tell,
 )
-from fedpriv.disk import has_no_room, write_whole
+from fedpriv.disk import has_no_room, no_room, write_whole
 from fedpriv.errors import (
     BudgetError,
     ClaimRefuted,

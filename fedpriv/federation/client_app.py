@@ -26,7 +26,7 @@ from flwr.clientapp import ClientApp
 from fedpriv.config import ExperimentConfig
 from fedpriv.data.content import Content
 from fedpriv.data.federated import DatasetPartition, FederatedDataset
-from fedpriv.errors import DamagedFile, EnvironmentFault, InputError
+from fedpriv.errors import DamagedFile, EnvironmentFault, FedprivError, InputError
 from fedpriv.federation.builders import (
     build_example_level,
     build_gaussian,
@@ -170,8 +170,8 @@ def _guarded(
     """
     try:
         terms = NodeTerms.of(context)
-    except InputError:  # about this node's own files
-        return _withheld(message)
+    except InputError as error:  # about this node's own files
+        return _withheld(message, error)
     try:
         _compare_versions(message)
         config = experiment_of(message, terms.components)
@@ -184,7 +184,7 @@ def _guarded(
         return _refused(message, error)
     except Exception as error:
         if config.runtime.deployment:
-            return _withheld(message)
+            return _withheld(message, error)
         if isinstance(error, InputError | EnvironmentFault | DamagedFile):
             return failure_reply(message, str(error))
         raise
@@ -207,9 +207,12 @@ def _refused(message: Message, why: InputError) -> Message:
     return failure_reply(message, f"refused: {why}" if isinstance(why, NotAllowed) else str(why))
 
 
-def _withheld(message: Message) -> Message:
+def _withheld(message: Message, why: Exception) -> Message:
     """Return that this node cannot do its part; its own log says why."""
-    _LOG.exception("fedpriv: this node cannot do its part of the round")
+    known = isinstance(why, FedprivError | OSError)
+    _LOG.error(
+        "fedpriv: this node cannot do its part of the round: %s", why, exc_info=not known and why
+    )
     return failure_reply(message, "it could not do its part; the reason is in its own log")
 
 

@@ -90,6 +90,11 @@ class RunDirectory:
         return self.path / "report.html"
 
     @property
+    def held(self) -> Path:
+        """The path of a file that holds room for the next round; who dies leaves it torn."""
+        return self.path / "room.partial"
+
+    @property
     def trace(self) -> Path:
         """The path of the trace."""
         return self.path / "trace.json"
