@@ -20,6 +20,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from scipy.special import bdtrc
 
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import parse_config
@@ -42,6 +43,8 @@ _REPLIES_A_MINUTE, _LEAST_MIB = 4, 64
 _MOST_DAYS = 3650
 # Adaptive bounds move; further than this a node does not follow.
 _ADAPTIVE_ROOM = 10
+# How often an honest run may leave somebody out whom its coins have drawn too often.
+_UNLIKELY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,7 @@ def _write_node(
         "smallest_z": _multiplier(plan),
         "largest_bound": bound * (_ADAPTIVE_ROOM if adaptive else 1),
         "rounds": config.rounds,
+        "share": largest_share(plan),
         "data": "user_files",
         "data_path": "/data",
         "population": plan.sampling.population,
@@ -197,6 +201,25 @@ def _write_node(
     text = f"# What node {node} does at most, for any server: see docs/deployment.md.\n"
     text += yaml.safe_dump(policy, sort_keys=False)
     (folder / "policy.yaml").write_text(text, encoding="utf-8")
+
+
+def largest_share(plan: Plan) -> float | None:
+    """Return the share of a run's rounds to which policies hold a server; None for all of them.
+
+    It is that of the most rounds that coins give any user but once in 10^9 honest runs, and of
+    `runtime.retries` more, for a node's ledger charges lost tries too.
+    """
+    config, sampling = plan.config, plan.sampling
+    if sampling.kind not in ("poisson", "fixed_size"):
+        return None
+    rounds = config.rounds
+    tosses = plan.mechanism.paid(rounds)
+    chance = min(1.0, sampling.expected_cohort / sampling.population * rounds / tosses)
+    tail = _UNLIKELY / sampling.population
+    drawn = next(k for k in range(tosses + 1) if bdtrc(k, tosses, chance) <= tail)
+    most = drawn + config.runtime.retries
+    # Rounded down: a node rounds its number of rounds up.
+    return math.floor(most / rounds * 1e6) / 1e6 if most < rounds else None
 
 
 def _write_compose(plan: Plan, wanted: Wanted) -> None:

@@ -217,7 +217,8 @@ class NodePolicy(Section):
     def users_may(self, rounds: int) -> Limits:
         """Return what a user may take part in, by a run of so many rounds."""
         exchanged = self.unit == "user" and self.adjacency == "replace_one"
-        in_run = None if self.share is None else math.ceil(self.share * rounds)
+        share = None if self.share is None else self.share * (1 - _ROUNDING)
+        in_run = None if share is None else math.ceil(share * rounds)
         return Limits(self.rounds, self.epsilon, self.delta or 0.0, exchanged, in_run)
 
 

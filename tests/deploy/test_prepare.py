@@ -9,6 +9,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from cryptography.x509.verification import PolicyBuilder, Store
 from in_process import small_config
+from scipy.stats import binom
 from typer.testing import CliRunner
 
 from fedpriv.cli import app
@@ -17,10 +18,11 @@ from fedpriv.data.registry import build_dataset
 from fedpriv.deploy import check
 from fedpriv.deploy.check import NodeCheck
 from fedpriv.deploy.keys import Authority
-from fedpriv.deploy.prepare import Wanted, compose_file, prepare_deployment
+from fedpriv.deploy.prepare import Wanted, compose_file, largest_share, prepare_deployment
 from fedpriv.errors import InputError
-from fedpriv.federation.policy import NotAllowed, read_policy
+from fedpriv.federation.policy import NodePolicy, NotAllowed, read_policy
 from fedpriv.held_out import read_held_out
+from fedpriv.preparation import plan_for, ready_trainer
 
 ROOT = Path(__file__).parents[2]
 NODES = 3
@@ -69,6 +71,46 @@ def test_the_experiment_is_a_deployment_that_the_policies_allow(config, folder):
         )
         with pytest.raises(NotAllowed, match="noise multiplier"):
             policy.check(experiment.model_copy(update={"privacy": weaker}), NODES)
+
+
+POISSON = {"kind": "poisson", "expected_cohort": 2}
+CASES = {
+    "coins": ({"privacy__sampling": POISSON}, 0.1, 200),
+    "a fixed number": (
+        {"privacy__sampling": {"kind": "fixed_size", "expected_cohort": 2}},
+        0.1,
+        200,
+    ),
+    "groups": (
+        {
+            "privacy__sampling": POISSON,
+            "privacy__mechanism": {"kind": "correlated", "bands": 4},
+        },
+        0.4,
+        50,
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "chance", "tosses"), CASES.values(), ids=CASES)
+def test_a_policy_allows_a_user_the_rounds_that_chance_can_give_it(changes, chance, tosses):
+    config = small_config(rounds=200, data={"name": "digits", "users": 20}, **changes)
+    ready, trainer = ready_trainer(config)
+    share = largest_share(plan_for(ready, trainer))
+    expected = binom.isf(1e-9 / 20, tosses, chance) + config.runtime.retries
+    assert policy_with(share).users_may(200).in_run == expected < 200
+
+
+def test_a_policy_allows_all_rounds_where_any_user_may_be_drawn_for_all(config, folder):
+    for changes in ({"rounds": 3}, {"rounds": 50, "privacy__sampling": {"kind": "all"}}):
+        ready, trainer = ready_trainer(small_config(**changes))
+        assert largest_share(plan_for(ready, trainer)) is None
+    policy = read_policy(folder / "nodes" / "0" / "policy.yaml")
+    assert policy.users_may(config.rounds).in_run in (None, config.rounds)
+
+
+def policy_with(share):
+    return NodePolicy(smallest_z=1.0, largest_bound=1.0, rounds=999, share=share)
 
 
 def certificate(path):
