@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cached_property
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 
 from cryptography import x509
@@ -27,6 +29,8 @@ from fedpriv.training.cohort import CohortTrainer
 # A ledger's line and a message in pieces.
 _LEAST_MIB_FREE = 256
 _SECONDS_TO_CONNECT = 10
+# Flower's limits for the time that a node signs.
+_MOST_AHEAD, _MOST_BEHIND = 5, 300
 
 
 @dataclass(frozen=True)
@@ -173,18 +177,47 @@ class NodeCheck:
         if not host or not port.isdecimal():
             raise InputError(f"--superlink: {self.superlink}: write host:port")
         try:
-            address = (host.strip("[]"), int(port))
-            with socket.create_connection(address, _SECONDS_TO_CONNECT) as plain:
-                if self.root_certificates is None:
-                    return f"{self.superlink} answers, without TLS"
-                context = ssl.create_default_context(cafile=self.root_certificates)
-                with context.wrap_socket(plain, server_hostname=address[0]) as secured:
-                    return f"{self.superlink} answers with {secured.version()}"
+            return self._answered(host.strip("[]"), int(port))
         except ssl.SSLCertVerificationError as error:
             raise InputError(f"{self.superlink}: {error.verify_message}") from None
+        except HTTPException:
+            raise InputError(
+                f"{self.superlink}: something else answers there; write the gateway's address"
+            ) from None
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"{self.superlink}: no answer ({reason})") from None
+
+    def _answered(self, host: str, port: int) -> str:
+        """Ask for what only a node is told, and look at how and when that is refused."""
+        link: HTTPConnection
+        if self.root_certificates is None:
+            link = HTTPConnection(host, port, timeout=_SECONDS_TO_CONNECT)
+        else:
+            context = ssl.create_default_context(cafile=self.root_certificates)
+            link = HTTPSConnection(host, port, timeout=_SECONDS_TO_CONNECT, context=context)
+        with closing(link):
+            link.connect()
+            used = link.sock
+            tls = f"with {used.version()}" if isinstance(used, ssl.SSLSocket) else "without TLS"
+            link.request("POST", "/v1/fleet/activate-node", body=b"")
+            there = link.getresponse().headers.get("date")
+        if there is not None:
+            _check_clock(parsedate_to_datetime(there))
+        return f"{self.superlink} answers {tls}"
+
+
+def _check_clock(there: datetime) -> None:
+    """Raise InputError where a clock is so far from this one that what a node signs is refused."""
+    ahead = (datetime.now(UTC) - there).total_seconds()
+    # The date there has whole seconds, and an answer takes some.
+    if -_MOST_BEHIND - 1 < ahead < _MOST_AHEAD + 1:
+        return
+    raise InputError(
+        f"the clock here is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the "
+        f"SuperLink's, which knows no node that is {_MOST_AHEAD} s ahead or {_MOST_BEHIND} s "
+        "behind; set both by NTP"
+    )
 
 
 def versions() -> str:

@@ -1,6 +1,12 @@
 """What `fedpriv deploy prepare` writes: each machine's part, and no more than that."""
 
+import socket
+import ssl
+import threading
+import time
+from contextlib import contextmanager
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -226,6 +232,68 @@ def test_what_is_wrong_with_a_node_is_said(folder, tmp_path):
     assert "no answer" in no_link["link"].sentence
     bad_port = checked(folder, tmp_path, superlink="127.0.0.1")
     assert "host:port" in bad_port["link"].sentence
+
+
+@contextmanager
+def answering(late=0, certificate=None):
+    """Something that answers on a port as a SuperLink does, whose clock is `late` by so much."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_error(401)
+
+        def date_time_string(self, timestamp=None):
+            return super().date_time_string(time.time() - late)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("late", "said"),
+    [(0, "answers without TLS"), (60, "s ahead of the SuperLink's"), (-60, "answers"),
+     (-900, "s behind the SuperLink's")],
+)  # fmt: skip
+def test_a_clock_that_the_superlink_would_not_believe_is_told(folder, tmp_path, late, said):
+    with answering(late) as superlink:
+        link = checked(folder, tmp_path, superlink=superlink)["link"]
+    assert said in link.sentence
+    assert link.good == ("answers" in said)
+
+
+def test_an_address_at_which_something_else_answers_is_told(folder, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def greet():
+            peer, _ = server.accept()
+            peer.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+            peer.recv(2**16)
+            peer.close()
+
+        threading.Thread(target=greet, daemon=True).start()
+        superlink = f"127.0.0.1:{server.getsockname()[1]}"
+        link = checked(folder, tmp_path, superlink=superlink)["link"]
+    assert "something else answers there" in link.sentence
+
+
+@pytest.mark.parametrize(("days", "said"), [(1, "answers with TLSv1.3"), (0, "has expired")])
+def test_a_certificate_of_the_superlink_that_has_ended_is_told(folder, tmp_path, days, said):
+    authority = Authority.made(1)
+    (tmp_path / "ca.crt").write_bytes(authority.pem)
+    (tmp_path / "gateway.pem").write_bytes(b"".join(authority.issue(("127.0.0.1",), days)))
+    changes = {"root_certificates": tmp_path / "ca.crt"}
+    with answering(certificate=tmp_path / "gateway.pem") as superlink:
+        link = checked(folder, tmp_path, superlink=superlink, **changes)["link"]
+    assert said in link.sentence
 
 
 def test_the_commands_end_with_the_code_of_bad_input(folder, tmp_path):
