@@ -172,6 +172,13 @@ def test_containers_mount_only_what_is_theirs(folder):
     assert all(about["internal"] for about in networks.values())
 
 
+def test_a_node_is_started_again_however_it_has_ended(folder):
+    """One that is not known, or whose clock is off, ends with exit code 0."""
+    services = yaml.safe_load((folder / "compose.yaml").read_text())["services"]
+    nodes = [service for name, service in services.items() if name.startswith("node-")]
+    assert [node["restart"] for node in nodes] == ["unless-stopped"] * NODES
+
+
 def test_the_repository_has_the_files_of_three_nodes():
     for name in ("compose.yaml", "compose.tls.yaml"):
         text = compose_file(name, {"nodes": 3, "mib_per_minute": 64})
