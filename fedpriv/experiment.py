@@ -19,12 +19,14 @@ from fedpriv.components import outside
 from fedpriv.config import ExperimentConfig
 from fedpriv.data.federated import Batch
 from fedpriv.errors import InputError, Interrupted
-from fedpriv.federation.builders import build_algorithm
+from fedpriv.federation.builders import build_algorithm, build_clipping
 from fedpriv.federation.grids import simulated_nodes
 from fedpriv.federation.plan import Plan
 from fedpriv.federation.strategy import PrivateFedAvg
+from fedpriv.models.parameters import Layout
 from fedpriv.optimizers.server import Server
 from fedpriv.preparation import plan_for, ready_trainer
+from fedpriv.privacy.clipping import undone
 from fedpriv.privacy.ledger import Header, Ledger, check_same_run, read_ledger
 from fedpriv.recorder import BOUNDS, JOURNALS, Recorder, keep_best
 from fedpriv.reporting.completeness import read_evidence
@@ -165,6 +167,7 @@ def build_server(config: ExperimentConfig, model: nn.Module, kind: type[S]) -> S
         normalize=config.server.normalize,
         rounds=config.rounds,
         shared=len(build_algorithm(config).shared),
+        undone=undone(build_clipping(config, Layout.of(model))),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -232,7 +232,22 @@ def _seen(record: RoundRecord, names: tuple[str, ...]) -> dict[str, Any]:
         "block_clipped": {
             name: mean(s.block_clipped[i] for s in sums) for i, name in enumerate(names)
         },
+        "block_shares": {
+            name: mean(s.block_shares[i] for s in sums) for i, name in enumerate(names)
+        },
+        "block_coherence": dict(zip(names, _coherence(record), strict=True)),
     }
+
+
+def _coherence(record: RoundRecord) -> Iterator[float | None]:
+    """Yield ‖Σ c_h‖ / Σ‖c_h‖ over what users sent of each block h: 1 where all agree.
+
+    Of n users whose contributions have nothing to do with one another it is near 1/√n. None where
+    sums arrive with noise, or nothing was sent.
+    """
+    for number, norm in enumerate(record.block_sums):
+        sent = sum(s.block_sent[number] for s in record.sums)
+        yield norm / sent if norm is not None and sent else None
 
 
 def _seen_of_memories(record: RoundRecord) -> dict[str, float]:

@@ -121,8 +121,12 @@ def test_without_noise_the_projections_are_exact(monkeypatch):
             "privacy__noise": "per_block",
         },
         {"runtime__engine": "sequential"},
+        {
+            "local__multipliers": {"embed*": 30.0},
+            "privacy__clipping": {"kind": "global", "bound": 0.1, "undo": True},
+        },
     ],
-    ids=["fixed size", "replace one", "adaptive", "sequential"],
+    ids=["fixed size", "replace one", "adaptive", "sequential", "undone multipliers"],
 )
 def test_every_kind_of_round_can_be_audited(changes):
     found = audited(60, rounds=2, privacy__accountants=["rdp"], **changes)

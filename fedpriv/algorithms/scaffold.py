@@ -39,6 +39,7 @@ class Scaffold(Algorithm):
             "max_grad_norm": recipe.max_grad_norm,
             "proximal_mu": recipe.proximal_mu,
             "schedule": recipe.schedule.kind != "constant",
+            "multipliers": recipe.multipliers,
             "optimizer": not recipe.plain,
         }
         for key, found in refused.items():

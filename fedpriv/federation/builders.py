@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from fedpriv.models.parameters import Layout
 from fedpriv.models.products import route_products
 from fedpriv.models.registry import MODELS, build_model
 from fedpriv.models.trained_part import frozen_of
+from fedpriv.optimizers.layer_rates import layer_multipliers
 from fedpriv.optimizers.local import LocalOptimizer, build_local_optimizer
 from fedpriv.privacy.clipping import (
     AdaptiveBounds,
@@ -32,6 +32,7 @@ from fedpriv.privacy.clipping import (
     GlobalClipping,
     PayloadClipping,
     Unclipped,
+    UndoneClipping,
     bounds_of,
 )
 from fedpriv.privacy.clipping_rules import AdaptiveOptions, ClippingOptions, build_rule
@@ -62,9 +63,6 @@ from fedpriv.training.trial import try_model
 from fedpriv.training.user_cache import UserCache
 from fedpriv.training.vmapped import FEWEST, Vmapping, vmapping_of
 
-#: Users send their update and nothing beside it.
-NO_PAYLOADS: Mapping[str, float] = MappingProxyType({})
-
 
 def build_trainer(
     config: ExperimentConfig,
@@ -86,18 +84,16 @@ def build_trainer(
     layout = Layout.of(model)
     feedback, algorithm = build_error_feedback(config.privacy, layout), build_algorithm(config)
     task = task_of(config, dataset)
-    recipe = _recipe(config.local, algorithm, sizes_a_second(model, dataset.input_shape))
+    a_second = sizes_a_second(model, dataset.input_shape)
+    recipe = _recipe(config.local, algorithm, a_second, layout.names)
+    _require(algorithm, config, recipe)
     chosen = _engine(config, dataset, model, task, recipe.optimizer)
     return CohortTrainer(
         dataset=dataset,
         model=model,
         task=task,
         recipe=recipe,
-        clipping=build_clipping(
-            config.privacy.clipping if config.privacy else None,
-            layout,
-            config.algorithm.bounds,
-        ),
+        clipping=build_clipping(config, layout),
         feedback=feedback,
         algorithm=algorithm,
         randomness=build_local_randomness(config),
@@ -316,13 +312,19 @@ def _stack(
     return planned_stack(parameters, memory, task.long_examples, remembered_by(optimizer), kept)
 
 
-def _recipe(config: LocalConfig, algorithm: Algorithm, a_second: float = 1.0) -> LocalTraining:
-    """Return the recipe; `a_second` is what a second of sound adds to an example's size."""
-    apart = {"optimizer", "momentum", "schedule", "batch_seconds", "spec_augment"}
+def _recipe(
+    config: LocalConfig, algorithm: Algorithm, a_second: float = 1.0, names: Sequence[str] = ()
+) -> LocalTraining:
+    """Return the recipe; `a_second` is what a second of sound adds to an example's size.
+
+    `names` are those of the blocks; without them no block has a learning rate of its own.
+    """
+    apart = {"optimizer", "momentum", "schedule", "batch_seconds", "spec_augment", "layer_decay"}
     shared = config.model_dump(exclude=apart) | {
         "proximal_mu": algorithm.proximal_mu or config.proximal_mu,
         "optimizer": build_local_optimizer(config.optimizer, config.momentum),
         "schedule": config.schedule,
+        "multipliers": _multipliers(config, names) if names else (),
     }
     if config.batch_seconds is None:
         return LocalTraining(**shared)
@@ -351,27 +353,35 @@ def build_algorithm(config: ExperimentConfig) -> Algorithm:
         InputError: the local recipe has something that the algorithm has no meaning for.
     """
     algorithm = make_algorithm(config.algorithm)
-    if (reason := algorithm.refuses(_recipe(config.local, algorithm))) is not None:
-        raise InputError(f"algorithm.name: {config.algorithm.name} does not go with {reason}")
+    _require(algorithm, config, _recipe(config.local, algorithm))
     return algorithm
 
 
+def _multipliers(config: LocalConfig, names: Sequence[str]) -> tuple[float, ...]:
+    return layer_multipliers(config.multipliers, config.layer_decay, names)
+
+
+def _require(algorithm: Algorithm, config: ExperimentConfig, recipe: LocalTraining) -> None:
+    if (reason := algorithm.refuses(recipe)) is not None:
+        raise InputError(f"algorithm.name: {config.algorithm.name} does not go with {reason}")
+
+
 def build_gaussian(
-    privacy: PrivacyConfig,
+    config: ExperimentConfig,
     noise_multiplier: float,
     layout: Layout,
     contributions: float | None = None,
-    payloads: Mapping[str, float] = NO_PAYLOADS,
 ) -> GaussianMechanism:
-    """Return the clip bound and the noise of `privacy`.
+    """Return the clip bound and the noise of a private `config`.
 
     `contributions` are how many are expected in a sum; adaptive clipping needs it unless its
-    `count_noise` is given. `payloads` are those beside the update, each with its bound.
+    `count_noise` is given.
 
     Raises:
         InputError: the noise on the counts of adaptive clipping costs more than there is.
     """
-    clipping = build_clipping(privacy.clipping, layout, payloads)
+    privacy, clipping = config.privacy, build_clipping(config, layout)
+    assert privacy is not None
     if (feedback := build_error_feedback(privacy, layout)) is not None:
         clipping = feedback.contribution(clipping)
     counts = None
@@ -392,16 +402,17 @@ def build_gaussian(
         raise InputError(f"privacy.clipping: {error}") from None
 
 
-def build_clipping(
-    options: ClippingOptions | None, layout: Layout, payloads: Mapping[str, float] = NO_PAYLOADS
-) -> ClippingRule:
-    """Return the clipping rule of `options` for blocks of `layout`; None bounds nothing.
+def build_clipping(config: ExperimentConfig, layout: Layout) -> ClippingRule:
+    """Return the clipping rule of `config` for blocks of `layout`; without privacy none bounds.
 
-    `payloads` are those beside the update, each with the bound to which it is clipped as a whole.
+    Payloads beside the update are each clipped as a whole, to the bound that `algorithm` gives it.
     """
-    if options is None:
+    if config.privacy is None:
         return Unclipped()
+    options, payloads = config.privacy.clipping, config.algorithm.bounds
     rule = build_rule(options, layout.sizes)
+    if options.undoes and (multipliers := _multipliers(config.local, layout.names)):
+        rule = UndoneClipping(rule, multipliers)
     if not payloads:
         return rule
     return PayloadClipping(("model", *payloads), (rule, *map(GlobalClipping, payloads.values())))
@@ -421,7 +432,7 @@ def build_error_feedback(privacy: PrivacyConfig | None, layout: Layout) -> Error
         return Remainder(feedback.decay, feedback.norm_cap)
     bound = feedback.memory_bound or privacy.clipping.bound
     second = privacy.clipping.model_copy(update={"bound": bound})
-    return Dice(build_clipping(second, layout), feedback.decay, feedback.norm_cap)
+    return Dice(build_rule(second, layout.sizes), feedback.decay, feedback.norm_cap)
 
 
 def build_example_level(
@@ -436,7 +447,7 @@ def build_example_level(
     """
     assert config.privacy is not None
     level = example_level_of(config, GaussianMechanism(noise_multiplier, GlobalClipping(1.0)))
-    gaussian = build_gaussian(config.privacy, noise_multiplier, layout, level.contributions)
+    gaussian = build_gaussian(config, noise_multiplier, layout, level.contributions)
     return example_level_of(config, gaussian)
 
 

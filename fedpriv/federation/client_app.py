@@ -127,7 +127,7 @@ def _noisy(
     assert privacy is not None
     assert own is not None
     layout, dataset = Layout.of(trainer.model), trainer.dataset
-    noise = build_node_noise(config, build_gaussian(privacy, own.noise_multiplier, layout))
+    noise = build_node_noise(config, build_gaussian(config, own.noise_multiplier, layout))
     # In a deployment a source of this node's own, made anew for each message.
     secret = build_randomness(config, work.data)
     ids = [dataset.user_ids[user] for user in work.users]

@@ -190,6 +190,8 @@ class _Values:
             clipped=self._number("clipped", 0, users),
             block_norms=self._numbers("block_norms", blocks),
             block_clipped=self._numbers("block_clipped", blocks, 0, users),
+            block_shares=self._numbers("block_shares", blocks),
+            block_sent=self._numbers("block_sent", blocks),
             spans=self._spans(),
             memory_norm=self._number("memory_norm"),
             memory_reset=self._whole("memory_reset", users),

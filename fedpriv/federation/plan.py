@@ -181,7 +181,7 @@ def _mechanism(
     """
     z = _noise_multiplier(privacy, config.rounds, make)
     contributions = make(GaussianMechanism(z, GlobalClipping(1.0))).contributions
-    mechanism = make(build_gaussian(privacy, z, layout, contributions, config.algorithm.bounds))
+    mechanism = make(build_gaussian(config, z, layout, contributions))
     if SERVER_NOISE.of(privacy.mechanism).origin is not None:
         blocks = len(layout.sizes) * len(build_algorithm(config).payloads)
         require_noise(mechanism, blocks, config.rounds)

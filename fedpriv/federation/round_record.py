@@ -30,6 +30,8 @@ class RoundRecord:
         sums: what each node saw, in the order of partitions, without the sum itself, which is
             as large as the model. Private: simulation only.
         block_norms: `[blocks]`, L2 norms of the averaged update's blocks, of the release alone.
+        block_sums: `[blocks]`, L2 norms of the sums of what users sent, before noise: private,
+            simulation only; None where sums arrived with noise of their own.
         block_noise: `[blocks]`, the norm that the noise alone has in expectation in each; empty
             where silos or users added noise of their own.
         bound: the clip bound C of the round; None without privacy.
@@ -50,6 +52,7 @@ class RoundRecord:
     tries: int
     sums: tuple[CohortSum, ...]
     block_norms: tuple[float, ...]
+    block_sums: tuple[float | None, ...]
     block_noise: tuple[float, ...]
     bound: float | None
     bounds: tuple[float, ...]
@@ -65,12 +68,14 @@ class RoundRecord:
         draw: Draw,
         payments: Payments,
         average: Tensor,
+        total: Tensor,
         sums: tuple[CohortSum, ...],
         **known: Any,
     ) -> RoundRecord:
         """Return the record of the round of `draw`, whose update came to `average`: `[total]`.
 
-        `known` are the attributes that only the server knows.
+        `total` is the sum that came in, before noise unless others have added theirs. `known` are
+        the attributes that only the server knows.
         """
         layout, cohort = payments.plan.layout, payments.plan.sampling.expected_cohort
         stddevs = draw.mechanism.stddevs(len(payments.plan.sizes), draw.round, len(sums))
@@ -79,6 +84,10 @@ class RoundRecord:
             epsilon=payments.epsilon(),
             sums=sums,
             block_norms=tuple(float(block.norm()) for block in layout.split(average).values()),
+            block_sums=tuple(
+                None if draw.mechanism.in_sums else float(block.norm())
+                for block in layout.split(total[: layout.total]).values()
+            ),
             block_noise=tuple(
                 stddev * math.sqrt(size) / cohort
                 # Those of the update come first, and there may be none.

@@ -157,6 +157,7 @@ class PrivateFedAvg(RunLoop):
             self._draw,
             self._payments,
             average,
+            total,
             sums=tuple(sums.values()),
             lr=self.server.lr(server_round),
             seconds=time.perf_counter() - self._started,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -94,12 +94,15 @@ class LocalOptimizer(ABC):
     stackable: ClassVar[bool] = False
 
     @abstractmethod
-    def begin(self, parameters: Sequence[nn.Parameter], lr: float) -> TakeStep:
+    def begin(
+        self, parameters: Sequence[nn.Parameter], lr: float, multipliers: Sequence[float] = ()
+    ) -> TakeStep:
         """Return what takes the steps of one user, with nothing remembered.
 
         Args:
             parameters: of one model.
             lr: the learning rate, before a schedule.
+            multipliers: what it is multiplied by for each parameter; empty for nothing.
         """
 
 
@@ -136,18 +139,20 @@ class NumberByNumber(LocalOptimizer):
             factor: what the gradient is multiplied by first, a number for each user.
         """
 
-    def begin(self, parameters: Sequence[nn.Parameter], lr: float) -> TakeStep:
+    def begin(
+        self, parameters: Sequence[nn.Parameter], lr: float, multipliers: Sequence[float] = ()
+    ) -> TakeStep:
         """Return what takes the steps of one user, with nothing remembered."""
         kept = [[torch.empty_like(p) for _ in range(self.kept)] for p in parameters]
-        taken = 0
+        factors, taken = multipliers or (1.0,) * len(parameters), 0
 
         @torch.no_grad()
         def take(lr: float) -> None:
             nonlocal taken
             taken += 1
-            for p, own in zip(parameters, kept, strict=True):
+            for p, own, factor in zip(parameters, kept, factors, strict=True):
                 assert p.grad is not None
-                self.step(p, p.grad, own, lr, taken, p)
+                self.step(p, p.grad, own, lr * factor, taken, p)
 
         return take
 
@@ -280,9 +285,15 @@ class OfTorch(LocalOptimizer):
     component: Component
     options: LocalOptimizerOptions
 
-    def begin(self, parameters: Sequence[nn.Parameter], lr: float) -> TakeStep:
+    def begin(
+        self, parameters: Sequence[nn.Parameter], lr: float, multipliers: Sequence[float] = ()
+    ) -> TakeStep:
         """Return what takes the steps of one user, with nothing remembered."""
-        made = self.component.build(self.options, params=list(parameters), lr=lr)
+        params: list[Any] = list(parameters)
+        if multipliers:
+            rates = zip(parameters, multipliers, strict=True)
+            params = [{"params": [p], "lr": lr * factor} for p, factor in rates]
+        made = self.component.build(self.options, params=params, lr=lr)
         if not isinstance(made, torch.optim.Optimizer) or not _moves(made, parameters):
             raise InputError(
                 f"local.optimizer.name: {self.component.name} makes a {type(made).__name__}; it "

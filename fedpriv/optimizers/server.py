@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -70,13 +70,16 @@ class Server:
         normalize: NormalizerOptions | None,
         rounds: int,
         shared: int = 0,
+        undone: Sequence[float] = (),
     ) -> None:
+        """Make ready to move `model`; for what is `undone` see `UndoneClipping`."""
         self.model = model
         self.layout = Layout.of(model)
         self._lr = lr
         self._schedule = schedule
         self._rounds = rounds
         self._normalize = Normalization(normalize)
+        self._undone = undone or (1.0,) * len(self.layout.names)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         #: What an algorithm's server keeps and sends beside the model: `[shared, total]`.
         self.shared = torch.zeros(shared, self.layout.total)
@@ -98,7 +101,8 @@ class Server:
             round_: the round, for the schedule.
             seed: for optimizers that draw random projections, so that a repeated round repeats.
         """
-        blocks = self._normalize(self.layout.split(average))
+        parts = zip(self.layout.split(average).items(), self._undone, strict=True)
+        blocks = self._normalize({name: m * block for (name, block), m in parts})
         for parameter, name in zip(self._parameters, self.layout.names, strict=True):
             # Some optimizers overwrite their gradients, so each gets memory of its own.
             parameter.grad = blocks[name].to(parameter, copy=True)

@@ -104,6 +104,40 @@ class PayloadClipping:
 
 
 @dataclass(frozen=True)
+class UndoneClipping:
+    """A rule that is shown, and bounds, an update whose block h was divided by m_h.
+
+    What a user adds to the sum is clip(g_h / m_h), and so within the rule's bound; after the
+    release, whose noise is that of the divided updates, the server multiplies block h by m_h. The
+    m_h are public: multipliers of local learning rates, of which block sizes then say nothing.
+
+    Attributes:
+        rule: the rule.
+        multipliers: m_h, one a block.
+    """
+
+    rule: ClippingRule
+    multipliers: tuple[float, ...]
+
+    @property
+    def bound(self) -> float:
+        """The rule's."""
+        return self.rule.bound
+
+    def scales(self, norms: Tensor) -> Tensor:
+        """Return the factor of each block of the update as it is, 1/m_h where nothing is cut."""
+        multipliers = _on(norms.device, self.multipliers, norms.dtype)
+        return self.rule.scales(norms / multipliers) / multipliers
+
+
+def undone(rule: ClippingRule) -> tuple[float, ...]:
+    """Return what the blocks of a payload are divided by before `rule` bounds them; empty: not."""
+    if isinstance(rule, PayloadClipping):
+        return undone(rule.rules[0])
+    return rule.multipliers if isinstance(rule, UndoneClipping) else ()
+
+
+@dataclass(frozen=True)
 class Unclipped:
     """No bound at all: for training without privacy. Its sensitivity is infinite."""
 

@@ -42,6 +42,20 @@ class ClippingOptions(Options):
         """Whether every block has a bound of its own, whatever an update is."""
         return False
 
+    @property
+    def undoes(self) -> bool:
+        """Whether multipliers of local learning rates are undone before an update is bounded."""
+        return False
+
+
+Undo = Annotated[
+    bool,
+    Field(
+        description="Divide each block by the multiplier of its local learning rate before it is "
+        "bounded, and multiply what is released by it."
+    ),
+]
+
 
 class GlobalOptions(ClippingOptions):
     """One norm for the whole update."""
@@ -49,6 +63,12 @@ class GlobalOptions(ClippingOptions):
     split: Literal["uniform", "dim"] = Field(
         default="dim", description="Of no effect where one norm bounds the whole update."
     )
+    undo: Undo = False
+
+    @property
+    def undoes(self) -> bool:
+        """Whether multipliers of local learning rates are undone before an update is bounded."""
+        return self.undo
 
 
 class PerLayerOptions(ClippingOptions):
@@ -61,11 +81,17 @@ class PerLayerOptions(ClippingOptions):
         default=False,
         description="Set every block of an update above C to norm C_h exactly.",
     )
+    undo: Undo = False
+
+    @property
+    def undoes(self) -> bool:
+        """Whether multipliers of local learning rates are undone before an update is bounded."""
+        return self.undo
 
     @property
     def bounds_each_block(self) -> bool:
         """Whether every block has a bound of its own, whatever an update is."""
-        return not self.normalize
+        return not (self.normalize or self.undo)
 
 
 class AdaptiveOptions(ClippingOptions):

@@ -104,7 +104,8 @@ class PrivacyConfig(Section):
         if self.noise == "per_block" and not self.clipping.bounds_each_block:
             raise ValueError(
                 "noise: per_block has no proof unless every tensor is bounded on its own: write "
-                "clipping.kind: per_layer without normalize, or adaptive with adapts: per_layer"
+                "clipping.kind: per_layer without normalize and undo, or adaptive with adapts: "
+                "per_layer"
             )
         if "rdp" not in self.accountants:
             raise ValueError("accountants must include rdp, which has a proof for every event")
@@ -157,6 +158,16 @@ class PrivacyConfig(Section):
             )
         if self.noise_by == "users":
             self._check_local()
+        return self
+
+    @model_validator(mode="after")
+    def _multipliers_can_be_undone(self) -> PrivacyConfig:
+        if self.clipping.undoes and (self.unit == "example" or self.error_feedback.kind != "none"):
+            raise ValueError(
+                "clipping.undo divides what a user sends by the multipliers of its learning rates; "
+                "the gradients of examples are not multiplied by them, and what error_feedback "
+                "keeps of an update is not divided: write undo: false"
+            )
         return self
 
     @model_validator(mode="after")

@@ -179,6 +179,8 @@ def _clipping(run: Run, what: str) -> str:
     if run.config.privacy is None:
         return f"each {what} is clipped, how config.yaml does not say,"
     clipping = run.config.privacy.clipping
+    if clipping.undoes:
+        what = f"{what}, each block divided by the public multiplier of its learning rate,"
     if isinstance(clipping, GlobalOptions):
         return f"each {what} is clipped as a whole"
     if isinstance(clipping, AdaptiveOptions):

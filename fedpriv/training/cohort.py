@@ -19,7 +19,7 @@ from fedpriv.draws import drawing_from
 from fedpriv.errors import DamagedFile, EnvironmentFault
 from fedpriv.models.parameters import Layout, unchanged_buffers
 from fedpriv.models.stochastic import PerUserDraw, Stochastic
-from fedpriv.privacy.clipping import ClippedUsers, ClippingRule, clip_and_add
+from fedpriv.privacy.clipping import ClippedUsers, ClippingRule, clip_and_add, undone
 from fedpriv.privacy.error_feedback import ErrorFeedback, feed_back
 from fedpriv.privacy.model_deltas import ModelDeltas
 from fedpriv.privacy.randomness import Purpose, Randomness, id_words
@@ -157,6 +157,8 @@ class CohortSum:
         clipped: users with any block scaled down.
         block_norms: `[blocks]`, sum over users of each block's norm before clipping.
         block_clipped: `[blocks]`, number of users whose block was scaled down.
+        block_shares: `[blocks]`, sum over users of each block's share of the squared norm.
+        block_sent: `[blocks]`, sum over users of the norm of what they sent of each block.
         spans: what took the time, where that was asked for.
         memory_norm: sum over users of the L2 norm of what they keep for later.
         memory_reset: users whose memory was not finite and was taken to be zero.
@@ -165,6 +167,7 @@ class CohortSum:
 
     Of silos `total` is the sum of their noisy changes, and norms and what was scaled down are
     those of the gradients of examples: a mean, or a fraction, in each silo, summed over silos.
+    Norms are of what is clipped: where multipliers are undone, of the update divided by them.
     """
 
     total: Tensor
@@ -177,6 +180,8 @@ class CohortSum:
     clipped: float
     block_norms: list[float]
     block_clipped: list[float]
+    block_shares: list[float]
+    block_sent: list[float]
     spans: tuple[Span, ...] = ()
     memory_norm: float = 0.0
     memory_reset: int = 0
@@ -222,6 +227,11 @@ def train_cohort(
                 for one in stack:
                     _train_alone(trainer, layout, start, one, round_, seen, watch)
     return seen.summed(watch)
+
+
+def shares_of(norms: Tensor, whole: Tensor) -> Tensor:
+    """Return Σ_u ‖g_h‖²/‖g‖² for blocks of `norms` `[U, H]` of updates of `whole` norms `[U]`."""
+    return (norms / torch.where(whole > 0, whole, 1.0)[:, None]).square().sum(0)
 
 
 def _share_draws(trainer: CohortTrainer) -> bool:
@@ -395,6 +405,9 @@ class _CohortStatistics:
         self.memory_reset = 0
         self.block_norms = torch.zeros(blocks, dtype=torch.float64)
         self.block_clipped = torch.zeros(blocks, dtype=torch.int64)
+        self.block_shares, self.block_sent = torch.zeros(2, blocks, dtype=torch.float64)
+        multipliers = undone(trainer.clipping) or (1.0,) * blocks
+        self._multipliers = torch.tensor(multipliers, dtype=torch.float64)
         self._coming: deque[Callable[[], list[Tensor]]] = deque()
 
     def skip(self, examples: int) -> None:
@@ -420,11 +433,15 @@ class _CohortStatistics:
         self.non_finite += int((~finite).sum())
         # Of an update; what else a user sends is not counted.
         blocks = len(self._sizes)
-        norms, shrunk = norms[finite, :blocks], scales[finite, :blocks] < 1
+        norms, scales = norms[finite, :blocks], scales[finite, :blocks]
+        self.block_sent += (norms * scales).sum(0)
+        norms, shrunk = norms / self._multipliers, scales < 1 / self._multipliers
+        whole = torch.linalg.vector_norm(norms, dim=1)
+        self.block_shares += shares_of(norms, whole)
         self.clipped += int(shrunk.any(dim=1).sum())
         self.block_clipped += shrunk.sum(0)
         self.block_norms += norms.sum(0)
-        self.norm += float(torch.linalg.vector_norm(norms, dim=1).sum())
+        self.norm += float(whole.sum())
         self.loss += float(losses[finite].double().sum())
 
     def pull(self, users: Sequence[StackedUser]) -> Tensor | None:
@@ -500,6 +517,8 @@ class _CohortStatistics:
             clipped=self.clipped,
             block_norms=self.block_norms.tolist(),
             block_clipped=self.block_clipped.tolist(),
+            block_shares=self.block_shares.tolist(),
+            block_sent=self.block_sent.tolist(),
             spans=tuple(watch.spans),
             memory_norm=self.memory_norm,
             memory_reset=self.memory_reset,

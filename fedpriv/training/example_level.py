@@ -28,7 +28,7 @@ from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.outer_products import OuterProducts
 from fedpriv.privacy.randomness import Purpose, Randomness, id_words
 from fedpriv.tasks.base import Task
-from fedpriv.training.cohort import OF_THE_MACHINE, CohortSum, CohortTrainer
+from fedpriv.training.cohort import OF_THE_MACHINE, CohortSum, CohortTrainer, shares_of
 from fedpriv.training.example_gradients import GRADIENTS, example_gradients
 from fedpriv.training.local import LocalTraining, correct
 from fedpriv.training.spans import Stopwatch
@@ -66,6 +66,7 @@ class GradientStatistics:
         self.loss = self.norm = self.clipped = 0.0
         self.block_norms = torch.zeros(blocks, dtype=torch.float64)
         self.block_clipped = torch.zeros(blocks, dtype=torch.float64)
+        self.block_shares = torch.zeros(blocks, dtype=torch.float64)
 
     def add(self, clipped: ClippedUsers, losses: Tensor) -> None:
         """Count the gradients that are finite."""
@@ -73,7 +74,9 @@ class GradientStatistics:
         norms, shrunk = clipped.norms[finite].cpu(), (clipped.scales[finite] < 1).cpu()
         self.gradients += len(norms)
         self.loss += float(losses[finite].double().sum())
-        self.norm += float(torch.linalg.vector_norm(norms, dim=1).sum())
+        whole = torch.linalg.vector_norm(norms, dim=1)
+        self.norm += float(whole.sum())
+        self.block_shares += shares_of(norms, whole)
         self.clipped += int(shrunk.any(dim=1).sum())
         self.block_norms += norms.sum(0)
         self.block_clipped += shrunk.sum(0)
@@ -125,7 +128,7 @@ def train_silo(
     load_parameters(plain, blocks)
     model.train()
     parameters = [p for p in plain.parameters() if p.requires_grad]
-    take = recipe.optimizer.begin(parameters, recipe.lr)
+    take = recipe.optimizer.begin(parameters, recipe.lr, recipe.multipliers)
     seen, first = GradientStatistics(len(blocks)), level.bounds
     numbers = layout.total + level.counts
     for number in range(1, level.steps + 1):
@@ -283,6 +286,7 @@ class _Summed:
         self._loss = self._norm = self._clipped = 0.0
         self._block_norms = torch.zeros(blocks, dtype=torch.float64)
         self._block_clipped = torch.zeros(blocks, dtype=torch.float64)
+        self._block_shares = torch.zeros(blocks, dtype=torch.float64)
 
     def add(self, trained: TrainedSilo, silo: Silo) -> None:
         change, moves, seen = trained
@@ -299,6 +303,7 @@ class _Summed:
         self._clipped += seen.clipped * seen.weight
         self._block_norms += seen.block_norms * seen.weight
         self._block_clipped += seen.block_clipped * seen.weight
+        self._block_shares += seen.block_shares * seen.weight
 
     def result(self, watch: Stopwatch) -> CohortSum:
         return CohortSum(
@@ -312,6 +317,8 @@ class _Summed:
             clipped=self._clipped,
             block_norms=self._block_norms.tolist(),
             block_clipped=self._block_clipped.tolist(),
+            block_shares=self._block_shares.tolist(),
+            block_sent=[0.0] * len(self._block_norms),
             spans=tuple(watch.spans),
             bound_moves=self._moves.tolist(),
         )

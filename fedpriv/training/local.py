@@ -23,7 +23,10 @@ PLAIN, CONSTANT = SGD(), LocalScheduleConfig()
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """The public recipe that every user follows; the fields are those of the config's `local`."""
+    """The public recipe that every user follows; the fields are those of the config's `local`.
+
+    `multipliers` are those of the learning rate, one a trained block; empty where all are 1.
+    """
 
     epochs: int = 1
     steps: int | None = None
@@ -32,6 +35,7 @@ class LocalTraining:
     order: Literal["shuffled", "by_length"] = "shuffled"
     optimizer: LocalOptimizer = PLAIN
     lr: float = 0.1
+    multipliers: tuple[float, ...] = ()
     schedule: LocalScheduleConfig = CONSTANT
     max_grad_norm: float | None = None
     proximal_mu: float = 0.0
@@ -102,7 +106,7 @@ def train_user(
     load_parameters(model, start)
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    take = recipe.optimizer.begin(parameters, recipe.lr)
+    take = recipe.optimizer.begin(parameters, recipe.lr, recipe.multipliers)
     if count is None:
         count = len(cast(Sized, steps))
     losses = []

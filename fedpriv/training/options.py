@@ -47,6 +47,16 @@ class LocalConfig(Section):
         "one round.",
     )
     lr: Rate = Field(default=0.1, description="Local learning rate, before the schedule.")
+    multipliers: dict[str, Annotated[float, Field(ge=1e-6, le=1e6)]] = Field(
+        default={},
+        description="What the learning rate of single parameters is multiplied by, by pattern of "
+        "their names, e.g. {'head.*': 10}; where several match, by all.",
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="By what the learning rate falls from each numbered layer to the one before "
+        "it, from the head down to the embedding; null: not at all.",
+    )
     schedule: LocalScheduleConfig = Field(
         default_factory=LocalScheduleConfig,
         description="Learning rate by step of a user's round; each round begins anew.",

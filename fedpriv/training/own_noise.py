@@ -36,5 +36,7 @@ def released_alone(summed: CohortSum, users: int = 0) -> CohortSum:
         clipped=0,
         block_norms=[0.0] * len(summed.block_norms),
         block_clipped=[0] * len(summed.block_clipped),
+        block_shares=[0.0] * len(summed.block_shares),
+        block_sent=[0.0] * len(summed.block_sent),
         bound_moves=summed.bound_moves,
     )

@@ -70,6 +70,7 @@ class _Block:
         origin: where all users start.
         values: `[U, *origin.shape]`, where they are; a linear layer's from its first step on.
         leaf: what autograd differentiates by in this pass; None for a linear layer's.
+        multiplier: what the learning rate is multiplied by.
     """
 
     layer: StackedLayer
@@ -77,6 +78,7 @@ class _Block:
     origin: Tensor
     values: Tensor
     leaf: Tensor | None = None
+    multiplier: float = 1.0
 
     @property
     def linear(self) -> bool:
@@ -111,12 +113,14 @@ class StackedModel:
                 self.module = layer
         return layer, attribute
 
-    def start(self, parameters: Tensor, users: int) -> None:
-        """Put `users` users at the flat `parameters` `[P]`."""
+    def start(self, parameters: Tensor, users: int, multipliers: Sequence[float] = ()) -> None:
+        """Put `users` users at the flat `parameters` `[P]`; `multipliers` are of their rates."""
         origins = self.layout.split(parameters).values()
         values = self.scratch("values", parameters, users)
         owned = zip(self._owners, origins, values, strict=True)
         self.blocks = [_Block(layer, name, origin, block) for (layer, name), origin, block in owned]
+        for block, multiplier in zip(self.blocks, multipliers, strict=False):
+            block.multiplier = multiplier
         self._linear = {}
         for block in self.blocks:
             if isinstance(block.layer, StackedLinear):
@@ -358,7 +362,7 @@ def take_steps(
     """
     users, optimizer = len(counts), recipe.optimizer
     assert isinstance(optimizer, NumberByNumber)
-    stacked.start(parameters, users)
+    stacked.start(parameters, users, recipe.multipliers)
     losses = parameters.new_zeros(users)
     kept = [stacked.scratch(f"kept {n}", parameters, users) for n in range(optimizer.kept)]
     for number, rows in enumerate(steps, 1):
@@ -452,11 +456,12 @@ class _Step:
     ) -> None:
         column = (-1, *(1,) * block.origin.dim())
         values = of_users(block.values, low, high)
+        lr = self.lr[low:high].view(column) if isinstance(self.lr, Tensor) else self.lr
         self.optimizer.step(
             start=block.origin if self.first else values,
             gradient=gradient,
             kept=kept,
-            lr=self.lr[low:high].view(column) if isinstance(self.lr, Tensor) else self.lr,
+            lr=lr if block.multiplier == 1 else lr * block.multiplier,
             number=self.number,
             out=values,
             factor=None if factors is None else factors.view(column),

@@ -49,7 +49,7 @@ def main() -> None:
     for rule, overrides in RULES.items():
         config = load_config(HERE / "speech.yaml", [*settings, *overrides])
         assert config.privacy is not None
-        clippings[rule] = build_clipping(config.privacy.clipping, layout)
+        clippings[rule] = build_clipping(config, layout)
         servers[rule] = Server(
             trainer.model, "lamb", 0.01, {}, config.server.schedule, None, rounds=10_000
         )
