@@ -66,7 +66,10 @@ def test_overrides_change_nested_keys_with_yaml_values(tmp_path):
             {"privacy__clipping__normalize": True, "privacy__clipping__kind": "global"},
             "it goes with kind: per_layer",
         ),
-        ({"privacy__sampling__kind": "all"}, "it goes with kind: fixed_size or poisson"),
+        (
+            {"privacy__sampling__kind": "all"},
+            "it goes with kind: fixed_size or min_separation or poisson",
+        ),
         (
             {"privacy__sampling": {"kind": "poisson"}},
             r"^privacy\.sampling\.expected_cohort: this key is needed",

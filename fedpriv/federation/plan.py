@@ -8,6 +8,9 @@ from functools import partial
 from importlib.util import find_spec
 from typing import cast
 
+import torch
+from torch.nn import Parameter
+
 from fedpriv.algorithms.base import Algorithm
 from fedpriv.config import ExperimentConfig
 from fedpriv.errors import InputError
@@ -20,10 +23,12 @@ from fedpriv.federation.builders import (
     example_level_of,
 )
 from fedpriv.models.parameters import Layout
+from fedpriv.optimizers.schedules import factor
 from fedpriv.privacy.advice import delta_advice, epsilon_advice
 from fedpriv.privacy.calibration import noise_multiplier_for
-from fedpriv.privacy.charging import Budget, Cost, affordable, charge
+from fedpriv.privacy.charging import Budget, Cost, charge
 from fedpriv.privacy.clipping import AdaptiveBounds, GlobalClipping, Unclipped
+from fedpriv.privacy.factorizations import Workload
 from fedpriv.privacy.mechanisms.base import Mechanism
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism, GaussianMechanism
 from fedpriv.privacy.mechanisms.local import LocalMechanism
@@ -122,11 +127,8 @@ class Plan:
 
     def affordable_rounds(self) -> int:
         """Return how many of the planned rounds the budget allows whoever has to pay most."""
-        rounds, mechanism = self.config.rounds, self.mechanism
-        if self.limit is None:
-            return rounds
-        paid = affordable(mechanism.event(), self.limit, mechanism.paid(rounds))
-        return min(rounds, mechanism.most_rounds(paid))
+        rounds = self.config.rounds
+        return rounds if self.limit is None else self.mechanism.affordable(self.limit, rounds)
 
     def advice(self) -> tuple[str, ...]:
         """Return what to know of a δ, an ε or an accountant that promises less than it could."""
@@ -212,9 +214,16 @@ def _with_gaussian(
     if privacy.noise_by == "nodes":
         return partial(SharedMechanism, sampling, shares=build_shares(config))
     component = SERVER_NOISE.of(privacy.mechanism)
+    fitted = getattr(privacy.mechanism, "factorization", "square_root") != "square_root"
+    workload = _workload(config) if fitted else None
 
     def of_the_server(gaussian: GaussianMechanism) -> Mechanism:
-        facts = {"sampling": sampling, "gaussian": gaussian, "user_ids": user_ids}
+        facts = {
+            "sampling": sampling,
+            "gaussian": gaussian,
+            "user_ids": user_ids,
+            "workload": workload,
+        }
         try:
             mechanism = component.build(privacy.mechanism, **facts)
         except ValueError as error:
@@ -224,6 +233,21 @@ def _with_gaussian(
         return cast(Mechanism, mechanism)
 
     return of_the_server
+
+
+def _workload(config: ExperimentConfig) -> Workload:
+    """Return what the server makes of the noise of all rounds.
+
+    Of an optimizer that is not linear it is what its momentum and rates alone would make of it.
+    """
+    from fedpriv.optimizers.registry import server_optimizer  # it takes a second
+
+    server, rounds = config.server, config.rounds
+    rates = tuple(factor(server.schedule, round_, rounds) for round_ in range(1, rounds + 1))
+    trial = [Parameter(torch.zeros(1, 1))]
+    defaults = server_optimizer(server.optimizer, trial, server.lr, server.options).defaults
+    momentum = defaults.get("momentum") or (defaults.get("betas") or (0.0,))[0]
+    return Workload(rates, float(momentum))
 
 
 def _adjacency(config: ExperimentConfig) -> Adjacency | None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from fedpriv.privacy.error_feedback import Dice, ErrorFeedback, Remainder, feed_back
     from fedpriv.privacy.example_level import ExampleLevel
+    from fedpriv.privacy.factorizations import Workload
     from fedpriv.privacy.ledger import Header, Ledger, LedgerFile, Release, read_ledger
     from fedpriv.privacy.mechanisms.base import Mechanism
     from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         Adjacency,
         FixedSizeSampling,
         FullParticipation,
+        MinSeparationSampling,
         PoissonSampling,
         Sampling,
         build_sampling,
@@ -81,6 +83,7 @@ __all__ = [
     "LedgerFile",
     "LocalMechanism",
     "Mechanism",
+    "MinSeparationSampling",
     "NodeShare",
     "NoiseShares",
     "PayerAccounts",
@@ -99,6 +102,7 @@ __all__ = [
     "SiloMechanism",
     "Unclipped",
     "UsersNoise",
+    "Workload",
     "affordable",
     "build_sampling",
     "charge",
@@ -117,6 +121,7 @@ _MODULES = (
     "clipping",
     "error_feedback",
     "example_level",
+    "factorizations",
     "mechanisms.base",
     "mechanisms.correlated",
     "mechanisms.gaussian",

@@ -248,9 +248,8 @@ class PldAccountant:
 
     def _distribution(self) -> PrivacyLossDistribution:
         if self._composed is None:
-            each = [
-                _composed_pld(event, self._interval, count) for event, count in self._counts.items()
-            ]
+            counts = _with_one_gaussian(self._counts)
+            each = [_composed_pld(event, self._interval, count) for event, count in counts.items()]
             self._composed = reduce(lambda one, other: one.compose(other), each)
         return self._composed
 
@@ -264,6 +263,19 @@ def _parts(event: dp_accounting.DpEvent, count: int) -> Iterator[tuple[dp_accoun
             yield from _parts(each, count)
     else:
         yield event, count
+
+
+def _with_one_gaussian(
+    counts: Mapping[dp_accounting.DpEvent, int],
+) -> Mapping[dp_accounting.DpEvent, int]:
+    """Return `counts` with all unsampled Gaussians as one: their inverse squares add up."""
+    plain = {e: n for e, n in counts.items() if isinstance(e, dp_accounting.GaussianDpEvent)}
+    if len(plain) < 2:
+        return counts
+    inverse_square = math.fsum(n / event.noise_multiplier**2 for event, n in plain.items())
+    # Rounded down, for all that was rounded on the way.
+    one = dp_accounting.GaussianDpEvent(inverse_square**-0.5 * (1 - CONVERSION))
+    return {**{e: n for e, n in counts.items() if e not in plain}, one: 1}
 
 
 def _composed_pld(

@@ -7,6 +7,7 @@ A user that adds noise of its own pays in the same way: read "user" for "silo" t
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -169,15 +170,21 @@ def most_charged(releases: Sequence[Release]) -> Sequence[Release]:
     """Return the releases that the party with the largest ε pays for.
 
     Every user pays for every release. Of silos, and of users with noise of their own, it is the
-    one that took part most often, since one config gives all its releases one event; where events
-    differ, all of them: an upper bound.
+    one that took part most often, since one config gives all its releases one event. Where all
+    events are unsampled Gaussians it is the one whose inverse squared multipliers add up to most.
+    Where events differ otherwise, all of them: an upper bound.
     """
     if any(release.payers is None for release in releases):
         return releases
-    if len({release.event() for release in releases}) > 1:
+    events = [release.event() for release in releases]
+    gaussian = all(isinstance(event, dp_accounting.GaussianDpEvent) for event in events)
+    if len(set(events)) > 1 and not gaussian:
         return releases
-    counts = Counter(silo for release in releases for silo in release.payers or ())
-    if not counts:
+    paid: defaultdict[int, list[float]] = defaultdict(list)
+    for release, event in zip(releases, events, strict=True):
+        for silo in release.payers or ():
+            paid[silo].append(event.noise_multiplier**-2 if gaussian else 1.0)
+    if not paid:
         return []
-    worst = min(counts, key=lambda silo: (-counts[silo], silo))
+    worst = min(paid, key=lambda silo: (-math.fsum(paid[silo]), silo))
     return [release for release in releases if worst in (release.payers or ())]

@@ -168,10 +168,14 @@ class Group:
 
 
 def grouped(releases: Sequence[Release]) -> Iterator[Group]:
-    """Yield `releases` in groups of equal sampling and privacy event, by first appearance."""
+    """Yield `releases` in groups of equal sampling and privacy event, by first appearance.
+
+    Rounds of one dense matrix, each of which has a share of one event, are one group.
+    """
     groups: dict[object, list[Release]] = {}
     for release in releases:
-        key = (release.sampling, release.population, release.expected_cohort, release.event())
+        event = release.parameters or release.event()
+        key = (release.sampling, release.population, release.expected_cohort, event)
         groups.setdefault(key, []).append(release)
     for group in groups.values():
         yield Group(tuple(group))

@@ -23,6 +23,7 @@ from fedpriv.disk import fsync
 from fedpriv.errors import InputError
 from fedpriv.privacy.accounting import Accountant
 from fedpriv.privacy.clipping import GlobalClipping
+from fedpriv.privacy.factorizations import MADE
 from fedpriv.privacy.mechanisms.base import Mechanism
 from fedpriv.privacy.mechanisms.gaussian import CountNoise, GaussianMechanism
 from fedpriv.privacy.mechanisms.registry import MECHANISMS
@@ -161,6 +162,11 @@ class Release:
         payloads: name, bound and noise σ of each, where users send several; `bound` is then that
             of all together.
         group: correlated noise: the group that the round draws from, all of whose users pay.
+        separation: min_separation sampling: of how many rounds a user is in one at most, and the
+            groups. None with Poisson sampling, whose groups are the bands.
+        factorization: correlated noise: how C was made; None for square_root.
+        horizon: correlated noise whose C is dense: T, the rounds that C was made for.
+        parameters: and the numbers that it is made of.
     """
 
     round: int
@@ -185,6 +191,10 @@ class Release:
     bands: int | None = None
     group: int | None = None
     payloads: tuple[tuple[str, float, float], ...] | None = None
+    separation: int | None = None
+    factorization: str | None = None
+    horizon: int | None = None
+    parameters: tuple[float, ...] | None = None
 
     @property
     def mechanism(self) -> type[Mechanism]:
@@ -491,6 +501,7 @@ _KNOWN_OF_RELEASE: Mapping[str, tuple[Any, ...]] = {
     "sampling": tuple(PROVEN),
     "adjacency": _ADJACENCIES,
     "noise_shape": ("spherical", "per_block"),
+    "factorization": (None, *MADE),
 }
 
 
@@ -558,6 +569,9 @@ _OF_KIND = {
     "shares": ("shares",),
     "bands": ("bands", "group"),
     "payloads": ("payloads",),
+    "separation": ("separation",),
+    "factorization": ("factorization",),
+    "horizon": ("horizon", "parameters"),
 }
 
 
@@ -567,6 +581,8 @@ def _release(body: dict[str, Any]) -> Release:
         body |= {"silos": tuple(body["silos"]), "sampling_rate": rate, "steps": steps}
     if "payloads" in body:
         body["payloads"] = tuple((str(n), float(b), float(s)) for n, b, s in body["payloads"])
+    if "parameters" in body:
+        body["parameters"] = tuple(float(number) for number in body["parameters"])
     if "users" in body:
         body["users"] = tuple(body["users"])
     return Release(**body)

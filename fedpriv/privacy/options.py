@@ -172,6 +172,12 @@ class PrivacyConfig(Section):
 
     @model_validator(mode="after")
     def _mechanism_has_a_proof(self) -> PrivacyConfig:
+        if self.sampling.kind == "min_separation" and self.mechanism.kind == "independent":
+            raise ValueError(
+                "sampling.kind: min_separation goes with mechanism.kind: correlated, which charges "
+                "each group for its own rounds; write mechanism: {kind: correlated, bands: 1} for "
+                "noise that is drawn anew in each round"
+            )
         if self.mechanism.kind == "independent" or self.mechanism.unread:
             return self
         unproven = partial(unproven_with, self.mechanism)
@@ -222,4 +228,4 @@ class PrivacyConfig(Section):
 
 def _check_adjacency(kind: str, adjacency: str | None) -> None:
     """Raise ValueError, with the reason, where the pair has no proof."""
-    build_sampling(kind, 1, 1, Adjacency(adjacency) if adjacency else None)
+    build_sampling(kind, 1, 1, Adjacency(adjacency) if adjacency else None, separation=1)

@@ -209,6 +209,33 @@ class FullParticipation:
         return _gaussian(self, mechanism)
 
 
+@dataclass(frozen=True)
+class MinSeparationSampling:
+    """Each user takes part at most once in so many rounds, drawn as may be: no amplification.
+
+    A mechanism puts users into as many groups by their ids, and a round draws from one of them.
+    Under replace-one both persons may be in the sum, in rounds of their own: sensitivity 2C.
+    """
+
+    population: int
+    expected_cohort: float
+    rounds: int
+    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE
+    kind = "min_separation"
+
+    def draw(self, generator: np.random.Generator) -> np.ndarray:
+        """Throw the coins of all users, of whom a round takes those of one group."""
+        return PoissonSampling(self.population, self.rounds * self.expected_cohort).draw(generator)
+
+    def sensitivity(self, bound: float) -> float:
+        """Return the adjacency's sensitivity for contributions of norm `bound`."""
+        return self.adjacency.sensitivity(bound)
+
+    def event(self, mechanism: Noisy) -> dp_accounting.DpEvent:
+        """Return the plain Gaussian mechanism, for the users of the group that is drawn from."""
+        return _gaussian(self, mechanism)
+
+
 def _distinct(generator: np.random.Generator, population: int, size: int) -> np.ndarray:
     return np.sort(generator.choice(population, size=size, replace=False, shuffle=False))
 
@@ -218,6 +245,7 @@ PROVEN: dict[str, tuple[Adjacency, ...]] = {
     "poisson": (Adjacency.ADD_OR_REMOVE_ONE, Adjacency.ZERO_OUT),
     "fixed_size": (Adjacency.REPLACE_ONE,),
     "all": (Adjacency.ADD_OR_REMOVE_ONE, Adjacency.ZERO_OUT, Adjacency.REPLACE_ONE),
+    "min_separation": (Adjacency.ADD_OR_REMOVE_ONE, Adjacency.ZERO_OUT, Adjacency.REPLACE_ONE),
 }
 _REFUSED = {
     ("poisson", Adjacency.REPLACE_ONE): "the accountant bounds Poisson sampling for users who "
@@ -234,17 +262,19 @@ def build_sampling(
     population: int,
     expected_cohort: float | None,
     adjacency: Adjacency | None = None,
+    separation: int | None = None,
 ) -> Sampling:
     """Return the sampling called `kind`; `expected_cohort` is ignored where all take part.
 
-    Without `adjacency` the sampling's own one holds (see `PROVEN`).
+    Without `adjacency` the sampling's own one holds (see `PROVEN`). `separation` is the number of
+    rounds of min_separation, of whose groups everybody takes part without an `expected_cohort`.
 
     Raises:
         ValueError: unknown kind, a cohort that is not in (0, population], a fixed-size cohort
             that is not a whole number, or an adjacency without a proof, with the reason.
     """
     if kind not in PROVEN:
-        raise ValueError(f"unknown sampling {kind!r}: write poisson, fixed_size or all")
+        raise ValueError(f"unknown sampling {kind!r}: write {', '.join(PROVEN)}")
     adjacency = adjacency or PROVEN[kind][0]
     if adjacency not in PROVEN[kind]:
         raise ValueError(
@@ -252,10 +282,16 @@ def build_sampling(
         )
     if kind == "all":
         return FullParticipation(population, adjacency)
+    if kind == "min_separation" and expected_cohort is None:
+        expected_cohort = population / (separation or 1)
     if expected_cohort is None or not 0 < expected_cohort <= population:
         raise ValueError(f"expected_cohort must lie in (0, {population}], got {expected_cohort}")
     if kind == "poisson":
         return PoissonSampling(population, float(expected_cohort), adjacency)
+    if kind == "min_separation":
+        if separation is None or separation < 1:
+            raise ValueError(f"min_separation needs a number of rounds, got {separation}")
+        return MinSeparationSampling(population, float(expected_cohort), separation, adjacency)
     if not math.isclose(expected_cohort, round(expected_cohort)):
         raise ValueError(f"a fixed-size cohort is a whole number, got {expected_cohort}")
     return FixedSizeSampling(population, round(expected_cohort))
@@ -270,8 +306,9 @@ def of_all_groups(sampling: Sampling, bands: int) -> Sampling:
     """Return the coins of a round that draws from one of `bands` groups; with one, `sampling`.
 
     Each user of the group is drawn with probability b·q, so that b·qN would be over all groups.
+    With min_separation it is `sampling` itself, which has its groups.
     """
-    if bands == 1:
+    if bands == 1 or isinstance(sampling, MinSeparationSampling):
         return sampling
     cohort = bands * sampling.expected_cohort
     return PoissonSampling(sampling.population, cohort, sampling.adjacency)

@@ -58,6 +58,24 @@ class AllOptions(SamplingOptions):
     """Every user, every round."""
 
 
+class MinSeparationOptions(SamplingOptions):
+    """Each user at most once in so many rounds; coins are not trusted, and amplify nothing."""
+
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        description="A user takes part at most once in so many rounds: a hash of its id puts it "
+        "into one of as many groups, and each round draws from one of them."
+    )
+    expected_cohort: Cohort | None = Field(
+        default=None,
+        description="Users in a round, in expectation; null: all of a group, N over the rounds.",
+    )
+
+    @property
+    def cohort(self) -> float | None:
+        """The expected number of users in a round; None for all of a group."""
+        return self.expected_cohort
+
+
 def poisson(
     options: PoissonOptions, population: int, adjacency: Adjacency | None = None
 ) -> Sampling:
@@ -77,12 +95,21 @@ def everybody(options: AllOptions, population: int, adjacency: Adjacency | None 
     return build_sampling("all", population, None, adjacency)
 
 
+def min_separation(
+    options: MinSeparationOptions, population: int, adjacency: Adjacency | None = None
+) -> Sampling:
+    """Return sampling of each user at most once in so many rounds; see `build_sampling`."""
+    cohort, rounds = options.expected_cohort, options.rounds
+    return build_sampling("min_separation", population, cohort, adjacency, rounds)
+
+
 SAMPLINGS = Kind(
     key="privacy.sampling",
     noun="sampling",
     registered={
         "all": "fedpriv.privacy.sampling_options:everybody",
         "fixed_size": "fedpriv.privacy.sampling_options:fixed_size",
+        "min_separation": "fedpriv.privacy.sampling_options:min_separation",
         "poisson": "fedpriv.privacy.sampling_options:poisson",
     },
     base="fedpriv.privacy.sampling_options:SamplingOptions",
@@ -90,5 +117,5 @@ SAMPLINGS = Kind(
     name_key="kind",
     default="poisson",
     only_own="who is drawn, and what that costs, is one object that is proved (PROVEN in "
-    "fedpriv/privacy/sampling.py); write poisson, fixed_size or all",
+    "fedpriv/privacy/sampling.py); write poisson, fixed_size, all or min_separation",
 )

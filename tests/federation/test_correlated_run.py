@@ -13,7 +13,7 @@ from scipy.linalg import toeplitz
 from fedpriv import audit, experiment
 from fedpriv.errors import BudgetError, InputError
 from fedpriv.federation.strategy import PrivateFedAvg
-from fedpriv.privacy import Ledger, Purpose
+from fedpriv.privacy import Ledger, Purpose, Workload
 from fedpriv.privacy.mechanisms.correlated import group_of
 from fedpriv.reporting.ledgers import verify
 from fedpriv.reporting.reader import read_run
@@ -143,12 +143,123 @@ def test_noise_is_calibrated_for_the_group_that_is_drawn_from_most(tmp_path):
     assert epsilon == pytest.approx(4.0, abs=1e-4)
 
 
+# ---------------------------------------------------------------- without trusted coins
+
+
+def separated(factorization, bands, **changes):
+    """Seven rounds over 60 users of whom nobody is in two of three."""
+    return {
+        **NOISE_ALONE,
+        "privacy__sampling": {"kind": "min_separation", "rounds": 3},
+        "privacy__accountants": ["rdp", "pld"],
+        "privacy__mechanism": {
+            "kind": "correlated",
+            "bands": bands,
+            "factorization": factorization,
+        },
+        "server": {"optimizer": "sgd", "lr": 1.0, "options": {"momentum": 0.5}},
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(("factorization", "bands"), [("optimized", 3), ("bisr", 3), ("blt", 2)])
+def test_a_run_whose_coins_nobody_trusts(factorization, bands, tmp_path):
+    """Groups take part whole; noise, ledger, statement and a resumed run are of one matrix."""
+    settings = separated(factorization, bands, checkpoint__keep=9)
+    grid = InProcessGrid()
+    directory, prepared = train_small(tmp_path / "run", grid, **settings)
+    mechanism, ids = prepared.plan.mechanism, prepared.trainer.dataset.user_ids
+    assert mechanism.workload == Workload((1.0,) * 7, 0.5)
+    for work in (m.content["config"] for m in grid.sent if m.metadata.message_type == "train"):
+        group = {
+            user for user, each in enumerate(ids) if group_of(each, 3) == (work["round"] - 1) % 3
+        }
+        assert set(work["users"]) <= group
+
+    c = toeplitz(mechanism.matrix.column(7), np.zeros(7))
+    standard = np.array(
+        [
+            prepared.plan.randomness.numpy(Purpose.NOISE, round_, 0).standard_normal(
+                prepared.plan.layout.total
+            )
+            for round_ in range(1, 8)
+        ]
+    )
+    velocity = expected = 0.0
+    for row in SIGMA / 20 * np.linalg.inv(c) @ standard:
+        velocity = 0.5 * velocity + row
+        expected = expected + velocity
+    moved = parameters(experiment.prepare(prepared.config)) - parameters(prepared)
+    torch.testing.assert_close(moved, torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
+
+    squared = (c[:, ::3].sum(1) ** 2).sum() if factorization in ("bisr", "blt") else 3
+    epsilon = dp_accounting.get_epsilon_gaussian(1 / np.sqrt(squared), 1e-3)
+    assert prepared.plan.planned_cost().epsilon == pytest.approx(epsilon, rel=1e-3)
+    account = spent(read_run(directory.path))
+    assert account.disagreements == ()
+    assert account.epsilons["pld"] == pytest.approx(epsilon, rel=1e-3)
+    assert verify(directory.path).bill.first.epsilon == pytest.approx(epsilon, rel=1e-3)
+    text = render([directory.path], "md")
+    assert "Nothing is claimed for these coins" in text
+    assert "but not who was drawn" not in text
+
+    whole = parameters(prepared)
+    for round_ in (5, 6, 7):
+        (directory.path / "checkpoints" / f"round-{round_:06d}.safetensors").unlink()
+    _, resumed = resume_small(directory.path)
+    assert parameters(resumed).equal(whole)
+
+
+def test_a_budget_stops_a_run_with_buffers_too(tmp_path):
+    settings = separated("blt", 2)
+    plan = experiment.prepare(small_config(**settings)).plan
+    spent = [plan.mechanism._squared_sensitivity(rounds) for rounds in (4, 7)]
+    within, beyond = (dp_accounting.get_epsilon_gaussian(s**-0.5, 1e-3) for s in spent)
+    budget = {"privacy__budget": {"epsilon": (within + beyond) / 2}}
+    assert experiment.prepare(small_config(**settings, **budget)).plan.affordable_rounds() == 6
+    with pytest.raises(BudgetError, match="round 7 is not run"):
+        train_small(tmp_path / "run", **settings, **budget)
+
+
+def test_noise_is_calibrated_for_the_whole_run_of_a_dense_matrix():
+    changes = {"privacy__noise_multiplier": None, "privacy__target_epsilon": 4.0}
+    plan = experiment.prepare(small_config(**separated("bisr", 4, **changes))).plan
+    c = toeplitz(plan.mechanism.matrix.column(7), np.zeros(7))
+    multiplier = plan.mechanism.gaussian.noise_multiplier / np.linalg.norm(c[:, ::3].sum(1))
+    assert dp_accounting.get_epsilon_gaussian(multiplier, 1e-3) == pytest.approx(4.0, rel=1e-3)
+
+
+def test_the_workload_is_the_servers_own():
+    """Rates by round, and the momentum that the optimizer has, written down or not."""
+    schedule = {"kind": "exponential", "factor": 0.5}
+    server = {"optimizer": "adam", "lr": 0.01, "schedule": schedule}
+    for options, momentum in (({}, 0.9), ({"betas": [0.7, 0.9]}, 0.7)):
+        settings = separated("optimized", 3, server={**server, "options": options})
+        workload = experiment.prepare(small_config(**settings)).plan.mechanism.workload
+        assert workload == Workload(tuple(0.5**t for t in range(7)), momentum)
+
+
+def test_without_correlation_separated_users_are_charged_unsampled():
+    settings = separated("square_root", 1)
+    plan = experiment.prepare(small_config(**settings)).plan
+    epsilon = dp_accounting.get_epsilon_gaussian(1 / np.sqrt(3), 1e-3)
+    assert plan.planned_cost().epsilon == pytest.approx(epsilon, rel=1e-3)
+
+
 REFUSED = {
     "fixed size": ({"privacy__sampling": {"kind": "fixed_size", "expected_cohort": 8}}, "fixed"),
     "everybody": ({"privacy__sampling": {"kind": "all"}}, r"sampling\.kind: all"),
     "nodes": ({"privacy__noise_by": "nodes"}, "noise_by: nodes"),
     "users": ({"privacy__noise_by": "users"}, "noise_by: users"),
     "silos": ({**SILOS, "rounds": 3}, "unit: example"),
+    "independent": (
+        {"privacy__sampling": {"kind": "min_separation", "rounds": 3}, "privacy__mechanism": {}},
+        "min_separation goes with mechanism.kind: correlated",
+    ),
+    "separated silos": (
+        {**SILOS, "privacy__sampling": {"kind": "min_separation", "rounds": 3}, "rounds": 3},
+        "unit: example",
+    ),
     "adaptive": ({"privacy__clipping": {"kind": "adaptive", "bound": 0.1}}, "adaptive"),
     "memories": ({"privacy__error_feedback": "user"}, "error_feedback: user"),
     "deployment": ({"runtime__deployment": True}, "does not go with runtime.deployment"),
@@ -163,11 +274,23 @@ def test_what_has_no_proof_is_refused_with_the_reason(changes, reason):
         small_config(**{**CORRELATED, **changes})
 
 
+def dense(factorization):
+    mechanism = {"kind": "correlated", "bands": 2, "factorization": factorization}
+    return {"privacy__mechanism": mechanism}
+
+
 def test_more_groups_than_the_cohort_can_be_drawn_from_are_refused():
     mechanism = {"kind": "correlated", "bands": 8}
     config = small_config(rounds=2, privacy__mechanism=mechanism)
     with pytest.raises(InputError, match="must be at most the population of 60"):
         experiment.prepare(config)
+    for changes, reason in (
+        (separated("optimized", 4), "4 bands are more than the 3 rounds"),
+        ({**CORRELATED, **dense("blt")}, "blt has no proof with poisson sampling"),
+        ({**CORRELATED, **dense("bisr")}, "bisr has no proof with poisson sampling"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            experiment.prepare(small_config(**changes))
 
 
 def test_an_audit_refuses_it():

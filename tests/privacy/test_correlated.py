@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections import Counter
+from dataclasses import replace
 
 import dp_accounting
 import numpy as np
@@ -13,6 +15,7 @@ from scipy.linalg import toeplitz
 
 from fedpriv.privacy import (
     Adjacency,
+    Budget,
     CentralMechanism,
     CorrelatedMechanism,
     CountNoise,
@@ -22,6 +25,7 @@ from fedpriv.privacy import (
     GlobalClipping,
     Header,
     Ledger,
+    MinSeparationSampling,
     PayerAccounts,
     PerLayerClipping,
     PldAccountant,
@@ -29,14 +33,13 @@ from fedpriv.privacy import (
     Purpose,
     Randomness,
     Release,
+    Workload,
+    charge,
     most_charged,
     read_ledger,
 )
-from fedpriv.privacy.mechanisms.correlated import (
-    coefficients,
-    column_of_inverse,
-    group_of,
-)
+from fedpriv.privacy.factorizations import inverse_of, square_root
+from fedpriv.privacy.mechanisms.correlated import group_of
 from fedpriv.privacy.mechanisms.registry import mechanism_of
 
 Z, BOUND, DELTA = 1.5, 0.2, 1e-5
@@ -70,7 +73,7 @@ def rows(bands: int, sizes, rounds: int, attempts=None, gaussian=GAUSSIAN) -> to
 
 @pytest.mark.parametrize("bands", [1, 2, 5, 40])
 def test_the_columns_have_norm_one_and_fall(bands):
-    found = coefficients(bands)
+    found = square_root(bands).parameters
     np.testing.assert_allclose(found, matrix(bands, bands)[:, 0], rtol=1e-13)
     assert math.fsum(c * c for c in found) == pytest.approx(1, abs=1e-15)
     assert all(a > b > 0 for a, b in itertools.pairwise(found))
@@ -84,7 +87,9 @@ def test_all_bands_are_the_square_root_of_the_prefix_sums():
 @pytest.mark.parametrize(("bands", "rounds"), [(1, 4), (3, 9), (6, 4)])
 def test_what_rounds_take_back_is_the_inverse(bands, rounds):
     inverse = np.linalg.inv(matrix(bands, rounds))
-    np.testing.assert_allclose(column_of_inverse(bands, rounds), inverse[:, 0], atol=1e-12)
+    np.testing.assert_allclose(
+        inverse_of(square_root(bands).column(rounds)), inverse[:, 0], atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("bands", [2, 4])
@@ -219,6 +224,128 @@ def test_a_group_pays_again_for_a_round_that_is_drawn_afresh():
         (2, 1),
         (5, 0),
     ]
+
+
+# ---------------------------------------------------------------- without trusted coins
+
+SEPARATED = MinSeparationSampling(1000, 50.0, 5)
+PLANNED = Workload((1.0,) * 17, 0.5)
+
+
+def separated(factorization: str, bands: int, sampling=SEPARATED, z=Z) -> CorrelatedMechanism:
+    gaussian = GaussianMechanism(z, GlobalClipping(BOUND))
+    return CorrelatedMechanism(sampling, gaussian, bands, (), factorization, PLANNED)
+
+
+def recorded(mechanism: CorrelatedMechanism, folder, rounds: int = 17, again=()):
+    """What a ledger says of a run, each round of `again` charged twice."""
+    adjacency = mechanism.adjacency.value
+    header = Header("print", 1000, DELTA, adjacency, **mechanism.header)
+    ledger = Ledger.create(folder / "ledger.jsonl", header)
+    for round_ in range(1, rounds + 1):
+        for attempt in range(1 + (round_ in again)):
+            payers = mechanism.payers(round_, np.zeros(0))
+            ledger.append(Release.of(round_, attempt, mechanism, "digest", payers))
+    return read_ledger(folder / "ledger.jsonl").releases
+
+
+@pytest.mark.parametrize(
+    ("factorization", "bands"),
+    [("square_root", 1), ("square_root", 5), ("optimized", 3), ("bisr", 4), ("blt", 2)],
+)
+@pytest.mark.parametrize("adjacency", Adjacency)
+def test_each_group_pays_what_its_columns_of_the_matrix_say(
+    factorization, bands, adjacency, tmp_path
+):
+    sampling = MinSeparationSampling(1000, 50.0, 5, adjacency)
+    mechanism = separated(factorization, bands, sampling)
+    releases = recorded(mechanism, tmp_path)
+    assert {release.mechanism for release in releases} == {CorrelatedMechanism}
+    c = toeplitz(mechanism.matrix.column(17), np.zeros(17))
+    accounts = PayerAccounts(adjacency, mechanism.accounts)
+    accounts.charge_all(releases)
+    moves = 2 if adjacency is Adjacency.REPLACE_ONE else 1
+    for group, found in enumerate(accounts.epsilons(DELTA)):
+        times = np.arange(group, 17, 5)
+        squared = (c[:, times].sum(1) ** 2).sum()
+        if bands <= 5 and factorization in ("square_root", "optimized"):
+            squared = len(times)  # columns that end with the run are counted whole
+        event = dp_accounting.GaussianDpEvent(Z / moves / math.sqrt(squared))
+        assert found == pytest.approx(Reference().compose(event).get_epsilon(DELTA), rel=1e-6)
+    charged = most_charged(releases)
+    assert {release.group for release in charged} == {0}
+    planned = charge({mechanism.event(): mechanism.paid(17)}, adjacency, [DELTA]).first
+    spent = charge(Counter(each.event() for each in charged), adjacency, [DELTA]).first
+    assert spent.epsilon_rdp == pytest.approx(planned.epsilon_rdp, rel=1e-6)
+    # The grid of losses alone is between one Gaussian and several.
+    assert spent.epsilon_pld == pytest.approx(planned.epsilon_pld, rel=1e-4)
+    one = dp_accounting.get_epsilon_gaussian(
+        Z / moves / math.sqrt(sum((Z / moves / e.event().noise_multiplier) ** 2 for e in charged)),
+        DELTA,
+    )
+    assert one <= spent.epsilon_pld <= 1.001 * one
+
+
+def test_a_round_that_is_drawn_afresh_is_paid_for_in_full_where_columns_are_dense(tmp_path):
+    """What was released before counts as one run, what follows as another: both are paid for."""
+    mechanism = separated("blt", 2)
+    releases = recorded(mechanism, tmp_path, again=(8,))
+    c = toeplitz(mechanism.matrix.column(17), np.zeros(17))
+    for group in range(5):
+        paid = sum(
+            (Z / each.event().noise_multiplier) ** 2 for each in releases if each.group == group
+        )
+        before = list(range(group, 8, 5))
+        after = [t for t in range(group, 17, 5) if t >= 7]
+        owed = (c[:8, before].sum(1) ** 2).sum() + (c[:, after].sum(1) ** 2).sum()
+        assert paid >= owed * (1 - 1e-9)
+
+
+def test_of_a_run_that_a_budget_cuts_short_those_rounds_fit_that_cost_less():
+    mechanism = separated("blt", 2, z=3.0)
+    adjacency = Adjacency.ADD_OR_REMOVE_ONE
+    c = toeplitz(mechanism.matrix.column(17), np.zeros(17))
+    shares = np.diag(c.T @ c) + 2 * np.array(
+        [sum(c[:, t] @ c[:, t - lag] for lag in range(5, t + 1, 5)) for t in range(17)]
+    )
+    for rounds in (1, 5, 6, 11, 16):
+        squared = shares[:rounds:5].sum()
+        epsilon = dp_accounting.get_epsilon_gaussian(3.0 / math.sqrt(squared), DELTA)
+        budget = Budget(1.01 * epsilon, DELTA, adjacency)
+        # Rounds of other groups cost the first nothing.
+        assert mechanism.affordable(budget, 17) == min(17, -(-rounds // 5) * 5)
+
+
+def test_a_record_with_more_bands_than_rounds_between_claims_nothing():
+    mechanism = separated("square_root", 5)
+    release = Release.of(1, 0, mechanism, "digest", (0,))
+    assert isinstance(replace(release, bands=6).event(), dp_accounting.NonPrivateDpEvent)
+    dense = Release.of(17, 0, separated("blt", 2), "digest", (1,))
+    assert not isinstance(dense.event(), dp_accounting.NonPrivateDpEvent)
+    assert isinstance(replace(dense, round=18).event(), dp_accounting.NonPrivateDpEvent)
+
+
+def test_buffers_and_bands_that_have_no_proof_are_refused():
+    with pytest.raises(ValueError, match="6 bands are more than the 5 rounds"):
+        separated("optimized", 6)
+    for dense in ("bisr", "blt"):
+        with pytest.raises(ValueError, match="no proof with poisson sampling"):
+            CorrelatedMechanism(PoissonSampling(100, 5.0), GAUSSIAN, 2, (), dense, PLANNED)
+
+
+@pytest.mark.parametrize(("factorization", "bands"), [("bisr", 3), ("blt", 2), ("optimized", 4)])
+def test_noise_is_made_again_whatever_the_factorisation(factorization, bands):
+    mechanism = separated(factorization, bands)
+    source = mechanism.noise([50], SOURCE, lambda r: int(r == 4))
+    whole = [source.draw(r, int(r == 4), GAUSSIAN) for r in range(1, 10)]
+    for round_ in (1, 3, 4, 5, 9):
+        anew = mechanism.noise([50], SOURCE, lambda r: int(r == 4))
+        assert anew.draw(round_, int(round_ == 4), GAUSSIAN).equal(whole[round_ - 1])
+    inverse = np.linalg.inv(toeplitz(mechanism.matrix.column(6), np.zeros(6)))
+    fresh = np.array(
+        [SOURCE.numpy(Purpose.NOISE, r, int(r == 4)).standard_normal(50) for r in range(4, 10)]
+    )
+    np.testing.assert_allclose(torch.stack(whole[3:]), inverse @ fresh * Z * BOUND, atol=1e-12)
 
 
 ROUNDS, BANDS, RATE, SIGMA = 4, 2, 0.4, 1.3

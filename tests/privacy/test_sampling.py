@@ -84,6 +84,19 @@ def test_no_noise_is_accounted_as_no_privacy(mechanism):
         assert sampling.event(mechanism) == dp_accounting.NonPrivateDpEvent()
 
 
+def test_of_a_group_everybody_takes_part_or_a_part_by_coins_that_count_for_nothing():
+    whole = build_sampling("min_separation", 100, None, None, 4)
+    assert whole.expected_cohort == 25.0
+    assert len(whole.draw(np.random.default_rng(1))) == 100
+    part = build_sampling("min_separation", 100, 10, Adjacency.REPLACE_ONE, 4)
+    drawn = [len(part.draw(np.random.default_rng(seed))) for seed in range(50)]
+    assert np.mean(drawn) == pytest.approx(40, abs=5)
+    assert part.event(MECHANISM) == dp_accounting.GaussianDpEvent(0.75)
+    assert whole.event(MECHANISM) == dp_accounting.GaussianDpEvent(1.5)
+    with pytest.raises(ValueError, match="needs a number of rounds"):
+        build_sampling("min_separation", 100, 10)
+
+
 def test_the_denominator_is_public():
     assert PoissonSampling(100, 12.5).expected_cohort == 12.5
     assert FixedSizeSampling(100, 12).expected_cohort == 12
@@ -119,7 +132,7 @@ def test_pairs_without_a_proof_are_refused_with_the_reason(kind, adjacency, reas
 def test_what_is_proven_is_built():
     for kind, adjacencies in PROVEN.items():
         for adjacency in adjacencies:
-            assert build_sampling(kind, 100, 10, adjacency).adjacency is adjacency
+            assert build_sampling(kind, 100, 10, adjacency, 5).adjacency is adjacency
 
 
 def test_zero_out_has_sensitivity_c_and_full_participation_under_replace_one_2c():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # nodes, which import this too, need no accountant
     import dp_accounting
 
     from fedpriv.privacy.accounts import PayerCosts
+    from fedpriv.privacy.charging import Budget
     from fedpriv.privacy.ledger import Release
     from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 
@@ -245,6 +246,13 @@ class Mechanism:
     def most_rounds(self, paid: int) -> int:
         """Return the largest number of rounds of which nobody pays for more than `paid`."""
         return paid
+
+    def affordable(self, budget: Budget, rounds: int) -> int:
+        """Return how many of the first `rounds` fit into `budget`, for whoever has to pay most."""
+        from fedpriv.privacy.charging import affordable
+
+        paid = affordable(self.event(), budget, self.paid(rounds))
+        return min(rounds, self.most_rounds(paid))
 
     # ---------------------------------------------------------------- what the ledger records
 

@@ -1,10 +1,10 @@
 """Correlated noise: what one round adds, the rounds after it take back in part.
 
-Noise of round t is row t of C⁻¹Z: Z has independent rows, C is lower triangular with b bands, and
-each of its columns has norm 1 (Choquette-Choo et al. 2023, "(Amplified) Banded Matrix
-Factorization"). Releasing y = x + C⁻¹Z is releasing Cy = Cx + Z, in which a contribution of one
-round is spread over b rows with norm at most its own. So a user must not be drawn again within b
-rounds: users are put into b groups, and round t draws from one of them.
+Noise of round t is row t of C⁻¹Z: Z has independent rows, C is lower triangular, and its columns
+have norm 1 at most (`fedpriv.privacy.factorizations`). Releasing y = x + C⁻¹Z is releasing
+Cy = Cx + Z, in which a contribution of one round is spread over many rows with norm at most its
+own. A user must not be drawn again within b rounds: users are put into b groups, and round t draws
+from one of them. Where C has b bands or fewer, no row has parts of two contributions of a user.
 """
 
 from __future__ import annotations
@@ -13,13 +13,21 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedpriv.privacy.factorizations import (
+    DENSE,
+    MADE,
+    Factorization,
+    Workload,
+    inverse_of,
+    sensitivity_shares,
+)
 from fedpriv.privacy.mechanisms.base import (
     Facts,
     Mechanism,
@@ -29,36 +37,23 @@ from fedpriv.privacy.mechanisms.base import (
 )
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism, central_trust
 from fedpriv.privacy.randomness import Purpose, Randomness
-from fedpriv.privacy.sampling import PoissonSampling, Sampling, of_all_groups, paid_rounds
+from fedpriv.privacy.sampling import (
+    Adjacency,
+    MinSeparationSampling,
+    Noise,
+    Noisy,
+    PoissonSampling,
+    Sampling,
+    build_sampling,
+    of_all_groups,
+    paid_rounds,
+)
 
 if TYPE_CHECKING:
     import dp_accounting
 
+    from fedpriv.privacy.charging import Budget
     from fedpriv.privacy.ledger import Release
-
-
-@lru_cache(maxsize=8)
-def coefficients(bands: int) -> tuple[float, ...]:
-    """Return the b numbers of a column of C, from the diagonal down; their squares add up to 1.
-
-    They are those of (1 - x)^(-1/2), the square root of the prefix sums, cut off after b: banded
-    square root factorisation (Kalinin, Lampert 2024). They fall, so C⁻¹ does not blow up.
-    """
-    series = [1.0]
-    for j in range(1, bands):
-        series.append(series[-1] * (2 * j - 1) / (2 * j))
-    norm = math.sqrt(math.fsum(c * c for c in series))
-    return tuple(c / norm for c in series)
-
-
-def column_of_inverse(bands: int, rounds: int) -> np.ndarray:
-    """Return w_0, w_1, ... of C⁻¹: `[rounds]`. The noise of round t is Σ_j w_j z_(t-j)."""
-    first, *others = coefficients(bands)
-    column = np.zeros(bands - 1 + rounds)  # zeros before the first
-    for t in range(bands - 1, len(column)):
-        past = column[t - len(others) : t] @ others[::-1]
-        column[t] = ((t == bands - 1) - past) / first
-    return column[bands - 1 :]
 
 
 def group_of(user_id: str, bands: int) -> int:
@@ -68,7 +63,7 @@ def group_of(user_id: str, bands: int) -> int:
 
 
 class CorrelatedNoise:
-    """Noise of one round after another; it keeps that of the last b, and can make it again.
+    """Noise of one round after another; it can be made again, from seed and ledger alone.
 
     A round that was charged, and is drawn afresh since its sum has changed, begins anew: its noise
     has nothing of earlier rounds, nor has that of later rounds anything from before it.
@@ -76,53 +71,44 @@ class CorrelatedNoise:
 
     def __init__(
         self,
-        bands: int,
+        factorization: Factorization,
         sizes: Sequence[int],
         randomness: Randomness,
         attempts: Callable[[int], int],
     ) -> None:
-        self._coefficients = coefficients(bands)
+        self._factorization = factorization
         self._sizes, self._randomness, self._attempts = sizes, randomness, attempts
-        # By round: with which attempt it was made, and the noise.
-        self._kept: dict[int, tuple[int, Tensor]] = {}
+        self._stream = factorization.stream()
+        # The newest round, with which attempt it was made, and its noise.
+        self._newest: tuple[int, int] = (0, 0)
+        self._noise = torch.empty(0)
 
     def draw(self, round_: int, attempt: int, gaussian: GaussianMechanism) -> Tensor:
-        """Return row `round_` of C⁻¹Z; of Z it draws that row alone where earlier ones are kept."""
-        if attempt == 0:
-            for earlier in self._lost(round_):
-                self._make(earlier, self._attempts(earlier), gaussian)
-        return self._make(round_, attempt, gaussian).clone()  # whoever adds noise uses it up
+        """Return row `round_` of C⁻¹Z; of Z it draws that row alone where those before are made."""
+        if self._newest != (round_, attempt):
+            if attempt > 0 or round_ == 1:
+                self._stream = self._factorization.stream()
+            elif self._newest != (round_ - 1, self._attempts(round_ - 1)):
+                self._stream = self._factorization.stream()
+                for earlier in self._before(round_):
+                    self._make(earlier, self._attempts(earlier), gaussian)
+            self._make(round_, attempt, gaussian)
+        return self._noise.clone()  # whoever adds noise uses it up
 
-    def _make(self, round_: int, attempt: int, gaussian: GaussianMechanism) -> Tensor:
+    def _make(self, round_: int, attempt: int, gaussian: GaussianMechanism) -> None:
         generator = self._randomness.numpy(Purpose.NOISE, round_, attempt)
-        noise = gaussian.noise(self._sizes, generator)
-        first, *others = self._coefficients
-        if attempt == 0:
-            for coefficient, earlier in zip(others, self._past(round_), strict=False):
-                noise.sub_(self._kept[earlier][1], alpha=coefficient)
-        noise.div_(first)
-        self._kept[round_] = attempt, noise
-        for old in [each for each in self._kept if each <= round_ - len(self._coefficients)]:
-            del self._kept[old]
-        return noise
+        self._noise = self._stream.row(gaussian.noise(self._sizes, generator))
+        self._newest = round_, attempt
 
-    def _past(self, round_: int) -> list[int]:
-        """Return the rounds of which the noise of `round_` takes back a part, the last first."""
-        found: list[int] = []
-        for earlier in range(round_ - 1, max(0, round_ - len(self._coefficients)), -1):
-            found.append(earlier)
-            if self._attempts(earlier) > 0:
-                break
-        return found
-
-    def _lost(self, round_: int) -> range:
+    def _before(self, round_: int) -> range:
         """Return the rounds whose noise must be made again for that of `round_`."""
-        kept = {each: attempt for each, (attempt, _) in self._kept.items()}
-        if all(kept.get(each) == self._attempts(each) for each in self._past(round_)):
-            return range(0)
-        beginning = round_ - 1
-        while beginning > 1 and self._attempts(beginning) == 0:
+        reach = self._factorization.reach
+        least = 1 if reach is None else max(1, round_ - reach + 1)
+        beginning = round_
+        while beginning > least:
             beginning -= 1
+            if self._attempts(beginning) > 0:
+                break
         return range(beginning, round_)
 
 
@@ -130,17 +116,21 @@ class CorrelatedNoise:
 class CorrelatedMechanism(Mechanism):
     """The server adds noise that is correlated over rounds; each group of users pays for its own.
 
-    Round t draws each user of group t mod b with probability b·q, where q·N is the expected cohort
-    of `sampling`. So T rounds cost a user what ⌈T/b⌉ rounds of the Poisson-sampled Gaussian of
-    probability b·q and multiplier z cost (docs/privacy.md, "Correlated noise").
+    With Poisson sampling round t draws each user of group t mod b with probability b·q, where q·N
+    is the expected cohort. So T rounds cost a user what ⌈T/b⌉ rounds of the Poisson-sampled
+    Gaussian of probability b·q and multiplier z cost. With `min_separation` sampling nothing is
+    claimed for coins: the rounds of a group cost it the unsampled Gaussian of its sensitivity
+    (docs/privacy.md, "Correlated noise").
 
     Attributes:
         bands: b. With one the noise is that of `CentralMechanism`, to the bit.
         user_ids: the ids of those who are there, by place. Private.
+        factorization: how C is made.
+        workload: what the server makes of the noise; None for the prefix sums of a round alone.
 
     Raises:
-        ValueError: a sampling without a proof, a user drawn with a probability above 1, or counts,
-            whose noise would have to follow bounds.
+        ValueError: a sampling without a proof, a user drawn with a probability above 1, more bands
+            than rounds between those of a user, or counts, whose noise would have to follow bounds.
     """
 
     bands: Annotated[
@@ -148,14 +138,24 @@ class CorrelatedMechanism(Mechanism):
         Field(
             ge=1,
             le=1024,
-            description="b, the rounds over which noise is correlated, and the groups; the noise "
-            "of as many rounds is kept in RAM (float64). 1 is independent noise.",
+            description="b, the rounds over which noise is correlated, and with poisson sampling "
+            "the groups; the noise of as many rounds is kept in RAM (float64). 1 is independent "
+            "noise. Of bisr the bands of C⁻¹, of blt the buffers.",
         ),
     ]
     user_ids: Sequence[str] = field(repr=False, compare=False)
+    factorization: Annotated[
+        Literal["square_root", "optimized", "bisr", "blt"],
+        Field(
+            description="How C is made. square_root: bands of the root of the prefix sums; "
+            "optimized: bands for this run's rounds, learning rates and momentum; bisr (bands in "
+            "the inverse) and blt (a few buffers) go with sampling.kind: min_separation."
+        ),
+    ] = "square_root"
+    workload: Workload | None = None
 
     kind = "correlated"
-    samplings = ("poisson",)
+    samplings = ("poisson", "min_separation")
     proven_with = frozenset()
     header: ClassVar = {**Mechanism.header, "mechanism": "correlated"}
     label = "correlated noise"
@@ -165,40 +165,70 @@ class CorrelatedMechanism(Mechanism):
     def __post_init__(self) -> None:
         if self.bands < 1:
             raise ValueError(f"bands must be at least 1, got {self.bands}")
-        if not isinstance(self.sampling, PoissonSampling):
+        if not isinstance(self.sampling, PoissonSampling | MinSeparationSampling):
             raise ValueError(
                 f"correlated noise has no proof with {self.sampling.kind} sampling: each user must "
                 "be drawn by a coin of its own, and at most once in as many rounds as bands; write "
-                "poisson"
+                "poisson or min_separation"
             )
         if self.gaussian.counts is not None:
             raise ValueError(
                 "correlated noise has no proof where bounds adapt: what later rounds take back of "
                 "the noise would have to follow the bounds; write fixed bounds"
             )
-        if self.bands * self.sampling.expected_cohort > self.sampling.population:
+        if self.groups * self.sampling.expected_cohort > self.sampling.population:
             raise ValueError(
                 f"bands times the expected cohort must be at most the population of "
-                f"{self.sampling.population}, got {self.bands} times "
+                f"{self.sampling.population}, got {self.groups} times "
                 f"{self.sampling.expected_cohort:g}: a round draws from one of so many groups"
             )
+        if self.dense and isinstance(self.sampling, PoissonSampling):
+            raise ValueError(
+                f"factorization: {self.factorization} has no proof with poisson sampling: what a "
+                "user contributes stays in all later rows of Cx, and is in no block of its own; "
+                "write sampling.kind: min_separation, or optimized"
+            )
+        if not self.dense and self.bands > self.groups:
+            raise ValueError(
+                f"{self.bands} bands are more than the {self.groups} rounds of which a user is in "
+                "one at most (sampling.rounds): two of its contributions would be in one row; "
+                "write fewer bands"
+            )
+
+    @property
+    def dense(self) -> bool:
+        """Whether what a user contributes stays in all later rows of Cx."""
+        return self.factorization in DENSE
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are: a user is in one of so many rounds at most."""
+        if isinstance(self.sampling, MinSeparationSampling):
+            return self.sampling.rounds
+        return self.bands
+
+    @property
+    def matrix(self) -> Factorization:
+        """C."""
+        workload = self.workload or Workload((1.0,))
+        return MADE[self.factorization](self.bands, workload, self.groups)
 
     @property
     def accounts(self) -> int:
         """One a group."""
-        return self.bands
+        return self.groups
 
     def cohort(self, round_: int, generator: np.random.Generator) -> np.ndarray:
         """Return those of the round's group whose coin says so.
 
-        All coins are thrown, with probability b·q, and those of other groups are left aside.
+        All coins are thrown, and those of other groups are left aside.
         """
         group, ids = self._group(round_), self.user_ids
         drawn = self._of_all.draw(generator)
         there = [
             place
             for place in drawn.tolist()
-            if place < len(ids) and group_of(ids[place], self.bands) == group
+            if place < len(ids) and group_of(ids[place], self.groups) == group
         ]
         return np.array(there, dtype=np.int64)
 
@@ -210,56 +240,112 @@ class CorrelatedMechanism(Mechanism):
         self, sizes: Sequence[int], randomness: Randomness, attempts: Callable[[int], int]
     ) -> CorrelatedNoise:
         """Return the rows of C⁻¹Z."""
-        return CorrelatedNoise(self.bands, sizes, randomness, attempts)
+        return CorrelatedNoise(self.matrix, sizes, randomness, attempts)
 
     def stddevs(self, blocks: int, round_: int, answers: int) -> tuple[float, ...]:
         """Return that of the noise that a round after `round_` - 1 others releases."""
-        length = float(np.linalg.norm(column_of_inverse(self.bands, round_)))
+        length = float(np.linalg.norm(inverse_of(self.matrix.column(round_))))
         return tuple(length * stddev for stddev in self.gaussian.block_stddevs(blocks))
 
     def event(self) -> dp_accounting.DpEvent:
-        """Return the event of one round for the users of its group."""
+        """Return the event of one round for the users of its group; where C is dense, of all."""
+        if self.dense:
+            return _unsampled(self.sampling, self.gaussian, self._squared_sensitivity(self._rounds))
         return self._of_all.event(self.gaussian)
 
     def paid(self, rounds: int) -> int:
-        """Return ⌈rounds / b⌉: the first group is drawn from most often."""
-        return paid_rounds(rounds, self.bands)
+        """Return ⌈rounds / b⌉: the first group is drawn from most often; where C is dense, 1."""
+        return 1 if self.dense else paid_rounds(rounds, self.groups)
+
+    def affordable(self, budget: Budget, rounds: int) -> int:
+        """Return how many of the first `rounds` fit, for the first group."""
+        if not self.dense:
+            return super().affordable(budget, rounds)
+        from fedpriv.privacy.charging import affordable, most_that_fits
+
+        def fit(count: int) -> bool:
+            spent = self._squared_sensitivity(count)
+            return bool(affordable(_unsampled(self.sampling, self.gaussian, spent), budget, 1))
+
+        return most_that_fits(fit, 0, rounds)
 
     def most_rounds(self, paid: int) -> int:
         """Return b times `paid`."""
-        return paid * self.bands
+        return paid * self.groups
 
     def record(self, payers: tuple[int, ...] | None) -> dict[str, Any]:
         """Return the record of a release, whose `stddev` is that of a row of Z."""
         assert payers is not None
-        return super().record(payers) | {"bands": self.bands, "group": payers[0]}
+        separated = isinstance(self.sampling, MinSeparationSampling)
+        return super().record(payers) | {
+            "bands": self.bands,
+            "group": payers[0],
+            "separation": self.groups if separated else None,
+            "factorization": None if self.factorization == "square_root" else self.factorization,
+            "horizon": self._rounds if self.dense else None,
+            "parameters": self.matrix.parameters if self.dense else None,
+        }
 
     def _group(self, round_: int) -> int:
-        return (round_ - 1) % self.bands
+        return (round_ - 1) % self.groups
+
+    @property
+    def _rounds(self) -> int:
+        return self.workload.rounds if self.workload else 1
+
+    def _squared_sensitivity(self, rounds: int) -> float:
+        """Return that of the first group after the first `rounds`, as they are charged."""
+        shares = sensitivity_shares(self.matrix, self._rounds, self.groups)
+        return math.fsum(shares[: rounds : self.groups])
 
     @property
     def _of_all(self) -> Sampling:
-        return of_all_groups(self.sampling, self.bands)
+        return of_all_groups(self.sampling, self.groups)
 
     @classmethod
     def event_of(cls, release: Release, gaussian: GaussianMechanism) -> dp_accounting.DpEvent:
-        """Return the event of a release for the users of its group."""
+        """Return the event of a release for the users of its group.
+
+        Where C is dense it is their share of the whole run's: Gaussians whose inverse squared
+        multipliers add up to that of the run.
+        """
         assert release.bands is not None
-        return of_all_groups(cls.sampling_of(release), release.bands).event(gaussian)
+        sampling = cls.sampling_of(release)
+        if release.factorization in DENSE:
+            made = DENSE[release.factorization](release.parameters or (), release.horizon or 0)
+            shares = sensitivity_shares(made, release.horizon or 0, release.separation or 1)
+            planned = release.round <= len(shares)
+            share = float(shares[release.round - 1]) if planned else math.inf
+            return _unsampled(sampling, gaussian, share)
+        if release.separation is not None and release.bands > release.separation:
+            return _unsampled(sampling, gaussian, math.inf)
+        return of_all_groups(sampling, release.bands).event(gaussian)
+
+    @classmethod
+    def sampling_of(cls, release: Release) -> Sampling:
+        """Return how the cohort of a `release` on record was drawn."""
+        adjacency = Adjacency(release.adjacency)
+        given = release.population, release.expected_cohort, adjacency, release.separation
+        return build_sampling(release.sampling, *given)
 
     @classmethod
     def accounts_of(cls, release: Release) -> int:
         """Return the number of groups."""
         assert release.bands is not None
-        return release.bands
+        return release.separation or release.bands
+
+    @classmethod
+    def unknown(cls, sampling: Sampling) -> str:
+        """Return that who was drawn is secret, where something is claimed for coins."""
+        return "" if sampling.kind == "min_separation" else super().unknown(sampling)
 
     @classmethod
     def drawn(cls, release: Release) -> str:
         """Return who was drawn, and how."""
-        drawn = of_all_groups(cls.sampling_of(release), release.bands or 1)
-        probability = drawn.expected_cohort / drawn.population
+        groups = cls.accounts_of(release)
+        probability = groups * (release.expected_cohort or 0) / release.population
         return (
-            f"each of one of {release.bands} groups with probability {probability:.4g}, of "
+            f"each of one of {groups} groups with probability {probability:.4g}, of "
             f"{release.population:,}"
         )
 
@@ -267,9 +353,8 @@ class CorrelatedMechanism(Mechanism):
     def sentences(cls, facts: Facts) -> Sentences:
         """Return what is said of correlated noise."""
         assert facts.costs is not None
-        bands = facts.release.bands or 1
-        drawn = of_all_groups(facts.sampling, bands)
-        probability = drawn.expected_cohort / drawn.population
+        release = facts.release
+        groups = cls.accounts_of(release)
         return {
             "unit": (
                 "One user: everything that it contributed, in all rounds, out of a "
@@ -279,25 +364,63 @@ class CorrelatedMechanism(Mechanism):
                 + worst_and_median(facts.costs, "group"),
             ),
             "trust": central_trust(facts),
-            "mechanism": dp_fedavg(facts, _noise(facts.release, bands)),
-            "sampling": (
-                f"A hash of its id, which anybody can compute, puts each user into one of {bands} "
-                "groups. Each round draws from one of them, in turn, every user independently "
-                f"with probability b·q = {probability:.4g}, and so nobody twice within {bands} "
-                "rounds.",
-                "The object that drew the cohorts is the one that yielded the privacy events, so "
-                "the sampling that was run is the sampling that is accounted.",
-                "Amplification by sampling holds against those who do not know who was drawn. "
-                "Users who were drawn and did not answer contributed zero.",
-            ),
+            "mechanism": dp_fedavg(facts, _noise(release, groups)),
+            "sampling": _sampling(facts.sampling, groups),
         }
 
 
-def _noise(release: Release, bands: int) -> str:
+def _unsampled(
+    sampling: Sampling, gaussian: Noisy, squared_sensitivity: float
+) -> dp_accounting.DpEvent:
+    """Return the unsampled Gaussian for such a squared sensitivity, that of one round being 1."""
+    return sampling.event(Noise(gaussian.noise_multiplier / math.sqrt(squared_sensitivity)))
+
+
+def _sampling(sampling: Sampling, groups: int) -> tuple[str, ...]:
+    probability = groups * sampling.expected_cohort / sampling.population
+    hashed = (
+        f"A hash of its id, which anybody can compute, puts each user into one of {groups} "
+        "groups. Each round draws from one of them, in turn, every user independently "
+        f"with probability b·q = {probability:.4g}, and so nobody twice within {groups} "
+        "rounds."
+    )
+    if sampling.kind == "min_separation":
+        return (
+            hashed,
+            "Nothing is claimed for these coins, nor need they be secret or fair: what a group "
+            "pays is what a user pays that is in every round of its group.",
+            "Users who were drawn and did not answer contributed zero.",
+        )
     return (
-        f"Gaussian noise that is correlated over the rounds ({bands} bands, Choquette-Choo et al. "
-        "2023) is added once, centrally, at full strength whoever dropped out: row t of C⁻¹Z, "
+        hashed,
+        "The object that drew the cohorts is the one that yielded the privacy events, so "
+        "the sampling that was run is the sampling that is accounted.",
+        "Amplification by sampling holds against those who do not know who was drawn. "
+        "Users who were drawn and did not answer contributed zero.",
+    )
+
+
+def _noise(release: Release, groups: int) -> str:
+    made = release.factorization or "square_root"
+    paper = {
+        "square_root": "Choquette-Choo et al. 2023",
+        "optimized": "Choquette-Choo et al. 2023, optimised for this run",
+        "bisr": "BISR, Kalinin et al. 2025",
+        "blt": "BLT, McMahan et al. 2024",
+    }[made]
+    counted = f"{release.bands} {'buffers' if made == 'blt' else 'bands'}"
+    begun = (
+        f"Gaussian noise that is correlated over the rounds ({counted}, {paper}) is added once, "
+        "centrally, at full strength whoever dropped out: row t of C⁻¹Z, "
         f"where Z is N(0, σ²) with σ = {release.stddev:.4g}, which stands on record, and C has "
-        f"{bands} bands and columns of norm 1. A user's contribution is in {bands} rows of Cx at "
-        "most, of which no other contribution of its own has a part."
+    )
+    if release.factorization in DENSE:
+        return (
+            f"{begun}columns of norm 1 at most. A user's contributions, {groups} rounds or more "
+            "apart, stay in all later rows of Cx, and what they add up to there is charged: the "
+            "sensitivity of the whole run, of which each round of its group is a share."
+        )
+    return (
+        f"{begun}{release.bands} bands and columns of norm 1. A user's contribution is in "
+        f"{release.bands} rows of Cx at most, of which no other contribution of its own has a part."
     )

@@ -253,6 +253,7 @@ def _against_a_node(facts: Facts) -> str:
         "poisson": "it knows which of its own users were drawn, and each is drawn by a coin of "
         "its own.",
         "all": "everybody is in every round.",
+        "min_separation": "nothing is claimed for who was drawn.",
     }[facts.sampling.kind]
     return (
         "Nodes see the data of the users whom they train. For users of other nodes ε holds against "

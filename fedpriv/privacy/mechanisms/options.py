@@ -27,7 +27,7 @@ SERVER_NOISE = Kind(
         "correlated": "fedpriv.privacy.mechanisms.correlated:CorrelatedMechanism",
     },
     base="fedpriv.privacy.mechanisms.options:MechanismOptions",
-    facts=("sampling", "gaussian", "user_ids"),
+    facts=("sampling", "gaussian", "user_ids", "workload"),
     group="fedpriv.mechanisms",
     name_key="kind",
     default="independent",

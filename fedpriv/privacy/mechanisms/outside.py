@@ -19,7 +19,7 @@ from fedpriv.errors import InputError
 from fedpriv.privacy.charging import charge
 from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.mechanisms.base import Mechanism
-from fedpriv.privacy.mechanisms.correlated import coefficients
+from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Sampling
@@ -28,10 +28,13 @@ from fedpriv.privacy.sampling import Sampling
 _OF_THE_KIND = (
     "accounts",
     "accounts_of",
+    "affordable",
     "asks_all_nodes",
     "cohort",
     "event_of",
+    "groups",
     "in_sums",
+    "matrix",
     "most_rounds",
     "needed",
     "paid",
@@ -100,7 +103,7 @@ def _require_its_kind(
     """
     name, kind = type(mechanism).__name__, recorded.mechanism
     other = next(
-        (each for each in _OF_THE_KIND if not _same(type(mechanism), kind, each)),
+        (e for e in _OF_THE_KIND if hasattr(kind, e) and not _same(type(mechanism), kind, e)),
         None if dict(mechanism.header) == dict(kind.header) else "header",
     )
     if other is not None or not isinstance(mechanism, kind):
@@ -167,7 +170,9 @@ def _drawn_on_trial(
     sizes = [math.ceil(_NUMBERS / blocks)] * blocks
     stddevs = np.repeat(gaussian.block_stddevs(blocks), sizes[0])
     stddevs *= recorded.stddev / gaussian.stddev
-    band = np.array(coefficients(recorded.bands or 1))
+    band = [1.0]
+    if isinstance(mechanism, CorrelatedMechanism):
+        band = mechanism.matrix.column(rounds).tolist()
     rows, of_counts = [], []
     for run in ("one", "another"):
         randomness = Randomness.simulation(0, f"noise that is looked at, {run}")
