@@ -112,6 +112,20 @@ def test_a_solved_noise_is_rounded_up_and_keeps_the_budget(fedpriv):
     assert strict(ok(fedpriv("budget", "plan", *PLAN, *options)))["epsilon"] <= 2
 
 
+def test_which_band_pays_is_said_and_planned(fedpriv):
+    options = ["budget", "plan", *PLAN, "--noise", "correlated", "--momentum", "0.9"]
+    code, out, err = fedpriv(*options, "--epsilon", "8", "--format", "json")
+    document = strict(out)
+    assert code == 0
+    assert [each["bands"] for each in document["tried"]] == [1, 2, 4, 8, 16, 32]
+    least = min(document["tried"], key=lambda each: each["error"])
+    assert document["bands"] == least["bands"] > 1
+    assert f"{least['bands']} bands pay" in err
+    assert "noise in the model" in ok(fedpriv(*options, "--epsilon", "8"))
+    refused = fedpriv(*options, "--noise-multiplier", "1")
+    assert_one_line(refused, "leave out --bands and --noise-multiplier")
+
+
 def test_what_pld_cannot_prove_is_null_and_said(fedpriv):
     options = ["--noise-multiplier", "1", "--sampling", "fixed_size", "--format", "json"]
     code, out, err = fedpriv("budget", "plan", *PLAN, *options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +58,13 @@ def plan(
     bands: Annotated[
         int, typer.Option(help="of correlated noise: as privacy.mechanism.bands; 1: independent")
     ] = 1,
+    noise: Annotated[
+        str,
+        typer.Option(
+            help="correlated: with --epsilon, try bands for this run and say which of them pays"
+        ),
+    ] = "independent",
+    momentum: Annotated[float, typer.Option(help="of the server, for --noise correlated")] = 0.0,
     format: BudgetFormat = "table",
     plot: PlotPath = None,
 ) -> None:
@@ -65,35 +73,41 @@ def plan(
     Budgets are held against the smallest ε that has a proof, as in a run: by PLD, or by RDP where
     PLD has none.
     """
-    from fedpriv.privacy import planning
+    from fedpriv.privacy import band_planning, planning
     from fedpriv.reporting import budget
     from fedpriv.reporting.strict_json import to_json
 
     check_format(format, "table", "json", "csv")
     if plot is not None:
         budget.check_plot_path(plot)
-    answer = planning.answer(
-        planning.BudgetQuestion(
-            population=population,
-            deltas=tuple(delta or ()),
-            rounds=rounds,
-            cohort=cohort,
-            noise_multiplier=noise_multiplier,
-            epsilon=epsilon,
-            sampling=sampling,
-            adjacency=adjacency,
-            solve=solve,
-            bands=bands,
-        )
+    if noise not in ("independent", "correlated"):
+        raise InputError(f"--noise: write independent or correlated, not {noise}")
+    question = planning.BudgetQuestion(
+        population=population,
+        deltas=tuple(delta or ()),
+        rounds=rounds,
+        cohort=cohort,
+        noise_multiplier=noise_multiplier,
+        epsilon=epsilon,
+        sampling=sampling,
+        adjacency=adjacency,
+        solve=solve,
+        bands=bands,
     )
+    tried = band_planning.choices(question, momentum) if noise == "correlated" else ()
+    if tried:
+        question = replace(question, bands=band_planning.best(tried).bands)
+    answer = planning.answer(question)
     if plot is not None:
         curves = planning.epsilon_curves(answer.recipe, answer.deltas[0])
         budget.plan_plot(answer, curves, plot)
-    say(answer.notes)
+    say((*answer.notes, *budget.which_pays(tried)))
     if format == "table":
+        if tried:
+            console().print(budget.choices_table(tried))
         console().print(budget.plan_table(answer))
     elif format == "json":
-        sys.stdout.write(to_json(budget.plan_document(answer)))
+        sys.stdout.write(to_json(budget.plan_document(answer, tried)))
     else:
         sys.stdout.write(budget.plan_csv(answer))
 

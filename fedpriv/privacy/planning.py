@@ -148,7 +148,7 @@ def answer(question: BudgetQuestion) -> BudgetAnswer:
             budget; the message names the option to mend.
     """
     question = replace(question, solve=_asked_for(question))
-    _check_values(question)
+    check_values(question)
     _check_completeness(question)
     recipe, deltas = _SOLVERS[str(question.solve)](question)
     after = tuple((rounds, recipe.bill(deltas, rounds)) for rounds in _milestones(recipe.rounds))
@@ -190,8 +190,16 @@ def _asked_for(question: BudgetQuestion) -> str:
     return "epsilon" if noise else "noise"
 
 
-def _check_values(question: BudgetQuestion) -> None:
-    _check_choice("--sampling", question.sampling, tuple(PROVEN))
+def check_values(question: BudgetQuestion) -> None:
+    """Raise InputError, which names the option, where a value of `question` is out of bounds."""
+    if question.sampling == "min_separation":
+        raise InputError(
+            "--sampling: what min_separation costs depends on its matrix: fedpriv config validate "
+            "says it of a config; write poisson, fixed_size or all"
+        )
+    _check_choice(
+        "--sampling", question.sampling, [each for each in PROVEN if each != "min_separation"]
+    )
     if question.adjacency is not None:
         _check_choice("--adjacency", question.adjacency, tuple(each.value for each in Adjacency))
     _check_count("--population", question.population)

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from fedpriv.disk import write_whole
 from fedpriv.errors import InputError
+from fedpriv.privacy.band_planning import Choice, best
 from fedpriv.privacy.charging import Cost
 from fedpriv.privacy.figures import epsilon_text, rounded_up, significant_up
 from fedpriv.privacy.planning import BudgetAnswer, Cell, Curve, Extrapolation, Grid
@@ -129,7 +130,33 @@ def cost_text(cost: Cost) -> str:
     return f"{epsilon_text(cost.epsilon)} by {cost.accountant.upper()} ({by_rdp} by RDP)"
 
 
-def plan_document(answer: BudgetAnswer) -> dict[str, Any]:
+def choices_table(tried: Sequence[Choice]) -> RenderableType:
+    """Return what so many bands of correlated noise do, the best of them marked."""
+    table = FittedTable(
+        *(Column(name, kept=True) for name in ("bands", "z by RDP", "noise in the model")),
+        title="Correlated noise, against independent noise at the same ε",
+    )
+    for each in tried:
+        row = f"{each.bands}", f"{each.noise_multiplier:.4g}", f"{each.error:.1%}"
+        table.row(*row, style="bold" if each == best(tried) else "")
+    return table
+
+
+def which_pays(tried: Sequence[Choice]) -> tuple[str, ...]:
+    """Return in a sentence which band pays; nothing where none was tried."""
+    if not tried:
+        return ()
+    found = best(tried)
+    if found.bands == 1:
+        return ("correlated noise does not pay here: independent noise moves the model least",)
+    return (
+        f"{found.bands} bands pay: noise moves the model by {1 - found.error:.1%} less than "
+        "independent noise at the same ε; write privacy.mechanism: {kind: correlated, "
+        f"bands: {found.bands}, factorization: optimized}}",
+    )
+
+
+def plan_document(answer: BudgetAnswer, tried: Sequence[Choice] = ()) -> dict[str, Any]:
     """Return a plan as a document for `to_json`.
 
     `epsilon`, by `accountant`, and its kin are those after all rounds at the first δ;
@@ -152,6 +179,7 @@ def plan_document(answer: BudgetAnswer) -> dict[str, Any]:
         "deltas": [asdict(cost) for cost in answer.total.costs],
         "after": _rows_after(answer),
         "notes": answer.notes,
+        **({"tried": [asdict(each) for each in tried]} if tried else {}),
     }
 
 

@@ -2,10 +2,13 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, pld, rdp
 
 from fedpriv.errors import InputError
+from fedpriv.privacy.band_planning import best, choices
+from fedpriv.privacy.factorizations import Workload, optimized
 from fedpriv.privacy.planning import (
     MOST_ROUNDS,
     BudgetAnswer,
@@ -291,3 +294,59 @@ def test_bands_without_a_proof_are_refused():
         answer(question)
     with pytest.raises(InputError, match="--sampling poisson alone"):
         answer(replace(question, sampling="fixed_size", bands=2))
+
+
+@pytest.mark.parametrize(
+    ("question", "momentum", "bands", "saved"),
+    [
+        # 64 of 2,048 users, and 256 of them; with momentum more is taken back.
+        ({"population": 2048, "cohort": 64, "epsilon": 8.0}, 0.0, 8, (0.25, 0.3)),
+        ({"population": 2048, "cohort": 256, "epsilon": 8.0}, 0.0, 4, (0.02, 0.06)),
+        ({"population": 2048, "cohort": 256, "epsilon": 8.0}, 0.9, 8, (0.08, 0.11)),
+        ({"population": 2048, "cohort": 256, "epsilon": 2.0}, 0.0, 1, (0.0, 0.0)),
+    ],
+)
+def test_which_band_pays(question, momentum, bands, saved):
+    """By the covariance of C⁻¹Z alone: what is summed up of independent noise, and of it."""
+    asked = BudgetQuestion(deltas=(1e-6,), rounds=400, **question)
+    tried = choices(asked, momentum)
+    assert [each.bands for each in tried] == [2**i for i in range(len(tried))]
+    assert tried[-1].bands <= question["population"] / question["cohort"]
+    assert best(tried).bands == bands
+    assert saved[0] <= 1 - best(tried).error <= saved[1]
+
+
+def test_a_choice_of_bands_is_what_the_matrices_say():
+    asked = BudgetQuestion(population=300, deltas=(1e-5,), rounds=24, cohort=20, epsilon=4.0)
+    one, two, *_ = choices(asked, 0.5)
+    workload = np.array(
+        [
+            [sum(0.5**k for k in range(t - s + 1)) if t >= s else 0 for s in range(24)]
+            for t in range(24)
+        ]
+    )
+    column = optimized(2, Workload((1.0,) * 24, 0.5)).column(24)
+    matrix = sum(np.diag(np.full(24 - lag, column[lag]), -lag) for lag in range(2))
+    moved = two.noise_multiplier * np.linalg.norm(workload @ np.linalg.inv(matrix))
+    assert two.error == pytest.approx(moved / (one.noise_multiplier * np.linalg.norm(workload)))
+    for bands, choice in ((1, one), (2, two)):
+        event = PoissonSampledDpEvent(bands * 20 / 300, GaussianDpEvent(choice.noise_multiplier))
+        epsilon = rdp.RdpAccountant().compose(event, 24 // bands).get_epsilon(1e-5)
+        assert epsilon == pytest.approx(4.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"epsilon": None}, "--epsilon: needed"),
+        ({"bands": 2}, "leave out --bands"),
+        ({"sampling": "all", "cohort": None}, "--sampling poisson"),
+        ({"deltas": ()}, "--delta: needed"),
+    ],
+)
+def test_what_is_needed_to_choose_bands_is_said(changes, reason):
+    asked = BudgetQuestion(population=300, deltas=(1e-5,), rounds=24, cohort=20, epsilon=4.0)
+    with pytest.raises(InputError, match=reason):
+        choices(replace(asked, **changes))
+    with pytest.raises(InputError, match="--momentum: write a number"):
+        choices(asked, 1.0)
