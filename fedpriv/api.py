@@ -204,8 +204,8 @@ class Experiment:
             directory = RunDirectory.open(run_dir)
             if directory.config().bearing() != prepared.config.bearing():
                 raise InputError(
-                    f"run_dir: {run_dir} is a run of another configuration, and a sweep continues "
-                    "only its own runs; choose another folder"
+                    f"run_dir: {run_dir} is a run of another configuration, and only its own "
+                    "experiment continues it; choose another folder"
                 )
             experiment.restore(prepared, directory)
         if not prepared.finished:
@@ -377,10 +377,10 @@ def sweep(
     Runs that are in the folder already are not trained again, and an interrupted one is resumed, if
     they are of the same experiment.
 
-    Every run has a ledger of its own and says what it cost alone. That is not what choosing among
-    them costs: who publishes the best one after looking at held-out results has to count them all,
-    or to choose on public data. One that its budget stops stands in the table with the rounds that
-    it had.
+    Every run has a ledger of its own and says what it cost alone: what choosing among them costs is
+    not counted. That is for public data; who publishes the best one after looking at held-out
+    results has to count them all, as `fedpriv.tune` does. One that its budget stops stands in the
+    table with the rounds that it had.
 
     Args:
         experiment: what is the same in all of them.

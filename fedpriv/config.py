@@ -131,6 +131,11 @@ class ExperimentConfig(Section):
         default=0, description="Seed of everything."
     )
     rounds: Annotated[int, Field(ge=1)] = Field(description="Rounds of federated training.")
+    trial: Annotated[int, Field(ge=0)] = Field(
+        default=0,
+        description="Which trial of `fedpriv tune` it is, which fills it in: trials share neither "
+        "cohorts nor noise.",
+    )
     run_dir: Annotated[UserPath | None, NO_BEARING] = Field(
         default=None, description="Default: runs/<name>/<time>."
     )

@@ -96,6 +96,15 @@ def _code(document: dict[str, Any]) -> Path | None:
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
+    put(document, *parsed_override(override), "--set ")
+
+
+def parsed_override(override: str) -> tuple[str, Any]:
+    """Return the dotted key and the value of a `key.sub=value`.
+
+    Raises:
+        InputError: it is none.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"--set takes key=value, such as privacy.delta=1e-6; got {override!r}")
@@ -103,7 +112,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
         value = yaml_text.load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise InputError(f"--set {key}: {text!r} is not a YAML value") from None
-    put(document, key, value, "--set ")
+    return key, value
 
 
 def put(document: dict[str, Any], key: str, value: Any, who: str = "") -> None:

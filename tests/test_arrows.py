@@ -30,6 +30,7 @@ FLOORS: tuple[set[str], ...] = (
     {"experiment"},
     {"audit", "export", "flower_app", "predict"},
     {"api"},
+    {"tuning"},
     {"cli"},
     {"__init__"},
     {"__main__"},

@@ -17,6 +17,7 @@ from fedpriv.cli.deploy import deploy_app, node_app
 from fedpriv.cli.ledger import ledger_app
 from fedpriv.cli.models import models_app
 from fedpriv.cli.runs import runs_app
+from fedpriv.cli.tuning import tuning_app
 from fedpriv.disk import has_no_room, no_room
 from fedpriv.errors import FedprivError
 from fedpriv.reporting.terminal import let_print_anything
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(runs_app)
+app.add_typer(tuning_app)
 app.add_typer(models_app)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")

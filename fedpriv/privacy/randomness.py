@@ -45,6 +45,7 @@ class Purpose(enum.IntEnum):
     KEPT_EXAMPLES = 15
     CHOSEN_USERS = 16
     JOINED_EXAMPLES = 17
+    TRIALS = 18
 
 
 def id_words(stable_id: str) -> tuple[int, ...]:

@@ -34,7 +34,9 @@ from fedpriv.errors import InputError
 from fedpriv.privacy.ledger import Header, Ledger, check_version, read_ledger
 from fedpriv.reporting.terminal import in_a_shell
 
-_RECORDS = ("config.yaml", "environment.json", "ledger.jsonl", "metrics.jsonl", "audit.json")
+#: What the best trial of a tuning knows of its price.
+TUNED = "tuned.json"
+_RECORDS = ("config.yaml", "environment.json", "ledger.jsonl", "metrics.jsonl", "audit.json", TUNED)
 _LIBRARIES = ("torch", "flwr", "ray", "dp-accounting", "numpy", "pytorch_optimizer")
 
 

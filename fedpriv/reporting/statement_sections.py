@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from fedpriv.algorithms.registry import cited, make_algorithm
+from fedpriv.errors import InputError
 from fedpriv.privacy.advice import LARGE_DELTA, REASONABLE, STRONG
 from fedpriv.privacy.clipping_rules import AdaptiveOptions, GlobalOptions, PerLayerOptions
 from fedpriv.privacy.figures import epsilon_text
@@ -19,6 +21,7 @@ from fedpriv.reporting.data_statement import (
     who_users_are,
 )
 from fedpriv.reporting.reader import Run
+from fedpriv.reporting.run_directory import TUNED
 from fedpriv.reporting.spent import Spent
 from fedpriv.reporting.wording import round_ranges
 
@@ -59,7 +62,7 @@ def sections_of(run: Run, account: Spent) -> tuple[Section, ...]:
         Section("adjacency", "Adjacency", _adjacency(run)),
         Section("accounting", "Accounting", _accounting(run, account)),
         Section("delta", "δ", _delta(run.delta, run.header.population)),
-        Section("tuning", "Hyper-parameters", _TUNING),
+        Section("tuning", "Hyper-parameters", _tuning(run)),
         Section("floating-point", "Floating point and generators", _floating_point(run)),
     ]
     ordered = tuple(sorted(always + promised, key=lambda section: _ORDER.index(section.key)))
@@ -361,11 +364,37 @@ def _delta(delta: float, population: int) -> tuple[str, ...]:
     )
 
 
-_TUNING = (
-    "Not counted. If learning rates, clip bounds or anything else were chosen by looking at other "
-    "runs on the same users, those runs cost privacy too, and this ε does not contain it.",
-    "What was chosen on public or on other users' data costs nothing.",
-)
+def _tuning(run: Run) -> tuple[str, ...]:
+    """Say what choosing this run among others cost, where that was counted."""
+    path = run.path / TUNED
+    if not run.config.trial or not path.is_file():
+        return (
+            "Not counted. If learning rates, clip bounds or anything else were chosen by looking "
+            "at other runs on the same users, those runs cost privacy too, and this ε does not "
+            "contain it.",
+            "What was chosen on public or on other users' data costs nothing.",
+            *(
+                ("It is a trial of a tuning: what all trials cost is not recorded beside it.",)
+                if run.config.trial
+                else ()
+            ),
+        )
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        laws = "; ".join(
+            f"{each['law']}, {each['mean']:g} expected, over {', '.join(each['keys'])}"
+            for each in told["tunings"]
+        )
+        epsilon, delta, quality = epsilon_text(told["epsilon"]), told["delta"], told["quality"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: not what a tuning writes") from None
+    return (
+        f"Counted: choosing cost ε = {epsilon} at δ = {delta:g} by RDP, this run's own ε included, "
+        "and that is what its release costs (Papernot, Steinke 2022).",
+        f"This run is the best, by {quality} on held-out examples, of a number of trials that was "
+        f"drawn ({laws}). That number, and all other trials, must stay as private as the data.",
+        "What was chosen otherwise by looking at runs on the same users is not counted.",
+    )
 
 
 def _randomness(run: Run) -> tuple[str, ...]:
