@@ -5,7 +5,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
+
+from in_process import train_small
 
 import fedpriv
 
@@ -163,3 +166,10 @@ def test_a_run_leaves_other_libraries_as_they_were(tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_environment_names_the_versions_of_extras_that_may_decide_numbers(tmp_path):
+    directory, _ = train_small(tmp_path / "run", rounds=1)
+    versions = directory.environment()["versions"]
+    for name in ("peft", "timm", "transformers", "tokenizers", "torch"):
+        assert versions[name] == version(name)

@@ -29,6 +29,7 @@ from fedpriv.data.records import (
     class_names,
     encoded,
     federate_records,
+    misread,
     stacked,
     target_of,
 )
@@ -141,6 +142,9 @@ def build_image_folder(options: ImageFolderOptions, seed: int) -> FederatedRecor
         input_shape=options.image.shape,
         example="image",
         labels=labels,
+        misread=misread(
+            folder, options, (p for p in paths if "/" in p), () if options.pattern else owners
+        ),
     )
     return federate_records(source, options, seed)
 

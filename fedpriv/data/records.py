@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, Protocol
 
@@ -40,6 +41,9 @@ UNKNOWN = -1
 HELD_OUT_EVERY = 8
 """One user in so many is held out where a data set names no held-out part."""
 
+# What people call the part of a folder that is measured on, and the one that is trained on.
+_MEASURED = ("test", "testing", "val", "valid", "validation", "eval", "heldout", "held_out")
+_TRAINED = ("train", "training")
 # Held-out records that are read together.
 _PART = 256
 # With more classes a column is taken for one of numbers.
@@ -97,6 +101,30 @@ class OwnFolderOptions(OwnOptions, FolderOptions):
         description="the part of data.path to measure on, which is public; null: one user in "
         "eight, by a hash of the id, with all that they have",
     )
+
+
+def misread(
+    folder: Path, options: OwnFolderOptions, paths: Iterable[str], owners: Iterable[str] = ()
+) -> str:
+    """Return what is wrong where a part is taken for what users have; "" where nothing seems to be.
+
+    `paths`, from `folder` on, are those of files that are users' own, or are in folders there;
+    `owners` are named after such a folder.
+    """
+    named = {path.partition("/")[0] for path in paths} if options.held_out is None else set()
+    for name in sorted(named):
+        if name.partition(".")[0].lower().replace("-", "_") in _MEASURED:
+            return (
+                f"data.held_out: {folder} has {name}, which is what a part to measure on is "
+                f"called, and here it would be users'; write held_out: {name}, or rename it"
+            )
+    whole = sorted(owner for owner in set(owners) if owner.lower() in _TRAINED)
+    if whole and options.partition.kind == "natural":
+        return (
+            f"data.path: all of {folder / whole[0]} would be one user; write the folder that "
+            f"holds a folder for each user, such as path: {folder / whole[0]}, or a data.pattern"
+        )
+    return ""
 
 
 class Records(Protocol):
@@ -246,6 +274,7 @@ class FederatedRecords:
         sizes: how many records users have, in words; private.
         facts: what is true of it, as far as that was checked.
         cap: the most examples of a user, where a record is no example, and the run's seed.
+        misread: what seems wrong with whose records are whose: see the function.
     """
 
     records: Records
@@ -260,6 +289,7 @@ class FederatedRecords:
     sizes: str
     facts: DataFacts
     cap: tuple[int | None, int] = (None, 0)
+    misread: str = ""
 
     @property
     def population(self) -> int:
@@ -305,9 +335,12 @@ class FederatedRecords:
     def require_usable(self) -> None:
         """Raise InputError, with the reason, where no user's record, or no held-out one, is usable.
 
-        Every round would cost ε for noise alone. It looks at private data, so in a deployment
-        nothing may depend on it.
+        So it does where a whole part of a folder would be a user's. Every round would cost ε for
+        noise alone, or for nonsense. It looks at private data, so in a deployment nothing may
+        depend on it.
         """
+        if self.misread:
+            raise InputError(self.misread)
         self._require_usable(self.parts, "users'")
         self._require_usable(self.held_out, "held-out")
 
@@ -354,6 +387,7 @@ class RecordSource:
         labels: the class of each row, where it is known without reading the row.
         task: what is learnt.
         several: whether a record may become several examples.
+        misread: see `misread`.
     """
 
     title: str
@@ -365,6 +399,7 @@ class RecordSource:
     labels: NDArray[np.int64] | None = None
     task: str = "classification"
     several: bool = False
+    misread: str = ""
 
 
 def federate_records(source: RecordSource, options: OwnOptions, seed: int) -> FederatedRecords:
@@ -411,6 +446,7 @@ def with_users(
             public="none",
         ),
         cap=(limit if source.several else None, seed),
+        misread=source.misread,
     )
 
 

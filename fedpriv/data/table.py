@@ -25,6 +25,7 @@ from fedpriv.data.records import (
     class_names,
     encoded,
     federate_records,
+    misread,
     scaled,
     stacked,
     target_of,
@@ -163,6 +164,9 @@ def build_table(options: TableOptions, seed: int) -> FederatedRecords:
         input_shape=records.shape,
         example="row",
         labels=labels if named else None,
+        misread=misread(table.folder, options, (path.name for path, _ in table.files))
+        if options.path == table.folder
+        else "",
         task="classification" if named else "regression",
     )
     return federate_records(source, options, seed)

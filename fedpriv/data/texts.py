@@ -26,6 +26,7 @@ from fedpriv.data.records import (
     RecordSource,
     Split,
     federate_records,
+    misread,
 )
 from fedpriv.data.tables import SUFFIXES as TABLES
 from fedpriv.data.tables import Table, read_table
@@ -195,8 +196,15 @@ def build_text(options: TextOptions, seed: int) -> FederatedRecords:
         example="block",
         task="next_token",
         several=True,
+        misread=_misread(options, texts, owners),
     )
     return federate_records(source, options, seed)
+
+
+def _misread(options: TextOptions, texts: Any, owners: Sequence[str]) -> str:
+    if not isinstance(texts, TextFiles):
+        return ""
+    return misread(texts.folder, options, texts.paths, () if options.pattern else owners)
 
 
 def read_text(path: Path) -> str:

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,6 +38,22 @@ from fedpriv.reporting.terminal import in_a_shell
 TUNED = "tuned.json"
 _RECORDS = ("config.yaml", "environment.json", "ledger.jsonl", "metrics.jsonl", "audit.json", TUNED)
 _LIBRARIES = ("torch", "flwr", "ray", "dp-accounting", "numpy", "pytorch_optimizer")
+# Extras that may decide numbers: what begins a model or adapters, reads data, or makes tokens.
+_EXTRAS = (
+    "datasets",
+    "flwr-datasets",
+    "opacus",
+    "pandas",
+    "peft",
+    "pillow",
+    "pyarrow",
+    "scipy",
+    "timm",
+    "tokenizers",
+    "torchaudio",
+    "torchvision",
+    "transformers",
+)
 
 
 def write_whole(path: Path, contents: str | bytes, what: str) -> None:
@@ -307,9 +323,15 @@ def _environment(config: ExperimentConfig, device: str) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "device": device,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {"fedpriv": __version__} | {name: version(name) for name in _LIBRARIES},
+        "versions": {"fedpriv": __version__}
+        | {name: version(name) for name in _LIBRARIES}
+        | {name: version(name) for name in _EXTRAS if _installed(name)},
         "git": _git_state(),
     }
+
+
+def _installed(name: str) -> bool:
+    return next(iter(distributions(name=name)), None) is not None
 
 
 def _git_state() -> dict[str, Any] | None:

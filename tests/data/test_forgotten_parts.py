@@ -1,0 +1,51 @@
+"""A part to measure on that the config does not name is no user, and neither is a whole part.
+
+Of a simulation: at a node nobody's name ends anything.
+"""
+
+import pytest
+from own_data import HELD_OUT, write_images, write_table, write_texts
+from schema import data_options
+
+from fedpriv.data import build_dataset
+from fedpriv.errors import InputError
+
+TABLE = {"name": "table", "user": "user", "target": "target", "features": "x."}
+KINDS = {
+    "image_folder": (write_images, {"name": "image_folder", "image": {"size": 8}}),
+    "table": (write_table, TABLE),
+    "text": (write_texts, {"name": "text", "block": 8}),
+}
+
+
+def part_of(folder):
+    return next(path for path in folder.iterdir() if path.name.startswith(HELD_OUT))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("called", ["test", "Val", "held-out"])
+def test_a_forgotten_part_is_named_with_what_to_write(tmp_path, kind, called):
+    write, options = KINDS[kind]
+    folder = write(tmp_path / "data")
+    part = part_of(folder)
+    part = part.rename(part.with_name(called + part.suffix))
+    options = {**options, "path": folder}
+    with pytest.raises(InputError, match=rf"data\.held_out: .*; write held_out: {part.name}, or"):
+        build_dataset(data_options(**options), 3).require_usable()
+    named = build_dataset(data_options(**options, held_out=part.name), 3)
+    named.require_usable()
+    assert called not in named.user_ids
+    part.rename(part.with_name(f"tester{part.suffix}"))
+    build_dataset(data_options(**options), 3).require_usable()
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "text"])
+@pytest.mark.parametrize("held_out", [HELD_OUT, None])
+def test_a_folder_of_all_users_is_not_one_user(tmp_path, kind, held_out):
+    write, options = KINDS[kind]
+    whole = write(tmp_path / "data" / "train")
+    part = part_of(whole)
+    part.rename(tmp_path / "data" / (HELD_OUT if held_out else "others"))
+    options = {**options, "path": tmp_path / "data", "held_out": held_out}
+    with pytest.raises(InputError, match=r"train would be one user; write the folder"):
+        build_dataset(data_options(**options), 3).require_usable()
