@@ -232,16 +232,18 @@ class ExperimentConfig(Section):
                 f"algorithm.bounds: write a bound for each payload beside the update "
                 f"({', '.join(bounded) or 'there are none'}), and for no other"
             )
-        if privacy is None or not (bounded or algorithm.keeps or algorithm.shared):
+        if privacy is None:
             return self
+        several, own = bool(bounded) or algorithm.keeps, not algorithm.sends_as_is
+        silos = privacy.unit == "example"
         refused = {
-            "unit: example": privacy.unit == "example",
-            f"noise_by: {privacy.noise_by}": privacy.noise_by != "server",
+            "unit: example": silos and (several or own or bool(algorithm.shared)),
+            f"noise_by: {privacy.noise_by}": several and privacy.noise_by != "server",
             "sampling.kind: fixed_size": algorithm.keeps and privacy.sampling.kind == "fixed_size",
-            "clipping.kind: adaptive": privacy.clipping.kind == "adaptive",
-            "error_feedback: user": privacy.error_feedback.kind != "none",
-            "mechanism.kind: correlated": privacy.mechanism.kind != "independent",
-            "noise: per_block": privacy.noise != "spherical",
+            "clipping.kind: adaptive": several and privacy.clipping.kind == "adaptive",
+            "error_feedback: user": (several or own) and privacy.error_feedback.kind != "none",
+            "mechanism.kind: correlated": several and privacy.mechanism.kind != "independent",
+            "noise: per_block": several and privacy.noise != "spherical",
         }
         for written, found in refused.items():
             if found:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:  # configs are checked where torch is not imported
     from torch import Tensor
@@ -20,7 +21,7 @@ class Trained:
         steps: how many local steps each took: `[U]`.
         shared: `[len(algorithm.shared), P]`, what the server sent beside the model.
         kept: `[U, P]`, what the users had kept; None where they keep nothing.
-        lr: η, the local learning rate, before a schedule.
+        lr: the rate of the steps, before a schedule: η times the algorithm's `gradient_weight`.
     """
 
     updates: Tensor
@@ -34,7 +35,8 @@ class Trained:
 class Algorithm:
     """Federated optimisation over users who each send a few vectors of the model's size P.
 
-    A local step follows ∇loss + μ(θ - θ_start) + pull, where μ and the pull are the algorithm's.
+    A local step follows ∇loss + μ(θ - θ_start) + pull, where μ and the pull are the algorithm's, at
+    η times its `gradient_weight`.
     Each payload is clipped to a bound of its own (`algorithm.bounds` in the config; the update's is
     `privacy.clipping.bound`); together they are one Gaussian release. The defaults are those of
     users who send only an update and keep nothing.
@@ -48,6 +50,16 @@ class Algorithm:
     shared: ClassVar[tuple[str, ...]] = ()
     #: Whether each user keeps a vector between rounds, which never leaves it.
     keeps: ClassVar[bool] = False
+    #: Whether the first payload is the update as local training has made it.
+    sends_as_is: ClassVar[bool] = True
+    #: How far users who take `local.steps` steps along one vector move for each unit of its length.
+    travel: float = field(default=1.0, init=False, repr=False, compare=False)
+
+    def made_for(self, recipe: LocalTraining) -> Self:
+        """Return the algorithm that knows how far users travel by the local `recipe`."""
+        made = copy.copy(self)
+        object.__setattr__(made, "travel", recipe.lr * (recipe.steps or 1))
+        return made
 
     def refuses(self, recipe: LocalTraining) -> str | None:
         """Return what in the local `recipe` has no meaning here, and why; None for nothing."""
@@ -58,6 +70,16 @@ class Algorithm:
         """μ, where the algorithm has one of its own."""
         return 0.0
 
+    @property
+    def gradient_weight(self) -> float:
+        """By what the local learning rate is multiplied."""
+        return 1.0
+
+    @property
+    def perturbation(self) -> tuple[float, float]:
+        """ρ and α: a step follows (1-α)∇(θ) + α∇(θ + ρ∇(θ)); users then train one by one."""
+        return (0.0, 0.0)
+
     def pull(self, shared: Tensor, kept: Tensor | None) -> Tensor | None:
         """Return what users add to each gradient: `[U, P]`, or `[P]` for all; None for nothing.
 
@@ -66,6 +88,10 @@ class Algorithm:
             kept: `[U, P]`, what the users keep; None where they keep nothing.
         """
         return None
+
+    def update(self, trained: Trained) -> Tensor:
+        """Return the first payload, before clipping: `[U, P]`; where not `sends_as_is`."""
+        return trained.updates
 
     def sent(self, trained: Trained) -> list[Tensor]:
         """Return every payload but the update, before clipping: `[U, P]` each."""
@@ -79,7 +105,7 @@ class Algorithm:
         """Return what the server keeps after a round: `[len(shared), P]`.
 
         Args:
-            averages: of every payload but the update, released: `[P]` each.
+            averages: of every payload, the update first, released: `[P]` each.
             shared: what it kept before.
             fraction: the expected share of users in a round.
         """

@@ -38,7 +38,7 @@ class OutsideAlgorithm(Algorithm):
                 f"algorithm.name: {self.name} makes a {type(made).__name__}, and must make an "
                 "Algorithm (fedpriv.algorithms.base)"
             )
-        for name in ("cite", "payloads", "shared", "keeps"):
+        for name in ("cite", "payloads", "shared", "keeps", "sends_as_is"):
             object.__setattr__(self, name, getattr(made, name))
 
     def refuses(self, recipe: LocalTraining) -> str | None:
@@ -50,6 +50,20 @@ class OutsideAlgorithm(Algorithm):
         """Its μ."""
         return self.make().proximal_mu
 
+    @property
+    def gradient_weight(self) -> float:
+        """By what it multiplies the local learning rate."""
+        return self.make().gradient_weight
+
+    @property
+    def perturbation(self) -> tuple[float, float]:
+        """Its ρ and α."""
+        return self.make().perturbation
+
+    def made_for(self, recipe: LocalTraining) -> OutsideAlgorithm:
+        """Return the algorithm that knows how far users travel by the local `recipe`."""
+        return OutsideAlgorithm(self.name, lambda: self.make().made_for(recipe))
+
     def pull(self, shared: Tensor, kept: Tensor | None) -> Tensor | None:
         """Return what users add to their gradients: `[U, P]`, `[P]` where they keep nothing."""
         if kept is None:
@@ -57,6 +71,13 @@ class OutsideAlgorithm(Algorithm):
         pulls = [self.make().pull(shared, one) for one in _apart(kept)]
         added = [_of_one(pull, one, self.name) for pull, one in zip(pulls, kept, strict=True)]
         return None if all(pull is None for pull in pulls) else _together(added)
+
+    def update(self, trained: Trained) -> Tensor:
+        """Return the first payload, before clipping: `[U, P]`."""
+        made = [
+            _of_one(self.make().update(one), one.updates[0], self.name) for one in _users(trained)
+        ]
+        return _together(made)
 
     def sent(self, trained: Trained) -> list[Tensor]:
         """Return every payload but the update, before clipping: `[U, P]` each."""

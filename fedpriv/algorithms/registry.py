@@ -31,8 +31,12 @@ ALGORITHMS = Kind(
     noun="algorithm",
     registered={
         "fedavg": "fedpriv.algorithms.fedavg:FedAvg",
+        "fedavg_m": "fedpriv.algorithms.fedavg_m:FedAvgM",
+        "fednova": "fedpriv.algorithms.fednova:FedNova",
         "fedprox": "fedpriv.algorithms.fedprox:FedProx",
+        "fedspeed": "fedpriv.algorithms.fedspeed:FedSpeed",
         "scaffold": "fedpriv.algorithms.scaffold:Scaffold",
+        "scaffold_m": "fedpriv.algorithms.scaffold_m:ScaffoldM",
     },
     base="fedpriv.algorithms.registry:AlgorithmOptions",
     group="fedpriv.algorithms",

@@ -34,18 +34,7 @@ class Scaffold(Algorithm):
 
     def refuses(self, recipe: LocalTraining) -> str | None:
         """Refuse what makes (x - y)/(Kη) something else than the mean of corrected gradients."""
-        refused = {
-            "momentum": recipe.momentum,
-            "max_grad_norm": recipe.max_grad_norm,
-            "proximal_mu": recipe.proximal_mu,
-            "schedule": recipe.schedule.kind != "constant",
-            "multipliers": recipe.multipliers,
-            "optimizer": not recipe.plain,
-        }
-        for key, found in refused.items():
-            if found:
-                return f"local.{key}: its control variates are those of plain SGD steps of one rate"
-        return None
+        return of_plain_steps(recipe, "its control variates are")
 
     def pull(self, shared: Tensor, kept: Tensor | None) -> Tensor:
         """Return c - c_k."""
@@ -64,4 +53,23 @@ class Scaffold(Algorithm):
 
     def server(self, averages: list[Tensor], shared: Tensor, fraction: float) -> Tensor:
         """Return c + |S|/N · mean of c_k⁺ - c_k."""
-        return torch.stack([shared[0] + fraction * averages[0].to(shared)])
+        return torch.stack([shared[0] + fraction * averages[1].to(shared)])
+
+
+def of_plain_steps(recipe: LocalTraining, what: str, layers: bool = False) -> str | None:
+    """Refuse what makes an update something else than η times the sum of what its steps followed.
+
+    `layers` may have learning rates of their own where the algorithm divides by no rate.
+    """
+    refused = {
+        "momentum": recipe.momentum,
+        "max_grad_norm": recipe.max_grad_norm,
+        "proximal_mu": recipe.proximal_mu,
+        "schedule": recipe.schedule.kind != "constant",
+        "multipliers": recipe.multipliers and not layers,
+        "optimizer": not recipe.plain,
+    }
+    for key, found in refused.items():
+        if found:
+            return f"local.{key}: {what} those of plain SGD steps of one rate"
+    return None

@@ -87,7 +87,7 @@ def build_trainer(
     a_second = sizes_a_second(model, dataset.input_shape)
     recipe = _recipe(config.local, algorithm, a_second, layout.names)
     _require(algorithm, config, recipe)
-    chosen = _engine(config, dataset, model, task, recipe.optimizer)
+    chosen = _engine(config, dataset, model, task, recipe)
     return CohortTrainer(
         dataset=dataset,
         model=model,
@@ -109,6 +109,7 @@ def build_trainer(
         and device.type == "cuda"
         and feedback is None
         and not algorithm.keeps
+        and algorithm.sends_as_is
         and len(algorithm.payloads) == 1,
         # How long a user takes says something of its data.
         timed=config.runtime.profile and not config.runtime.deployment,
@@ -223,7 +224,7 @@ def _engine(
     dataset: FederatedDataset,
     model: nn.Module,
     task: Task[Any],
-    optimizer: LocalOptimizer,
+    recipe: LocalTraining,
 ) -> _Chosen:
     """Return how users are trained: in one batch only where that keeps them apart.
 
@@ -235,9 +236,11 @@ def _engine(
     """
     # In a stack the rounding of one user's numbers depends on who else is in it, which local
     # training can amplify: the others' contributions then move with one user's presence.
-    engine, why = config.runtime.engine, ""
+    engine, why, optimizer = config.runtime.engine, "", recipe.optimizer
     if config.runtime.deployment:
         engine, why = "sequential", "this is a deployment"
+    elif recipe.perturbs:
+        engine, why = "sequential", f"{config.algorithm.name} takes a second gradient in each step"
     elif not optimizer.stackable:
         name = config.local.optimizer.name
         engine, why = "sequential", f"{name} is not known to take the steps of several at once"
@@ -322,6 +325,8 @@ def _recipe(
     apart = {"optimizer", "momentum", "schedule", "batch_seconds", "spec_augment", "layer_decay"}
     shared = config.model_dump(exclude=apart) | {
         "proximal_mu": algorithm.proximal_mu or config.proximal_mu,
+        "perturbation": algorithm.perturbation,
+        "lr": config.lr * algorithm.gradient_weight,
         "optimizer": build_local_optimizer(config.optimizer, config.momentum),
         "schedule": config.schedule,
         "multipliers": _multipliers(config, names) if names else (),
@@ -353,8 +358,9 @@ def build_algorithm(config: ExperimentConfig) -> Algorithm:
         InputError: the local recipe has something that the algorithm has no meaning for.
     """
     algorithm = make_algorithm(config.algorithm)
-    _require(algorithm, config, _recipe(config.local, algorithm))
-    return algorithm
+    recipe = _recipe(config.local, algorithm)
+    _require(algorithm, config, recipe)
+    return algorithm.made_for(recipe)
 
 
 def _multipliers(config: LocalConfig, names: Sequence[str]) -> tuple[float, ...]:

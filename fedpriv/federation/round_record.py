@@ -67,16 +67,16 @@ class RoundRecord:
         cls,
         draw: Draw,
         payments: Payments,
-        average: Tensor,
-        total: Tensor,
+        summed: tuple[Tensor, Tensor],
         sums: tuple[CohortSum, ...],
         **known: Any,
     ) -> RoundRecord:
-        """Return the record of the round of `draw`, whose update came to `average`: `[total]`.
+        """Return the record of the round of `draw`; `summed` are its total and average update.
 
-        `total` is the sum that came in, before noise unless others have added theirs. `known` are
-        the attributes that only the server knows.
+        The total is what came in, before noise unless others have added theirs. `known` are the
+        attributes that only the server knows.
         """
+        total, average = summed
         layout, cohort = payments.plan.layout, payments.plan.sampling.expected_cohort
         stddevs = draw.mechanism.stddevs(len(payments.plan.sizes), draw.round, len(sums))
         return cls(

@@ -143,21 +143,20 @@ class PrivateFedAvg(RunLoop):
         with self._watch.measure("noise and ledger"):
             released = self._paid_release(total, noise_only)
             counts = released[parameters:].clone()
-            averages = released[:parameters].div_(self.plan.sampling.expected_cohort)
-            average, *others = averages.split(self.plan.layout.total)
+            released = released[:parameters].div_(self.plan.sampling.expected_cohort)
+            averages = list(released.split(self.plan.layout.total))
         with self._watch.measure("server step"):
             seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
-            self.server.step(average, server_round, seed)
-            fraction = self.plan.sampling.expected_cohort / self.plan.sampling.population
-            self.server.shared = self.plan.algorithm.server(others, self.server.shared, fraction)
+            self.server.step(averages[0], server_round, seed)
+            share = self.plan.sampling.expected_cohort / self.plan.sampling.population
+            self.server.shared = self.plan.algorithm.server(averages, self.server.shared, share)
 
         self.bounds = next_bounds(self.plan, self.bounds, counts, sums.values())
         spans, self._watch.spans = tuple(self._watch.spans), []
         self._record = RoundRecord.of(
             self._draw,
             self._payments,
-            average,
-            total,
+            (total, averages[0]),
             sums=tuple(sums.values()),
             lr=self.server.lr(server_round),
             seconds=time.perf_counter() - self._started,

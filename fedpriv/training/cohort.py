@@ -115,7 +115,7 @@ class CohortTrainer:
     @property
     def stacked(self) -> StackedModel | None:
         """The model of many users; None where users are trained one after another."""
-        if self.engine == "sequential" or not self.recipe.optimizer.stackable:
+        if self.engine == "sequential" or not self.recipe.stackable:
             return None
         if self.vmapped is not None:
             return vmapped_model(self.model, self.vmapped)
@@ -461,7 +461,8 @@ class _CohortStatistics:
     ) -> ClippedUsers:
         """Add the users' contributions to `total`; they keep what was not sent."""
         trainer, memories = self._trainer, self._memories
-        plain = len(trainer.algorithm.payloads) == 1 and not trainer.algorithm.keeps
+        algorithm = trainer.algorithm
+        plain = len(algorithm.payloads) == 1 and not algorithm.keeps and algorithm.sends_as_is
         if trainer.feedback is None and plain:
             return clip_and_add(updates, trainer.clipping, self.total)
         whole = torch.cat(updates, dim=1) if isinstance(updates, list) else updates.written_out()
@@ -483,7 +484,7 @@ class _CohortStatistics:
         steps = torch.tensor([len(user.steps) for user in users], device=updates.device)
         kept = self._kept(users)
         trained = Trained(updates, steps, self._shared, kept, trainer.recipe.lr)
-        payloads = [updates, *trainer.algorithm.sent(trained)]
+        payloads = [trainer.algorithm.update(trained), *trainer.algorithm.sent(trained)]
         blocks = [block for each in payloads for block in each.split(self._sizes, dim=1)]
         clipped = clip_and_add(blocks, trainer.clipping, self.total)
         if kept is None:

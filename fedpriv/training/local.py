@@ -25,7 +25,8 @@ PLAIN, CONSTANT = SGD(), LocalScheduleConfig()
 class LocalTraining:
     """The public recipe that every user follows; the fields are those of the config's `local`.
 
-    `multipliers` are those of the learning rate, one a trained block; empty where all are 1.
+    `multipliers` are those of the learning rate, one a trained block; empty where all are 1. For
+    the `perturbation`, ρ and α, see `Algorithm`.
     """
 
     epochs: int = 1
@@ -39,6 +40,7 @@ class LocalTraining:
     schedule: LocalScheduleConfig = CONSTANT
     max_grad_norm: float | None = None
     proximal_mu: float = 0.0
+    perturbation: tuple[float, float] = (0.0, 0.0)
     precision: Precision = "float32"
 
     @property
@@ -51,6 +53,16 @@ class LocalTraining:
         """Whether a step is θ ← θ - η·∇, which each parameter can take by itself."""
         plain = self.optimizer == PLAIN
         return plain and not (self.proximal_mu or self.max_grad_norm is not None)
+
+    @property
+    def stackable(self) -> bool:
+        """Whether many users' steps can be taken at once."""
+        return self.optimizer.stackable and not self.perturbs
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether a step takes a second gradient, further uphill."""
+        return all(self.perturbation)
 
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of a step, from 1, of a user who takes so many `steps`."""
@@ -115,6 +127,8 @@ def train_user(
         with recipe.products(parameters[0].device):
             value = task.losses(model, batch).mean()
         value.backward()
+        if recipe.perturbs:
+            _look_uphill(model, parameters, batch, recipe, task)
         correct(parameters, list(start.values()), recipe, pull)
         if recipe.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(parameters, recipe.max_grad_norm)
@@ -123,6 +137,31 @@ def train_user(
     end = parameters_of(model)
     update = {name: start[name] - end[name] for name in end}
     return LocalResult(update, float(torch.stack(losses).mean()))
+
+
+def _look_uphill(
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    batch: Batch,
+    recipe: LocalTraining,
+    task: Task[Any],
+) -> None:
+    """Make the gradients g, in place, (1-α)g + α∇(θ + ρg) (Sun et al. 2023, algorithm 1)."""
+    ascent, weight = recipe.perturbation
+    first = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
+    here = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, first, strict=True):
+            parameter.add_(gradient, alpha=ascent)
+    model.zero_grad()
+    with recipe.products(parameters[0].device):
+        value = task.losses(model, batch).mean()
+    value.backward()
+    with torch.no_grad():
+        for parameter, back, gradient in zip(parameters, here, first, strict=True):
+            parameter.copy_(back)
+            second = torch.zeros_like(gradient) if parameter.grad is None else parameter.grad
+            parameter.grad = gradient.lerp_(second, weight)
 
 
 def batches(

@@ -273,6 +273,8 @@ def reply_of(total: np.ndarray, users: int = 3) -> Message:
         "partition": 1,
         "block_norms": [0.0],
         "block_clipped": [0.0],
+        "block_shares": [0.0],
+        "block_sent": [0.0],
         "bound_moves": [],
     }
     content = RecordDict(

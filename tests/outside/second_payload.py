@@ -23,7 +23,7 @@ class WithSquares(Algorithm):
         return [trained.updates.square()]
 
     def server(self, averages, shared, fraction):
-        return torch.stack([self.decay * shared[0] + (1 - self.decay) * averages[0].to(shared)])
+        return torch.stack([self.decay * shared[0] + (1 - self.decay) * averages[1].to(shared)])
 
 
 @dataclass(frozen=True)
