@@ -49,7 +49,12 @@ def _unit(block: Tensor) -> Tensor:
 NORMALIZERS = Kind(
     key="server.normalize",
     noun="normaliser",
-    registered={"layer_norm_l2": "fedpriv.optimizers.normalize:layer_norm_l2"},
+    registered={
+        "layer_norm_l2": "fedpriv.optimizers.normalize:layer_norm_l2",
+        "scale": "fedpriv.optimizers.normalizers.scale:Scale",
+        "sinkgd": "fedpriv.optimizers.normalizers.sinkgd:sinkgd",
+        "swan": "fedpriv.optimizers.normalizers.swan:swan",
+    },
     base="fedpriv.optimizers.normalize:NormalizerOptions",
     works_on=1,
     group="fedpriv.normalizers",
