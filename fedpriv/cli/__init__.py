@@ -15,6 +15,7 @@ from fedpriv.cli.configs import config_app
 from fedpriv.cli.data import data_app
 from fedpriv.cli.deploy import deploy_app, node_app
 from fedpriv.cli.ledger import ledger_app
+from fedpriv.cli.methods import methods_app
 from fedpriv.cli.models import models_app
 from fedpriv.cli.runs import runs_app
 from fedpriv.cli.tuning import tuning_app
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.add_typer(runs_app)
 app.add_typer(tuning_app)
 app.add_typer(models_app)
+app.add_typer(methods_app)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(budget_app, name="budget")

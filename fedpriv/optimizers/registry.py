@@ -184,6 +184,11 @@ def optimizer_options(name: str) -> list[str]:
     return sorted(_option_hints(_key(name), _optimizer_class(name)))
 
 
+def library_of(name: str) -> str:
+    """Return the library that an optimizer of `available_optimizers` or `UNSUITABLE` is from."""
+    return "torch.optim" if name in _of_torch() else "pytorch_optimizer"
+
+
 def _key(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 

@@ -1,0 +1,37 @@
+"""`methods`: what a config can name."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedpriv.cli.common import check_format
+from fedpriv.reporting.terminal import console, print_lines
+
+methods_app = typer.Typer()
+
+
+@methods_app.command(epilog="KIND: such as algorithm, clipping, normalize, optimizer, mechanism")
+def methods(
+    kind: Annotated[str | None, typer.Argument(metavar="KIND")] = None,
+    refusals: Annotated[
+        bool, typer.Option("--refusals", help="what cannot be chosen, with the reasons")
+    ] = False,
+    format: Annotated[str, typer.Option("--format", help="text or json")] = "text",
+) -> None:
+    """List what a config can name, with source and options."""
+    from fedpriv.reporting.methods import methods
+    from fedpriv.reporting.strict_json import to_json
+
+    check_format(format, "text", "json")
+    found = methods(kind, refusals)
+    if format == "json":
+        typer.echo(to_json([method.document() for method in found]))
+        return
+    for method in found:
+        told = method.refused or ", ".join(
+            f"{k}={v}" if v else k for k, v in method.options.items()
+        )
+        line = f"{method.key}: {method.name}  ({method.reference})  {told}".rstrip()
+        print_lines(console(), line)

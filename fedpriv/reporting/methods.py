@@ -1,0 +1,124 @@
+"""What there is to choose from: every component that a config can name, with its source.
+
+Nothing is listed by hand: names come from the kinds' own registries, options from the classes that
+check them, and refusals from the tables that refuse.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fedpriv.components import KINDS, Kind, Options
+from fedpriv.config import ExperimentConfig
+from fedpriv.errors import InputError
+from fedpriv.optimizers.kinds import OPTIMIZERS
+
+_CITED = re.compile(r"\b((?:[A-Z][\w'-]+ (?:et al\.|and [A-Z][\w'-]+),? )(?:19|20)\d\d)\b")
+#: Sources of what has no docstring of its own to say so.
+_KNOWN = {
+    ("local.optimizer", "adam"): "Kingma and Ba 2015",
+    ("local.optimizer", "adamw"): "Loshchilov and Hutter 2019",
+    ("model", "vit"): "Dosovitskiy et al. 2021",
+    ("privacy.clipping", "adaptive"): "Andrew et al. 2021",
+    ("privacy.clipping", "global"): "Abadi et al. 2016",
+    ("privacy.clipping", "per_layer"): "McMahan et al. 2018; normalize: Pelikan et al. 2025",
+}
+OURS = "ours"
+_CONFIG = ExperimentConfig  # whose sections make all kinds known
+
+
+@dataclass(frozen=True)
+class Method:
+    """One component that a config can name.
+
+    Attributes:
+        key: where a config names it.
+        name: its name.
+        reference: its source, or `OURS`.
+        says: the first line of its documentation.
+        options: its own options, each with its default; "needed" for none.
+        refused: why it cannot be chosen; "" where it can.
+    """
+
+    key: str
+    name: str
+    reference: str
+    says: str
+    options: dict[str, str]
+    refused: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return asdict(self)
+
+
+def methods(kind: str | None = None, refusals: bool = False) -> list[Method]:
+    """Return the components of a kind, named by its key or the end of it; None for all kinds.
+
+    With `refusals` they are those that are refused, each with its reason.
+
+    Raises:
+        InputError: there is no such kind.
+    """
+    keys = [key for key, found in KINDS.items() if found.registered or found is OPTIMIZERS]
+    chosen = [key for key in keys if kind in (None, key, key.rpartition(".")[2])]
+    if not chosen:
+        raise InputError(f"methods: no kind {kind!r}; there are {', '.join(sorted(keys))}")
+    found = [method for key in sorted(chosen) for method in _of(KINDS[key])]
+    return [method for method in found if bool(method.refused) == refusals]
+
+
+def _of(kind: Kind) -> list[Method]:
+    if kind is OPTIMIZERS:
+        return _optimizers()
+    return [_method(kind, name) for name in sorted(kind.registered)]
+
+
+def _method(kind: Kind, name: str) -> Method:
+    component = kind.find(name)
+    says = inspect.getdoc(component.make) or ""
+    fields = component.options.model_fields
+    own = {key: _default(fields[key]) for key in fields if key not in _base_of(kind).model_fields}
+    return Method(kind.key, name, _reference(kind, name, says), says.partition("\n")[0], own)
+
+
+def _base_of(kind: Kind) -> type[Options]:
+    module, _, path = kind.base.partition(":")
+    found: type[Options] = getattr(__import__(module, fromlist=["_"]), path)
+    return found
+
+
+def _reference(kind: Kind, name: str, says: str) -> str:
+    make = kind.find(name).make
+    cited = getattr(make, "cite", "") or _KNOWN.get((kind.key, name), "")
+    where = inspect.getmodule(make)
+    alone = [n for n in kind.registered if inspect.getmodule(kind.find(n).make) is where]
+    texts = [says, inspect.getdoc(where) or "" if len(alone) == 1 else ""]
+    found = next((match.group(1) for match in map(_CITED.search, texts) if match), OURS)
+    return cited or found
+
+
+def _default(field: Any) -> str:
+    return "needed" if field.is_required() else str(field.get_default(call_default_factory=True))
+
+
+def _optimizers() -> list[Method]:
+    """Return the server's optimizers: those of two libraries, and what of them is refused."""
+    from fedpriv.optimizers.registry import (
+        UNSUITABLE,
+        available_optimizers,
+        library_of,
+        optimizer_options,
+    )
+
+    key = OPTIMIZERS.key
+    there = [
+        Method(key, name, library_of(name), "", dict.fromkeys(optimizer_options(name), ""))
+        for name in available_optimizers()
+    ]
+    return there + [
+        Method(key, name, library_of(name), "", {}, reason) for name, reason in UNSUITABLE.items()
+    ]
