@@ -40,6 +40,7 @@ from fedpriv.privacy.auditing import (
     Floats,
     Membership,
     OneShotEstimate,
+    gaussian_bound,
     inclusion_scores,
     membership,
     one_run_bound,
@@ -399,7 +400,15 @@ class _AuditedRun:
             ),
             estimates=self._estimates(),
             users=users,
+            gaussian=self._gaussian(),
         )
+
+    def _gaussian(self) -> float | None:
+        """Return the bound that is known of Gaussians alone; None where users are sampled."""
+        if self.plan.sampling.kind != "all":
+            return None
+        scores, sure = self.evidence.score, self.settings.confidence
+        return gaussian_bound(scores, self.canaries.included, self._delta, sure)
 
     def _estimates(self) -> tuple[OneShotEstimate, ...]:
         found, included = self.evidence, self.canaries.included

@@ -188,6 +188,60 @@ def _least_epsilon(coins: int, guesses: int, correct: int, delta: float, error: 
     return float(optimize.brentq(excess, 0.0, _LARGEST_EPSILON))
 
 
+def gaussian_bound(
+    scores: Floats, included: Coins, delta: float, confidence: float = 0.95
+) -> float:
+    """Return a lower bound on ε at `delta` of a mechanism that is known to be Gaussian.
+
+    Its trade-off curve is then one number μ, so that guesses say more than of (ε, δ) alone
+    (Mahloujifar, Melis, Chaudhuri 2025, "Auditing f-Differential Privacy in One Run"). Of a
+    mechanism that is not, as where users are sampled, it says nothing. Scores are guessed as in
+    `one_run_bound`.
+    """
+    error = (1 - confidence) / len(GUESSES)
+    coins = len(scores)
+    order = np.argsort(scores, kind="stable")
+    largest = 0.0
+    for shares in GUESSES:
+        highest, lowest = (int(coins * share) for share in shares)
+        correct = included[order[coins - highest :]].sum() + (~included[order[:lowest]]).sum()
+        largest = max(largest, _least_mu(coins, highest + lowest, int(correct), error))
+    return _epsilon_of(largest, delta)
+
+
+def _least_mu(coins: int, guesses: int, correct: int, error: float) -> float:
+    """Return the smallest μ under which so many right guesses are not rejected."""
+    low, high = 0.0, 1.0
+    if not mu_refuted(coins, guesses, correct, low, error):
+        return 0.0
+    while mu_refuted(coins, guesses, correct, high, error):
+        if high > _LARGEST_EPSILON:
+            return high
+        low, high = high, 2 * high
+    while high - low > 1e-5:
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if mu_refuted(coins, guesses, correct, middle, error) else (low, middle)
+        )
+    return low
+
+
+def mu_refuted(coins: int, guesses: int, correct: int, mu: float, error: float) -> bool:
+    """Say whether so many right guesses refute that a mechanism is μ-Gaussian private.
+
+    The recursion of Mahloujifar et al. 2025, algorithm 3, for guesses of a bit: it bounds from
+    below, one right guess less after another, how probable right and wrong guesses are together.
+    """
+    right, wrong = error * correct / coins, error * (guesses - correct) / coins
+    for left in range(correct - 1, -1, -1):
+        least = max(wrong, float(special.ndtr(special.ndtri(right) - mu)))
+        if least == wrong:
+            break  # nor do they change after this
+        right = min(1.0, right + left / (guesses - left) * (least - wrong))
+        wrong = least
+    return right + wrong > guesses / coins
+
+
 # ---------------------------------------------------------------- the one-shot estimate
 
 

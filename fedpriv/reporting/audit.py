@@ -44,6 +44,8 @@ class Audit:
         bound: the lower bound from the canaries.
         estimates: of ε, from the canaries; no bounds.
         users: what can be told of the membership of real users; None where it was not measured.
+        gaussian: the lower bound from the canaries where every release is an unsampled Gaussian,
+            which is taken for granted; None elsewhere.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Audit:
     bound: OneRunBound
     estimates: tuple[OneShotEstimate, ...]
     users: Membership | None
+    gaussian: float | None = None
 
     @property
     def epsilon(self) -> float:
@@ -157,6 +160,9 @@ def audit_table(audit: Audit) -> FittedTable:
         table.row(f"claimed, by {name}", epsilon_text(epsilon), "the audited run's ledger")
     sure = f"{audit.confidence:.4g}"
     table.row(f"lower bound, confidence {sure}", _down(audit.bound.epsilon), _guesses(audit.bound))
+    if audit.gaussian is not None:
+        known = "by its curve of a Gaussian (Mahloujifar et al. 2025)"
+        table.row(f"the same, confidence {sure}", _down(audit.gaussian), known)
     if audit.users is not None:
         bound = audit.users.bound
         label = f"the same, real users (simulation only; AUC {audit.users.auc:.3f})"

@@ -17,9 +17,11 @@ from fedpriv.privacy import (
 )
 from fedpriv.privacy.auditing import (
     GUESSES,
+    gaussian_bound,
     guesses_p_value,
     inclusion_scores,
     membership,
+    mu_refuted,
     one_run_bound,
     one_shot_estimate,
 )
@@ -310,3 +312,52 @@ def test_the_interval_of_the_auc_covers_the_truth():
 def test_membership_needs_both_groups():
     with pytest.raises(ValueError, match="who were out"):
         membership(np.zeros(100), np.ones(100, dtype=bool), DELTA)
+
+
+# ---------------------------------------------------------------- of a Gaussian
+
+
+def mu_of(epsilon: float, delta: float) -> float:
+    return 1 / dp_accounting.get_sigma_gaussian(epsilon, delta)
+
+
+@pytest.mark.parametrize(
+    ("coins", "guesses", "correct", "error", "delta", "epsilon"),
+    [
+        (1000, 200, 150, 0.05, 1e-5, 1.2969160950579595),
+        (1000, 800, 600, 0.05, 1e-5, 1.748482229274552),
+        (1000, 1000, 800, 0.05, 1e-5, 2.3332435930207667),
+        (500, 100, 99, 0.0166, 1e-3, 3.1889395102769797),
+        (2000, 100, 80, 0.05, 1e-6, 1.4589904228601194),
+        (1000, 100, 50, 0.05, 1e-5, 0.0),
+    ],
+)
+def test_the_bound_of_a_gaussian_is_another_librarys(
+    coins, guesses, correct, error, delta, epsilon
+):
+    """jax_privacy 2.0.0, `_epsilon_one_run_fdp`."""
+    enough = mu_of(epsilon + 1e-4, delta) if epsilon else 1e-9
+    assert not mu_refuted(coins, guesses, correct, enough, error)
+    if epsilon:
+        assert mu_refuted(coins, guesses, correct, mu_of(epsilon - 1e-4, delta), error)
+
+
+@pytest.mark.parametrize("mu", [0.5, 1.0, 3.0])
+def test_the_bound_of_a_plain_gaussian_stays_below_its_epsilon_and_says_more(mu):
+    truth, said, others = dp_accounting.get_epsilon_gaussian(1 / mu, 1e-5), [], []
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        included = generator.integers(0, 2, 1000).astype(bool)
+        scores = mu * included + generator.standard_normal(1000)
+        said.append(gaussian_bound(scores, included, 1e-5))
+        others.append(one_run_bound(scores, included, 1e-5).epsilon)
+    assert max(said) < truth
+    assert np.mean(said) > np.mean(others)
+    assert np.mean(said) > 0.3 * truth
+
+
+def test_half_the_noise_is_more_than_the_bound_of_a_gaussian_allows():
+    generator = np.random.default_rng(5)
+    included = generator.integers(0, 2, 1000).astype(bool)
+    scores = 2 * included + generator.standard_normal(1000)
+    assert gaussian_bound(scores, included, 1e-5) > dp_accounting.get_epsilon_gaussian(1.0, 1e-5)

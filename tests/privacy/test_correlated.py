@@ -38,6 +38,7 @@ from fedpriv.privacy import (
     most_charged,
     read_ledger,
 )
+from fedpriv.privacy.auditing import one_run_bound
 from fedpriv.privacy.factorizations import inverse_of, square_root
 from fedpriv.privacy.mechanisms.correlated import group_of
 from fedpriv.privacy.mechanisms.registry import mechanism_of
@@ -426,6 +427,40 @@ def test_nobody_leaks_more_than_is_charged_by_exact_densities(others):
 def test_a_contribution_that_is_too_large_leaks_more():
     present, absent, cell = densities(USERS["always the same"], OTHERS["follow"], size=1.1)
     assert renyi(present, absent, cell, 2) > 1.1 * charged_renyi(2)
+
+
+# ---------------------------------------------------------------- measured from outside
+
+
+def bound_from_canaries(mechanism: CorrelatedMechanism, seed: int, noise: float = 1.0) -> float:
+    """Of 600 canaries, each in a coordinate of its own and in or out by coin, all rounds seen.
+
+    The attacker whitens what is released, and adds up what a canary would have left there.
+    """
+    canaries, rounds = 600, 17
+    generator = np.random.default_rng(seed)
+    included = generator.integers(0, 2, canaries).astype(bool)
+    groups = np.array([group_of(f"canary {k}", mechanism.groups) for k in range(canaries)])
+    source = mechanism.noise([canaries], Randomness.simulation(seed, "audit"), lambda _: 0)
+    released = np.array([source.draw(r, 0, mechanism.gaussian).numpy() for r in range(1, 18)])
+    released *= noise
+    takes_part = (np.arange(rounds)[:, None] % mechanism.groups) == groups
+    released += BOUND * takes_part * included
+    c = toeplitz(mechanism.matrix.column(rounds), np.zeros(rounds))
+    scores = ((c @ takes_part) * (c @ released)).sum(0)
+    return one_run_bound(scores, included, 1e-5).epsilon
+
+
+@pytest.mark.parametrize(("factorization", "bands"), [("optimized", 5), ("bisr", 3), ("blt", 2)])
+def test_canaries_show_less_than_is_charged_in_20_of_20_seeds(factorization, bands):
+    mechanism = separated(factorization, bands, z=4.0)
+    spent = mechanism._squared_sensitivity(17)
+    epsilon = dp_accounting.get_epsilon_gaussian(4.0 / math.sqrt(spent), 1e-5)
+    found = [bound_from_canaries(mechanism, seed) for seed in range(20)]
+    assert max(found) < epsilon
+    assert np.mean(found) > 0.15 * epsilon  # they show something
+    # A tenth of the noise is refuted.
+    assert bound_from_canaries(mechanism, 1, noise=0.1) > epsilon
 
 
 # ---------------------------------------------------------------- what has no proof
