@@ -174,6 +174,7 @@ class Kind:
         only_own: why none may come from outside; "" where they may.
         private: whether the values of one handed over are private: what tells data sets apart is
             their own digest, which is kept where nobody may publish it.
+        refused: names that are known and cannot be chosen, each with the reason.
     """
 
     key: str
@@ -188,6 +189,7 @@ class Kind:
     copies: bool = True
     only_own: str = ""
     private: bool = False
+    refused: dict[str, str] = field(default_factory=dict)
     _found: dict[str, Component] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -329,6 +331,8 @@ class Kind:
         return next(iter(entry_points(group=self.group, name=name)), None) if self.group else None
 
     def _unknown(self, name: str) -> str:
+        if name in self.refused:
+            return f"{name} is refused: {self.refused[name]}"
         known = self.names()
         if not known:
             return f"unknown {self.noun} {name!r}; write package.module:object"

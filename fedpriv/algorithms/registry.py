@@ -41,6 +41,12 @@ ALGORITHMS = Kind(
     base="fedpriv.algorithms.registry:AlgorithmOptions",
     group="fedpriv.algorithms",
     default="fedavg",
+    refused={
+        "fedcompass": "it groups arrivals by measured speed (Li et al. 2024): a user's speed is "
+        "private, and there is no virtual time for silos here; write fedavg",
+        "hidenseek": "users send signs of masks over frozen weights: clipping would bound them, "
+        "but no model here is trained by masks; write model.train with fedavg",
+    },
 )
 
 

@@ -74,7 +74,8 @@ def methods(kind: str | None = None, refusals: bool = False) -> list[Method]:
 def _of(kind: Kind) -> list[Method]:
     if kind is OPTIMIZERS:
         return _optimizers()
-    return [_method(kind, name) for name in sorted(kind.registered)]
+    refused = [Method(kind.key, name, name, "", {}, why) for name, why in kind.refused.items()]
+    return [_method(kind, name) for name in sorted(kind.registered)] + refused
 
 
 def _method(kind: Kind, name: str) -> Method:

@@ -32,6 +32,9 @@ def test_every_component_of_every_kind_is_there_with_its_source():
 def test_refusals_are_those_of_the_code():
     refused = {method.name: method.refused for method in methods("optimizer", refusals=True)}
     assert refused == UNSUITABLE
+    for method in methods("algorithm", refusals=True):
+        with pytest.raises(InputError, match=f"{method.name} is refused: "):
+            ALGORITHMS.find(method.name)
 
 
 def test_a_kind_that_is_none_is_told():
