@@ -248,8 +248,9 @@ def task_of(config: ExperimentConfig) -> task.Task:
     if config.model.train != "all" or config.model.convert is not None:
         raise ValueError("peers train all of the model: mend model.train or model.convert")
     shape = config.model.model_dump(exclude=set(ModelOptions.model_fields))
+    make = config.model.name if ":" in config.model.name else "fedpriv.models:ViT"
     return task.Task(
-        model={"input_shape": (1, side, side), "classes": 10, **shape},
+        model={"make": make, "input_shape": (1, side, side), "classes": 10, **shape},
         users=config.data.users or 0,
         cohort=cohort_of(config),
         rounds=config.rounds,

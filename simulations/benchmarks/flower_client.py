@@ -13,19 +13,17 @@ import torch
 import torch.nn.functional as F
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor
-
-from fedpriv.models import ViT
+from torch import Tensor, nn
 
 app = ClientApp()
 
 
 @lru_cache(maxsize=1)
-def loaded(folder: str) -> tuple[task.Task, ViT, Tensor, Tensor]:
+def loaded(folder: str) -> tuple[task.Task, nn.Module, Tensor, Tensor]:
     torch.set_num_threads(1)
     given, arrays = task.read(Path(folder))
     inputs, targets = torch.from_numpy(arrays.inputs), torch.from_numpy(arrays.targets)
-    return given, ViT(**given.model), inputs, targets
+    return given, task.network(given), inputs, targets
 
 
 @app.train()
@@ -47,7 +45,7 @@ def train(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
-def train_user(model: ViT, inputs: Tensor, targets: Tensor, given: task.Task) -> None:
+def train_user(model: nn.Module, inputs: Tensor, targets: Tensor, given: task.Task) -> None:
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=given.lr)
     for _ in range(given.passes):

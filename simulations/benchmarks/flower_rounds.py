@@ -21,8 +21,6 @@ from flwr.simulation import run_simulation
 from gate import pause
 from torch import nn
 
-from fedpriv.models import ViT
-
 
 class PausingFedAvg(FedAvg):
     """Flower's FedAvg, which stops before each round and counts the replies that are no errors."""
@@ -43,7 +41,7 @@ class PausingFedAvg(FedAvg):
         return super().aggregate_train(server_round, arrived)
 
 
-def serve(folder: Path, given: task.Task, model: ViT) -> ServerApp:
+def serve(folder: Path, given: task.Task, model: nn.Module) -> ServerApp:
     app = ServerApp()
 
     @app.main()
@@ -71,7 +69,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     given, arrays = task.read(folder)
-    model = ViT(**given.model)
+    model = task.network(given)
     task.load_start(model, arrays)
     # Without an address Ray would join any cluster that it finds on this machine.
     ray = {"address": "local", "num_cpus": given.workers, "include_dashboard": False}

@@ -34,13 +34,18 @@ from pfl.privacy.gaussian_mechanism import GaussianMechanism
 from pfl.privacy.privacy_mechanism import CentrallyAppliedPrivacyMechanism
 from torch import Tensor, nn
 
-from fedpriv.models import ViT
-
 NEVER = 10**9
 
 
-class Learner(ViT):
-    """The same vision transformer, with the two functions that pfl asks for."""
+class Learner(nn.Module):
+    """The same model, with the two functions that pfl asks for."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs)
 
     def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(self(inputs), targets)
@@ -96,7 +101,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     given, arrays = task.read(folder)
     np.random.seed(0)  # all processes must draw the same seeds
-    learner = Learner(**given.model)
+    learner = Learner(task.network(given))
     task.load_start(learner, arrays)
     model = PyTorchModel(
         model=learner,

@@ -1,12 +1,14 @@
 """How fast is fedpriv beside vanilla Flower and Apple's pfl-research, on this machine, now?
 
-Five workloads, all on two worker processes of one thread each (configs beside this file):
+Six workloads, all on two worker processes of one thread each (configs beside this file):
 
 - vit-small, vit-large: vision transformers of 0.2 and 2.7 million parameters on synthetic images,
   100 of 200 users a round, two local steps of five images. fedpriv runs with everything on
   (clipping, noise, ledger, checkpoints, metrics). pfl-research 0.5 runs with its own central
   Gaussian mechanism, over gloo. Flower is its own FedAvg with one message a user and two Ray
   actors, without privacy; model and data stay in the actors, which is kind to it.
+- cnn: the same work for a convolutional network with group normalisation, of 5 thousand parameters,
+  that fedpriv gets from outside and trains by vmap.
 - speech: a CTC encoder of 0.24 million parameters on synthetic speech, 64 users a round;
   lognormal: the small vision transformer with users of 1 to 100 images; and untuned: one of 64
   small patches and a class token, with such users, by which no setting was ever chosen. fedpriv
@@ -100,6 +102,7 @@ FULL_BATCH = [*NOISE_FREE, "local.batch_size=10", "local.lr=0.5"]
 WORKLOADS = {
     "vit-small": Workload(HERE / "vit_small.yaml", against_peers, FULL_BATCH),
     "vit-large": Workload(HERE / "vit_large.yaml", against_peers, FULL_BATCH),
+    "cnn": Workload(HERE / "cnn.yaml", against_peers, FULL_BATCH),
     "speech": Workload(HERE / "speech.yaml", both_engines, NOISE_FREE),
     "lognormal": Workload(HERE / "lognormal.yaml", both_engines, NOISE_FREE),
     "untuned": Workload(HERE / "untuned.yaml", both_engines, NOISE_FREE),

@@ -1,10 +1,11 @@
 """What every contender is given: a model, its start, and the users' arrays, in a folder.
 
-This module runs in every contender's environment: it needs numpy, torch and `fedpriv.models`.
+This module runs in every contender's environment: it needs numpy, torch and what makes the model.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ class Task:
     """A federated training.
 
     Attributes:
-        model: arguments of `fedpriv.models.ViT`.
+        model: `make`, the module:object that makes it, and its arguments.
         users: population.
         cohort: users a round.
         rounds: rounds in all.
@@ -73,6 +74,13 @@ def write_end(folder: Path, parameters: Tensor) -> None:
 
 def read_end(folder: Path) -> np.ndarray:
     return np.load(folder / _END)
+
+
+def network(task: Task) -> nn.Module:
+    """Make the model that all contenders train."""
+    module, _, made = task.model["make"].partition(":")
+    arguments = {key: value for key, value in task.model.items() if key != "make"}
+    return getattr(importlib.import_module(module), made)(**arguments)
 
 
 def load_start(model: nn.Module, arrays: Arrays) -> None:
