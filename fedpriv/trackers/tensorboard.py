@@ -16,7 +16,7 @@ class TensorBoardOptions(TrackerOptions):
     """Where event files lie."""
 
     name: str = Field(
-        default="tensorboard", description="tensorboard: event files, for tensorboard --logdir"
+        default="tensorboard", description="tensorboard: event files that TensorBoard shows"
     )
     folder: KeptPath | None = Field(default=None, description="null: tensorboard in the run's")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from in_process import SILOS, train_small
 
-from fedpriv import experiment
+from fedpriv import recorder
 from fedpriv.federation.nodes import Nodes
 from fedpriv.federation.round_record import RoundRecord
 from fedpriv.federation.strategy import PrivateFedAvg
@@ -33,7 +33,7 @@ STEPS = {
     "record the round": (RoundRecord, "of"),
     "write the metrics": (RunDirectory, "append_metrics"),
     "collect the state": (Server, "state"),
-    "write the checkpoint": (experiment, "save_checkpoint"),
+    "write the checkpoint": (recorder, "save_checkpoint"),
     "rename the checkpoint": (Path, "replace"),
     # Where users keep memories; what follows a checkpoint happens to round 1.
     "open a journal": (Memories, "round"),
