@@ -113,6 +113,8 @@ class Recorder:
         self._observer.say(
             f"ended after round {round_} of {config.rounds}: {config.evaluation.stop_after} "
             f"evaluations without a better one; {since}"
+            + f"; what it costs is the ε of all {config.rounds} rounds"
+            * bool(config.privacy)
         )
         return True
 

@@ -6,7 +6,7 @@ Both are functions of the metrics of finished rounds alone, so that a resumed ru
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from fedpriv.tasks.quality import Quality, quality_of
 
 if TYPE_CHECKING:
     from fedpriv.config import ExperimentConfig
+    from fedpriv.privacy.ledger import Release
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,26 @@ def ends(config: ExperimentConfig, rows: Iterable[Mapping[str, Any]]) -> bool:
     measured = [row for row in rows if row.get("held_out")]
     best = selection(measured)
     return (len(measured) if best is None else best.waited) >= patience
+
+
+def ended_early(config: ExperimentConfig, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether `evaluation.stop_after` has ended a run, of those `rows`, before its last round."""
+    return bool(rows) and rows[-1]["round"] < config.rounds and ends(config, rows)
+
+
+def releases_ahead(
+    config: ExperimentConfig, rows: Sequence[Mapping[str, Any]], releases: Sequence[Release]
+) -> tuple[Release, ...]:
+    """Return the releases that a run which ended early answers for, and never made.
+
+    When to end depends on what was released, so that no ε was promised but that of all planned
+    rounds (docs/privacy.md, "The best model, and when to end").
+    """
+    if not releases or not ended_early(config, rows):
+        return ()
+    made = {release.round for release in releases}
+    left = [round_ for round_ in range(1, config.rounds + 1) if round_ not in made]
+    return tuple(releases[-1].mechanism.in_round(releases[-1], round_) for round_ in left)
 
 
 def require_public(config: ExperimentConfig, facts: DataFacts) -> None:

@@ -24,11 +24,10 @@ from fedpriv.disk import write_whole
 from fedpriv.errors import InputError
 from fedpriv.federation.plan import Plan
 from fedpriv.preparation import plan_for, ready_trainer
-from fedpriv.privacy.accounts import most_charged
 from fedpriv.privacy.charging import Cost
-from fedpriv.privacy.ledger import read_ledger
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.privacy.trials import Trials, price
+from fedpriv.reporting.ledgers import open_ledger
 from fedpriv.reporting.run_directory import TUNED
 
 Events = Mapping[dp_accounting.DpEvent, int]
@@ -242,13 +241,17 @@ class _Record:
         return Run.open(self._place(-minus)), point
 
     def tunings(self, plan: Plan) -> list[tuple[Trials, Events]]:
-        """Return each tuning, with the events of the trial that was charged most."""
+        """Return each tuning, with the events of the trial that was charged most.
+
+        A round that was drawn afresh counts twice, and of a trial that ended early all that it
+        might have had.
+        """
         found = []
         for each in self.document["calls"]:
             private = each["simulation_only"]
             charged: Counter[dp_accounting.DpEvent] = Counter()
             for trial in range(private["first"], private["first"] + len(private["points"])):
-                charged |= _charged(self._place(trial) / "ledger.jsonl")
+                charged |= open_ledger(self._place(trial)).account.events()
             found.append((Trials(each["law"], each["mean"]), charged or _events(plan)))
         return found
 
@@ -270,8 +273,3 @@ class _Record:
 
     def _place(self, trial: int) -> Path:
         return self.folder / "simulation_only" / f"trial-{trial:04d}"
-
-
-def _charged(path: Path) -> Counter[dp_accounting.DpEvent]:
-    """Return what whoever pays most was charged; a round that was drawn afresh counts twice."""
-    return Counter(release.event() for release in most_charged(read_ledger(path).releases))

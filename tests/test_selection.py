@@ -1,6 +1,7 @@
 """The best model is kept, and a run ends early, by public measures of what it released."""
 
 import json
+from collections import Counter
 
 import pytest
 from in_process import (
@@ -12,6 +13,7 @@ from in_process import (
     small_config,
     train_small,
 )
+from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -20,10 +22,13 @@ from fedpriv import experiment
 from fedpriv.cli import app
 from fedpriv.data.facts import DataFacts
 from fedpriv.errors import InputError, Interrupted
+from fedpriv.privacy.charging import charge
+from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import read_ledger
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.spent import spent
 from fedpriv.reporting.statement import privacy_statement
+from fedpriv.reporting.summary import summary_table
 from fedpriv.selection import ends, require_public, selection
 from fedpriv.tasks.quality import ACCURACY, WORD_ERROR_RATE
 
@@ -115,7 +120,7 @@ def test_a_resumed_run_keeps_and_ends_as_one_that_was_never_stopped(tmp_path, ch
 def test_a_run_ends_when_nothing_gets_better_and_pays_for_no_round_after(tmp_path):
     grid = InProcessGrid()
     settings = with_evaluation(STILL, stop_after=2)
-    directory, prepared = train_small(tmp_path / "run", grid, rounds=6, **settings)
+    directory, _ = train_small(tmp_path / "run", grid, rounds=6, **settings)
     assert [each["round"] for each in directory.read_metrics()] == [1, 2, 3]
     assert [each.round for each in read_ledger(directory.ledger).releases] == [1, 2, 3]
     assert len([m for m in grid.sent if m.metadata.message_type == "train"]) == 3 * 2
@@ -123,16 +128,88 @@ def test_a_run_ends_when_nothing_gets_better_and_pays_for_no_round_after(tmp_pat
     assert again.finished
     assert again.finished_rounds == 3
 
-    # The ε that is promised is that of all rounds, by the plan; the ledger's own is smaller.
-    run = read_run(tmp_path / "run")
-    account = spent(run)
-    assert account.promised == pytest.approx(prepared.plan.planned_cost().epsilon)
-    assert account.epsilons["rdp"] < account.promised
-    statement = privacy_statement(run, account)
-    assert f"({account.promised:.2f}"[:4] in statement.headline
-    said = " ".join(s for section in statement.sections for s in section.sentences)
+    said = " ".join(s for section in read_statement(directory).sections for s in section.sentences)
     assert "The run ended after round 3 of 6, when 2 evaluations" in said
-    assert spent(read_run(train_small(tmp_path / "all", **STILL)[0].path)).promised is None
+    assert spent(read_run(train_small(tmp_path / "all", **STILL)[0].path)).charged == {}
+
+
+CORRELATED = {"privacy__mechanism": {"kind": "correlated", "bands": 2}}
+BLT = {
+    "privacy__mechanism": {"kind": "correlated", "bands": 2, "factorization": "blt"},
+    "privacy__sampling": {"kind": "min_separation", "rounds": 4, "expected_cohort": 4},
+}
+FIXED = {"privacy__sampling": {"kind": "fixed_size", "expected_cohort": 4}}
+OWN = {"privacy__noise_by": "users"}
+
+
+CASES = {
+    "users": {},
+    "correlated": CORRELATED,
+    "blt": BLT,
+    "fixed_size": FIXED,
+    "own_noise": OWN,
+    "silos": SILOS,
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=list(CASES))
+def ended(request, tmp_path):
+    """A run that ended after 3 of 6 rounds; its ε by the plan, and what is charged."""
+    settings = with_evaluation(STILL, stop_after=2) | {"rounds": 6}
+    changes = {
+        key: each for key, each in request.param.items() if key.split("__")[0] not in settings
+    }
+    directory, prepared = train_small(tmp_path / "run", InProcessGrid(), **settings, **changes)
+    ledger = read_ledger(directory.ledger).releases
+    assert len(ledger) == len(directory.read_metrics()) == 3
+    mechanism, paid = prepared.plan.mechanism, prepared.plan.mechanism.paid(6)
+    if ledger[0].silos is not None or ledger[0].users is not None:
+        # Whoever paid most of the first three rounds might have had the other three as well.
+        paid = max(Counter(payer for each in ledger for payer in each.payers).values()) + 3
+    cost = charge({mechanism.event(): paid}, mechanism.adjacency, [prepared.plan.delta], ["rdp"])
+    return directory, cost.first.epsilon, directory.read_metrics()[-1]["epsilon"]["rdp"]
+
+
+def test_of_a_run_that_ended_early_every_place_says_what_was_promised(ended):
+    directory, promised, charged = ended
+    shown = epsilon_text(promised)
+    assert charged < promised
+    run = fedpriv.Run.open(directory.path)
+    assert run.epsilon() == pytest.approx(promised)
+    assert fedpriv.compare([run])["epsilon"].item() == run.epsilon()
+    statement = read_statement(directory)
+    assert f"({shown}, " in statement.headline
+    assert [each.shown for each in statement.guarantees] == [shown]
+    assert f"come to ε = {epsilon_text(charged)}, which nobody promised" in str(statement)
+    costs = spent(run._read).costs
+    assert costs is None or costs.worst == pytest.approx(promised)
+
+    document = json.loads(asked("ledger", "show", directory, "--format", "json"))
+    assert document["epsilon_rdp"] == pytest.approx(promised)
+    for command in ("show", "verify", "merge"):
+        told = asked("ledger", command, directory)
+        assert shown in told
+        assert epsilon_text(charged) not in told
+    assert shown in asked("report", directory, "--format", "md").split("\n## ")[0]
+    console = Console(record=True, width=250)
+    console.print(summary_table([directory.path]))
+    table = console.export_text()
+    assert shown in table
+    assert epsilon_text(charged) not in table
+    assert "ended early: ε is that of all rounds that it might have had" in table
+
+
+def asked(*words):
+    """What a command prints on standard output."""
+    *words, last = [str(each.path if hasattr(each, "path") else each) for each in words]
+    done = CliRunner().invoke(app, [*words, last])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def read_statement(directory):
+    run = read_run(directory.path)
+    return privacy_statement(run, spent(run))
 
 
 def test_what_is_asked_for_is_the_best_model_where_it_was_kept(tmp_path):

@@ -107,6 +107,15 @@ def test_the_best_of_all_is_chosen_and_every_trial_is_its_own_run(tuned):
         assert all(point[key] in values for key, values in GRID.items())
 
 
+def test_a_trial_that_ended_early_costs_what_all_its_rounds_cost(tmp_path):
+    still = {"server.optimizer": "sgd", "server.lr": 1e-12}
+    early = {"evaluation.every": 1, "evaluation.stop_after": 1, "rounds": 4}
+    experiment = EXPERIMENT.with_({**still, **early})
+    found = tune(experiment, {"local.lr": [0.1]}, "geometric", 2.0, run_dir=tmp_path / "t")
+    assert len(found.best.ledger) == 2
+    assert found.cost.epsilon == pytest.approx(expected(4, ("geometric", 2.0)), rel=1e-6)
+
+
 def test_the_statement_has_a_number_and_no_number_of_trials(tuned):
     folder, found = tuned
     text = render([found.best.path], "md")

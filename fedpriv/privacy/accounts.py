@@ -104,12 +104,14 @@ class PayerAccounts:
         Raises:
             ValueError: a release is one that every user pays for.
         """
+        alike: Counter[tuple[dp_accounting.DpEvent, tuple[int, ...]]] = Counter()
         for release in releases:
             if release.payers is None:
                 raise ValueError("a release that every user pays for has no silos to charge")
-            event = release.event()
-            for silo in release.payers:
-                self._charged[silo][event] += 1
+            alike[release.event(), tuple(release.payers)] += 1
+        for (event, payers), count in alike.items():
+            for silo in payers:
+                self._charged[silo][event] += count
 
     def epsilons(self, delta: float) -> np.ndarray:
         """Return ε of every silo at `delta`: float64 `[silos]`; 0 for one that sent nothing."""
@@ -181,9 +183,10 @@ def most_charged(releases: Sequence[Release]) -> Sequence[Release]:
     if len(set(events)) > 1 and not gaussian:
         return releases
     paid: defaultdict[int, list[float]] = defaultdict(list)
-    for release, event in zip(releases, events, strict=True):
-        for silo in release.payers or ():
-            paid[silo].append(event.noise_multiplier**-2 if gaussian else 1.0)
+    alike = Counter(zip((tuple(r.payers or ()) for r in releases), events, strict=True))
+    for (payers, event), count in alike.items():
+        for silo in payers:
+            paid[silo].append(count * (event.noise_multiplier**-2 if gaussian else 1.0))
     if not paid:
         return []
     worst = min(paid, key=lambda silo: (-math.fsum(paid[silo]), silo))

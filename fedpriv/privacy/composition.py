@@ -30,11 +30,14 @@ class Account:
         name: how messages call it, such as its path.
         header: for which run it is.
         releases: every release that it charges, in order.
+        ahead: those that it also answers for, since its run ended early by what it had released,
+            and might have made them (docs/privacy.md, "The best model, and when to end").
     """
 
     name: str
     header: Header
     releases: tuple[Release, ...]
+    ahead: tuple[Release, ...] = ()
 
     @property
     def adjacency(self) -> Adjacency:
@@ -46,7 +49,8 @@ class Account:
 
         That is every user, or the silo that took part most often.
         """
-        return Counter(release.event() for release in most_charged(self.releases))
+        answered_for = (*self.releases, *self.ahead)
+        return Counter(release.event() for release in most_charged(answered_for))
 
     def bill(self, delta: float | None) -> Bill:
         """Return what the ledger alone costs at `delta`; without a δ there is no privacy."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fedpriv.privacy.charging import Bill
 from fedpriv.privacy.composition import Account, Merged, grouped
 from fedpriv.privacy.composition import Group as Releases
 from fedpriv.privacy.figures import epsilon_text
-from fedpriv.privacy.ledger import Header, read_ledger
+from fedpriv.privacy.ledger import Header, Release, read_ledger
 from fedpriv.privacy.mechanisms.registry import mechanism_of
 from fedpriv.reporting.budget import cost_text
 from fedpriv.reporting.completeness import NO_EVIDENCE, Evidence, read_evidence
@@ -24,7 +24,8 @@ from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.run_directory import RunDirectory, newest_below
 from fedpriv.reporting.spent import spent
 from fedpriv.reporting.terminal import Column, FittedTable, one_line
-from fedpriv.reporting.wording import KNOWN_SEED, beside_epsilon, round_ranges
+from fedpriv.reporting.wording import ENDED_EARLY, KNOWN_SEED, beside_epsilon, round_ranges
+from fedpriv.selection import releases_ahead
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,19 @@ class Opened:
             notes.append(
                 f"{self.path}: the last line is torn; it was never used and charges nothing"
             )
+        if self.account.ahead:
+            notes.append(f"{self.path}: its run ended early; {ENDED_EARLY}; {self._charged}")
         if outside := self.account.header.outside:
             notes.append(
                 f"{self.path}: not fedpriv's own, and not checked: {one_line(', '.join(outside))}"
             )
         return tuple(notes)
+
+    @property
+    def _charged(self) -> str:
+        """What the releases come to that were made."""
+        made = replace(self.account, ahead=()).bill(self.account.header.delta).first
+        return f"what was released comes to {cost_text(made)}, which was no promise"
 
     def require_complete(self) -> None:
         """Raise InputError where lines are missing: what it costs would be too little."""
@@ -84,9 +93,16 @@ def open_ledger(path: Path) -> Opened:
     evidence = read_evidence(file.parent) if file.name == "ledger.jsonl" else NO_EVIDENCE
     read = read_ledger(file)
     folder = file.parent if (file.parent / "config.yaml").is_file() else None
-    account = Account(str(path), read.header, read.releases)
+    ahead = () if folder is None else _ahead(RunDirectory(folder), read.releases)
+    account = Account(str(path), read.header, read.releases, ahead)
     missing = evidence.unpaid(read.releases, read.hashes)
     return Opened(file, folder, account, read.torn_bytes > 0, evidence, missing)
+
+
+def _ahead(directory: RunDirectory, releases: tuple[Release, ...]) -> tuple[Release, ...]:
+    """Return the releases that the run in a directory answers for and never made."""
+    rows = directory.read_metrics()
+    return releases_ahead(directory.config(), rows, releases) if rows else ()
 
 
 @dataclass(frozen=True)
@@ -134,6 +150,7 @@ def ledger_document(opened: Opened, bill: Bill) -> dict[str, Any]:
         "path": str(opened.path),
         "header": {"noise_by": account.header.noise_by, **account.header.fields()},
         "releases": len(account.releases),
+        "releases_ahead": len(account.ahead),
         "torn_last_line": opened.torn,
         "randomness": _known(opened).strip(" ()") or None,
         "missing": opened.missing,
@@ -175,6 +192,7 @@ def verified_document(verified: Verified) -> dict[str, Any]:
         "completeness": verified.opened.evidence.sentence(),
         "complete": True if verified.opened.evidence.independent else None,
         "releases": len(account.releases),
+        "releases_ahead": len(account.ahead),
         "rounds": round_ranges([release.round for release in account.releases]),
         "population": account.header.population,
         "unit": account.header.unit,

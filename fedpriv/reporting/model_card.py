@@ -61,7 +61,7 @@ def metadata_of(exported: Exported) -> dict[str, str]:
         "experiment": run.config.name,
         "mode": "simulation" if run.seeded else "deployment",
         "privacy": privacy_statement(run, account).headline,
-        "epsilon": f"{account.promised or min(account.epsilons.values()):.6g}" if claimed else None,
+        "epsilon": f"{min(account.epsilons.values()):.6g}" if claimed else None,
         "delta": f"{run.delta:g}" if claimed else None,
         "unit": run.header.unit if claimed else None,
         "adjacency": run.header.adjacency if claimed else None,

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fedpriv.reporting.reader import Run, read_run
 from fedpriv.reporting.run_directory import write_whole
-from fedpriv.reporting.spent import rdp_by_round
+from fedpriv.reporting.spent import rdp_by_round, spent
 from fedpriv.reporting.wording import beside_epsilon
 
 # Okabe and Ito's blue and vermillion, which colour-blind readers can tell apart.
@@ -63,6 +63,9 @@ def _draw_epsilon(axes: Axes, run: Run) -> None:
     tight = [(r["round"], r["epsilon"]["pld"]) for r in run.rows if r["epsilon"].get("pld")]
     if tight:
         axes.plot(*zip(*tight, strict=True), "s", markersize=4, color=_VERMILLION, label="by PLD")
+    if run.ahead:
+        promised = min(spent(run).epsilons.values())
+        axes.axhline(promised, color=_VERMILLION, label="promised: of all planned rounds")
     budget = run.config.privacy.budget.epsilon if run.config.privacy else None
     if budget is not None:
         axes.axhline(budget, linestyle="--", color="0.4", label="budget")

@@ -10,9 +10,10 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.sampling import Sampling
 from fedpriv.reporting.reader import Run
-from fedpriv.reporting.spent import rdp_by_round
+from fedpriv.reporting.spent import rdp_by_round, spent
 from fedpriv.reporting.svg import FAINT, INK, Marked, Plot, canvas, dash
 from fedpriv.reporting.wording import KNOWN_SEED
 from fedpriv.tasks.quality import Quality
@@ -62,7 +63,7 @@ def epsilon_by_round(runs: Sequence[Marked]) -> Plot | None:
             "epsilon",
             "ε by round",
             "What all rounds so far have cost. RDP is computed anew from the ledger; PLD, the "
-            f"tighter one, was computed at evaluations.{_known_seeds(runs)}",
+            f"tighter one, was computed at evaluations.{_known_seeds(runs)}{_promised(runs)}",
         )
 
 
@@ -74,6 +75,18 @@ def _known_seeds(runs: Sequence[Marked]) -> str:
     if len(seeded) == len(runs):
         return f" Each ε is of a {KNOWN_SEED}."
     return f" ε of {', '.join(marked.mark for marked in seeded)}: {KNOWN_SEED}."
+
+
+def _promised(runs: Sequence[Marked]) -> str:
+    """Return the end of a caption of ε by round where a run ended early: none was promised."""
+    promised = [
+        f" {marked.mark} ended early, and promised ε = "
+        f"{epsilon_text(min(spent(marked.run).epsilons.values()))}, that of all rounds that it "
+        "might have had."
+        for marked in runs
+        if marked.run.private and marked.run.ahead
+    ]
+    return "".join(promised)
 
 
 def _epsilon_lines(marked: Marked) -> list[_Line]:
@@ -146,7 +159,7 @@ def quality_by_epsilon(runs: Sequence[Marked]) -> Plot | None:
             "quality-by-epsilon",
             f"Held-out {name} against ε",
             "What privacy buys. A dotted line is where a run without privacy ended."
-            f"{_known_seeds(runs)}",
+            f"{_known_seeds(runs)}{_promised(runs)}",
         )
 
 

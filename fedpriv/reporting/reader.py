@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fedpriv.privacy.mechanisms.registry import mechanism_of
 from fedpriv.privacy.sampling import Adjacency, Sampling
 from fedpriv.reporting.completeness import NO_EVIDENCE, Evidence, read_evidence
 from fedpriv.reporting.run_directory import RunDirectory
-from fedpriv.selection import Selection, ends, selection
+from fedpriv.selection import Selection, ended_early, releases_ahead, selection
 from fedpriv.tasks.quality import ACCURACY, Quality, quality_of
 from fedpriv.training.checkpoint import checkpoint_files
 
@@ -147,7 +148,12 @@ class Run:
     @property
     def ended_early(self) -> bool:
         """Whether `evaluation.stop_after` has ended it before its last round."""
-        return self.finished_rounds < self.config.rounds and ends(self.config, self.rows)
+        return ended_early(self.config, self.rows)
+
+    @cached_property
+    def ahead(self) -> tuple[Release, ...]:
+        """The releases that it answers for and never made, as it ended early."""
+        return releases_ahead(self.config, self.rows, self.releases)
 
     @property
     def seconds(self) -> float:

@@ -206,6 +206,8 @@ def _epsilon_cards(each: Reported) -> list[Card]:
         return [Card("Privacy", "none", "nothing is bounded", alarming=True)]
     costs, whose = each.account.costs, ""
     seed = f", {KNOWN_SEED}" if each.run.seeded else ""
+    if each.run.ended_early:
+        seed = f", of all {each.run.config.rounds:,} planned rounds{seed}"
     median = []
     if costs is not None:
         payer = each.run.mechanism.payer
@@ -282,6 +284,7 @@ def _document(each: Reported) -> dict[str, Any]:
         "private": run.private,
         "randomness": _randomness(run),
         "epsilon": dict(each.account.epsilons),
+        "charged": dict(each.account.charged),
         **_costs(each),
         "delta": run.delta if run.private else None,
         "finished_rounds": run.finished_rounds,

@@ -10,10 +10,9 @@ from typing import Any
 
 from fedpriv.privacy.accounting import ACCOUNTANTS, Accountant
 from fedpriv.privacy.accounts import PayerAccounts, PayerCosts, most_charged
-from fedpriv.privacy.charging import charge, pld_epsilon
+from fedpriv.privacy.charging import pld_epsilon
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import Release
-from fedpriv.privacy.sampling import paid_rounds
 from fedpriv.reporting.reader import Run
 
 # Two computations of one ε may differ in the last digits between machines and NumPy versions.
@@ -28,9 +27,11 @@ class Spent:
         accountants: by name, each charged with the whole ledger, or with what its worst silo pays
             for; empty for a run without privacy.
         epsilons: by accountant, the finite ε at the run's δ; empty for a run without privacy.
+            Where the run ended early by what it had released it is that of all the rounds that
+            it might have had: no other was promised.
         without_pld: why there is none by PLD; None where there is, or nobody asked for it.
-        promised: where the run ended early by what it had released, the smallest ε of all the
-            rounds that it might have had; None where it did not.
+        charged: where the run ended early, the ε of what it released, which is no promise; empty
+            where it did not.
         costs: what those have spent who pay apart, such as silos; None where all users pay.
         disagreements: where metrics, config and ledger contradict each other, a sentence each.
         adversaries: the RDP ε against those who see more than released models, where it is another:
@@ -44,37 +45,46 @@ class Spent:
     costs: PayerCosts | None = None
     adversaries: Mapping[str, float] = field(default_factory=dict)
     without_pld: str | None = None
-    promised: float | None = None
+    charged: Mapping[str, float] = field(default_factory=dict)
 
 
 def spent(run: Run) -> Spent:
     """Charge the accountants of the run's config with its ledger and check the metrics."""
     if not run.private or run.delta is None:
         return Spent({}, {}, _disagreements(run, {}))
-    accountants = {"rdp": _charged(run, "rdp", run.releases)}
-    epsilons = {"rdp": accountants["rdp"].epsilon(run.delta)}
-    reason = None
-    if run.config.privacy and "pld" in run.config.privacy.accountants:
-        charged = Counter(release.event() for release in most_charged(run.releases))
-        by_pld, reason = pld_epsilon(charged, run.adjacency, run.delta, epsilons["rdp"])
-        if by_pld is not None:
-            accountants["pld"] = _charged(run, "pld", run.releases)
-            epsilons["pld"] = by_pld
+    accountants, charged, reason = _epsilons(run, run.releases, run.delta)
+    found = _disagreements(run, charged)
+    releases, epsilons = run.releases, charged
+    if run.ahead:
+        releases = (*run.releases, *run.ahead)
+        accountants, epsilons, reason = _epsilons(run, releases, run.delta)
     costs = None
     if run.mechanism.payer is not None:
-        costs = _silo_accounts(run, run.releases).costs(run.delta)
-    adversaries = run.mechanism.adversaries(run.releases, run.adjacency, run.delta)
-    found = _disagreements(run, epsilons)
-    promised = _promised(run, run.delta) if run.ended_early else None
-    return Spent(accountants, epsilons, found, costs, adversaries, reason, promised)
+        costs = _silo_accounts(run, releases).costs(run.delta)
+    return Spent(
+        accountants=accountants,
+        epsilons=epsilons,
+        disagreements=found,
+        costs=costs,
+        adversaries=run.mechanism.adversaries(releases, run.adjacency, run.delta),
+        without_pld=reason,
+        charged=charged if run.ahead else {},
+    )
 
 
-def _promised(run: Run, delta: float) -> float:
-    """Return the ε of all planned rounds, each charged as the last was, and of repeated ones."""
-    last, repeated = run.releases[-1], sum(release.attempt > 0 for release in run.releases)
-    rounds = paid_rounds(run.config.rounds, last.bands or 1) + repeated
-    accountants = run.config.privacy.accountants if run.config.privacy else ("rdp",)
-    return charge({last.event(): rounds}, run.adjacency, [delta], accountants).first.epsilon
+def _epsilons(
+    run: Run, releases: Sequence[Release], delta: float
+) -> tuple[dict[str, Accountant], dict[str, float], str | None]:
+    """Return the accountants of `releases`, their finite ε, and why there is none by PLD."""
+    accountants = {"rdp": _charged(run, "rdp", releases)}
+    epsilons, reason = {"rdp": accountants["rdp"].epsilon(delta)}, None
+    if run.config.privacy and "pld" in run.config.privacy.accountants:
+        events = Counter(release.event() for release in most_charged(releases))
+        by_pld, reason = pld_epsilon(events, run.adjacency, delta, epsilons["rdp"])
+        if by_pld is not None:
+            accountants["pld"] = _charged(run, "pld", releases)
+            epsilons["pld"] = by_pld
+    return accountants, epsilons, reason
 
 
 def _silo_accounts(run: Run, releases: Iterable[Release]) -> PayerAccounts:

@@ -186,8 +186,7 @@ def _headline(guarantees: tuple[Guarantee, ...], run: Run, account: Spent) -> st
             "Nothing can be claimed: lines of the ledger are missing. What is left of it comes to "
             f"({best.shown}, {best.delta:g}){beside_epsilon(run.seeded)}, which is too little."
         )
-    shown = best.shown if account.promised is None else epsilon_text(account.promised)
-    private = f"({shown}, {best.delta:g})-differentially private{beside_epsilon(run.seeded)}"
+    private = f"({best.shown}, {best.delta:g})-differentially private{beside_epsilon(run.seeded)}"
     return run.mechanism.headline(private)
 
 

@@ -48,7 +48,7 @@ def sections_of(run: Run, account: Spent) -> tuple[Section, ...]:
         Section("trust", "Trust model: who sees what", _NO_TRUST),
         Section("mechanism", "Mechanism", _NO_NOISE),
         Section("sampling", "Sampling, as it was run", _sampling(run)),
-        Section("releases", "Every release", _releases(run)),
+        Section("releases", "Every release", _releases(run, account)),
         Section("start", "What the training started from", start_sentences(run)),
         Section("randomness", "Seeds", _randomness(run)),
         Section("logged", "What else was logged", _logged(run)),
@@ -270,7 +270,7 @@ def _sampling(run: Run) -> tuple[str, ...]:
     )
 
 
-def _releases(run: Run) -> tuple[str, ...]:
+def _releases(run: Run, account: Spent) -> tuple[str, ...]:
     count, rounds = len(run.releases), len({release.round for release in run.releases})
     sentences = [
         f"The ledger holds {count} release{'s' if count != 1 else ''}: the noisy sums of {rounds} "
@@ -293,10 +293,10 @@ def _releases(run: Run) -> tuple[str, ...]:
         sentences.append(
             f"Rounds {round_ranges(unfinished)} are charged but not finished; they count."
         )
-    return (*sentences, *_chosen(run))
+    return (*sentences, *_chosen(run, account))
 
 
-def _chosen(run: Run) -> tuple[str, ...]:
+def _chosen(run: Run, account: Spent) -> tuple[str, ...]:
     """Return what was decided by held-out measures of what had been released."""
     best, evaluation, sentences = run.selection, run.config.evaluation, list[str]()
     if best is not None and evaluation.keep_best:
@@ -310,11 +310,19 @@ def _chosen(run: Run) -> tuple[str, ...]:
         sentences.append(
             f"The run ended after round {run.finished_rounds} of {run.config.rounds}, when "
             f"{evaluation.stop_after} evaluations had brought no better model. When to end "
-            "depends on what was released, so that what is promised is the ε of all the rounds "
-            "that it might have had; the figures by accountant are what the releases cost that "
-            "were made."
+            "depends on what was released, so that what is promised, here and everywhere, is the "
+            f"ε of all the rounds that it might have had.{_charged(account)}"
         )
     return tuple(sentences)
+
+
+def _charged(account: Spent) -> str:
+    if not account.charged:
+        return ""
+    return (
+        f" The releases that were made come to ε = {epsilon_text(min(account.charged.values()))}, "
+        "which nobody promised beforehand and nobody may claim."
+    )
 
 
 def _accounting(run: Run, account: Spent) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from fedpriv.privacy.figures import epsilon_text
 from fedpriv.reporting.reader import Run, read_run, run_labels
 from fedpriv.reporting.spent import Spent, spent
 from fedpriv.reporting.terminal import Column, FittedTable
-from fedpriv.reporting.wording import KNOWN_SEED
+from fedpriv.reporting.wording import ENDED_EARLY, KNOWN_SEED
 
 # What a narrow terminal has no room for goes from the end.
 _COLUMNS = (
@@ -39,7 +39,8 @@ def summary_table(runs: Sequence[Path]) -> FittedTable:
     """
     read = [read_run(path) for path in runs]
     labels = run_labels(read)
-    table = FittedTable(*_COLUMNS, caption=_known_seeds(labels, read))
+    said = (_known_seeds(labels, read), _ended_early(labels, read))
+    table = FittedTable(*_COLUMNS, caption="; ".join(filter(None, said)) or None)
     for label, run in zip(labels, read, strict=True):
         table.row(*_row(label, run))
     return table
@@ -52,6 +53,12 @@ def _known_seeds(labels: Sequence[str], runs: Sequence[Run]) -> str | None:
         return None
     whose = "" if len(seeded) == len(runs) else f" of {', '.join(seeded)}"
     return f"ε{whose}: {KNOWN_SEED}"
+
+
+def _ended_early(labels: Sequence[str], runs: Sequence[Run]) -> str | None:
+    """Return whose ε is not that of the rounds beside it."""
+    ended = [label for label, run in zip(labels, runs, strict=True) if run.private and run.ahead]
+    return f"{', '.join(ended)} ended early: {ENDED_EARLY}" if ended else None
 
 
 def seed_model_table(measures: Mapping[str, Mapping[str, float]], origin: str) -> FittedTable:

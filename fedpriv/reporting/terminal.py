@@ -158,7 +158,8 @@ class FittedTable:
         columns = (
             replace(each, name=text(each.name), footer=text(each.footer)) for each in self.columns
         )
-        spelled = FittedTable(*columns, title=self.title, heads=self.heads)
+        caption = self.caption and text(self.caption)
+        spelled = FittedTable(*columns, title=self.title, caption=caption, heads=self.heads)
         for cells, style in self._rows:
             spelled.row(*map(cell, cells), style=style)
         return spelled

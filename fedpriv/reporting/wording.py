@@ -11,6 +11,10 @@ from fedpriv.privacy.figures import epsilon_text
 KNOWN_SEED = "simulation with a known seed"
 
 
+#: Says what ε of a run is that `evaluation.stop_after` ended.
+ENDED_EARLY = "ε is that of all rounds that it might have had, as it was promised"
+
+
 def beside_epsilon(seeded: bool) -> str:
     """Return what stands beside an ε, with a space before it; nothing for a secret seed."""
     return f" ({KNOWN_SEED})" if seeded else ""

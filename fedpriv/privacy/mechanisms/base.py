@@ -291,6 +291,14 @@ class Mechanism:
         """Return how many there are who may pay apart, by a `release` on record."""
         return release.population
 
+    @classmethod
+    def in_round(cls, release: Release, round_: int) -> Release:
+        """Return what a `release` on record would be in a later round that nobody has had.
+
+        Whoever might have paid for that round pays.
+        """
+        return replace(release, round=round_, attempt=0, digest="")
+
     # ---------------------------------------------------------------- what may be said of it
 
     @classmethod
@@ -342,6 +350,14 @@ class PaidByTheDrawn(Mechanism):
     def sampling_of(cls, release: Release) -> Sampling:
         """Return how they were drawn; the adjacency on record is that of what each protects."""
         return build_sampling(release.sampling, release.population, release.expected_cohort)
+
+    @classmethod
+    def in_round(cls, release: Release, round_: int) -> Release:
+        """Return the release of a round in which everybody might have taken part."""
+        later, everybody = super().in_round(release, round_), tuple(range(release.population))
+        if release.silos is None:
+            return replace(later, users=everybody)
+        return replace(later, silos=everybody)
 
 
 # -------------------------------------------------------------------- words of several mechanisms

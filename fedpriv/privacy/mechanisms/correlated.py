@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -327,6 +327,12 @@ class CorrelatedMechanism(Mechanism):
         adjacency = Adjacency(release.adjacency)
         given = release.population, release.expected_cohort, adjacency, release.separation
         return build_sampling(release.sampling, *given)
+
+    @classmethod
+    def in_round(cls, release: Release, round_: int) -> Release:
+        """Return the release that draws from the group of its round."""
+        group = (round_ - 1) % cls.accounts_of(release)
+        return replace(super().in_round(release, round_), group=group)
 
     @classmethod
     def accounts_of(cls, release: Release) -> int:
