@@ -283,6 +283,9 @@ class Run:
     def epsilon(self, accountant: str | None = None) -> float | None:
         """Return ε at the run's δ, by "rdp" or "pld", or by the tighter; None without privacy.
 
+        Of a run that `evaluation.stop_after` ended it is that of all the rounds that it might have
+        had, which is what was promised.
+
         Raises:
             InputError: there is none by that accountant.
         """
@@ -322,7 +325,8 @@ class Run:
         """Write the model, adapters merged, into a new folder with its card; return the folder.
 
         Args:
-            to: safetensors, torch, onnx or hf.
+            to: safetensors, torch, onnx or hf; registry, of a deployment, for an entry of the DP
+                Deployments Registry instead of the model.
             out: the folder, which must not be there; None for one in the run's.
             which: as for `model`.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ from fedpriv.imports import command_for
 from fedpriv.models.lora import merged
 from fedpriv.reporting.model_card import Exported, metadata_of, model_card
 from fedpriv.reporting.reader import read_run
+from fedpriv.reporting.registry import left_open, registry_entry
+from fedpriv.reporting.strict_json import to_json
 from fedpriv.tasks.base import outputs_of
 from fedpriv.training.checkpoint import digest_of
 
 
 def export(path: Path, to: str, out: Path | None = None, which: Which | None = None) -> Path:
     """Write a model of the run at `path` as `to`, one of `FORMATS`, and return the folder.
+
+    As `registry` it is no model, but an entry for the DP Deployments Registry.
 
     `out` is the new folder, None for one in the run's; `which` model as for `reopen_model`.
     Adapters are merged. Nothing is overwritten, and what cannot be finished leaves nothing.
@@ -36,12 +41,16 @@ def export(path: Path, to: str, out: Path | None = None, which: Which | None = N
         InputError: there is no such format or no checkpoint, something is at `out`, or the model
             does not go into the format.
     """
-    if to not in FORMATS:
-        raise InputError(f"--to: write {', '.join(list(FORMATS)[:-1])} or hf, not {to}")
+    if to not in (*FORMATS, "registry"):
+        raise InputError(f"--to: write {', '.join(FORMATS)} or registry, not {to}")
     folder = path / f"export-{to}" if out is None else out
     if folder.exists() or folder.is_symlink():
         raise InputError(f"--out: there is {folder} already; name a folder that is not there")
-    run, prepared = read_run(path), reopen_model(path, which)
+    run = read_run(path)
+    if to == "registry":
+        _in_new(folder, partial(_as_entry, registry_entry(run)))
+        return folder
+    prepared = reopen_model(path, which)
     model = merged(prepared.server.model).cpu().eval().requires_grad_(False)
     exported = Exported(
         run=run,
@@ -52,12 +61,26 @@ def export(path: Path, to: str, out: Path | None = None, which: Which | None = N
         trained=prepared.plan.layout.total,
         sha256=digest_of(_tensors(model)),
     )
+
+    def write(scratch: Path) -> None:
+        FORMATS[to](model, prepared, metadata_of(exported), scratch)
+        (scratch / "README.md").write_text(model_card(exported), encoding="utf-8")
+
+    _in_new(folder, write)
+    return folder
+
+
+def _in_new(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a new folder, which is there whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     scratch = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir(parents=True)
-        FORMATS[to](model, prepared, metadata_of(exported), scratch)
-        (scratch / "README.md").write_text(model_card(exported), encoding="utf-8")
+        write(scratch)
         scratch.rename(folder)
     except (OSError, SafetensorError) as error:
         if has_no_room(error):
@@ -67,7 +90,18 @@ def export(path: Path, to: str, out: Path | None = None, which: Which | None = N
     finally:
         with suppress(OSError):
             shutil.rmtree(scratch)
-    return folder
+
+
+def _as_entry(entry: dict[str, Any], folder: Path) -> None:
+    (folder / "entry.json").write_text(to_json(entry), encoding="utf-8")
+    fields = "\n".join(f"- `{field}`" for field in left_open(entry))
+    (folder / "README.md").write_text(
+        "# An entry for the Differential Privacy Deployments Registry\n\n"
+        "`entry.json` says what the run's ledger proves. Whoever signs it has to fill in these "
+        "fields, which are null, and to read all others; YAML, in which the registry keeps "
+        f"entries, contains JSON.\n\n{fields}\n",
+        encoding="utf-8",
+    )
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

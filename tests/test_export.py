@@ -195,7 +195,7 @@ def test_nothing_is_overwritten_and_nothing_half_is_left(runs, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("to", "told"),
     [
-        ("tflite", "--to: write safetensors, torch, onnx or hf, not tflite"),
+        ("tflite", "--to: write safetensors, torch, onnx, hf or registry, not tflite"),
         ("hf", "--to: hf is for models of transformers and timm, and this is a ViT"),
     ],
 )

@@ -31,7 +31,9 @@ RoundOption = Annotated[
 @models_app.command(epilog="RUN: the folder of a run")
 def export(
     run: RunPath,
-    to: Annotated[str, typer.Option("--to", help="safetensors, torch, onnx or hf")] = "safetensors",
+    to: Annotated[
+        str, typer.Option("--to", help="safetensors, torch, onnx, hf or registry")
+    ] = "safetensors",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -43,7 +45,10 @@ def export(
     ] = None,
     round: RoundOption = None,
 ) -> None:
-    """Write a model of RUN, with a card that says what it cost whom."""
+    """Write a model of RUN, with a card that says what it cost whom.
+
+    --to registry writes, of a deployment, an entry for the DP Deployments Registry instead.
+    """
     from fedpriv.export import export
 
     print_lines(errors, f"exported: {export(run, to, out, cast('Which | None', round))}")
