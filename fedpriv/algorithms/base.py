@@ -76,9 +76,12 @@ class Algorithm:
         return 1.0
 
     @property
-    def perturbation(self) -> tuple[float, float]:
-        """ρ and α: a step follows (1-α)∇(θ) + α∇(θ + ρ∇(θ)); users then train one by one."""
-        return (0.0, 0.0)
+    def perturbation(self) -> tuple[float, float, bool]:
+        """ρ, α and whether ρ is a distance: a step follows (1-α)∇(θ) + α∇(θ + ρ∇(θ)).
+
+        Where it is, ∇(θ) in the second term is divided by its norm. Users then train one by one.
+        """
+        return (0.0, 0.0, False)
 
     def pull(self, shared: Tensor, kept: Tensor | None) -> Tensor | None:
         """Return what users add to each gradient: `[U, P]`, or `[P]` for all; None for nothing.

@@ -1,6 +1,6 @@
 """FedAvg-M (Cheng et al. 2024, "Momentum benefits non-iid federated learning simply and provably").
 
-    user:    y ← x;  K times:  y ← y - η (β∇loss(y) + (1-β)g);  send x - y          (alg. 1)
+    user:    y ← x;  K times:  y ← y - η (β∇loss(y) + (1-β)g);  send x - y
     server:  g ← mean of (x - y)/(ηK);  x ← x - γg, here x ← optimizer(x, mean of x - y)
 
 g, the global direction, is a function of what was released, and costs nothing. A step is taken as

@@ -1,9 +1,9 @@
 """FedNova (Wang et al. 2020, "Tackling the objective inconsistency problem ...").
 
-    user k:  y ← x;  τ_k times:  y ← y - η∇loss(y);  send τ_eff · (x - y)/τ_k         (eq. 8, 9)
+    user k:  y ← x;  τ_k times:  y ← y - η∇loss(y);  send τ_eff · (x - y)/τ_k
     server:  as FedAvg
 
-With plain steps ‖a_k‖₁ = τ_k (section 4.1). Users have one weight each, as privacy has it, and
+With plain steps the paper's ‖a_k‖₁ is τ_k. Users have one weight each, as privacy has it, and
 τ_eff is a number in the config, for the mean of τ_k would follow from users' data. Each user
 divides by its own count before its update is bounded, so that the count never leaves it.
 """

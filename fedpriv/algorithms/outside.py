@@ -56,7 +56,7 @@ class OutsideAlgorithm(Algorithm):
         return self.make().gradient_weight
 
     @property
-    def perturbation(self) -> tuple[float, float]:
+    def perturbation(self) -> tuple[float, float, bool]:
         """Its ρ and α."""
         return self.make().perturbation
 

@@ -1,6 +1,6 @@
 """SCAFFOLD-M (Cheng et al. 2024, "Momentum benefits non-iid federated learning ...").
 
-    user k:  y ← x;  K times:  y ← y - η (β(∇loss(y) - c_k + c) + (1-β)g)           (alg. 2)
+    user k:  y ← x;  K times:  y ← y - η (β(∇loss(y) - c_k + c) + (1-β)g)
              c_k⁺ = mean of the K gradients ∇loss(y);  send x - y and c_k⁺ - c_k
     server:  g ← mean of (x - y)/(ηK);  x ← x - γg;  c ← c + |S|/N · mean of c_k⁺ - c_k
 

@@ -26,7 +26,7 @@ class LocalTraining:
     """The public recipe that every user follows; the fields are those of the config's `local`.
 
     `multipliers` are those of the learning rate, one a trained block; empty where all are 1. For
-    the `perturbation`, ρ and α, see `Algorithm`.
+    the `perturbation` see `Algorithm`.
     """
 
     epochs: int = 1
@@ -40,7 +40,7 @@ class LocalTraining:
     schedule: LocalScheduleConfig = CONSTANT
     max_grad_norm: float | None = None
     proximal_mu: float = 0.0
-    perturbation: tuple[float, float] = (0.0, 0.0)
+    perturbation: tuple[float, float, bool] = (0.0, 0.0, False)
     precision: Precision = "float32"
 
     @property
@@ -62,7 +62,7 @@ class LocalTraining:
     @property
     def perturbs(self) -> bool:
         """Whether a step takes a second gradient, further uphill."""
-        return all(self.perturbation)
+        return all(self.perturbation[:2])
 
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of a step, from 1, of a user who takes so many `steps`."""
@@ -146,10 +146,13 @@ def _look_uphill(
     recipe: LocalTraining,
     task: Task[Any],
 ) -> None:
-    """Make the gradients g, in place, (1-α)g + α∇(θ + ρg) (Sun et al. 2023, algorithm 1)."""
-    ascent, weight = recipe.perturbation
+    """Make the gradients g, in place, (1-α)g + α∇(θ + ρg) (Sun et al. 2023)."""
+    ascent, weight, unit = recipe.perturbation
     first = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
     here = [p.detach().clone() for p in parameters]
+    if unit:
+        norm = float(nn.utils.get_total_norm(first))
+        ascent = ascent / norm if norm else 0.0
     with torch.no_grad():
         for parameter, gradient in zip(parameters, first, strict=True):
             parameter.add_(gradient, alpha=ascent)

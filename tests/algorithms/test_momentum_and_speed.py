@@ -29,6 +29,7 @@ NAMED = {
     "scaffold_m": {"name": "scaffold_m", "beta": BETA},
     "fedspeed": SPEED,
     "fedspeed, perturbed": {**SPEED, "alpha": 0.6},
+    "fedspeed, a unit uphill": {**SPEED, "alpha": 0.6, "unit_ascent": True},
     "fednova": {"name": "fednova", "effective_steps": 2.5},
 }
 BOUNDS = {"scaffold_m": {"control": 0.5}}
@@ -68,7 +69,7 @@ class Paper:
 
 
 def fedavg_m(paper, rounds):
-    """Cheng et al. 2024, algorithm 1, with γ = ηK."""
+    """Cheng et al. 2024, FedAvg-M with γ = ηK."""
     g = torch.zeros_like(paper.x)
     for round_ in range(1, rounds + 1):
         moved = torch.zeros_like(paper.x)
@@ -83,7 +84,7 @@ def fedavg_m(paper, rounds):
 
 
 def scaffold_m(paper, rounds):
-    """Cheng et al. 2024, algorithm 2, with γ = ηK."""
+    """Cheng et al. 2024, SCAFFOLD-M with γ = ηK."""
     g, c = torch.zeros(2, len(paper.x), dtype=torch.float64)
     own = torch.zeros(paper.n, len(paper.x), dtype=torch.float64)
     for round_ in range(1, rounds + 1):
@@ -102,8 +103,8 @@ def scaffold_m(paper, rounds):
     return paper.x, g
 
 
-def fedspeed(paper, rounds, alpha=0.0):
-    """Sun et al. 2023, algorithm 1."""
+def fedspeed(paper, rounds, alpha=0.0, unit=False):
+    """Sun et al. 2023; `unit` as in the authors' code."""
     own = torch.zeros(paper.n, len(paper.x), dtype=torch.float64)
     for round_ in range(1, rounds + 1):
         total = torch.zeros_like(paper.x)
@@ -111,7 +112,8 @@ def fedspeed(paper, rounds, alpha=0.0):
             y = paper.x.clone()
             for gradient in paper.steps(user, round_):
                 first = gradient(y)
-                mixed = (1 - alpha) * first + alpha * gradient(y + ASCENT * first)
+                uphill = ASCENT / first.norm() if unit else ASCENT
+                mixed = (1 - alpha) * first + alpha * gradient(y + uphill * first)
                 y = y - LR * (mixed - own[user] + (y - paper.x) / PENALTY)
             own[user] = own[user] - (y - paper.x) / PENALTY
             total += paper.x - (y - PENALTY * own[user])
@@ -120,7 +122,7 @@ def fedspeed(paper, rounds, alpha=0.0):
 
 
 def fednova(paper, rounds):
-    """Wang et al. 2020, equation 8, users of one weight."""
+    """Wang et al. 2020, users of one weight."""
     for round_ in range(1, rounds + 1):
         total = torch.zeros_like(paper.x)
         for user in paper.drawn(round_):
@@ -137,6 +139,7 @@ PAPERS = {
     "scaffold_m": scaffold_m,
     "fedspeed": fedspeed,
     "fedspeed, perturbed": lambda paper, rounds: fedspeed(paper, rounds, alpha=0.6),
+    "fedspeed, a unit uphill": lambda paper, n: fedspeed(paper, n, alpha=0.6, unit=True),
     "fednova": fednova,
 }
 

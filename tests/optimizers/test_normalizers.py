@@ -7,7 +7,13 @@ from in_process import train_small
 
 from fedpriv.optimizers.normalize import NORMALIZERS, Normalization
 
-SHAPES = {"embed": (5, 3), "kernel": (4, 2, 3), "head": (3, 6), "bias": (6,)}
+SHAPES = {
+    "embed": (5, 3),
+    "positions.weight": (4, 3),
+    "kernel": (4, 2, 3),
+    "head": (3, 6),
+    "bias": (6,),
+}
 
 
 def updates(rounds=3):
@@ -24,8 +30,14 @@ def test_scale_has_columns_of_one_and_momentum_on_the_last_matrix():
         found = normalize(update)
         kept = 0.8 * kept + 0.2 * update["head"].numpy()
         for name, block in {**update, "head": torch.as_tensor(kept)}.items():
-            expected = block.numpy() / np.sqrt((block.numpy() ** 2).sum(0))
-            np.testing.assert_allclose(found[name].numpy(), expected, rtol=1e-6)
+            theirs = block.numpy().reshape(len(block), -1)
+            # The paper's matrices are [inputs, outputs]; weights are stored the other way.
+            turned = block.dim() > 1 and name != "positions.weight"
+            theirs = theirs.T if turned else theirs
+            expected = theirs / np.sqrt((theirs**2).sum(0))
+            expected = expected.T if turned else expected
+            got = found[name].numpy().reshape(expected.shape)
+            np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("iterations", [1, 5])

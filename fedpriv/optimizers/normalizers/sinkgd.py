@@ -1,4 +1,4 @@
-"""SinkGD (Scetbon et al. 2025, "Gradient multi-normalization for ... LLM training", algorithm 3).
+"""SinkGD (Scetbon et al. 2025, "Gradient multi-normalization for ... LLM training").
 
     L times:  each row of X [m, n] to norm √n;  each column of X to norm √m
 

@@ -4,7 +4,7 @@
     Δ ← Δ·‖G̃‖/‖Δ‖
 
 The inverse root is taken of singular values, of which those that are zero are left out, where the
-paper has ten Newton-Schulz steps. A vector, which the paper leaves to Adam, is set to norm √n.
+paper has Newton-Schulz steps. A vector, which the paper leaves to Adam, is set to norm √n.
 """
 
 from __future__ import annotations
