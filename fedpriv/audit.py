@@ -257,10 +257,10 @@ class _WatchedServer(Server):
 
     average: Tensor
 
-    def step(self, average: Tensor, round_: int, seed: int) -> None:
+    def step(self, average: Tensor, round_: int, seed: int, noise: Sequence[float] = ()) -> None:
         """Keep the averaged update and move the model."""
         self.average = average.clone()
-        super().step(average, round_, seed)
+        super().step(average, round_, seed, noise)
 
 
 @dataclass

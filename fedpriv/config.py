@@ -22,6 +22,7 @@ from fedpriv.models.options import ModelOptions
 from fedpriv.models.registry import MODELS
 from fedpriv.named_files import files_named
 from fedpriv.optimizers.kinds import OPTIMIZERS
+from fedpriv.optimizers.normalize import NORMALIZERS
 from fedpriv.optimizers.schedules import ScheduleConfig
 from fedpriv.optimizers.server import ServerConfig
 from fedpriv.privacy.error_feedback import ErrorFeedbackConfig
@@ -253,6 +254,20 @@ class ExperimentConfig(Section):
                     "everybody is in every round, and payloads are one release of fixed bounds "
                     "with noise that the server adds; write algorithm.name: fedavg"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _noise_is_known(self) -> ExperimentConfig:
+        options, privacy = self.server.normalize, self.privacy
+        if options is None or options.unread or privacy is None:
+            return self
+        apart = privacy.unit == "example" or privacy.noise_by == "users"
+        if apart and getattr(NORMALIZERS.of(options).make, "knows_noise", False):
+            raise ValueError(
+                f"server.normalize.name: {options.name} takes the noise's variance from what it "
+                "normalises, and how much noise there is depends on how many silos or users were "
+                "drawn, who add their own: write noise_by: server or nodes, with unit: user"
+            )
         return self
 
     @model_validator(mode="after")

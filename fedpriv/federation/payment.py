@@ -50,6 +50,15 @@ class Draw:
     payers: tuple[int, ...] | None
     bounds: int = 0
 
+    def noise(self, plan: Plan, answers: int) -> tuple[float, ...]:
+        """Return the standard deviation of the noise on each block of the averaged update.
+
+        `answers` are the sums of nodes that are in it. It is empty where `stddevs` is.
+        """
+        stddevs = self.mechanism.stddevs(len(plan.sizes), self.round, answers)
+        cohort = plan.sampling.expected_cohort
+        return tuple(stddev / cohort for stddev in stddevs[: len(plan.layout.sizes)])
+
 
 class Payments:
     """The ledger of a run and the accounts of those who pay."""

@@ -66,6 +66,11 @@ class Plan:
         return self.mechanism.sampling
 
     @property
+    def fraction(self) -> float:
+        """The expected share of users in a round."""
+        return self.sampling.expected_cohort / self.sampling.population
+
+    @property
     def algorithm(self) -> Algorithm:
         """What users compute, keep and send, and what the server does with it."""
         return build_algorithm(self.config)

@@ -147,9 +147,9 @@ class PrivateFedAvg(RunLoop):
             averages = list(released.split(self.plan.layout.total))
         with self._watch.measure("server step"):
             seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
-            self.server.step(averages[0], server_round, seed)
-            share = self.plan.sampling.expected_cohort / self.plan.sampling.population
-            self.server.shared = self.plan.algorithm.server(averages, self.server.shared, share)
+            noise, fraction = self._draw.noise(self.plan, len(sums)), self.plan.fraction
+            self.server.step(averages[0], server_round, seed, noise)
+            self.server.shared = self.plan.algorithm.server(averages, self.server.shared, fraction)
 
         self.bounds = next_bounds(self.plan, self.bounds, counts, sums.values())
         spans, self._watch.spans = tuple(self._watch.spans), []

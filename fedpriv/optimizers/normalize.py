@@ -4,11 +4,13 @@ Post-processing of the noisy sum: free of privacy cost. A normaliser maps a dict
 parameter tensor, to a dict with the same keys and shapes; it changes none of its arguments, and
 knows neither parameters nor optimizer. It is a function of the blocks and of its options, or a
 class that is made with its options and then called with the blocks. What such an object keeps from
-round to round, in its attributes or as its `state_dict` says, is in every checkpoint.
+round to round, in its attributes or as its `state_dict` says, is in every checkpoint. One whose
+class says `knows_noise = True` is called with the blocks and with the standard deviation of the
+noise on each, by name.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -20,7 +22,7 @@ from fedpriv.components import Kind, Options
 from fedpriv.errors import InputError
 
 Update = dict[str, Tensor]
-Normalizer = Callable[[Update], Update]
+Normalizer = Callable[..., Update]
 #: Where a storage of a checkpoint goes: `torch.load`'s `map_location`.
 Place = Callable[[Any, str], Any]
 
@@ -50,7 +52,9 @@ NORMALIZERS = Kind(
     key="server.normalize",
     noun="normaliser",
     registered={
+        "dp_adam_bc": "fedpriv.optimizers.normalizers.dp_adam_bc:DpAdamBc",
         "layer_norm_l2": "fedpriv.optimizers.normalize:layer_norm_l2",
+        "root": "fedpriv.optimizers.normalizers.root:Root",
         "scale": "fedpriv.optimizers.normalizers.scale:Scale",
         "sinkgd": "fedpriv.optimizers.normalizers.sinkgd:sinkgd",
         "swan": "fedpriv.optimizers.normalizers.swan:swan",
@@ -58,6 +62,14 @@ NORMALIZERS = Kind(
     base="fedpriv.optimizers.normalize:NormalizerOptions",
     works_on=1,
     group="fedpriv.normalizers",
+    refused={
+        "ofvl_ms": "it balances the gradients of several tasks on the layers that they share (Xie "
+        "et al. 2023): a user sends one update, and one a task would be a payload each, with noise "
+        "of its own; write layer_norm_l2",
+        "lanton": "it takes rates from the difference of two gradients of one model (Hao et al. "
+        "2025): a second gradient would be a second release; write dp_adam_bc, which knows the "
+        "noise",
+    },
 )
 
 
@@ -74,14 +86,15 @@ class Normalization:
         self._calls = 0
         self.state()  # what no checkpoint can hold is told before anything is spent
 
-    def __call__(self, update: Update) -> Update:
-        """Return the normalised blocks.
+    def __call__(self, update: Update, noise: Mapping[str, float] | None = None) -> Update:
+        """Return the normalised blocks; `noise` are the deviations of the noise on each.
 
         Raises:
             InputError: the normaliser returned something else.
         """
         self._calls += 1
-        blocks = self._made(dict(update))
+        known = getattr(self._made, "knows_noise", False)
+        blocks = self._made(dict(update), dict(noise or {})) if known else self._made(dict(update))
         if not isinstance(blocks, dict) or {k: b.shape for k, b in blocks.items()} != {
             k: b.shape for k, b in update.items()
         }:

@@ -93,16 +93,22 @@ class Server:
         """Return the learning rate of a round: base rate times schedule."""
         return self._lr * factor(self._schedule, round_, self._rounds)
 
-    def step(self, average: Tensor, round_: int, seed: int) -> None:
+    def step(self, average: Tensor, round_: int, seed: int, noise: Sequence[float] = ()) -> None:
         """Move the model by the averaged update `[total]`.
 
         Args:
             average: released sum divided by the expected cohort.
             round_: the round, for the schedule.
             seed: for optimizers that draw random projections, so that a repeated round repeats.
+            noise: the standard deviation of the noise on each block; empty for none.
         """
+        names = self.layout.names
         parts = zip(self.layout.split(average).items(), self._undone, strict=True)
-        blocks = self._normalize({name: m * block for (name, block), m in parts})
+        deviations = (m * n for m, n in zip(self._undone, noise or [0.0] * len(names), strict=True))
+        blocks = self._normalize(
+            {name: m * block for (name, block), m in parts},
+            dict(zip(names, deviations, strict=True)),
+        )
         for parameter, name in zip(self._parameters, self.layout.names, strict=True):
             # Some optimizers overwrite their gradients, so each gets memory of its own.
             parameter.grad = blocks[name].to(parameter, copy=True)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from in_process import train_small
+from in_process import SILOS, small_config, train_small
 
+from fedpriv.errors import InputError
 from fedpriv.optimizers.normalize import NORMALIZERS, Normalization
 
 SHAPES = {
@@ -14,6 +15,9 @@ SHAPES = {
     "head": (3, 6),
     "bias": (6,),
 }
+
+
+EACH = ["dp_adam_bc", "root", "scale", "sinkgd", "swan"]
 
 
 def updates(rounds=3):
@@ -73,15 +77,98 @@ def test_swan_normalises_whitens_and_keeps_the_norm():
     np.testing.assert_allclose(values, [values[0], values[0], 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["scale", "sinkgd", "swan"])
+@pytest.mark.parametrize("name", EACH)
 def test_zeros_stay_zeros(name):
-    found = Normalization(NORMALIZERS.parse(name))({"w": torch.zeros(3, 4), "b": torch.zeros(4)})
+    found = Normalization(NORMALIZERS.parse(name))(
+        {"w": torch.zeros(3, 4), "b": torch.zeros(4)}, {"w": 0.1, "b": 0.1}
+    )
     assert all(block.abs().max() == 0 for block in found.values())
 
 
 @pytest.mark.parametrize("private", [True, False], ids=["private", "without privacy"])
-@pytest.mark.parametrize("name", ["scale", "sinkgd", "swan"])
+@pytest.mark.parametrize("name", EACH)
 def test_each_trains_by_a_line_of_config(tmp_path, name, private):
     changes = {} if private else {"privacy": None}
     _, prepared = train_small(tmp_path / "run", rounds=2, server__normalize=name, **changes)
     assert prepared.server.parameters().isfinite().all()
+
+
+def test_dp_adam_bc_takes_the_noise_out_of_the_second_moment():
+    """Tang et al. 2024, number by number: 0.7² of noise, and a floor that one number falls to."""
+    normalize = Normalization(
+        NORMALIZERS.parse({"name": "dp_adam_bc", "beta2": 0.99, "floor": 0.25})
+    )
+    floored, m, v = 0, 0.0, 0.0
+    for t, update in enumerate(updates(), 1):
+        found = normalize(update, dict.fromkeys(SHAPES, 0.7))
+        g = update["head"].numpy()
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g**2
+        second = v / (1 - 0.99**t) - 0.7**2
+        floored += (second < 0.25).sum()
+        expected = m / (1 - 0.9**t) / np.sqrt(np.maximum(second, 0.25))
+        np.testing.assert_allclose(found["head"].numpy(), expected, rtol=1e-6)
+    assert 0 < floored < 3 * g.size
+
+
+def test_dp_adam_bc_without_noise_is_adam():
+    weights = [torch.nn.Parameter(torch.ones(3, 6, dtype=torch.float64)) for _ in range(2)]
+    adam = torch.optim.Adam([weights[0]], lr=0.1, eps=0)
+    normalize = Normalization(NORMALIZERS.parse({"name": "dp_adam_bc", "floor": 1e-30}))
+    for update in updates():
+        weights[0].grad = update["head"].clone()
+        adam.step()
+        found = normalize({"head": update["head"]}, {"head": 0.0})["head"]
+        weights[1].data.sub_(0.1 * found)
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-9)
+
+
+def test_the_noise_that_it_is_told_is_on_the_average(tmp_path, monkeypatch):
+    """Per block, in a run: z, the bounds and the cohort of 8 say it."""
+    from fedpriv.optimizers.normalizers.dp_adam_bc import DpAdamBc
+
+    told, call = [], DpAdamBc.__call__
+    monkeypatch.setattr(
+        DpAdamBc, "__call__", lambda self, u, noise: told.append(noise) or call(self, u, noise)
+    )
+    _, prepared = train_small(
+        tmp_path / "run", rounds=1, server__normalize="dp_adam_bc", privacy__noise="per_block"
+    )
+    gaussian, (noise,) = prepared.plan.mechanism.gaussian, told
+    expected = [s / 8 for s in gaussian.block_stddevs(len(prepared.plan.sizes))]
+    assert list(noise.values()) == pytest.approx(expected, rel=1e-12)
+    assert len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("changes", [SILOS, {"privacy__noise_by": "users"}], ids=["silos", "users"])
+def test_noise_of_the_drawn_is_not_known(changes):
+    changes = {**changes, "server": {"optimizer": "sgd", "lr": 1.0, "normalize": "dp_adam_bc"}}
+    with pytest.raises(InputError, match=r"server\.normalize\.name: dp_adam_bc takes the noise's"):
+        small_config(**changes)
+
+
+def test_root_cuts_outliers_off_and_iterates():
+    """He et al. 2025, as in the authors' code, of singular values: the iteration keeps vectors."""
+    normalize, m = Normalization(NORMALIZERS.parse("root")), 0.0
+    for update in updates():
+        found = normalize(update)["embed"].numpy()
+        g = update["embed"].numpy()
+        m = 0.95 * m + g
+        ahead = g + 0.95 * m
+        most = np.sort(np.abs(ahead).ravel())[round(0.9 * g.size) - 1]
+        left, values, right = np.linalg.svd(np.clip(ahead, -most, most), full_matrices=False)
+        values = values / np.sqrt((values**2).sum())
+        for _ in range(5):
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+        expected = 0.2 * np.sqrt(5) * left @ np.diag(values) @ right
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["dp_adam_bc", "root", "scale"])
+def test_what_they_keep_goes_on_to_the_bit(name):
+    first, second = (Normalization(NORMALIZERS.parse(name)) for _ in range(2))
+    noise, (before, between, after) = dict.fromkeys(SHAPES, 0.1), updates()
+    first(before, noise)
+    first(between, noise)
+    second.load_state(first.state())
+    found, expected = second(after, noise), first(after, noise)
+    assert all(torch.equal(found[key], expected[key]) for key in SHAPES)
