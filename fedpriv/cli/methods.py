@@ -18,12 +18,20 @@ def methods(
     refusals: Annotated[
         bool, typer.Option("--refusals", help="what cannot be chosen, with the reasons")
     ] = False,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="which pairs of settings are refused, as Markdown")
+    ] = False,
     format: Annotated[str, typer.Option("--format", help="text or json")] = "text",
 ) -> None:
     """List what a config can name, with source and options."""
     from fedpriv.reporting.methods import methods
     from fedpriv.reporting.strict_json import to_json
 
+    if pairs:
+        from fedpriv.reporting.refusals import table
+
+        typer.echo(table(), nl=False)
+        return
     check_format(format, "text", "json")
     found = methods(kind, refusals)
     if format == "json":
