@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEVICE ?= cuda
 export DEVICE
 
-.PHONY: demo demo-speech test gpu lint install clean
+.PHONY: demo demo-speech test gpu lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation, into build/site; any warning is an error.
+docs: install
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
