@@ -22,8 +22,8 @@ Every key of a config, with its default and bounds, written from the classes tha
 defaults of a config, and `fedpriv methods` lists what can be named, with sources.
 
 A section with a `name` or `kind` takes the options of the component that it names; for one of your
-own (`package.module:object`) these are its keyword arguments: see [Adding your own](../extending.md).
-On the command line, `--set local.lr=0.05` sets one key.
+own (`package.module:object`) these are its keyword arguments: see
+[Adding your own](../extending.md). On the command line, `--set local.lr=0.05` sets one key.
 """
 
 
