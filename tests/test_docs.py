@@ -103,6 +103,13 @@ def test_every_file_and_target_that_code_names_exists(page):
     assert asked <= targets
 
 
+def test_the_tutorials_are_shown_whole():
+    """A formatter of Python would take the mark of a file on one line for an expression."""
+    text = text_of(DOCS / "tutorials.md")
+    shown = re.findall(r"^--8<--\n(tutorials/\w+\.py)\n--8<--$", text, re.MULTILINE)
+    assert sorted(shown) == sorted(f"tutorials/{each.name}" for each in DOCS.glob("tutorials/*.py"))
+
+
 def sections_of(model: type[Section]) -> set[type[Section]]:
     """Return a class of options and all those below it."""
     found, left = set(), [model]
