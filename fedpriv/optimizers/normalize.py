@@ -66,9 +66,8 @@ NORMALIZERS = Kind(
         "ofvl_ms": "it balances the gradients of several tasks on the layers that they share (Xie "
         "et al. 2023): a user sends one update, and one a task would be a payload each, with noise "
         "of its own; write layer_norm_l2",
-        "lanton": "it takes rates from the difference of two gradients of one model (Hao et al. "
-        "2025): a second gradient would be a second release; write dp_adam_bc, which knows the "
-        "noise",
+        "lanton": "it estimates gradients' noise where they are computed (Hao et al. 2025), which "
+        "would be a second release; write dp_adam_bc, which knows the noise",
     },
 )
 
