@@ -93,6 +93,14 @@ def releases_ahead(
     return tuple(releases[-1].mechanism.in_round(releases[-1], round_) for round_ in left)
 
 
+def not_public(facts: DataFacts) -> str | None:
+    """Return whose held-out examples are, where a private choice must not look at them."""
+    return {
+        "same": "of the users themselves: the choice would tell of them what ε does not count",
+        "unknown": "of nobody knows whom, since the data set does not say so in its `facts`",
+    }.get(facts.held_out)
+
+
 def require_public(config: ExperimentConfig, facts: DataFacts) -> None:
     """Check that what chooses a model of a private run may be known to all.
 
@@ -102,10 +110,7 @@ def require_public(config: ExperimentConfig, facts: DataFacts) -> None:
     evaluation = config.evaluation
     chosen = {"keep_best": evaluation.keep_best, "stop_after": evaluation.stop_after is not None}
     keys = [f"evaluation.{key}" for key, used in chosen.items() if used]
-    why = {
-        "same": "of the users themselves: the choice would tell of them what ε does not count",
-        "unknown": "of nobody knows whom, since the data set does not say so in its `facts`",
-    }.get(facts.held_out)
+    why = not_public(facts)
     if config.privacy is not None and keys and why is not None:
         raise InputError(
             f"{keys[0]}: the held-out examples of data.name: {config.data.name} are {why}; hold "

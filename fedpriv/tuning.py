@@ -20,6 +20,7 @@ from typing import Any, Literal
 import dp_accounting
 
 from fedpriv.api import Experiment, Run
+from fedpriv.config import ExperimentConfig
 from fedpriv.disk import write_whole
 from fedpriv.errors import InputError
 from fedpriv.federation.plan import Plan
@@ -29,8 +30,13 @@ from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.privacy.trials import Trials, price
 from fedpriv.reporting.ledgers import open_ledger
 from fedpriv.reporting.run_directory import TUNED
+from fedpriv.selection import not_public
+from fedpriv.training.cohort import CohortTrainer
 
 Events = Mapping[dp_accounting.DpEvent, int]
+
+# Labels of trials are drawn below it: two alike among 10,000 are one in 10^11 tunings.
+_LABELS = 2**62
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,7 @@ def _checked(experiment: Experiment, values: Mapping[str, Sequence[Any]]) -> Pla
             raise InputError(f"--grid: {key} is no hyper-parameter; leave it out")
         for value in each:
             trainer = ready_trainer(experiment.with_({key: value}).config, seeded=False)
+            _require_public(*trainer)
             plans[f"{key}={value}"] = plan_for(*trainer)
     costs = {name: (_events(plan), plan.adjacency, _delta(plan)) for name, plan in plans.items()}
     first, *_ = costs
@@ -127,6 +134,19 @@ def _checked(experiment: Experiment, values: Mapping[str, Sequence[Any]]) -> Pla
                 "is known of trials that cost the same; tune what does not bear on ε"
             )
     return plans[first]
+
+
+def _require_public(config: ExperimentConfig, trainer: CohortTrainer) -> None:
+    """Check that what chooses the best trial is of nobody in the population.
+
+    Raises:
+        InputError: the held-out examples are of users, or nothing says that they are not.
+    """
+    if (why := not_public(trainer.dataset.facts)) is not None:
+        raise InputError(
+            f"data: the held-out examples of data.name: {config.data.name}, by which the best "
+            f"trial is chosen, are {why}; hold out others' data"
+        )
 
 
 def _events(plan: Plan) -> Events:
@@ -165,6 +185,8 @@ class _Record:
             document = json.loads(path.read_text(encoding="utf-8"))
             found = {key: document[key] for key in identity}
             calls = document["calls"]
+            for each in calls:
+                each["simulation_only"]["labels"]  # records without them numbered their trials
         except (OSError, ValueError, KeyError, TypeError):
             raise InputError(f"{path}: not the record of a tuning; choose another folder") from None
         if calls and found != identity:
@@ -200,8 +222,10 @@ class _Record:
             {key: each[int(generator.integers(len(each)))] for key, each in values.items()}
             for _ in range(trials.draw(generator))
         ]
-        first = 1 + sum(len(each["simulation_only"]["points"]) for each in calls)
-        private = {"first": first, "points": points, "qualities": [None] * len(points)}
+        # The best trial's is released with it. Counted from 1 it would say that there were as many
+        # trials at least, which the price does not cover; drawn, it says nothing of them.
+        labels = [int(generator.integers(1, _LABELS)) for _ in points]
+        private = {"labels": labels, "points": points, "qualities": [None] * len(points)}
         begun = {**asked, "finished": False, "simulation_only": private}
         calls.append(begun)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -218,7 +242,7 @@ class _Record:
     ) -> None:
         """Train one trial to its end, unless that was done, and write down how good it is."""
         private = call["simulation_only"]
-        trial = private["first"] + number
+        trial = private["labels"][number]
         changed = experiment.with_({**private["points"][number], "trial": trial})
         run = changed._trained_in(self._place(trial), grid, progress)
         quality = run._read.measured.quality
@@ -230,15 +254,17 @@ class _Record:
         """Return the best trial of all, and its point; of equals the first."""
         better = 1 if self.document.get("quality", {}).get("higher_is_better", True) else -1
         trials = [
-            (better * quality, -(private["first"] + number), private["points"][number])
+            (better * quality, label, point)
             for private in (each["simulation_only"] for each in self.document["calls"])
-            for number, quality in enumerate(private["qualities"])
+            for label, point, quality in zip(
+                private["labels"], private["points"], private["qualities"], strict=True
+            )
             if quality is not None
         ]
         if not trials:
             return None, None
-        _, minus, point = max(trials, key=lambda each: each[:2])
-        return Run.open(self._place(-minus)), point
+        _, label, point = max(trials, key=lambda each: each[0])
+        return Run.open(self._place(label)), point
 
     def tunings(self, plan: Plan) -> list[tuple[Trials, Events]]:
         """Return each tuning, with the events of the trial that was charged most.
@@ -250,7 +276,7 @@ class _Record:
         for each in self.document["calls"]:
             private = each["simulation_only"]
             charged: Counter[dp_accounting.DpEvent] = Counter()
-            for trial in range(private["first"], private["first"] + len(private["points"])):
+            for trial in private["labels"]:
                 charged |= open_ledger(self._place(trial)).account.events()
             found.append((Trials(each["law"], each["mean"]), charged or _events(plan)))
         return found
@@ -272,4 +298,4 @@ class _Record:
         write_whole(self.folder / "tuning.json", json.dumps(self.document, indent=1) + "\n")
 
     def _place(self, trial: int) -> Path:
-        return self.folder / "simulation_only" / f"trial-{trial:04d}"
+        return self.folder / "simulation_only" / f"trial-{trial}"

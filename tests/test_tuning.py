@@ -1,5 +1,7 @@
 """Tuning that is counted: its law, its price, and whole tunings, interrupted and repeated."""
 
+import copy
+import dataclasses
 import json
 import math
 
@@ -15,6 +17,7 @@ from test_cli import assert_one_line, call
 import fedpriv
 from fedpriv import tuning
 from fedpriv.errors import InputError, Interrupted
+from fedpriv.preparation import ready_trainer
 from fedpriv.privacy import Adjacency, Ledger
 from fedpriv.privacy.trials import SHAPES, Trials, price
 from fedpriv.reporting.report import render
@@ -96,7 +99,9 @@ def test_the_best_of_all_is_chosen_and_every_trial_is_its_own_run(tuned):
     places = sorted((folder / "simulation_only").iterdir())
     assert len(places) == len(private["points"])
     runs = [fedpriv.Run.open(place) for place in places]
-    assert [run.config.trial for run in runs] == list(range(1, len(runs) + 1))
+    by_label = {run.config.trial: run for run in runs}
+    runs = [by_label[label] for label in private["labels"]]
+    places = [run.path for run in runs]
     # Neither cohorts nor noise are shared, and the users are the same.
     headers = [Ledger.open(place / "ledger.jsonl").header for place in places]
     assert len({header.fingerprint for header in headers}) == len(headers)
@@ -189,6 +194,40 @@ def test_what_has_no_price_is_refused_before_anything_is_trained(
     with pytest.raises(InputError, match=reason):
         tune(experiment, values, run_dir=tmp_path / "t", progress=False)
     assert not (tmp_path / "t").exists()
+
+
+def test_the_best_trials_label_does_not_say_how_many_there_were(tmp_path):
+    """Nothing that goes with the released run is a place in the row of trials."""
+    labels = []
+    for seed in range(3):
+        changed = EXPERIMENT.with_(seed=seed)
+        plan = tuning._checked(changed, GRID)
+        for law, mean in (("geometric", 3.0), ("geometric", 300.0)):
+            opened = tuning._Record.opened(tmp_path / f"{seed}-{mean}", plan)
+            call = opened.call(Trials(law, mean), GRID, seed)
+            labels += call["simulation_only"]["labels"]
+    assert len(set(labels)) == len(labels) > 300
+    # Uniform: the mean of so many lies within six deviations of the middle.
+    assert abs(np.mean(labels) / 2**62 - 0.5) < 6 / math.sqrt(12 * len(labels))
+
+
+@pytest.mark.parametrize(("whose", "why"), [("same", "users themselves"), ("unknown", "facts")])
+def test_examples_of_users_choose_no_trial(whose, why, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "ready_trainer", _held_out_of(whose))
+    with pytest.raises(InputError, match=rf"^data: .*best trial.*{why}"):
+        tune(EXPERIMENT, GRID, run_dir=tmp_path / "t", progress=False)
+    assert not (tmp_path / "t").exists()
+
+
+def _held_out_of(whose):
+    def ready(config, seeded=True):
+        config, trainer = ready_trainer(config, seeded)
+        facts = dataclasses.replace(trainer.dataset.facts, held_out=whose)
+        dataset = copy.copy(trainer.dataset)
+        object.__setattr__(dataset, "facts", facts)
+        return config, dataclasses.replace(trainer, dataset=dataset)
+
+    return ready
 
 
 def test_silos_have_no_price(tmp_path):
