@@ -324,6 +324,9 @@ def test_a_record_with_more_bands_than_rounds_between_claims_nothing():
     dense = Release.of(17, 0, separated("blt", 2), "digest", (1,))
     assert not isinstance(dense.event(), dp_accounting.NonPrivateDpEvent)
     assert isinstance(replace(dense, round=18).event(), dp_accounting.NonPrivateDpEvent)
+    # Without its numbers C would be the identity, which is the cheapest of all.
+    blt = replace(dense, factorization="blt", parameters=None)
+    assert isinstance(blt.event(), dp_accounting.NonPrivateDpEvent)
 
 
 def test_buffers_and_bands_that_have_no_proof_are_refused():

@@ -312,7 +312,9 @@ class CorrelatedMechanism(Mechanism):
         assert release.bands is not None
         sampling = cls.sampling_of(release)
         if release.factorization in DENSE:
-            made = DENSE[release.factorization](release.parameters or (), release.horizon or 0)
+            if not release.parameters:  # an empty C would be the cheapest
+                return _unsampled(sampling, gaussian, math.inf)
+            made = DENSE[release.factorization](release.parameters, release.horizon or 0)
             shares = sensitivity_shares(made, release.horizon or 0, release.separation or 1)
             planned = release.round <= len(shares)
             share = float(shares[release.round - 1]) if planned else math.inf
