@@ -121,6 +121,11 @@ def _checked(experiment: Experiment, values: Mapping[str, Sequence[Any]]) -> Pla
     for key, each in values.items():
         if key.split(".")[0] in ("seed", "trial", "run_dir", "name", "runtime"):
             raise InputError(f"--grid: {key} is no hyper-parameter; leave it out")
+        if key.split(".")[0] in ("data", "evaluation"):
+            raise InputError(
+                f"--grid: {key} bears on who is protected, or on what trials are judged by, which "
+                "is the same for all of them; leave it out"
+            )
         for value in each:
             trainer = ready_trainer(experiment.with_({key: value}).config, seeded=False)
             _require_public(*trainer)

@@ -182,6 +182,8 @@ REFUSED = {
     "costs": (EXPERIMENT, {"privacy.noise_multiplier": [1.0, 2.0]}, "costs another ε"),
     "rounds": (EXPERIMENT, {"rounds": [1, 2]}, "costs another ε"),
     "seed": (EXPERIMENT, {"seed": [1, 2]}, "no hyper-parameter"),
+    "whose": (EXPERIMENT, {"data.users": [100, 200]}, "bears on who is protected"),
+    "judged": (EXPERIMENT, {"evaluation.every": [1, 2]}, "bears on who is protected"),
     "nothing": (EXPERIMENT, {}, "at least one value"),
     "no privacy": (EXPERIMENT.with_(privacy=None), GRID, "nothing to count"),
 }
