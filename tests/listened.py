@@ -94,11 +94,11 @@ class Listened:
         """Run to the end, or die in `crash_in` when its release is paid for and not yet used."""
         step = self.prepared.server.step
 
-        def heard(average: torch.Tensor, round_: int, seed: int) -> None:
+        def heard(average: torch.Tensor, round_: int, seed: int, *noise: Any) -> None:
             self.averages[round_], self.seeds[round_] = average.clone(), seed
             if round_ == crash_in:
                 raise RuntimeError("crash")
-            step(average, round_, seed)
+            step(average, round_, seed, *noise)
 
         self.prepared.server.step = heard  # type: ignore[method-assign]
         experiment.train(self.prepared, self.directory, Silent(), drive_on(self.grid))
