@@ -104,9 +104,12 @@ class Recorder:
 
     def _over(self, round_: int) -> bool:
         """Keep the model of a measured round where it is the best; say whether to stop there."""
-        config, rows = self._experiment.config, self._directory.read_metrics()
+        config = self._experiment.config
         keep_best(self._experiment, self._directory)
-        if round_ == config.rounds or not ends(config, rows):
+        if config.evaluation.stop_after is None or round_ == config.rounds:
+            return False
+        rows = self._directory.read_metrics()
+        if not ends(config, rows):
             return False
         best = selection(rows)
         since = f"the best was round {best.round}, {best.told}" if best else "none was a number"
