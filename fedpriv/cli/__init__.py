@@ -18,6 +18,7 @@ from fedpriv.cli.ledger import ledger_app
 from fedpriv.cli.methods import methods_app
 from fedpriv.cli.models import models_app
 from fedpriv.cli.runs import runs_app
+from fedpriv.cli.starting import starting_app
 from fedpriv.cli.tuning import tuning_app
 from fedpriv.disk import has_no_room, no_room
 from fedpriv.errors import FedprivError
@@ -29,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(starting_app)
 app.add_typer(runs_app)
 app.add_typer(tuning_app)
 app.add_typer(models_app)

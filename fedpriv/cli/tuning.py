@@ -1,27 +1,33 @@
-"""`tune`: choose hyper-parameters on private data, and count what that costs."""
+"""`tune` and `sweep`: several trials of a config, counted where the best of them is published."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedpriv.cli.common import CONFIG, ConfigPath, Overrides, file_or_folder
+from fedpriv.cli.common import CONFIG, ConfigPath, Overrides, check_format, file_or_folder, say
 from fedpriv.errors import InputError, Interrupted
-from fedpriv.reporting.terminal import console, print_lines
+from fedpriv.reporting.terminal import Column, FittedTable, console, print_lines
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 tuning_app = typer.Typer()
+
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(help="key=a,b,c: what a trial may have, e.g. server.lr=0.1,0.2; repeatable"),
+]
 
 
 @tuning_app.command(epilog=CONFIG)
 def tune(
     config: ConfigPath,
     overrides: Overrides = None,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option(help="key=a,b,c: what a trial may have, e.g. server.lr=0.1,0.2; repeatable"),
-    ] = None,
+    grid: Grid = None,
     trials: Annotated[
         str, typer.Option(help="law of the number of trials: logarithmic, geometric or poisson")
     ] = "geometric",
@@ -42,7 +48,7 @@ def tune(
     from fedpriv.tuning import tune as tuned
 
     experiment = Experiment.load(config, dict(parsed_override(each) for each in overrides or []))
-    values = dict(_axis(each) for each in grid or [])
+    values = _axes(grid or [])
     runtime = experiment.config.runtime.grid
     try:
         found = tuned(experiment, values, trials, mean, runtime, run_dir)  # type: ignore[arg-type]
@@ -59,11 +65,83 @@ def tune(
     )
 
 
-def _axis(text: str) -> tuple[str, list[Any]]:
+@tuning_app.command(epilog=CONFIG)
+def sweep(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    grid: Grid = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="a,b,c: run each point with these seeds; default: CONFIG's")
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(parser=file_or_folder, metavar="DIRECTORY", help="default: runs/NAME-sweep"),
+    ] = None,
+    format: Annotated[str, typer.Option(help="table, json or csv")] = "table",
+) -> None:
+    """Train every point of a grid, on public data: choosing among them is not counted.
+
+    Runs that are in the folder already are kept; after Ctrl-C the same command goes on.
+    """
+    from fedpriv.api import Experiment
+    from fedpriv.api import sweep as swept
+    from fedpriv.config_files import parsed_override
+
+    check_format(format, "table", "json", "csv")
+    experiment = Experiment.load(config, dict(parsed_override(each) for each in overrides or []))
+    values = _axes(grid or [])
+    numbers = None if seeds is None else _axis(f"seed={seeds}", "--seeds")[1]
+    if "seed" in values and numbers is not None:
+        raise InputError("--grid: seed is given twice; leave it to --seeds")
+    if not values and numbers is None:
+        raise InputError("there is nothing to sweep; write --grid key=a,b or --seeds a,b")
+    runtime = experiment.config.runtime.grid
+    try:
+        found = swept(experiment, values, numbers, runtime, run_dir, progress=format == "table")
+    except Interrupted as stopped:
+        raise Interrupted(f"{stopped}; the same command goes on") from None
+    rows = found.assign(run=[str(run.path) for run in found.run])
+    if format == "table":
+        console().print(_table(rows, [*values, *([] if numbers is None else ["seed"])]))
+    else:
+        text = rows.to_csv(index=False) if format == "csv" else rows.to_json(orient="records")
+        print(text.rstrip("\n"))
+    if rows.epsilon.max() < float("inf"):
+        chosen = "each run has a ledger of its own; that the best of them was chosen is not counted"
+        say([f"{chosen}, which is for public data: fedpriv tune counts it"])
+
+
+def _table(rows: pd.DataFrame, axes: list[str]) -> FittedTable:
+    from fedpriv.privacy.figures import epsilon_text
+
+    measure = rows.columns[rows.columns.get_loc("rounds") + 1]
+    shown = [*axes, measure, "epsilon", "rounds", "run"]
+    heads = {"epsilon": "ε"}
+    table = FittedTable(
+        *(Column(heads.get(name, name), kept=name in shown[:-2]) for name in shown[:-1]),
+        Column("run", text=True),
+    )
+    texts = {measure: lambda value: f"{value:.4g}", "epsilon": epsilon_text}
+    for row in rows[shown].to_dict("records"):
+        table.row(*(texts.get(str(name), str)(value) for name, value in row.items()))
+    return table
+
+
+def _axes(texts: list[str]) -> dict[str, list[Any]]:
+    """Return the values of each key of a grid."""
+    axes = [_axis(text) for text in texts]
+    for key, count in Counter(key for key, _ in axes).items():
+        if count > 1:
+            raise InputError(f"--grid: {key} is given twice; write all its values in one, key=a,b")
+    return dict(axes)
+
+
+def _axis(text: str, option: str = "--grid") -> tuple[str, list[Any]]:
     """Return the key and the values of `key=a,b,c`; values are YAML."""
     from fedpriv.config_files import parsed_override
 
     key, equals, values = text.partition("=")
     if not key or not equals or not values:
-        raise InputError(f"--grid: write key=a,b,c, such as server.lr=0.1,0.2, got {text!r}")
+        example = "key=a,b,c, such as server.lr=0.1,0.2" if option == "--grid" else "17,18"
+        raise InputError(f"{option}: write {example}, got {text.removeprefix('seed=')!r}")
     return key.strip(), [parsed_override(f"{key}={each}")[1] for each in values.split(",")]

@@ -114,7 +114,7 @@ def grid(request):
 def test_arrays_come_and_go_as_they_are(grid):
     arrays = flat_record(torch.randn(300_000, dtype=torch.float64))
     messages = [sent(node, arrays=arrays) for node in grid.get_node_ids()]
-    replies = grid.send_and_receive(messages, timeout=60)
+    replies = grid.send_and_receive(messages, timeout=240)
     assert sorted(reply.metadata.src_node_id for reply in replies) == [1000, 1001]
     for reply in replies:
         assert flat_tensor(reply.content["sum"]).equal(2 * flat_tensor(arrays))
