@@ -114,6 +114,15 @@ class EvaluationConfig(Section):
     )
 
 
+class AppConfig(Section):
+    """A Flower app of somebody's own, whose strategy `fedpriv.flower.PrivateStrategy` wraps."""
+
+    strategy: str = Field(description="Its strategy.")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="What was given to that, and to its nodes."
+    )
+
+
 class CheckpointConfig(Section):
     """What is kept to resume from."""
 
@@ -177,6 +186,11 @@ class ExperimentConfig(Section):
     tracker: Annotated[TrackerOptions | None, Slot(TRACKERS, optional=True), NO_BEARING] = Field(
         default=None,
         description="Where the numbers of each round also go; null: only to the run's directory.",
+    )
+    app: AppConfig | None = Field(
+        default=None,
+        description="Filled in by fedpriv.flower: the run is of an app with code of its own, which "
+        "decides data, model, local training and the server's step; its config has no such keys.",
     )
 
     @model_validator(mode="after")
@@ -400,9 +414,26 @@ class ExperimentConfig(Section):
         document = json.dumps(kept, sort_keys=True, default=str)
         return hashlib.sha256(document.encode()).hexdigest()
 
+    @property
+    def server_step(self) -> str:
+        """What moves the model by the average, in a word."""
+        return self.server.optimizer if self.app is None else self.app.strategy
+
+    def document(self) -> dict[str, Any]:
+        """Return what the resolved config says, in the schema's order."""
+        document = self.model_dump(mode="json")
+        if self.app is None:
+            return {key: value for key, value in document.items() if key != "app"}
+        document["data"] = {"users": self.data.users}
+        return {key: value for key, value in document.items() if key not in _OF_THE_APP}
+
     def to_yaml(self) -> str:
-        """Return the resolved config as YAML, in the schema's order."""
-        return yaml_text.dump(self.model_dump(mode="json"))
+        """Return the resolved config as YAML."""
+        return yaml_text.dump(self.document())
+
+
+# What an app's own code decides.
+_OF_THE_APP = ("model", "task", "seed_model", "local", "server", "algorithm", "cohort", "code")
 
 
 def _check_cohort(key: str, cohort: float | None, population: int) -> None:

@@ -28,7 +28,7 @@ from fedpriv.optimizers.server import Server
 from fedpriv.preparation import plan_for, ready_trainer
 from fedpriv.privacy.clipping import undone
 from fedpriv.privacy.ledger import Header, Ledger, check_same_run, read_ledger
-from fedpriv.recorder import BOUNDS, JOURNALS, Recorder, keep_best
+from fedpriv.recorder import BOUNDS, JOURNALS, News, Recorded, Recorder, keep_best
 from fedpriv.reporting.completeness import read_evidence
 from fedpriv.reporting.profile import Profile
 from fedpriv.reporting.run_directory import RunDirectory
@@ -36,6 +36,7 @@ from fedpriv.reporting.terminal import in_a_shell
 from fedpriv.runtime import RuntimeConfig
 from fedpriv.seed_model import origin_of
 from fedpriv.selection import ends, require_public, selection
+from fedpriv.tasks.quality import Quality
 from fedpriv.trackers.base import TrackedRun, Tracking, settings_of
 from fedpriv.training.checkpoint import (
     checkpoint_files,
@@ -47,17 +48,11 @@ from fedpriv.training.memory_store import Journal, MemoryFormat, MemorySizes, Me
 S = TypeVar("S", bound=Server)
 
 
-class Observer(Protocol):
+class Observer(News, Protocol):
     """An observer of a run, such as the progress bar."""
 
     def begin(self, experiment: Experiment) -> None:
         """The run is about to start or go on."""
-
-    def finished(self, row: dict[str, Any]) -> None:
-        """A round is finished; `row` is its line of the metrics."""
-
-    def say(self, sentence: str) -> None:
-        """Something that the user should know."""
 
 
 @dataclass
@@ -117,20 +112,30 @@ class Experiment:
         cohort = self.plan.sampling.expected_cohort
         return MemorySizes.of(self.memory, cohort, self.config.rounds, ram)
 
+    def measure(self, round_: int) -> tuple[dict[str, float], Quality]:
+        """Return what the held-out examples say of the model, and which measure is the task's."""
+        task, size = self.trainer.task, self.config.evaluation.batch_size
+        return task.measure(self.trainer.model, self.held_out, size), task.quality
+
     def header(self) -> Header:
         """Return the header of this run's ledger."""
-        return Header(
-            fingerprint=self.plan.fingerprint,
-            data=self.plan.data,
-            mode="deployment" if self.config.runtime.deployment else "simulation",
-            population=self.plan.sampling.population,
-            delta=self.plan.delta,
-            adjacency=self.plan.adjacency.value,
-            outside=tuple(
-                f"{key}: {found.told()}" for key, found in sorted(outside(self.config).items())
-            ),
-            **self.plan.mechanism.header,
-        )
+        return header_of(self.plan)
+
+
+def header_of(plan: Plan) -> Header:
+    """Return the header of the ledger of a run of `plan`."""
+    return Header(
+        fingerprint=plan.fingerprint,
+        data=plan.data,
+        mode="deployment" if plan.config.runtime.deployment else "simulation",
+        population=plan.sampling.population,
+        delta=plan.delta,
+        adjacency=plan.adjacency.value,
+        outside=tuple(
+            f"{key}: {found.told()}" for key, found in sorted(outside(plan.config).items())
+        ),
+        **plan.mechanism.header,
+    )
 
 
 def prepare(config: ExperimentConfig, seeded: bool = True) -> Experiment:
@@ -297,15 +302,7 @@ def train(
         )
     if drive is None:
         _check_gpus(experiment.config.runtime)
-    with directory.lock(), stop_signal(observer.say) as stop:
-        ledger = directory.open_ledger(experiment.header())
-        if ledger.dropped_bytes:
-            observer.say(
-                f"{ledger.path}: dropped a torn last line of {ledger.dropped_bytes} bytes; its "
-                f"release was never used, {len(ledger)} are charged"
-            )
-        _check_state(experiment, directory, ledger)
-        directory.keep_metrics(experiment.finished_rounds)
+    with opened(experiment, directory, observer) as (ledger, stop):
         keep_best(experiment, directory)
         memory = _restored_memory(experiment, directory, observer)
         tracking = _tracking(experiment, directory, observer)
@@ -338,6 +335,27 @@ def train(
                 experiment.profile.write_trace(directory.trace)
 
 
+@contextmanager
+def opened(
+    run: Recorded, directory: RunDirectory, observer: News
+) -> Iterator[tuple[Ledger, threading.Event]]:
+    """Take a run's directory for this process; yield its ledger, and what says that it is to stop.
+
+    Raises:
+        InputError: another process has it, or its ledger is damaged, another run's, or lacks lines.
+    """
+    with directory.lock(), stop_signal(observer.say) as stop:
+        ledger = directory.open_ledger(header_of(run.plan))
+        if ledger.dropped_bytes:
+            observer.say(
+                f"{ledger.path}: dropped a torn last line of {ledger.dropped_bytes} bytes; its "
+                f"release was never used, {len(ledger)} are charged"
+            )
+        _check_state(run, directory, ledger)
+        directory.keep_metrics(run.finished_rounds)
+        yield ledger, stop
+
+
 def _tracking(experiment: Experiment, directory: RunDirectory, observer: Observer) -> Tracking:
     """Return what hands finished rounds to the config's tracker, where any are left.
 
@@ -368,7 +386,7 @@ def _check_gpus(runtime: RuntimeConfig) -> None:
         )
 
 
-def _check_state(experiment: Experiment, directory: RunDirectory, ledger: Ledger) -> None:
+def _check_state(experiment: Recorded, directory: RunDirectory, ledger: Ledger) -> None:
     """Check, under the lock, that what was restored is still the newest state and is paid for.
 
     Raises:

@@ -41,6 +41,11 @@ def ready_trainer(
         InputError: data, model, settings of the machine, or a δ or cohort for so many users are
             impossible.
     """
+    if config.app is not None:
+        raise InputError(
+            "app: this run is of a Flower app with code of its own; start that app again, and it "
+            "goes on"
+        )
     trainer = build_trainer(config, _without_users(config))
     # The plan asks it too, when Ray may be starting already.
     config.check_population(population_of(config, trainer.dataset))

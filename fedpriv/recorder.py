@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -22,7 +22,11 @@ from fedpriv.training.memory_store import MemoryStore
 from fedpriv.training.spans import Stopwatch
 
 if TYPE_CHECKING:
-    from fedpriv.experiment import Experiment, Observer
+    from fedpriv.config import ExperimentConfig
+    from fedpriv.federation.plan import Plan
+    from fedpriv.optimizers.server import GlobalModel
+    from fedpriv.reporting.profile import Profile
+    from fedpriv.tasks.quality import Quality
 
 #: What a checkpoint calls the clip bounds as they have adapted.
 BOUNDS = "clipping/bounds"
@@ -32,7 +36,43 @@ JOURNALS = "memory/journals"
 _ROOM_BESIDE = 2**20
 
 
-def keep_best(experiment: Experiment, directory: RunDirectory) -> None:
+class News(Protocol):
+    """Who hears of finished rounds."""
+
+    def finished(self, row: dict[str, Any]) -> None:
+        """A round is finished; `row` is its line of the metrics."""
+
+    def say(self, sentence: str) -> None:
+        """Something that the user should know."""
+
+
+class Recorded(Protocol):
+    """What is known of a run whose rounds are recorded: an `Experiment`, or an app."""
+
+    plan: Plan
+    profile: Profile
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The config."""
+        ...
+
+    @property
+    def server(self) -> GlobalModel:
+        """The global model, as the last finished round left it."""
+        ...
+
+    @property
+    def finished_rounds(self) -> int:
+        """The last round that was finished when the run began, or went on."""
+        ...
+
+    def measure(self, round_: int) -> tuple[dict[str, float], Quality]:
+        """Return what held-out data say of the model, and which measure tells how good it is."""
+        ...
+
+
+def keep_best(experiment: Recorded, directory: RunDirectory) -> None:
     """Keep the newest checkpoint as the best one where it is that, by the metrics."""
     if not experiment.config.evaluation.keep_best:
         return
@@ -46,10 +86,10 @@ class Recorder:
 
     def __init__(
         self,
-        experiment: Experiment,
+        experiment: Recorded,
         directory: RunDirectory,
         ledger: Ledger,
-        observer: Observer,
+        observer: News,
         memory: MemoryStore | None = None,
         tracking: Tracking | None = None,
     ) -> None:
@@ -170,11 +210,11 @@ class Recorder:
             row["noise_only"] = True
         if config.evaluates(record.round):
             row |= self._with_pld(record.epsilon)
-            row["held_out"] = self._evaluate()
-            row["quality"] = self._experiment.trainer.task.quality.record()
+            row["held_out"], quality = self._experiment.measure(record.round)
+            row["quality"] = quality.record()
         if config.runtime.deployment:
             row |= {"nodes_absent": record.nodes_absent, "tries": record.tries}
-        else:
+        elif config.app is None:  # of whose nodes the clipped updates are seen alone
             row["simulation_only"] = _seen(record, names)
             if self._memory is not None:
                 row["simulation_only"] |= _seen_of_memories(record)
@@ -190,11 +230,6 @@ class Recorder:
         spent[f"worst_{payer}"] = costs.worst_payer
         named = {"took_part": list(took_part)} if payer == "silo" else {}
         return {f"{payer}s": {**spent, **named}}
-
-    def _evaluate(self) -> dict[str, float]:
-        trainer = self._experiment.trainer
-        size = self._experiment.config.evaluation.batch_size
-        return trainer.task.measure(trainer.model, self._experiment.held_out, size)
 
     def _with_pld(self, by_rdp: float | None) -> dict[str, Any]:
         """Return ε with that by PLD, which takes too long for every round, or why there is none."""

@@ -29,7 +29,8 @@ FLOORS: tuple[set[str], ...] = (
     {"recorder"},
     {"experiment"},
     {"audit", "export", "flower_app", "predict"},
-    {"api"},
+    # For those who come with an app of Flower's own: what runs it is put together here.
+    {"api", "flower"},
     {"tuning"},
     {"cli"},
     {"__init__"},

@@ -14,7 +14,8 @@ from fedpriv.errors import InputError
 
 #: Who a user is. person: one whom the data set names. share: it has a part of what one named person
 #: gave, and others have the rest. dealt: it has examples of whoever they are. made_up: nobody.
-Users = Literal["person", "share", "dealt", "made_up", "unknown"]
+#: node: it is all that a node of somebody's own Flower app holds.
+Users = Literal["person", "share", "dealt", "made_up", "node", "unknown"]
 
 #: What one example is. joined: several recordings of one speaker, each of which may be in more
 #: than one example. row: one of a table. block: so many tokens of one user's texts.

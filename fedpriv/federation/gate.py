@@ -72,7 +72,20 @@ class Expected:
 
 
 def sum_in(reply: Message, asked: Mapping[int, Asked], expected: Expected) -> tuple[int, CohortSum]:
-    """Return partition and sum of a node's reply.
+    """Return partition and sum of a node's reply, with what the node saw.
+
+    Raises:
+        Refused: it does not count.
+    """
+    partition, total = total_in(reply, asked, expected)
+    by_us, seen = asked[reply.metadata.src_node_id], cast(ConfigRecord, reply.content["seen"])
+    return partition, _Values(seen, by_us.users, expected).summed(total)
+
+
+def total_in(
+    reply: Message, asked: Mapping[int, Asked], expected: Expected
+) -> tuple[int, torch.Tensor]:
+    """Return partition and sum of a node's reply, the sum alone: float64 `[numbers]`.
 
     Raises:
         Refused: it does not count.
@@ -90,7 +103,7 @@ def sum_in(reply: Message, asked: Mapping[int, Asked], expected: Expected) -> tu
         raise Refused(f"it claims to be node {claimed!r:.20}")
     total = read_only(_vector(record, expected.numbers))
     _require_norms(total, expected.largest(by_us.users))
-    return by_us.partition, _Values(seen, by_us.users, expected).summed(total)
+    return by_us.partition, total
 
 
 def _require_norms(total: torch.Tensor, largest: tuple[float, ...]) -> None:

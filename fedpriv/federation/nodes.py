@@ -116,7 +116,7 @@ class Nodes:
         self._tell_who_is_silent(arrived)
         for reply in self._answers(arrived):
             try:
-                partition, summed = sum_in(reply, self._asked, expected)
+                partition, summed = self._sum_in(reply, expected)
             except Refused as refused:
                 self._leave_out(reply, refused)
                 if not self._deployed and reply.metadata.src_node_id in self._asked:
@@ -127,6 +127,10 @@ class Nodes:
         self.lost = len(self._asked)
         self._require_enough(self._there - self.lost, "took part")
         return dict(sorted(found.items()))
+
+    def _sum_in(self, reply: Message, expected: Expected) -> tuple[int, CohortSum]:
+        """Return partition and sum of a reply; raises Refused where it does not count."""
+        return sum_in(reply, self._asked, expected)
 
     def _tell_who_is_silent(self, arrived: Sequence[Message]) -> None:
         answered = {reply.metadata.src_node_id for reply in arrived if not _unreached(reply)}

@@ -24,7 +24,7 @@ from fedpriv.federation.payment import Draw, Payments
 from fedpriv.federation.plan import Plan
 from fedpriv.federation.round_record import RoundRecord
 from fedpriv.federation.run_loop import RunLoop
-from fedpriv.optimizers.server import Server
+from fedpriv.optimizers.server import GlobalModel
 from fedpriv.privacy.clipping import bounds_of
 from fedpriv.privacy.ledger import Ledger
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
@@ -48,7 +48,7 @@ class PrivateFedAvg(RunLoop):
     def __init__(
         self,
         plan: Plan,
-        server: Server,
+        server: GlobalModel,
         ledger: Ledger,
         on_round: Callable[[RoundRecord], bool | None],
         stop: threading.Event,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from pydantic import Field
@@ -51,6 +51,29 @@ class ServerConfig(Section):
         default=None,
         description="Layer-wise normalisation of the averaged update before the optimizer.",
     )
+
+
+class GlobalModel(Protocol):
+    """The model that all users share, and what moves it by what was released: see `Server`."""
+
+    #: What an algorithm's server keeps and sends beside the model.
+    shared: Tensor
+
+    def parameters(self) -> Tensor:
+        """Return a copy of the global parameters as one vector `[total]`."""
+        ...
+
+    def lr(self, round_: int) -> float:
+        """Return the learning rate of a round."""
+        ...
+
+    def step(self, average: Tensor, round_: int, seed: int, noise: Sequence[float] = ()) -> None:
+        """Move the model by the averaged update `[total]`: see `Server.step`."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything needed to continue, as tensors by name."""
+        ...
 
 
 class Server:

@@ -18,6 +18,8 @@ _USERS: dict[Users, str] = {
     "dealt": "Users are made up: examples were dealt to them, whoever they are of. What protects a "
     "user protects its examples, NOT the people whom they are of, who may be in many users.",
     "made_up": "All users and their data are made up: no person is among them.",
+    "node": "Each user is a node of a Flower app: all that it holds. A person whose data several "
+    "nodes hold is protected as each of them only.",
     "unknown": "Whether a user is one person was not checked. A person who appears as several "
     "users is protected as each of them only.",
 }
@@ -77,6 +79,11 @@ def start_sentences(run: Run) -> tuple[str, ...]:
         InputError: the run says something of its seed model that is not known here.
     """
     seed_model = run.config.seed_model
+    if run.config.app is not None:
+        return (
+            "The arrays that the app handed over, of which fedpriv knows nothing: ε says nothing "
+            "about the people whose data they were made of, if any.",
+        )
     if seed_model is None:
         return ("Random parameters, which depend on the seed alone.",)
     said = run.environment.get("seed_model", {}).get("origin", "unknown")

@@ -268,7 +268,7 @@ def _comparison(each: Reported) -> list[str]:
         bound,
         f"{last.noise_multiplier:.4g}",
         f"{run.sampling.expected_cohort:g} of {last.population:,}",
-        run.config.server.optimizer,
+        run.config.server_step,
         duration(run.seconds),
     ]
 
@@ -293,7 +293,7 @@ def _document(each: Reported) -> dict[str, Any]:
         "ledger": {"noise_by": run.header.noise_by, **run.header.fields()},
         "releases": [asdict(release) for release in run.releases],
         "metrics": run.rows,
-        "config": run.config.model_dump(mode="json"),
+        "config": run.config.document(),
         "environment": run.environment,
     }
 

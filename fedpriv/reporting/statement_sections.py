@@ -83,7 +83,7 @@ def _facts(run: Run, account: Spent, delta: float) -> Facts:
         delta=delta,
         deployed=run.deployed,
         seed=run.config.seed,
-        optimizer=run.config.server.optimizer,
+        optimizer=run.config.server_step,
         update=_clipping(run, "update"),
         gradient=_clipping(run, "gradient"),
         feedback=(*_error_feedback(run), *_payloads(run)),
@@ -481,7 +481,7 @@ def _logged(run: Run) -> tuple[str, ...]:
         return (
             "Nothing from the users' own values beside the releases. How long rounds took and how "
             "many nodes were lost is in metrics.jsonl.",
-            *((HOSTED, *_attendance(run)) if run.deployed else ()),
+            *_known_of_nodes(run),
         )
     sizes = run.environment.get("simulation_only", {}).get("data")
     also = " In environment.json: how many examples users have." if sizes else ""
@@ -497,6 +497,19 @@ def _logged(run: Run) -> tuple[str, ...]:
         "them, and neither must a plot below that shows them leave the simulation.",
         held_out_sentence(run),
         "The learning rate and the norm of the averaged update are functions of what was released.",
+    )
+
+
+def _known_of_nodes(run: Run) -> tuple[str, ...]:
+    """Return what the server of a deployment knows and writes down of who is there."""
+    if not run.deployed:
+        return ()
+    if run.config.app is None:
+        return (HOSTED, *_attendance(run))
+    return (
+        "Of what a node sends the server takes a clipped update, and nothing else: what clients "
+        "measure stays with them. It knows which nodes are connected, and no ε covers that.",
+        *_attendance(run),
     )
 
 

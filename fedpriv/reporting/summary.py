@@ -88,7 +88,7 @@ def _row(label: str, run: Run) -> list[str | Text]:
         _quality(run),
         *_privacy(run, account),
         f"{run.sampling.expected_cohort:g}",
-        run.config.server.optimizer,
+        run.config.server_step,
     ]
 
 
