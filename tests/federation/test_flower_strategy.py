@@ -12,12 +12,11 @@ import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting import rdp
-from flower_apps import node_of
+from flower_apps import START, app_of, node_of, start_record, update_of
 from flwr.app import (
     Array,
     ArrayRecord,
     ConfigRecord,
-    Context,
     Error,
     Message,
     MetricRecord,
@@ -42,11 +41,10 @@ from flwr.serverapp.strategy import (
 from fedpriv.errors import ClientFault, InputError, WorkerLost
 from fedpriv.federation.grids.base import FIRST_NODE
 from fedpriv.federation.grids.local import LocalGrid
-from fedpriv.flower import PrivateStrategy, clipping_mod
+from fedpriv.flower import PrivateStrategy
 from fedpriv.privacy.ledger import read_ledger
 
 BOUND, COHORT, NODES = 0.5, 4.0, 10
-START = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(2, dtype=np.float32)}
 #: As good as no noise, so that sums can be read.
 SILENT = 1e-6
 
@@ -67,38 +65,6 @@ def privacy(**changes: Any) -> dict[str, Any]:
         "accountants": ["rdp"],
         **changes,
     }
-
-
-def update_of(node: int) -> dict[str, np.ndarray]:
-    """What a node's training adds to the model; the larger ones are beyond the bound."""
-    generator = np.random.default_rng(node)
-    scale = 0.02 * (node + 1) ** 2
-    return {
-        name: (scale * generator.standard_normal(array.shape)).astype(np.float32)
-        for name, array in START.items()
-    }
-
-
-def app_of(
-    trained: list[int], mods: list[Any] | None = None, change: Callable[[int], Any] = update_of
-) -> ClientApp:
-    """An app whose node n adds `change(n)` and has n + 1 examples; `trained` says who trained."""
-    app = ClientApp(mods=[clipping_mod] if mods is None else mods)
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        node = int(context.node_config["partition-id"])
-        trained.append(node)
-        move = change(node)
-        arrays = {
-            name: Array(array.numpy() + move[name])
-            for name, array in message.content["arrays"].items()
-        }
-        metrics = MetricRecord({"train_loss": 0.25 * node, "num-examples": node + 1})
-        content = RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
-        return Message(content, reply_to=message)
-
-    return app
 
 
 class Grid(LocalGrid):
@@ -126,10 +92,6 @@ class Grid(LocalGrid):
 def wrapped(folder: Path, strategy: Strategy | None = None, **changes: Any) -> PrivateStrategy:
     given = {"population": NODES, "privacy": privacy(), "run_dir": folder, "join_timeout": 0.1}
     return PrivateStrategy(strategy or FedAvg(), **{**given, **changes})
-
-
-def start_record() -> ArrayRecord:
-    return ArrayRecord({name: Array(array) for name, array in START.items()})
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
