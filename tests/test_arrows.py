@@ -28,7 +28,7 @@ FLOORS: tuple[set[str], ...] = (
     {"reporting", "deploy"},
     {"recorder"},
     {"experiment"},
-    {"audit", "export", "flower_app", "predict"},
+    {"audit", "export", "flower_app", "opacus", "predict"},
     # For those who come with an app of Flower's own: what runs it is put together here.
     {"api", "flower"},
     {"tuning"},
