@@ -1,0 +1,1 @@
+"""A quickstart app of Flower's shape."""
