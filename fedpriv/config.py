@@ -296,7 +296,7 @@ class ExperimentConfig(Section):
         if self.model.lora is not None and self.model.lora.variant == "dora":
             raise ValueError(
                 "model.lora.variant: dora does not go with privacy.unit: example: Opacus has no "
-                "gradients of its single examples; write lora, rslora or pissa"
+                "gradients of its single examples; write lora, rslora, pissa or eva"
             )
         if self.local.precision == "bfloat16":
             raise ValueError(

@@ -35,7 +35,7 @@ from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.reporting.terminal import in_a_shell
 from fedpriv.runtime import RuntimeConfig
 from fedpriv.seed_model import origin_of
-from fedpriv.selection import ends, require_public, selection
+from fedpriv.selection import ends, selection
 from fedpriv.tasks.quality import Quality
 from fedpriv.trackers.base import TrackedRun, Tracking, settings_of
 from fedpriv.training.checkpoint import (
@@ -73,7 +73,6 @@ class Experiment:
         trainer = self.trainer
         if not self.config.runtime.deployment:
             trainer.task.require(trainer.dataset)
-        require_public(self.config, trainer.dataset.facts)
         self.held_out = tuple(
             trainer.task.prepare(trainer.model, part).to(trainer.device)
             for part in trainer.dataset.evaluation()

@@ -15,6 +15,7 @@ from fedpriv.federation.builders import build_trainer, population_of
 from fedpriv.models.parameters import Layout
 from fedpriv.models.registry import MODELS
 from fedpriv.models.trained_part import frozen_of, start_of
+from fedpriv.selection import require_public
 from fedpriv.training.checkpoint import digest_of
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.stack_size import Room, fitting_stack, measured_stack
@@ -49,6 +50,7 @@ def ready_trainer(
     trainer = build_trainer(config, _without_users(config))
     # The plan asks it too, when Ray may be starting already.
     config.check_population(population_of(config, trainer.dataset))
+    require_public(config, trainer.dataset.facts)
     if config.runtime.stack == "measure" or (
         config.runtime.stack is None and trainer.device.type == "cuda"
     ):
@@ -61,6 +63,10 @@ def ready_trainer(
         from fedpriv.seed_model import load_seed_model
 
         load_seed_model(config, trainer.model)
+    if seeded and config.model.reads_data:
+        from fedpriv.training.eva import begin_with_public
+
+        begin_with_public(trainer, config.evaluation.batch_size, config.seed)
     return _with_digests(config, trainer.model, seeded), trainer
 
 
@@ -68,7 +74,8 @@ def _with_digests(config: ExperimentConfig, model: nn.Module, seeded: bool) -> E
     """Return the config with the digests of what is not trained and of what all begins with.
 
     Two simulations from other numbers must not share noise. What our own models begin with follows
-    from the seed or the seed model; a builder from outside may read it from anywhere.
+    from the seed or the seed model, unless it follows from examples; a builder from outside may
+    read it from anywhere.
 
     Raises:
         InputError: the config is of a run that began with other numbers.
@@ -76,12 +83,13 @@ def _with_digests(config: ExperimentConfig, model: nn.Module, seeded: bool) -> E
     frozen, said = frozen_of(model), config.model
     start = said.start_sha256
     # Where a checkpoint takes its place nobody needs what the run began with.
-    if seeded and MODELS.of(said).origin is not None:
+    if seeded and (said.reads_data or MODELS.of(said).origin is not None):
         start = digest_of(start_of(model))
         if said.start_sha256 not in (None, start):
+            same = "it the same examples" if said.reads_data else "its builder the same weights"
             raise InputError(
                 f"model.start_sha256: {said.name} begins with other numbers now than this config "
-                "says; give its builder the same weights, or, for a new run, leave start_sha256 out"
+                f"says; give {same}, or, for a new run, leave start_sha256 out"
             )
     return config.begun_with(digest_of(frozen) if frozen else said.frozen_sha256, start)
 

@@ -102,7 +102,7 @@ def not_public(facts: DataFacts) -> str | None:
 
 
 def require_public(config: ExperimentConfig, facts: DataFacts) -> None:
-    """Check that what chooses a model of a private run may be known to all.
+    """Check that what chooses a model of a private run, or begins it, may be known to all.
 
     Raises:
         InputError: the held-out examples are of users, or nothing says that they are not.
@@ -110,6 +110,7 @@ def require_public(config: ExperimentConfig, facts: DataFacts) -> None:
     evaluation = config.evaluation
     chosen = {"keep_best": evaluation.keep_best, "stop_after": evaluation.stop_after is not None}
     keys = [f"evaluation.{key}" for key, used in chosen.items() if used]
+    keys += ["model.lora.variant: eva"] * config.model.reads_data
     why = not_public(facts)
     if config.privacy is not None and keys and why is not None:
         raise InputError(

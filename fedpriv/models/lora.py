@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ def add_adapters(model: nn.Module, options: ModelOptions, head: Set[str]) -> set
         use_dora=lora.variant == "dora",
         init_lora_weights=begins,  # type: ignore[arg-type]
     )
-    with warnings.catch_warnings(), _one_thread():
+    with warnings.catch_warnings(), one_thread():
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
         try:
             inject_adapter_in_model(config, model)
@@ -66,13 +67,18 @@ def merged(model: nn.Module) -> nn.Module:
     whole = copy.deepcopy(model)
     if find_spec("peft") is None:
         return whole
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    adapted = [(path, m) for path, m in whole.named_modules() if isinstance(m, BaseTunerLayer)]
-    for path, layer in adapted:
+    for path, layer in adapters_of(whole):
         layer.merge(safe_merge=True)
         whole.set_submodule(path, layer.get_base_layer())
+    vars(whole).pop("peft_config", None)  # which says that there are adapters
     return whole
+
+
+def adapters_of(model: nn.Module) -> list[tuple[str, Any]]:
+    """Return the adapters in `model`, each a layer of `peft` in an adapted one's place, by path."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [(path, m) for path, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
 
 
 def _layers(model: nn.Module, lora: LoraOptions, name: str, head: Set[str]) -> list[str]:
@@ -131,7 +137,7 @@ def _adaptable(model: nn.Module) -> Iterator[tuple[str, tuple[str, bool]]]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Let the body compute in one thread: sums of several end in other bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ from fedpriv.components import Options
 from fedpriv.sections import Positive, Section
 
 #: Ways that LoRA begins, or scales, by the names that `peft` has for them.
-LoraVariant = Literal["lora", "rslora", "dora", "pissa"]
+LoraVariant = Literal["lora", "rslora", "dora", "pissa", "eva"]
 
 
 def _whole_or_patterns(value: Any) -> Any:
@@ -18,15 +18,6 @@ def _whole_or_patterns(value: Any) -> Any:
     if value in ("all", "head", "lora") or (patterns and value):
         return value
     raise ValueError("write all, head, lora, or patterns of parameters' names: ['head.*']")
-
-
-def _known_variant(value: Any) -> Any:
-    if value == "eva":
-        raise ValueError(
-            "eva begins with what it reads of data, and every node would have to read the same "
-            "public ones; write pissa, which begins with what the weights say"
-        )
-    return value
 
 
 class LoraOptions(Section):
@@ -41,10 +32,11 @@ class LoraOptions(Section):
         default=None,
         description="which maps, by the ends of their names; null: all linear ones but the head",
     )
-    variant: Annotated[LoraVariant, BeforeValidator(_known_variant)] = Field(
+    variant: LoraVariant = Field(
         default="lora",
         description="lora; rslora, another scale; dora, with lengths of columns of their own; "
-        "pissa, which begins with the largest singular values of the weights",
+        "pissa, which begins with the largest singular values of the weights; eva, with the main "
+        "directions of what the maps read of public, held-out examples",
     )
     head: bool = Field(
         default=True, description="whether the head is trained too, as one that is new must be"
@@ -83,8 +75,9 @@ class ModelOptions(Options):
     )
     start_sha256: str | None = Field(
         default=None,
-        description="Digest of all numbers that a model from outside begins with, which its "
-        "builder may have read from anywhere: a run with others is another run. A run fills it in.",
+        description="Digest of all numbers that a model begins with where they do not follow from "
+        "the rest of the config: one from outside may have read them from anywhere, and eva reads "
+        "examples. A run with others is another run. A run fills it in.",
     )
 
     @model_validator(mode="after")
@@ -92,6 +85,11 @@ class ModelOptions(Options):
         if self.lora is not None and self.train != "lora":
             raise ValueError("lora has options of train: lora; write that too, or remove them")
         return self
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether what it begins with is read off examples, which must then be public."""
+        return self.lora is not None and self.lora.variant == "eva"
 
     def shape(self) -> dict[str, Any]:
         """Return the options that are the model's own."""

@@ -78,11 +78,32 @@ def start_sentences(run: Run) -> tuple[str, ...]:
     Raises:
         InputError: the run says something of its seed model that is not known here.
     """
+    return (*_whole_start(run), *_adapters_start(run))
+
+
+def _adapters_start(run: Run) -> tuple[str, ...]:
+    if not run.config.model.reads_data:
+        return ()
+    return (
+        "Adapters began with the main directions of what their maps read of the held-out examples' "
+        "inputs (EVA), targets aside: so measures of these examples are of ones that the start had "
+        "seen.",
+    )
+
+
+def _whole_start(run: Run) -> tuple[str, ...]:
     seed_model = run.config.seed_model
     if run.config.app is not None:
         return (
             "The arrays that the app handed over, of which fedpriv knows nothing: ε says nothing "
             "about the people whose data they were made of, if any.",
+        )
+    if seed_model is None and any(line.startswith("model: ") for line in run.header.outside):
+        digest = run.config.model.start_sha256 or "not recorded"
+        return (
+            f"What the model's own code gave it, SHA-256 {digest[:16]}…: random numbers, or "
+            "weights of whose training fedpriv knows nothing. ε says nothing about people whose "
+            "data trained them.",
         )
     if seed_model is None:
         return ("Random parameters, which depend on the seed alone.",)
