@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 
-from fedpriv.data.federated import Examples
+from fedpriv.data.federated import Batch, Examples
+from fedpriv.data.utterances import Utterances
 from fedpriv.disk import has_no_room
 from fedpriv.errors import InputError
 from fedpriv.experiment import Experiment, Which, reopen_model
@@ -27,6 +28,8 @@ from fedpriv.reporting.registry import left_open, registry_entry
 from fedpriv.reporting.strict_json import to_json
 from fedpriv.tasks.base import outputs_of
 from fedpriv.training.checkpoint import digest_of
+
+_CPU = torch.device("cpu")
 
 
 def export(path: Path, to: str, out: Path | None = None, which: Which | None = None) -> Path:
@@ -134,26 +137,42 @@ class _Outputs(nn.Module):
         return outputs_of(self.model, inputs)
 
 
+def _program(model: nn.Module, prepared: Experiment, rows: Batch) -> Any:
+    """Return the model as a program that reads any number of rows, and any length of sounds.
+
+    Of speech that is a waveform, and how many samples of each are real, whatever is read in
+    training: features are part of the program.
+    """
+    free, named = torch.export.Dim.DYNAMIC, dict[str, Any]()
+    if isinstance(rows, Utterances):
+        second = int(prepared.trainer.dataset.input_shape[0])
+        sounds = torch.randn(2, second, generator=torch.Generator().manual_seed(0))
+        inputs: tuple[Tensor, ...] = (sounds, torch.tensor([second, second // 2]))
+        named = {"input_names": ["inputs", "lengths"], "output_names": ["outputs", "tokens"]}
+        shapes: tuple[dict[int, Any], ...] = ({0: free, 1: free}, {0: free})
+    elif isinstance(rows, Examples):
+        model, inputs, shapes = _Outputs(model).eval(), (rows.inputs,), ({0: free},)
+        named = {"input_names": ["inputs"], "output_names": ["outputs"]}
+    else:
+        raise InputError(
+            "--to: onnx is for models that read one tensor, or sounds; write safetensors"
+        )
+    return torch.onnx.export(
+        model, inputs, **named, dynamic_shapes=shapes, dynamo=True, verbose=False
+    )
+
+
 def _as_onnx(
     model: nn.Module, prepared: Experiment, metadata: Mapping[str, str], folder: Path
 ) -> None:
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise InputError(f"--to: onnx needs {' and '.join(missing)}: {command_for(missing[0])}")
     examples = next(part for part in prepared.held_out if len(part))
-    if not isinstance(examples, Examples):
-        raise InputError("--to: onnx is for models that read one tensor; write safetensors")
-    inputs = examples.take(torch.arange(min(2, len(examples)))).inputs.cpu()
-    inputs = inputs if len(inputs) > 1 else inputs.repeat_interleave(2, 0)
+    rows = torch.arange(2) % len(examples)
     try:
-        program: Any = torch.onnx.export(
-            _Outputs(model).eval(),
-            (inputs,),
-            input_names=["inputs"],
-            output_names=["outputs"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            verbose=False,
-        )
+        program = _program(model, prepared, examples.take(rows).to(_CPU))
+    except InputError:
+        raise
     except Exception as error:  # whatever its own code, or torch's exporter, raises
         said = " ".join(str(error).split())[:200]
         raise InputError(f"--to: this model cannot be written as onnx: {said}") from error

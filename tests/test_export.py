@@ -12,6 +12,7 @@ import yaml
 from in_process import train_small
 from safetensors import safe_open
 from safetensors.torch import load_model
+from tiny_speech import SPEECH_CHANGES
 from typer.testing import CliRunner
 
 import fedpriv
@@ -122,6 +123,32 @@ def test_onnxruntime_computes_the_same_for_any_number_of_inputs(runs, name, tmp_
     np.testing.assert_allclose(told, expected(prepared).numpy(), rtol=0, atol=1e-5)
     (alone,) = session.run(None, {"inputs": inputs[:1].numpy()})
     np.testing.assert_allclose(alone, told[:1], rtol=0, atol=1e-5)
+    assert session.get_modelmeta().custom_metadata_map["epsilon"]
+
+
+def test_onnxruntime_writes_what_is_said_in_sounds_of_any_length(tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    tests, named = str(Path(__file__).parent), {"data__name": "tiny_speech:build_tones"}
+    _, prepared = train_small(tmp_path / "run", rounds=1, code=tests, **SPEECH_CHANGES | named)
+    file = export(tmp_path / "run", "onnx", tmp_path / "onnx") / "model.onnx"
+    session = runtime.InferenceSession(file)
+    model = prepared.server.model.eval()
+    (tones,) = prepared.trainer.dataset.evaluation()
+    part = tones.take(torch.tensor([0, 1, 2]))
+    noise = torch.rand(2, 1_500, generator=torch.Generator().manual_seed(0)) - 0.5
+    # Tones leave most bands silent, where rounding is all there is to scale up.
+    for sounds, lengths, apart in [
+        (part.inputs, part.lengths, 1e-4),
+        (noise, torch.tensor([1_500, 900]), 1e-5),
+        (noise[:1, :700], torch.tensor([700]), 1e-5),
+    ]:
+        with torch.no_grad():
+            expected, tokens = model(sounds, lengths)
+        given = {"inputs": sounds.numpy(), "lengths": lengths.numpy()}
+        told, counted = session.run(None, given)
+        np.testing.assert_array_equal(counted, tokens.numpy())
+        np.testing.assert_allclose(told, expected.numpy(), rtol=0, atol=apart)
     assert session.get_modelmeta().custom_metadata_map["epsilon"]
 
 

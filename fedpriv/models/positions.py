@@ -46,7 +46,7 @@ class Positions(Stochastic):
         """Return what is added to each token: `[B, tokens, dim]`."""
         places = torch.arange(tokens, device=lengths.device, dtype=torch.float32)
         if self.kind == "sinusoidal":
-            return sinusoids(places, dim).expand(len(lengths), -1, -1)
+            return sinusoids(places, dim).expand(lengths.shape[0], -1, -1)
         centred = places - (lengths[:, None] - 1) / 2
         if self.training:
             centred = self._moved(centred)

@@ -203,7 +203,9 @@ class SpeechTransformer(Ragged):
             return self._packed(self.subsample.windows(inputs), counts), counts
         x = self.subsample(inputs)
         # Without padding there is nothing to hide, and attention without a mask is faster.
-        padded = bool((counts < x.shape[1]).any()) if not counts.is_meta else True
+        # What is exported asks nothing, and hides what may be there.
+        unread = counts.is_meta or torch.compiler.is_exporting()
+        padded = unread or bool((counts < x.shape[1]).any())
         there = moved_to(x.device, counts)
         x = self.positions(x, there)
         x = self.transformer(x, valid_mask(there, x.shape[1]) if padded else None)
