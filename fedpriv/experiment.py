@@ -116,6 +116,14 @@ class Experiment:
         task, size = self.trainer.task, self.config.evaluation.batch_size
         return task.measure(self.trainer.model, self.held_out, size), task.quality
 
+    @property
+    def engine(self) -> str | None:
+        """Which engine trains users, and why; None where nodes decide, or silos train."""
+        config = self.config
+        silos = config.privacy is not None and config.privacy.unit == "example"
+        elsewhere = config.runtime.deployment or silos
+        return None if elsewhere else f"users are trained {self.trainer.told}"
+
     def header(self) -> Header:
         """Return the header of this run's ledger."""
         return header_of(self.plan)
@@ -198,6 +206,8 @@ def _about(experiment: Experiment) -> dict[str, Any]:
     A deployment's users are at its nodes: what its server knows of a data set is not about them.
     """
     dataset, about = experiment.trainer.dataset, dict[str, Any]()
+    if (engine := experiment.engine) is not None:
+        about["engine"] = engine
     if not experiment.config.runtime.deployment:
         about |= {"data": dataset.description, "data_facts": dataset.facts.document()}
         if dataset.sizes:

@@ -99,6 +99,7 @@ class Recorder:
         self._observer = observer
         self._memory = memory
         self._tracking = tracking
+        self._slowed = ""
 
     def record(self, record: RoundRecord) -> bool:
         """Measure where due, then write the metrics line, then the checkpoint that makes it so.
@@ -119,6 +120,7 @@ class Recorder:
             self._tracking.finished(row)
         if record.noise_only:
             self._observer.say(self._dropped(record))
+        self._tell_what_slows(record)
         over = "held_out" in row and self._over(record.round)
         if not over and record.round < self._experiment.config.rounds:
             self.hold_room()
@@ -160,6 +162,16 @@ class Recorder:
             * bool(config.privacy)
         )
         return True
+
+    def _tell_what_slows(self, record: RoundRecord) -> None:
+        """Say once what slows many users at once down; metrics have each round's."""
+        why = next((each.slowed for each in record.sums if each.slowed), "")
+        if not why or self._slowed:
+            return
+        self._slowed = why
+        alone, users = (sum(getattr(s, name) for s in record.sums) for name in ("alone", "users"))
+        who = f"{alone} of {users} users were trained one after another: " if alone else ""
+        self._observer.say(f"round {record.round}: {who}{why} (metrics.jsonl has it)")
 
     def _dropped(self, record: RoundRecord) -> str:
         """Say that a round released noise alone."""
@@ -215,7 +227,7 @@ class Recorder:
         if config.runtime.deployment:
             row |= {"nodes_absent": record.nodes_absent, "tries": record.tries}
         elif config.app is None:  # of whose nodes the clipped updates are seen alone
-            row["simulation_only"] = _seen(record, names)
+            row["simulation_only"] = _seen(record, names) | _slowed(record)
             if self._memory is not None:
                 row["simulation_only"] |= _seen_of_memories(record)
         return row
@@ -277,6 +289,13 @@ def _seen(record: RoundRecord, names: tuple[str, ...]) -> dict[str, Any]:
         },
         "block_coherence": dict(zip(names, _coherence(record), strict=True)),
     }
+
+
+def _slowed(record: RoundRecord) -> dict[str, Any]:
+    """Return what slowed many users at once down, where anything did."""
+    found = [each for each in record.sums if each.slowed]
+    alone = sum(each.alone for each in found)
+    return {"alone": alone, "slowed": found[0].slowed} if found else {}
 
 
 def _coherence(record: RoundRecord) -> Iterator[float | None]:

@@ -146,7 +146,11 @@ def reason_in(reply: Message) -> str | None:
     reason = failure.get("reason") if isinstance(failure, ConfigRecord) else None
     if not isinstance(reason, str):
         return "it does not say why"
-    return "".join(letter if letter.isprintable() else " " for letter in reason[:_LONGEST_REASON])
+    return _in_a_line(reason)
+
+
+def _in_a_line(said: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in said[:_LONGEST_REASON])
 
 
 def _vector(record: ArrayRecord, numbers: int) -> NDArray[np.float64]:
@@ -209,6 +213,8 @@ class _Values:
             memory_norm=self._number("memory_norm"),
             memory_reset=self._whole("memory_reset", users),
             bound_moves=self._moves(),
+            alone=self._whole("alone", users),
+            slowed=self._text("slowed"),
         )
 
     def _whole(self, name: str, most: int = 2**62) -> int:
@@ -216,6 +222,12 @@ class _Values:
         if type(value) is not int or not 0 <= value <= most:
             raise Refused(f"{name} is {value!r:.20}")
         return value
+
+    def _text(self, name: str) -> str:
+        value = self.seen.get(name)
+        if not isinstance(value, str):
+            raise Refused(f"{name} is {value!r:.20}")
+        return _in_a_line(value) if self.expected.seen else ""
 
     def _number(self, name: str, least: float = -math.inf, most: float = math.inf) -> float:
         (number,) = self._checked(name, [self.seen.get(name)], least, most)

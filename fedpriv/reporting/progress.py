@@ -72,8 +72,8 @@ class ProgressLines:
             f"{config.rounds} rounds of {plan.sampling.expected_cohort:g} "
             f"{self._who} expected"
         )
-        if not deployed and not (config.privacy and config.privacy.unit == "example"):
-            self._print(f"users are trained {experiment.trainer.told}")
+        if experiment.engine is not None:
+            self._print(experiment.engine)
         planned = plan.planned_cost()
         if planned is None or math.isinf(planned.epsilon):
             warning = "WITHOUT PRIVACY: nothing bounds what this run reveals"

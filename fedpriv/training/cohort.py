@@ -164,6 +164,9 @@ class CohortSum:
         memory_reset: users whose memory was not finite and was taken to be zero.
         bound_moves: sum over silos of the logarithms of the factors of bounds that adapt within
             them; empty for users, and where bounds are fixed.
+        alone: users of stacks who were trained one after another all the same.
+        slowed: why the first of them were, or what else slows a stack down, as the end of a
+            sentence; "" for nothing.
 
     Of silos `total` is the sum of their noisy changes, and norms and what was scaled down are
     those of the gradients of examples: a mean, or a fraction, in each silo, summed over silos.
@@ -186,6 +189,8 @@ class CohortSum:
     memory_norm: float = 0.0
     memory_reset: int = 0
     bound_moves: list[float] = field(default_factory=list)
+    alone: int = 0
+    slowed: str = ""
 
 
 def train_cohort(
@@ -303,7 +308,7 @@ def _train_together(
     with watch.measure("forward and backward"):
         result, pull = None, seen.pull(stack)
         if isinstance(stacked, VmappedModel):
-            result = _run_by_vmap(trainer, stacked, start, stack, round_, pull)
+            result = _run_by_vmap(trainer, stacked, start, stack, round_, pull, seen)
             if result is None:
                 return False
         elif trainer.graphs and pull is None:
@@ -325,6 +330,7 @@ def _run_by_vmap(
     stack: list[StackedUser],
     round_: int,
     pull: Tensor | None,
+    seen: _CohortStatistics,
 ) -> StackedResult | None:
     """Train a stack; None where the model's code asks something that `vmap` cannot answer.
 
@@ -332,14 +338,20 @@ def _run_by_vmap(
     is each of a stack of few.
     """
     if len(stack) < vmapped.FEWEST:
+        few = f"vmap pays from {vmapped.FEWEST} users on, and a worker had fewer to train together"
+        seen.slow(few, alone=len(stack))
         return None
     try:
-        with unchanged_buffers(stacked.module):
-            return train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_, pull)
+        with unchanged_buffers(stacked.module), vmapped.missing_rules() as missing:
+            result = train_stack(stacked, start, stack, trainer.recipe, trainer.task, round_, pull)
     except OF_THE_MACHINE:
         raise
-    except Exception:
+    except Exception as error:
+        seen.slow(vmapped.cannot_run(error), alone=len(stack))
         return None
+    if missing:
+        seen.slow(f"vmap goes from user to user in {missing[0]}, for which it has no batching rule")
+    return result
 
 
 def _train_alone(
@@ -409,6 +421,12 @@ class _CohortStatistics:
         multipliers = undone(trainer.clipping) or (1.0,) * blocks
         self._multipliers = torch.tensor(multipliers, dtype=torch.float64)
         self._coming: deque[Callable[[], list[Tensor]]] = deque()
+        self.alone, self.slowed = 0, ""
+
+    def slow(self, why: str, alone: int = 0) -> None:
+        """Note why a stack is slower than it should be: so many of its users are trained alone."""
+        self.alone += alone
+        self.slowed = self.slowed or why
 
     def skip(self, examples: int) -> None:
         self.users += 1
@@ -523,4 +541,6 @@ class _CohortStatistics:
             spans=tuple(watch.spans),
             memory_norm=self.memory_norm,
             memory_reset=self.memory_reset,
+            alone=self.alone,
+            slowed=self.slowed,
         )

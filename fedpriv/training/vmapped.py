@@ -17,7 +17,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -241,12 +241,29 @@ def vmapping_of(
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # of its own code, or of torch's, which cannot run that
-            reasons.append(f"vmap cannot run it: {_shortened(failure_of(error))}")
+            reasons.append(cannot_run(error))
     return reasons[-1]
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= 160 else f"{text[:157]}..."
+def cannot_run(error: Exception) -> str:
+    """Return that `vmap` cannot run a model, and why."""
+    said = failure_of(error)
+    return f"vmap cannot run it: {said if len(said) <= 160 else f'{said[:157]}...'}"
+
+
+@contextmanager
+def missing_rules() -> Iterator[list[str]]:
+    """Yield what, after the body, names operations in which `vmap` has gone from user to user."""
+    missing: list[str] = []
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.filterwarnings("always", f".*{_MISSING}")
+        yield missing
+    for each in noted:
+        _, found, name = str(each.message).partition(_MISSING)
+        if found:
+            missing.append(name.split(". ")[0].rstrip("."))
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
 @dataclass(frozen=True)
@@ -327,14 +344,10 @@ def _ends_alike(
     start += _SHAKEN * shaken.to(start)
     recipe = LocalTraining(lr=_rate(alone, layout, start, users[0], task))
     stacked = VmappedModel(model, served)
-    with warnings.catch_warnings(record=True) as noted, drawing_from(0, device):
-        warnings.simplefilter("always")
-        with unchanged_buffers(stacked.module):
-            found = train_stack(stacked, start, users, recipe, task, 1).deltas.written_out()
-    missing = [str(each.message) for each in noted if _MISSING in str(each.message)]
+    with missing_rules() as missing, drawing_from(0, device), unchanged_buffers(stacked.module):
+        found = train_stack(stacked, start, users, recipe, task, 1).deltas.written_out()
     if missing:
-        name = missing[0].partition(_MISSING)[2].split(". ")[0].rstrip(".")
-        raise RuntimeError(f"it has no batching rule for {name}")
+        raise RuntimeError(f"it has no batching rule for {missing[0]}")
     expected = [_update(alone, layout, start, user, recipe, task) for user in users]
     return all(map(_near, found, expected))
 

@@ -182,6 +182,9 @@ LIES: dict[str, Lie] = {
     "bounds that are bytes": says(bound_moves=b"abc"),
     "memories that are reset before they are kept": says(memory_reset=MILLION),
     "a memory's norm in words": says(memory_norm="none"),
+    "more trained alone than users": says(alone=MILLION),
+    "a reason that is a number": says(slowed=1),
+    "reasons": says(slowed=["a", "b"]),
 }
 
 
@@ -267,7 +270,8 @@ def test_what_honest_nodes_send_passes_in_process_and_as_bytes(tmp_path, setting
 
 def reply_of(total: np.ndarray, users: int = 3) -> Message:
     seen = {
-        **dict.fromkeys(["examples", "skipped", "non_finite", "memory_reset"], 0),
+        **dict.fromkeys(["examples", "skipped", "non_finite", "memory_reset", "alone"], 0),
+        "slowed": "",
         **dict.fromkeys(["loss", "norm", "clipped", "memory_norm"], 0.0),
         "users": users,
         "partition": 1,

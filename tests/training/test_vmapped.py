@@ -3,17 +3,19 @@
 import copy
 import dataclasses
 import re
+import warnings
 from dataclasses import dataclass
 from functools import cache, partial
 from unittest import mock
 
 import pytest
 import torch
-from in_process import small_config
+from in_process import Silent, drive_on, small_config
 from outside.groupnorm_cnn import cnn
 from torch import Tensor, nn
 from training.test_stacked import Images, flat
 
+from fedpriv import experiment
 from fedpriv.data.federated import Examples
 from fedpriv.federation.builders import build_trainer
 from fedpriv.models.parameters import Layout
@@ -28,7 +30,7 @@ from fedpriv.training.cohort import CohortTrainer, train_cohort
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.stack_size import planned_stack
 from fedpriv.training.stacked import can_stack
-from fedpriv.training.vmapped import Vmapping, vmapping_of
+from fedpriv.training.vmapped import Vmapping, missing_rules, vmapping_of
 
 COUNTS = (5, 1, 9, 3, 4, 2)
 
@@ -262,7 +264,8 @@ def test_few_users_are_trained_one_after_another():
     with mock.patch.object(cohort, "train_stack", wraps=cohort.train_stack) as together:
         few = train_cohort(trainer, start, range(5), 1)
         assert not together.called
-        train_cohort(trainer, start, range(6), 1)
+        assert (few.alone, few.slowed[:25]) == (5, "vmap pays from 6 users on")
+        assert train_cohort(trainer, start, range(6), 1).slowed == ""
         assert together.called
     alone = dataclasses.replace(trainer, engine="sequential")
     assert few.total.equal(train_cohort(alone, start, range(5), 1).total)
@@ -279,6 +282,56 @@ def test_a_stack_that_vmap_cannot_run_is_trained_one_user_after_another():
     alone = dataclasses.replace(trainer, engine="sequential")
     assert found.total.equal(train_cohort(alone, start, range(6), 1).total)
     assert (found.users, found.examples) == (6, sum(COUNTS))
+    assert found.alone == 6
+    assert re.match("vmap cannot run it: .*data-dependent control flow", found.slowed)
+
+
+class Loops(Asks):
+    """Has, for some numbers, an operation that torch runs user by user."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.above != -1:
+            x = torch.renorm(x.flatten(1), 2, 0, self.above).view_as(x)
+        return Own.forward(self, x)
+
+
+def test_an_operation_that_goes_from_user_to_user_is_noticed_while_users_are_trained():
+    trainer = trainer_of(Loops(-1), Images(COUNTS), Classification(), RECIPES["sgd"])
+    start = flat(trainer.model).clone()
+    assert train_cohort(trainer, start, range(6), 1).slowed == ""
+    trainer.model.above = 0.5
+    cohort.vmapped_model.cache_clear()  # it has the model as it was
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing of torch's own reaches the user
+        found = train_cohort(trainer, start, range(6), 1)
+    assert found.slowed.startswith("vmap goes from user to user in aten::renorm, for which it has")
+    assert found.alone == 0
+    alone = dataclasses.replace(trainer, engine="sequential")
+    expected = train_cohort(alone, start, range(6), 1)
+    torch.testing.assert_close(found.total, expected.total, rtol=1e-5, atol=1e-5)
+    assert expected.slowed == ""
+
+
+def test_what_else_warns_while_users_are_trained_is_heard():
+    with pytest.warns(UserWarning, match="mine"), missing_rules() as missing:
+        warnings.warn("mine", stacklevel=1)
+    assert not missing
+
+
+def test_a_run_says_once_that_a_stack_falls_back_and_keeps_it(tmp_path):
+    torch.manual_seed(0)
+    given = {"model": nn.Sequential(nn.AvgPool2d(2), Own(), nn.Linear(3, 10)), "rounds": 3}
+    sampling = {"kind": "poisson", "expected_cohort": 6}
+    config = small_config(**given, privacy__sampling=sampling, run_dir=str(tmp_path / "run"))
+    prepared, observer = experiment.prepare(config), Silent()
+    directory = experiment.create(prepared)
+    experiment.train(prepared, directory, observer, drive_on(None))
+    (said,) = [each for each in observer.sentences if "after another" in each]
+    assert re.match(r"round 1: \d of \d users were trained one after another: vmap pays from", said)
+    rows = directory.read_metrics()
+    assert all(row["simulation_only"]["slowed"] in said for row in rows)
+    assert all(row["simulation_only"]["alone"] for row in rows)
+    assert directory.environment()["engine"] == "users are trained 64 at a time, run by vmap"
 
 
 class Recurrent(nn.Module):
