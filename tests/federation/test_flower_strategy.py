@@ -39,14 +39,18 @@ from flwr.serverapp.strategy import (
 )
 
 from fedpriv.errors import ClientFault, InputError, WorkerLost
+from fedpriv.experiment import reopen
 from fedpriv.federation.grids.base import FIRST_NODE
 from fedpriv.federation.grids.local import LocalGrid
 from fedpriv.flower import PrivateStrategy
 from fedpriv.privacy.ledger import read_ledger
+from fedpriv.privacy.randomness import Purpose, Randomness
+from fedpriv.privacy.sampling import PoissonSampling
 
 BOUND, COHORT, NODES = 0.5, 4.0, 10
 #: As good as no noise, so that sums can be read.
 SILENT = 1e-6
+SEEDED = {"seed": 3, "data": "made up"}
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +130,23 @@ def test_a_round_is_the_clipped_sum_of_who_was_drawn_over_the_public_cohort(tmp_
     assert_arrays(result.arrays, by_hand(trained))
     norms = [np.sqrt(sum((a**2).sum() for a in update_of(n).values())) for n in range(NODES)]
     assert min(norms) < BOUND < max(norms)
+
+
+def test_who_is_asked_is_who_the_accounted_sampling_draws(tmp_path):
+    """Node n has place n on a grid of ours; over 30 rounds, coins of probability q."""
+    grid = Grid(app_of([]), real=False)
+    wrapped(tmp_path / "run", **SEEDED).start(grid, start_record(), num_rounds=30)
+    header = read_ledger(tmp_path / "run" / "ledger.jsonl").header
+    source = Randomness.simulation(SEEDED["seed"], header.fingerprint)
+    asked: dict[int, list[int]] = {round_: [] for round_ in range(1, 31)}
+    for message in grid.sent:
+        node = message.metadata.dst_node_id - FIRST_NODE
+        asked[int(message.metadata.group_id)].append(node)
+    for round_, nodes in asked.items():
+        drawn = PoissonSampling(NODES, COHORT).draw(source.numpy(Purpose.SAMPLING, round_, 0))
+        assert sorted(nodes) == drawn.tolist()
+    q, tosses = COHORT / NODES, 30 * NODES
+    assert abs(len(grid.sent) - q * tosses) < 5 * math.sqrt(tosses * q * (1 - q))
 
 
 def test_each_block_has_its_own_bound_where_clipping_is_per_layer(tmp_path):
@@ -348,9 +369,6 @@ def wrapped_again(folder: Path, budget: dict[str, float]) -> PrivateStrategy:
     return strategy
 
 
-SEEDED = {"seed": 3, "data": "made up"}
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -403,6 +421,10 @@ def test_noise_of_the_operating_system_is_never_used_twice(tmp_path):
     assert [(r.round, r.attempt) for r in releases] == [(1, 0), (2, 0), (2, 1)]
     assert len({r.digest for r in releases}) == 3
     assert not np.allclose(resumed.arrays["w"].numpy(), seen[1], atol=1e-3)
+    # Nor by another run of the same settings.
+    wrapped(tmp_path / "other").start(grid, start_record(), num_rounds=1)
+    others = read_ledger(tmp_path / "other" / "ledger.jsonl").releases
+    assert others[0].digest not in {r.digest for r in releases}
     # Every charge is in the ε that is said.
     reference = rdp.RdpAccountant()
     step = dp_accounting.PoissonSampledDpEvent(COHORT / NODES, dp_accounting.GaussianDpEvent(1.0))
@@ -431,6 +453,12 @@ def test_a_seed_is_for_simulated_nodes_and_names_the_data(tmp_path):
     with pytest.raises(InputError, match="these nodes are real"):
         wrapped(tmp_path / "run", **SEEDED).start(Grid(app_of([])), start_record())
     assert not (tmp_path / "run").exists()
+
+
+def test_its_run_goes_on_by_the_app_alone(tmp_path):
+    wrapped(tmp_path / "run").start(Grid(app_of([])), start_record(), num_rounds=1)
+    with pytest.raises(InputError, match="start that app again"):
+        reopen(tmp_path / "run")
 
 
 def test_a_run_directory_of_other_settings_is_refused(tmp_path):
