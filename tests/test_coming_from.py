@@ -12,20 +12,34 @@ import torch
 import torch.nn.functional as F
 from flower_apps import QUICKSTARTS, node_of
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.serverapp import (
+    GaussianPrivacyEvent,
+    NeighboringRelation,
+    PrivacyConfig,
+    RdpAccountant,
+    SamplingMethod,
+)
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fedpriv
 from fedpriv.federation.grids.local import LocalGrid
+from fedpriv.privacy import GaussianMechanism, GlobalClipping, PoissonSampling
+from fedpriv.privacy.charging import charge
 from fedpriv.privacy.ledger import read_ledger
+from fedpriv.privacy.sampling import Adjacency, FullParticipation
 
 PAGES = Path(fedpriv.__file__).parents[1] / "docs" / "coming_from"
 USERS = 8
 
 
+def text_of(page: str) -> str:
+    return (PAGES / f"{page}.md").read_text(encoding="utf-8")
+
+
 def blocks_of(page: str, language: str) -> list[str]:
-    text = (PAGES / f"{page}.md").read_text(encoding="utf-8")
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
+    pattern = re.compile(rf"^( *)```{language}\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+    found = pattern.findall(text_of(page))
     return [textwrap.dedent(code) for _, code in found]
 
 
@@ -71,6 +85,38 @@ def test_the_changes_that_are_shown_are_those_of_a_quickstart():
     assert (len(added), len(removed)) == (14, 2)
     assert [line for line in added if line not in after.splitlines()] == []
     assert [line for line in removed if line not in before.splitlines()] == []
+
+
+def test_the_costs_that_are_shown_are_those_of_the_accountants():
+    """Of 20 rounds with z = 0.8904: Poisson 30 of 100, and a cohort of fixed size."""
+    rows = re.findall(
+        r"^\| (.+) \| .+ \| ([\d.]+) \| ([\d.]+|none) \|$", text_of("flower"), re.MULTILINE
+    )
+    shown = {name: numbers for name, *numbers in rows}
+    gaussian = GaussianMechanism(0.8904129, GlobalClipping(1.0))
+    accounted = {
+        "`PrivateStrategy`": PoissonSampling(100, 30),
+        "the same with our `PrivacyAccountant`, `zero_out`": FullParticipation(
+            100, Adjacency.ZERO_OUT
+        ),
+        "the same with our `PrivacyAccountant`": FullParticipation(100, Adjacency.REPLACE_ONE),
+    }
+    for name, sampling in accounted.items():
+        cost = charge({sampling.event(gaussian): 20}, sampling.adjacency, [1e-3]).first
+        found = [float(number) for number in shown[name]]
+        assert found == pytest.approx([cost.epsilon_rdp, cost.epsilon_pld], rel=5e-3)
+    flowers = RdpAccountant(
+        PrivacyConfig(
+            target_delta=1e-3,
+            population_size=100,
+            neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
+            sampling_method=SamplingMethod.NO_AMPLIFICATION,
+        )
+    )
+    flowers.compose(GaussianPrivacyEvent(0.8904129, 30, 100), 20)
+    (by_flower, none) = shown["the same with Flower's `RdpAccountant`"]
+    assert float(by_flower) == pytest.approx(flowers.get_epsilon(1e-3), rel=5e-3)
+    assert none == "none"
 
 
 def test_our_accountant_in_flowers_wrapper_runs_as_shown(tmp_path, monkeypatch):
