@@ -567,6 +567,8 @@ def _imported(name: str, code: Path | None) -> Callable[..., Any]:
         ) from None
     except InputError:
         raise
+    except SystemExit as error:  # a script, which ends where it is imported
+        raise InputError(f"{where} cannot be imported: it ends the program ({error})") from None
     except Exception as error:
         raise InputError(f"{where} cannot be imported: {failure_of(error)}") from error
     try:

@@ -142,7 +142,7 @@ def _one_line(error: ValidationError, document: dict[str, Any]) -> str:
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key{_suggestion(first['loc'], document)}{more}"
     if first["type"] == "missing":
-        return f"{key}: this key is needed{more}"
+        return f"{key}: this key is needed{_what_it_is(first['loc'], document)}{more}"
     if first["type"] == "model_type":
         return f"{key}: {_no_section(first, document)}{more}"
     message = first["msg"].removeprefix("Value error, ")
@@ -151,6 +151,13 @@ def _one_line(error: ValidationError, document: dict[str, Any]) -> str:
     message = message[0].lower() + message[1:]
     shown = "" if isinstance(first["input"], dict | BaseModel) else f", got {first['input']!r}"
     return f"{key}: {message}{shown}{more}"
+
+
+def _what_it_is(location: Sequence[int | str], document: dict[str, Any]) -> str:
+    """Return what a missing key is for; "" where it is nobody's, as an argument of a function."""
+    fields = getattr(_section_at(location[:-1], document), "model_fields", {})
+    about = fields.get(str(location[-1]))
+    return f": {about.description}" if about is not None and about.description else ""
 
 
 def _no_section(error: ErrorDetails, document: dict[str, Any]) -> str:

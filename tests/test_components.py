@@ -118,6 +118,7 @@ def test_what_cannot_be_found_or_taken_is_told_in_a_line(mine, name, options, li
         ),
         ("x = (", r"mine cannot be imported: .*\(mine.py, line 1\)"),
         ("1 / 0", r"mine cannot be imported: division by zero \(mine.py, line 1\)"),
+        ("raise SystemExit('bye')", r"mine cannot be imported: it ends the program \(bye\)"),
     ],
 )
 def test_a_module_that_cannot_be_imported_says_why(mine, code, line):
@@ -241,7 +242,7 @@ def test_a_node_imports_only_what_it_allows(mine, tmp_path):
         parse_config(document, LookUp(allowed=("other:cnn",)))
     assert "\n" not in str(refused.value)
     assert name not in sys.modules
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match=r"it ends the program \(imported\)"):
         parse_config(document, LookUp(tmp_path, allowed=(f"{name}:cnn",)))
 
 

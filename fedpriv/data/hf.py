@@ -32,6 +32,7 @@ from fedpriv.data.records import (
     federate_records,
     needed,
     require_column,
+    require_others,
     scaled,
     stacked,
     target_of,
@@ -254,6 +255,7 @@ def source_of(users: Any, held_out: Any, split: Split, options: ColumnsOptions) 
         for part in parts:
             require_column(f"data.{key}", name, part.column_names, "the data set")
     image = _holds_images(users, inputs)
+    require_others("data.input", inputs, [options.target])
     names, labels = _labels(parts, split, options)
     records = HFRows(
         parts=[_with_inputs(part, inputs, image) for part in parts],

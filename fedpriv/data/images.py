@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 
 from fedpriv.data.files import failure
@@ -26,10 +26,17 @@ _CHANNELS = {"grey": 1, "rgb": 3}
 _TOO_DEEP = ("I", "F")
 
 
+def _side_or_sides(value: Any) -> Any:
+    sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    if all(type(each) is int for each in sides):
+        return value
+    raise ValueError("write a number of pixels, or [height, width]")
+
+
 class ImageForm(Section):
     """What images become, whatever size and colours their files have."""
 
-    size: int | tuple[int, int] = Field(
+    size: Annotated[int | tuple[int, int], BeforeValidator(_side_or_sides)] = Field(
         default=32, description="side of the square, or [height, width], that all are resized to"
     )
     color: Literal["rgb", "grey"] = Field(default="rgb", description="rgb: 3 channels; grey: 1")

@@ -8,7 +8,7 @@ shape of an input) comes from the config or from held-out records, never from us
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
@@ -48,6 +48,8 @@ _TRAINED = ("train", "training")
 _PART = 256
 # With more classes a column is taken for one of numbers.
 _MOST_CLASSES = 10_000
+# Of classes that a message names.
+_SHOWN = 5
 
 
 def inside(name: str) -> str:
@@ -345,14 +347,14 @@ class FederatedRecords:
         self._require_usable(self.held_out, "held-out")
 
     def _require_usable(self, parts: Sequence[Indices], whose: str) -> None:
-        reason = "there is none"
+        reason = none = "there are none"
         for row in chain.from_iterable(parts):
             try:
                 read = self.records.read(int(row))
             except InputError as error:
                 if self.on_bad == "stop":
                     raise
-                reason = str(error) if reason == "there is none" else reason
+                reason = str(error) if reason == none else reason
             else:
                 if len(self.records.pack([read])):
                     return
@@ -497,6 +499,11 @@ def class_names(named: int | Sequence[str | int] | None, public: Iterable[str]) 
                 f"data.classes: the held-out records have {len(names)} classes, such as "
                 f"{names[0]!r:.40}; write data.predict: number for numbers"
             )
+        if len(names) == 1:
+            raise InputError(
+                f"data.classes: null takes the classes from held-out records, and all of these are "
+                f"{names[0]!r:.40}; name the classes"
+            )
     if len(names) < 2 or len(set(names)) < len(names):
         raise InputError(f"data.classes: two or more are needed, each once, got {list(names)}")
     return names
@@ -512,14 +519,17 @@ def encoded(labels: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
     return np.array([place.get(label, UNKNOWN) for label in labels], dtype=np.int64)
 
 
-def target_of(label: int, where: object, shown: object, names: Sized) -> Tensor:
+def target_of(label: int, where: object, shown: object, names: Sequence[str]) -> Tensor:
     """Return a class as a target.
 
     Raises:
         InputError: it is none.
     """
     if label == UNKNOWN:
-        raise InputError(f"{where}: {shown!r:.60} is none of the {len(names)} classes")
+        some = ", ".join(map(repr, names[:_SHOWN])) + ", ..." * (len(names) > _SHOWN)
+        raise InputError(
+            f"{where}: {shown!r:.60} is none of the {len(names)} classes ({some:.200})"
+        )
     return torch.tensor(label)
 
 
@@ -571,3 +581,13 @@ def require_column(key: str, name: str, there: Sequence[str], where: object) -> 
     close = difflib.get_close_matches(name, there, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(there)[:200]}"
     raise InputError(f"{key}: {where} has no column {name}; {hint}")
+
+
+def require_others(key: str, inputs: Sequence[str], targets: Sequence[str]) -> None:
+    """Check that nothing is to be predicted from itself.
+
+    Raises:
+        InputError: a column is an input and a target.
+    """
+    if both := [name for name in inputs if name in targets]:
+        raise InputError(f"{key}: {both[0]} is what is predicted; leave it out, or predict another")

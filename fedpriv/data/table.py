@@ -26,6 +26,8 @@ from fedpriv.data.records import (
     encoded,
     federate_records,
     misread,
+    require_column,
+    require_others,
     scaled,
     stacked,
     target_of,
@@ -72,7 +74,7 @@ class Rows:
     """Rows of numbers, or of paths of images, and their targets: `Records`.
 
     `labels` are classes, int64 `[n]`, with `shown` as the table has them, or numbers, float32
-    `[n, outputs]`.
+    `[n, outputs]`, of the columns `targets`. `columns` are those of `features`.
     """
 
     table: Table
@@ -82,6 +84,8 @@ class Rows:
     shown: Sequence[str]
     names: Sequence[str]
     options: TableOptions
+    columns: Sequence[str]
+    targets: Sequence[str]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -98,7 +102,7 @@ class Rows:
             return self.options.image.read(self.table.folder / name), target
         values = self.features[row]
         if not np.isfinite(values).all():
-            raise InputError(f"{where}: a feature is no number")
+            raise InputError(f"{where}: {_first(values, self.columns)} is no number")
         return scaled(torch.from_numpy(values), self.options.mean, self.options.std), target
 
     def _target(self, row: int, where: str) -> Tensor:
@@ -106,7 +110,7 @@ class Rows:
             return target_of(int(self.labels[row]), where, self.shown[row], self.names)
         values = self.labels[row]
         if not np.isfinite(values).all():
-            raise InputError(f"{where}: a target is no number")
+            raise InputError(f"{where}: {_first(values, self.targets)} is no number")
         return torch.from_numpy(values)
 
     def pack(self, read: Sequence[Any]) -> Examples:
@@ -144,9 +148,8 @@ def build_table(options: TableOptions, seed: int) -> FederatedRecords:
         labels: NDArray[Any] = encoded(shown, named)
     else:
         labels = table.numbers(targets)
-    features = None
-    if options.files is None:
-        features = table.numbers(_feature_columns(table, options, {options.user, *targets}))
+    columns = [] if options.files is not None else _feature_columns(table, options, targets)
+    features = None if options.files is not None else table.numbers(columns)
     records = Rows(
         table=table,
         features=features,
@@ -155,6 +158,8 @@ def build_table(options: TableOptions, seed: int) -> FederatedRecords:
         shown=shown,
         names=named,
         options=options,
+        columns=columns,
+        targets=targets,
     )
     source = RecordSource(
         title=f"table ({table.files[0][0].name})",
@@ -175,6 +180,8 @@ def build_table(options: TableOptions, seed: int) -> FederatedRecords:
 def _owners(table: Table, options: TableOptions) -> list[str]:
     if options.partition.kind != "natural" and options.user not in table.frame.columns:
         return [""] * len(table.frame)
+    if table.columns:  # a server may have a held-out part alone
+        require_column("data.user", options.user, table.columns, table.files[0][0])
     return table.texts(table.column("data.user", options.user))
 
 
@@ -190,10 +197,17 @@ def _target_columns(table: Table, options: TableOptions) -> list[str]:
     return [table.column("data.target", name) for name in names]
 
 
-def _feature_columns(table: Table, options: TableOptions, others: set[str]) -> list[str]:
+def _first(values: NDArray[np.float32], names: Sequence[str]) -> str:
+    """Return the name of the first of `values` that is no finite number."""
+    return f"{names[int(np.isfinite(values).argmin())]:.60}"
+
+
+def _feature_columns(table: Table, options: TableOptions, targets: Sequence[str]) -> list[str]:
+    others = {options.user, *targets}
     there = [str(name) for name in table.frame.columns if str(name) not in others]
     if isinstance(options.features, tuple):
         chosen = [table.column("data.features", name) for name in options.features]
+        require_others("data.features", chosen, targets)
     elif options.features is not None:
         chosen = matching(options.features, there)
     else:

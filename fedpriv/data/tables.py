@@ -32,6 +32,7 @@ class Table:
         public: which rows are of the held-out part; None where there is no such part.
         unread: how many lines have too many cells, and were left out.
         folder: where the files lie.
+        columns: of the users' files, each once.
     """
 
     frame: pd.DataFrame
@@ -39,6 +40,7 @@ class Table:
     public: NDArray[np.bool_] | None
     unread: int
     folder: Path
+    columns: Sequence[str]
 
     def where(self, row: int) -> str:
         """Return a row's place, in words."""
@@ -91,7 +93,8 @@ def read_table(path: Path | None, held_out: str | None) -> Table:
     frame = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
     first = sum(count for _, count in files[: len(users)])
     held = np.arange(len(frame)) >= first if held_out else None
-    return Table(frame, files, held, unread, folder)
+    columns = dict.fromkeys(str(name) for each in frames[: len(users)] for name in each.columns)
+    return Table(frame, files, held, unread, folder, list(columns))
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
@@ -118,6 +121,11 @@ def _read(path: Path) -> tuple[pd.DataFrame, int]:
         return _read_text(path)
     except InputError:
         raise
+    except UnicodeError:
+        raise InputError(
+            f"{path}: is no text in UTF-8; save it so, or end its name with {_PARQUET} if it is "
+            "that"
+        ) from None
     except OSError as error:
         if error.errno is None:  # pyarrow's, of files that are none of its own
             raise InputError(f"{path}: cannot be read as a table ({_said(error)})") from None

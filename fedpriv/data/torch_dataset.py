@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from fedpriv.components import Options, Slot
+from fedpriv.components import Options, Slot, failure_of
 from fedpriv.data.content import Content, Files
 from fedpriv.data.federated import Examples
 from fedpriv.data.images import decoded
@@ -104,7 +104,7 @@ class TorchExamples:
         pair: list[Any] = []
 
         def found() -> Tensor:
-            pair.extend(example_at(self.parts, row)[:2])
+            pair.extend(_pair(example_at(self.parts, row)))
             return self._input(pair[0])
 
         with drawing_from(_ALIKE):
@@ -119,6 +119,8 @@ class TorchExamples:
         if hasattr(given, "convert") and hasattr(given, "mode"):  # Pillow's
             return self.options.image.of(given)
         values = given if isinstance(given, Tensor) else torch.from_numpy(np.asarray(given))
+        if values.is_complex():
+            raise ValueError("an input is complex; write its parts as real numbers")
         values = values.detach().to(torch.float32)
         values = values.reshape(1) if values.dim() == 0 else values
         return scaled(values, self.options.mean, self.options.std)
@@ -236,6 +238,10 @@ def _made(made: TorchDatasetOptions, key: str, options: TorchOptions) -> Any:
             f"{key}: {made.name} made a {type(dataset).__name__}, which is no map-style data set: "
             "it needs __len__ and __getitem__"
         )
+    try:
+        len(dataset)
+    except Exception as error:  # whatever its own code raises
+        raise InputError(f"{key}: {made.name} has no length: {failure_of(error)}") from None
     return dataset
 
 
@@ -265,6 +271,12 @@ def example_at(parts: Sequence[Any], row: int) -> Any:
     return parts[0][row] if row < first else parts[1][row - first]
 
 
+def _pair(given: Any) -> tuple[Any, Any]:
+    if not isinstance(given, tuple | list) or len(given) < 2:
+        raise ValueError(f"it is a {type(given).__name__}, and no pair of an input and a target")
+    return given[0], given[1]
+
+
 def _labels(
     parts: Sequence[Any], split: Split, options: ExampleOptions
 ) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
@@ -284,4 +296,9 @@ def _labels(
 
 def _label_at(parts: Sequence[Any], row: int) -> str:
     with drawing_from(_ALIKE):
-        return label_text(example_at(parts, row)[1])
+        try:
+            return label_text(_pair(example_at(parts, row))[1])
+        except (MemoryError, OSError):
+            raise
+        except Exception:  # a bad record, which says nothing of classes
+            return ""

@@ -33,6 +33,11 @@ def folder(tmp_path_factory):
     return write_hf(tmp_path_factory.mktemp("hf") / "images")
 
 
+def test_nothing_is_predicted_from_itself():
+    with pytest.raises(InputError, match=r"^data\.input: height is what is predicted; leave"):
+        hf_users(hf_rows("rows"), input=["x", "height"], target="height", predict="number")
+
+
 def test_rows_are_their_users(folder):
     dataset = built(folder)
     assert dataset.user_ids == USERS
@@ -75,8 +80,9 @@ def test_a_digest_changes_with_a_users_row_alone():
 
 
 def test_arrays_are_inputs_and_numbers_are_targets():
-    options = {"predict": "number", "input": ["x", "height"], "target": "height", "mean": 0.5}
-    dataset = hf_users(hf_rows("rows"), hf_rows("rows", OTHERS), **options)
+    options = {"predict": "number", "input": ["x", "height"], "target": "grade", "mean": 0.5}
+    parts = (hf_rows("rows"), hf_rows("rows", OTHERS))
+    dataset = hf_users(*(each.add_column("grade", each["height"]) for each in parts), **options)
     assert (dataset.task, dataset.classes, dataset.input_shape) == ("regression", 1, (4,))
     row = rows_of(USERS[0], 0)
     expected = np.array([*row, row[0] + row[1]]) - 0.5

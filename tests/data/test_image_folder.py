@@ -107,7 +107,7 @@ def test_a_bad_file_is_one_record_of_one_user(folder):
 
 
 def test_all_bad_is_told_before_anything_is_spent(folder):
-    with pytest.raises(InputError, match=r"none of the held-out .*there is none.*data\.held_out"):
+    with pytest.raises(InputError, match=r"none of the held-out .*there are none.*data\.held_out"):
         built(folder, held_out="tset", classes=CLASSES).require_usable()
     for path in folder.rglob("user*/*/*"):
         path.write_bytes(b"x")

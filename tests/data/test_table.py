@@ -138,6 +138,55 @@ def test_what_is_no_table_is_one_line(folder):
         built(folder)
 
 
+def rewritten(folder, change, encoding="utf-8"):
+    """The folder, whose users' table is another text."""
+    path = folder / "people.csv"
+    path.write_bytes(change(path.read_text("utf-8")).encode(encoding))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "told"),
+    [
+        (lambda text: text.replace(",", ";"), {}, r"data\.user: .*people\.csv has no column user;"),
+        (lambda text: text.replace("x1", "x9", 1), {}, r"people\.csv: row 1: x1 is no number$"),
+        (str, {"features": ("x0", "user")}, r"people\.csv: row 1: user is no number$"),
+        (
+            str,
+            {"features": "x.", "target": "user", "predict": "number", "user": "target"},
+            r"row \d+: user is no number$",
+        ),
+        (str, {"features": ("x0", "target")}, r"^data\.features: target is what is predicted"),
+        (str, {"classes": ("cat", "cow")}, r"'dog' is none of the 2 classes \('cat', 'cow'\)"),
+    ],
+)
+def test_columns_and_classes_that_do_not_go_together_are_named(folder, change, options, told):
+    rewritten(folder, change)
+    if "classes" in options:
+        rows = [{**row, "target": "dog"} for row in table_rows()]
+        pd.DataFrame(rows).to_csv(folder / "people.csv", index=False)
+    with pytest.raises(InputError, match=told) as caught:
+        built(folder, **options).require_usable()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "parquet"])
+def test_a_table_that_is_no_text_says_so(folder, encoding):
+    if encoding == "parquet":
+        pd.read_csv(folder / "people.csv").to_parquet(folder / "people.csv")
+    else:
+        rewritten(folder, str, encoding)
+    with pytest.raises(InputError, match=r"people\.csv: is no text in UTF-8; save it so, or end"):
+        built(folder)
+
+
+def test_held_out_records_of_one_class_do_not_tell_the_classes(folder):
+    rows = [{**row, "target": "cat"} for row in table_rows({"other": 3})]
+    pd.DataFrame(rows).to_csv(folder / "test.csv", index=False)
+    with pytest.raises(InputError, match=r"all of these are 'cat'; name the classes$"):
+        built(folder)
+
+
 def test_without_pyarrow_the_line_has_the_command(tmp_path, monkeypatch):
     write_parquet(tmp_path)
 

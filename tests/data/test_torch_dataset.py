@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from held_out import held_out
+from in_process import small_config
 from torch.utils.data import Dataset, TensorDataset
 
 from fedpriv.data.torch_dataset import torch_users
 from fedpriv.errors import EnvironmentFault, InputError
+from fedpriv.federation.builders import build_trainer
 
 IDS = np.repeat(np.arange(6), 3)
 X = torch.arange(18 * 4, dtype=torch.float64).reshape(18, 2, 2)
@@ -108,3 +110,44 @@ def test_what_does_not_fit_is_one_line():
         torch_users(TensorDataset(X, Y), IDS[1:])
     with pytest.raises(InputError, match="do not say whose"):
         torch_users(TensorDataset(X, Y))
+
+
+class Odd(Fragile):
+    """Examples that are not what they should be."""
+
+    def __init__(self, item):
+        super().__init__({})
+        self.item = item
+
+    def __getitem__(self, index):
+        return self.item(index)
+
+
+@pytest.mark.parametrize(
+    ("item", "told"),
+    [
+        (lambda index: {"x": X[index], "y": 0}, r"it is a dict, and no pair of an input and"),
+        (lambda index: (X[index],), r"it is a tuple, and no pair of an input and a target"),
+        (lambda index: (X[index].to(torch.complex64), 0), r"an input is complex; write its parts"),
+    ],
+)
+def test_an_example_that_is_none_is_told(item, told):
+    dataset = torch_users(Odd(item), IDS, HELD_OUT)
+    with pytest.raises(InputError, match=told):
+        dataset.require_usable()
+    # Held out it says nothing of classes, and ends nothing.
+    with pytest.raises(InputError, match=r"^data\.classes: null takes the classes"):
+        torch_users(Fragile({}), IDS, Odd(lambda index: {"x": X[index]}))
+
+
+def test_a_data_set_without_length_is_told(tmp_path):
+    (tmp_path / "lengthless.py").write_text(
+        "class D:\n"
+        "    def __len__(self):\n"
+        "        raise RuntimeError('of\\nno length')\n"
+        "    def __getitem__(self, index):\n"
+        "        return [0.0], 0\n"
+    )
+    data = {"name": "torch", "dataset": {"name": "lengthless:D"}}
+    with pytest.raises(InputError, match=r"^data\.dataset: lengthless:D has no length: of no"):
+        build_trainer(small_config(code=str(tmp_path), data=data))

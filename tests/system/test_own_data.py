@@ -78,7 +78,12 @@ BAD = {
     "no expression": ("image_folder", {"pattern": "("}, ["data.pattern", "regular expression"]),
     "no user in it": ("image_folder", {"pattern": ".*"}, ["data.pattern", "(?P<user>"]),
     "no size": ("image_folder", {"image": {"size": 0}}, ["data.image", "1 to 4096"]),
-    "a size that is a word": ("image_folder", {"image": {"size": "L"}}, ["data.image.size: input"]),
+    "a size that is a word": ("image_folder", {"image": {"size": "L"}}, ["data.image.size: write"]),
+    "a size of three": (
+        "image_folder",
+        {"image": {"size": [8, 8, 3]}},
+        ["data.image.size: write a number of pixels, or [height, width], got [8, 8, 3]"],
+    ),
     "a key that is another's": ("image_folder", {"speech": {}}, ["data.speech", "unknown key"]),
     "no table": ("table", {"path": "data/x.txt"}, ["data.path", "is no table", ".parquet"]),
     "no such column": (
