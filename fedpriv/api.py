@@ -148,11 +148,14 @@ class Experiment:
             InputError: the config or its data do not allow it.
         """
         from fedpriv import experiment
+        from fedpriv.tasks.base import BY_CLASS
 
         prepared = experiment.prepare(_seeded(self.config, progress))
         trainer = prepared.trainer
         measured = trainer.model if model is None else model.to(trainer.device)
-        return trainer.task.measure(measured, prepared.held_out, self.config.evaluation.batch_size)
+        size = self.config.evaluation.batch_size
+        found = trainer.task.measure(measured, prepared.held_out, size)
+        return {name: value for name, value in found.items() if name != BY_CLASS}
 
     def audit(
         self,

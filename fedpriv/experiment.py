@@ -111,7 +111,7 @@ class Experiment:
         cohort = self.plan.sampling.expected_cohort
         return MemorySizes.of(self.memory, cohort, self.config.rounds, ram)
 
-    def measure(self, round_: int) -> tuple[dict[str, float], Quality]:
+    def measure(self, round_: int) -> tuple[dict[str, Any], Quality]:
         """Return what the held-out examples say of the model, and which measure is the task's."""
         task, size = self.trainer.task, self.config.evaluation.batch_size
         return task.measure(self.trainer.model, self.held_out, size), task.quality

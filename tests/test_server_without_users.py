@@ -58,7 +58,7 @@ def test_a_server_without_any_folder_runs_the_same_rounds_to_the_bit(tmp_path, s
     assert same_rows == rows
     assert list(same_ledger) == list(ledger)
     assert len(rows) == 3
-    assert all(set(row["held_out"]) == {"loss", "accuracy"} for row in rows)
+    assert all(set(row["held_out"]) == {"loss", "accuracy", "examples"} for row in rows)
 
 
 def test_with_the_file_a_server_builds_no_data_set(tmp_path, still, monkeypatch):

@@ -229,7 +229,7 @@ class _App:
         """The config."""
         return self.plan.config
 
-    def measure(self, round_: int) -> tuple[dict[str, float], Quality]:
+    def measure(self, round_: int) -> tuple[dict[str, Any], Quality]:
         """Return what the app's `evaluate_fn` says of the model, and which number is its quality.
 
         It is called once a round; without one there is nothing to say.

@@ -17,6 +17,10 @@ from fedpriv.tasks.quality import Quality
 
 B = TypeVar("B", bound=Batch)
 
+#: The key among a task's measures of what is counted by class: lists of `examples`, `right` answers
+#: and `answers`, a number a class. All other measures are numbers.
+BY_CLASS = "by_class"
+
 
 class Task(Protocol[B]):
     """How a model learns from a batch, and how well it does.
@@ -73,8 +77,11 @@ class Task(Protocol[B]):
     def losses(self, model: nn.Module, batch: B) -> Tensor:
         """Return the loss of each example: `[n]`."""
 
-    def measure(self, model: nn.Module, parts: Sequence[B], batch_size: int) -> dict[str, float]:
-        """Return mean loss and error measures of prepared examples, which come in parts."""
+    def measure(self, model: nn.Module, parts: Sequence[B], batch_size: int) -> dict[str, Any]:
+        """Return mean loss and error measures of prepared examples, which come in parts.
+
+        Where there are classes, what is counted of each may be under `BY_CLASS`.
+        """
 
 
 class Plain:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Examples
-from fedpriv.tasks.base import Plain, in_order, outputs_of, require_classes, require_shape
+from fedpriv.tasks.base import BY_CLASS, Plain, in_order, outputs_of, require_classes, require_shape
 from fedpriv.tasks.quality import ACCURACY, Quality
 from fedpriv.tasks.registry import TaskOptions
 
@@ -40,15 +40,27 @@ class Classification(Plain):
     @torch.no_grad()
     def measure(
         self, model: nn.Module, parts: Sequence[Examples], batch_size: int
-    ) -> dict[str, float]:
-        """Return mean `loss`, and `accuracy` in [0, 1]."""
+    ) -> dict[str, Any]:
+        """Return mean `loss`, `accuracy` in [0, 1] of so many `examples`, and `BY_CLASS`."""
         model.eval()
-        loss, correct, count = 0.0, 0, sum(len(part) for part in parts)
+        loss, count = 0.0, sum(len(part) for part in parts)
+        targets, answers = [], []
         for batch in chain.from_iterable(in_order(part, batch_size) for part in parts):
             outputs = outputs_of(model, batch.inputs)
             loss += float(F.cross_entropy(outputs, batch.targets, reduction="sum"))
-            correct += int((outputs.argmax(dim=-1) == batch.targets).sum())
-        return {"loss": loss / count, "accuracy": correct / count}
+            targets.append(batch.targets.cpu())
+            answers.append(outputs.argmax(dim=-1).cpu())
+        by_class = _by_class(torch.cat(targets), torch.cat(answers), outputs.shape[-1])
+        accuracy = sum(by_class["right"]) / count
+        return {"loss": loss / count, "accuracy": accuracy, "examples": count, BY_CLASS: by_class}
+
+
+def _by_class(targets: Tensor, answers: Tensor, classes: int) -> dict[str, list[int]]:
+    """Count, of each class, its examples, the right answers, and how often it was the answer."""
+    counted = {"examples": targets, "right": targets[answers == targets], "answers": answers}
+    return {
+        name: torch.bincount(which, minlength=classes).tolist() for name, which in counted.items()
+    }
 
 
 class ClassificationOptions(TaskOptions):

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fedpriv.tasks.intervals import bootstrap
+
+if TYPE_CHECKING:
+    from jiwer import AlignmentChunk
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,8 @@ class ErrorRates:
         deletions: words that were said and not written.
         words: number of words of the references.
         characters: number of characters of the references.
+        interval: the 95% interval of `wer` by a bootstrap over utterances, as if none had to do
+            with another; None for too few.
     """
 
     wer: float
@@ -28,6 +36,7 @@ class ErrorRates:
     deletions: int
     words: int
     characters: int
+    interval: tuple[float, float] | None = None
 
 
 def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRates:
@@ -60,4 +69,16 @@ def error_rates(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorRa
         deletions=words.deletions,
         words=words.hits + words.substitutions + words.deletions,
         characters=characters.hits + characters.substitutions + characters.deletions,
+        interval=bootstrap(
+            [sum(map(_edits, chunks)) for chunks in words.alignments],
+            [len(said) for said in words.references],
+        ),
     )
+
+
+def _edits(chunk: AlignmentChunk) -> int:
+    """Return how many words a part of an alignment has wrong."""
+    if chunk.type == "equal":
+        return 0
+    said, written = chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx
+    return max(said, written)

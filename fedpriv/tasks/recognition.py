@@ -146,7 +146,10 @@ class Recognition:
     def measure(
         self, model: nn.Module, parts: Sequence[Utterances], batch_size: int
     ) -> dict[str, float]:
-        """Return mean `loss`, `wer`, `cer`, and the edits that make the word error rate."""
+        """Return mean `loss`, `wer`, `cer`, and the edits that make the word error rate.
+
+        With ten utterances or more also `wer_low` and `wer_high`, its interval by a bootstrap.
+        """
         model.eval()
         loss = 0.0
         spoken, heard = [], []
@@ -161,6 +164,7 @@ class Recognition:
                 for target, length in zip(batch.targets.cpu(), batch.target_lengths, strict=True)
             ]
         rates = error_rates(spoken, heard)
+        interval = zip(("wer_low", "wer_high"), rates.interval or (), strict=False)
         return {
             "loss": loss / len(spoken),
             "wer": rates.wer,
@@ -169,6 +173,7 @@ class Recognition:
             "insertions": rates.insertions,
             "deletions": rates.deletions,
             "words": rates.words,
+            **dict(interval),
         }
 
 

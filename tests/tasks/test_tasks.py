@@ -297,14 +297,20 @@ def test_images_are_measured_as_in_a_plain_loop(seed, sizes, batch_size):
     examples = Examples(torch.randn(count, 5), torch.randint(0, 4, (count,)))
     parts = [examples.take(index) for index in torch.arange(count).split(sizes)]
     found = Classification().measure(model, parts, batch_size)
-    loss, right = 0.0, 0
+    loss, pairs = 0.0, []
     for x, y in zip(examples.inputs.double(), examples.targets.tolist(), strict=True):
         logits = (model[0].weight.double() @ x + model[0].bias.double()).tolist()
         loss += math.log(sum(math.exp(z) for z in logits)) - logits[y]
-        right += max(range(4), key=logits.__getitem__) == y
+        pairs.append((y, max(range(4), key=logits.__getitem__)))
     assert found == {
         "loss": pytest.approx(loss / count, rel=1e-5),
-        "accuracy": pytest.approx(right / count),
+        "accuracy": pytest.approx(sum(y == said for y, said in pairs) / count),
+        "examples": count,
+        "by_class": {
+            "examples": [sum(y == each for y, _ in pairs) for each in range(4)],
+            "right": [pairs.count((each, each)) for each in range(4)],
+            "answers": [sum(said == each for _, said in pairs) for each in range(4)],
+        },
     }
 
 
