@@ -29,11 +29,14 @@ def delta_advice(delta: float, population: int, whose: str = "population") -> st
     )
 
 
-def epsilon_advice(epsilon: float) -> str | None:
-    """Return what to know of `epsilon`; None where it is reasonable, or no privacy is claimed."""
+def epsilon_advice(epsilon: float, beside: str = "") -> str | None:
+    """Return what to know of `epsilon`; None where it is reasonable, or no privacy is claimed.
+
+    `beside` is what has to stand beside it.
+    """
     if epsilon <= REASONABLE or math.isinf(epsilon):
         return None
     return (
-        f"ε = {epsilon_text(epsilon)} is above {REASONABLE:g}: weak to none as a formal promise "
-        "(Ponomareva et al. 2023); it needs an audit beside it"
+        f"ε = {epsilon_text(epsilon)}{beside} is above {REASONABLE:g}: weak to none as a formal "
+        "promise (Ponomareva et al. 2023); it needs an audit beside it"
     )

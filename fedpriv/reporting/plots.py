@@ -40,9 +40,9 @@ def figures(runs: Sequence[Marked]) -> list[Plot]:
     # A deployment writes nothing of its users, so it has neither cohort sizes nor throughput.
     simulated = [each for each in runs if "simulation_only" in each.run.rows[-1]]
     made = (
-        epsilon_by_round(runs),
-        quality_by_round(runs),
         quality_by_epsilon(runs),
+        quality_by_round(runs),
+        epsilon_by_round(runs),
         update_and_noise(runs),
         cohort_sizes(simulated) if simulated else None,
         throughput(simulated) if simulated else None,
@@ -90,7 +90,7 @@ def _promised(runs: Sequence[Marked]) -> str:
 
 
 def _epsilon_lines(marked: Marked) -> list[_Line]:
-    if not marked.run.private:
+    if not marked.run.private or not marked.run.complete:
         return []
     rows = marked.run.rows
     lines = [_line(_rounds(marked.run), rdp_by_round(marked.run), marked, "rdp", 0)]
@@ -158,8 +158,10 @@ def quality_by_epsilon(runs: Sequence[Marked]) -> Plot | None:
         return drawn.plot(
             "quality-by-epsilon",
             f"Held-out {name} against ε",
-            "What privacy buys. A dotted line is where a run without privacy ended."
-            f"{_known_seeds(runs)}{_promised(runs)}",
+            "What privacy buys."
+            + " A dotted line is where a run without privacy ended."
+            * any(not marked.run.private for marked in runs)
+            + f"{_known_seeds(runs)}{_promised(runs)}",
         )
 
 
@@ -171,7 +173,7 @@ def _measured_alike(runs: Sequence[Marked]) -> list[Marked]:
 
 def _quality_lines(marked: Marked) -> list[_Line]:
     run = marked.run
-    if not run.private or not run.measured.values:
+    if not run.private or not run.complete or not run.measured.values:
         return []
     rdp = dict(zip(_rounds(run), rdp_by_round(run), strict=True))
     pld = {row["round"]: row["epsilon"].get("pld") for row in run.rows}

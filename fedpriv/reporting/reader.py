@@ -24,8 +24,8 @@ from fedpriv.selection import Selection, ended_early, releases_ahead, selection
 from fedpriv.tasks.quality import ACCURACY, Quality, quality_of
 from fedpriv.training.checkpoint import checkpoint_files
 
-# What a checkpoint calls the model's parameters, as against the optimizer's state.
-_PARAMETER = "parameter/"
+#: What a checkpoint calls the model's parameters, as against the optimizer's state.
+PARAMETER = "parameter/"
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def _parameters(directory: RunDirectory) -> int | None:
         return None
     try:
         with safe_open(files[-1], framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(_PARAMETER)]  # noqa: SIM118
+            names = [name for name in file.keys() if name.startswith(PARAMETER)]  # noqa: SIM118
             sizes = [math.prod(file.get_slice(name).get_shape()) for name in names]
     except (SafetensorError, OSError):
         return None

@@ -16,6 +16,7 @@ from fedpriv.privacy.figures import epsilon_text, percent_up
 from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.reporting.attacker import Attacker, strongest_attacker
+from fedpriv.reporting.cautions import cautions
 from fedpriv.reporting.reader import Run
 from fedpriv.reporting.spent import Spent
 from fedpriv.reporting.statement_sections import Section, sections_of
@@ -81,7 +82,9 @@ class Statement:
         seeded: whether whoever knows the seed can draw sampling and noise again.
         headline: the claim in one sentence.
         alarms: contradictions that a reader must see first.
-        guarantees: one an accountant; none without privacy.
+        cautions: what makes the promise weaker than it looks, or the model worse.
+        guarantees: one an accountant, the one that decides first; none without privacy, or where
+            nothing can be claimed.
         sections: the answers.
         releases: everything that left the aggregator.
     """
@@ -90,6 +93,7 @@ class Statement:
     seeded: bool
     headline: str
     alarms: tuple[str, ...]
+    cautions: tuple[str, ...]
     guarantees: tuple[Guarantee, ...]
     sections: tuple[Section, ...]
     releases: tuple[ReleaseGroup, ...]
@@ -97,15 +101,17 @@ class Statement:
 
 def privacy_statement(run: Run, account: Spent) -> Statement:
     """Return the statement of `run`, whose ledger comes to `account`."""
-    guarantees = tuple(
-        _guarantee(run, account, name, epsilon) for name, epsilon in account.epsilons.items()
+    guarantees = sorted(
+        (_guarantee(run, account, name, epsilon) for name, epsilon in account.epsilons.items()),
+        key=lambda each: each.epsilon,
     )
     return Statement(
         private=run.private,
         seeded=run.seeded,
-        headline=_headline(guarantees, run, account) if run.private else NO_PRIVACY,
+        headline=_headline(guarantees[0], run) if run.private else NO_PRIVACY,
         alarms=account.disagreements,
-        guarantees=guarantees,
+        cautions=cautions(run, account),
+        guarantees=tuple(guarantees) if run.complete else (),
         sections=sections_of(run, account),
         releases=release_groups(run.releases),
     )
@@ -153,6 +159,7 @@ def to_markdown(statement: Statement, title: str) -> str:
     """Return the statement as markdown."""
     parts = [f"# Privacy statement: {title}", f"**{statement.headline}**"]
     parts += [f"> **Warning:** {alarm}" for alarm in statement.alarms]
+    parts += [f"> **Note:** {caution}" for caution in statement.cautions]
     for each in statement.guarantees:
         known = beside_epsilon(statement.seeded)
         parts.append(
@@ -179,8 +186,7 @@ def _markdown_table(releases: Iterable[ReleaseGroup]) -> str:
 # -------------------------------------------------------------------- the guarantee
 
 
-def _headline(guarantees: tuple[Guarantee, ...], run: Run, account: Spent) -> str:
-    best = min(guarantees, key=lambda each: each.epsilon)
+def _headline(best: Guarantee, run: Run) -> str:
     if not run.complete:
         return (
             "Nothing can be claimed: lines of the ledger are missing. What is left of it comes to "

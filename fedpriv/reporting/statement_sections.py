@@ -330,6 +330,12 @@ def _accounting(run: Run, account: Spent) -> tuple[str, ...]:
     figures = "; ".join(
         f"{name.upper()}: ε = {epsilon_text(epsilon)}" for name, epsilon in account.epsilons.items()
     )
+    bounds = (
+        f"{figures}. Each is a valid upper bound, so the smallest is the one to quote, which "
+        f"targets and budgets are held against; {_tier(min(account.epsilons.values()))}."
+        if run.complete
+        else "As lines are missing, no ε of what is left is an upper bound."
+    )
     agreement = (
         "THE RUN'S OWN FIGURES CONTRADICT IT, as said above."
         if account.disagreements
@@ -338,8 +344,7 @@ def _accounting(run: Run, account: Spent) -> tuple[str, ...]:
     return (
         f"ε is computed anew from the ledger alone by dp-accounting {version('dp-accounting')}; "
         f"the run used {ran_with}. {agreement}",
-        f"{figures}. Each is a valid upper bound, so the smallest is the one to quote, which "
-        f"targets and budgets are held against; {_tier(min(account.epsilons.values()))}.",
+        bounds,
         *_without_pld(account),
         "The releases compose adaptively: each may depend on all before it.",
     )

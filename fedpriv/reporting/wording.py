@@ -15,9 +15,21 @@ KNOWN_SEED = "simulation with a known seed"
 ENDED_EARLY = "ε is that of all rounds that it might have had, as it was promised"
 
 
+#: Stands beside several runs.
+ADDS_UP = (
+    "Each ε is that of one run alone. What runs on the same users tell together is more: "
+    "`fedpriv ledger merge` adds it up."
+)
+
+
 def beside_epsilon(seeded: bool) -> str:
     """Return what stands beside an ε, with a space before it; nothing for a secret seed."""
     return f" ({KNOWN_SEED})" if seeded else ""
+
+
+def randomness(seeded: bool) -> str:
+    """Return what ε stands beside: who could draw the noise again."""
+    return KNOWN_SEED if seeded else "seeded by the operating system"
 
 
 def round_ranges(rounds: Sequence[int]) -> str:

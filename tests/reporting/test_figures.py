@@ -29,9 +29,9 @@ def test_figures_take_their_colours_from_the_page(make_run) -> None:
 
 def test_every_figure_of_a_private_run(make_run) -> None:
     assert [plot.key for plot in all_figures(make_run())] == [
-        "epsilon",
-        "quality-by-round",
         "quality-by-epsilon",
+        "quality-by-round",
+        "epsilon",
         "noise",
         "cohort",
         "throughput",

@@ -74,7 +74,7 @@ def test_every_question_is_answered(make_run, key: str, words: str) -> None:
 
 def test_the_guarantees_name_accountant_and_attacker(make_run) -> None:
     statement = statement_of(make_run())
-    assert [each.accountant for each in statement.guarantees] == ["rdp", "pld"]
+    assert [each.accountant for each in statement.guarantees] == ["pld", "rdp"]
     best = min(each.epsilon for each in statement.guarantees)
     assert f"({next(e.shown for e in statement.guarantees if e.epsilon == best)}, 1e-05)" in (
         statement.headline
