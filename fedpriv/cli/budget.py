@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
-from fedpriv.cli.common import check_format, file_or_folder, say
+from fedpriv.cli.common import check_format, errors, file_or_folder, say
 from fedpriv.errors import InputError
-from fedpriv.reporting.terminal import console
+from fedpriv.reporting.terminal import console, working
 
 budget_app = typer.Typer(help="Plan what privacy costs, before a run.", no_args_is_help=True)
 
@@ -94,10 +94,11 @@ def plan(
         solve=solve,
         bands=bands,
     )
-    tried = band_planning.choices(question, momentum) if noise == "correlated" else ()
-    if tried:
-        question = replace(question, bands=band_planning.best(tried).bands)
-    answer = planning.answer(question)
+    with working(errors, "computing ε"):
+        tried = band_planning.choices(question, momentum) if noise == "correlated" else ()
+        if tried:
+            question = replace(question, bands=band_planning.best(tried).bands)
+        answer = planning.answer(question)
     if plot is not None:
         curves = planning.epsilon_curves(answer.recipe, answer.deltas[0])
         budget.plan_plot(answer, curves, plot)
@@ -150,7 +151,8 @@ def extrapolate(
         cohort_factors=_factors("--scale-cohort", scale_cohort),
         accountants=("rdp", "pld") if accountant == "pld" else ("rdp",),
     )
-    grid = planning.extrapolate(recipe)
+    with working(errors, "computing ε"):
+        grid = planning.extrapolate(recipe)
     if plot is not None:
         budget.grid_plot(recipe, grid, plot)
     say(grid.notes)

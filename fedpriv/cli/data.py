@@ -14,9 +14,10 @@ from fedpriv.cli.common import (
     LedgerFormat,
     Overrides,
     check_format,
+    errors,
     file_or_folder,
 )
-from fedpriv.reporting.terminal import console, print_lines
+from fedpriv.reporting.terminal import console, print_lines, working
 
 data_app = typer.Typer(help="Look at data sets.", no_args_is_help=True)
 
@@ -58,7 +59,8 @@ def describe(
     if out is not None:
         data_sets.check_picture_path(out)
     loaded = load_config(config, overrides or [])
-    found = describe(build_dataset(loaded.data, loaded.seed), users, loaded.seed)
+    with working(errors, "reading users"):
+        found = describe(build_dataset(loaded.data, loaded.seed), users, loaded.seed)
     if out is not None:
         data_sets.write_picture(found, out)
     if format == "json":

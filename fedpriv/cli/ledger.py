@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from fedpriv.cli.common import LedgerFormat, check_format, file_or_folder, say
-from fedpriv.reporting.terminal import console
+from fedpriv.cli.common import LedgerFormat, check_format, errors, file_or_folder, say
+from fedpriv.reporting.terminal import console, working
 
 ledger_app = typer.Typer(
     help="Look at, check and add up what runs spent; a ledger is never changed.",
@@ -28,7 +28,8 @@ def show_ledger(path: LedgerPath, format: LedgerFormat = "table") -> None:
 
     check_format(format, "table", "json")
     opened = ledgers.open_ledger(path)
-    bill = opened.account.bill(opened.account.header.delta)
+    with working(errors, "computing ε"):
+        bill = opened.account.bill(opened.account.header.delta)
     say([*opened.notes, *ledgers.bill_notes(opened, bill)])
     if format == "json":
         sys.stdout.write(to_json(ledgers.ledger_document(opened, bill)))
@@ -43,7 +44,8 @@ def verify(path: LedgerPath, format: LedgerFormat = "table") -> None:
     from fedpriv.reporting.strict_json import to_json
 
     check_format(format, "table", "json")
-    verified = ledgers.verify(path)
+    with working(errors, "checking the ledger and computing ε"):
+        verified = ledgers.verify(path)
     say([*verified.opened.notes, *ledgers.bill_notes(verified.opened, verified.bill)])
     if format == "json":
         sys.stdout.write(to_json(ledgers.verified_document(verified)))
@@ -75,7 +77,8 @@ def merge(
     opened = [ledgers.open_ledger(path) for path in paths]
     for each in opened:
         each.require_complete()
-    merged = composition.merge([each.account for each in opened], delta)
+    with working(errors, "computing ε of all together"):
+        merged = composition.merge([each.account for each in opened], delta)
     say(ledgers.merge_notes(opened, merged))
     if format == "json":
         sys.stdout.write(to_json(ledgers.merged_document(merged)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from fedpriv.cli.common import errors, file_or_folder
-from fedpriv.reporting.terminal import console, print_lines
+from fedpriv.reporting.terminal import console, print_lines, working
 
 if TYPE_CHECKING:
     from fedpriv.experiment import Which
@@ -51,7 +51,9 @@ def export(
     """
     from fedpriv.export import export
 
-    print_lines(errors, f"exported: {export(run, to, out, cast('Which | None', round))}")
+    with working(errors, "exporting"):
+        written = export(run, to, out, cast("Which | None", round))
+    print_lines(errors, f"exported: {written}")
 
 
 @models_app.command(epilog="RUN: the folder of a run. INPUT: an image, a sound, .npy, or a text")
@@ -64,4 +66,6 @@ def predict(
     """Print what a model of RUN makes of INPUT."""
     from fedpriv.predict import predict
 
-    print_lines(console(), *predict(run, what, tokens, cast("Which | None", round)))
+    with working(errors, "reading the model"):
+        answers = predict(run, what, tokens, cast("Which | None", round))
+    print_lines(console(), *answers)

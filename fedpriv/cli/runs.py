@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
+from rich.text import Text
 
 from fedpriv.cli.common import (
     CONFIG,
@@ -32,7 +33,7 @@ from fedpriv.errors import (
     Interrupted,
     WorkerLost,
 )
-from fedpriv.reporting.terminal import console, in_a_shell, print_lines
+from fedpriv.reporting.terminal import console, in_a_shell, one_line, print_lines, working
 
 if TYPE_CHECKING:
     from fedpriv.config import ExperimentConfig
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
 
 runs_app = typer.Typer()
 
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="a line for each round, not for evaluations alone")
+]
+
 
 @runs_app.command(epilog=CONFIG)
 def run(
@@ -50,6 +55,7 @@ def run(
     profile: Annotated[
         bool, typer.Option("--profile", help="show where the time goes, and write trace.json")
     ] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Train as CONFIG says, in a new run directory."""
     from fedpriv.config_files import load_config
@@ -66,7 +72,7 @@ def run(
 
         prepared = experiment.complete(plan_for(settings, trainer), trainer)
         wait_for_ray()  # where it does not start nothing should be left behind
-        _train(experiment.create(prepared), prepared)
+        _train(experiment.create(prepared), prepared, verbose)
 
 
 @runs_app.command(epilog=CONFIG)
@@ -91,11 +97,12 @@ def pretrain(config: ConfigPath, overrides: Overrides = None) -> None:
 @runs_app.command(epilog="DIRECTORY: the folder of a run")
 def resume(
     directory: Annotated[Path, typer.Argument(parser=file_or_folder, metavar="DIRECTORY")],
+    verbose: Verbose = False,
 ) -> None:
     """Continue an interrupted run, on the same ledger."""
     from fedpriv import experiment
 
-    _train(*experiment.reopen(directory))
+    _train(*experiment.reopen(directory), verbose)
 
 
 @runs_app.command(epilog="DIRECTORIES: one or more run directories")
@@ -123,7 +130,8 @@ def report(
     if format == "html":
         _conclude(directories, output)
         return
-    text = render(directories, cast(Literal["md", "json", "csv"], format))
+    with working(errors, "computing ε from the ledger"):
+        text = render(directories, cast(Literal["md", "json", "csv"], format))
     if output is None:
         sys.stdout.write(text)
         return
@@ -245,7 +253,7 @@ def _ray_starting(runtime: RuntimeConfig) -> Iterator[Callable[[], None]]:
             abandon()
 
 
-def _train(directory: RunDirectory, prepared: Experiment) -> None:
+def _train(directory: RunDirectory, prepared: Experiment, verbose: bool) -> None:
     """Run the rounds that are left; the report is written also where the run was stopped."""
     from fedpriv import experiment
     from fedpriv.reporting.progress import ProgressLines
@@ -254,7 +262,7 @@ def _train(directory: RunDirectory, prepared: Experiment) -> None:
     with _if_no_room(how_to_go_on):
         try:
             # Ray prints what dies, and whoever's code it is may print, where documents go.
-            with ProgressLines(errors) as progress, redirect_stdout(sys.stderr):
+            with ProgressLines(errors, verbose) as progress, redirect_stdout(sys.stderr):
                 experiment.train(prepared, directory, progress)
         except (BudgetError, Interrupted) as stopped:
             if directory.read_metrics():
@@ -265,7 +273,7 @@ def _train(directory: RunDirectory, prepared: Experiment) -> None:
             raise
         except WorkerLost as lost:
             raise WorkerLost(f"{lost}; {how_to_go_on}") from None
-        _conclude([directory.path])
+        _conclude([directory.path], finished=True)
         _show_profile(prepared, directory)
 
 
@@ -275,13 +283,23 @@ def _show_profile(prepared: Experiment, directory: RunDirectory) -> None:
         print_lines(errors, f"trace: {directory.trace}")
 
 
-def _conclude(directories: list[Path], output: Path | None = None) -> None:
+def _conclude(directories: list[Path], output: Path | None = None, finished: bool = False) -> None:
+    """Write the report and say what came out: a sentence of one run, a table of several."""
+    from fedpriv.reporting.conclusion import conclusion, next_steps
     from fedpriv.reporting.picture import write_picture
+    from fedpriv.reporting.reader import read_run
     from fedpriv.reporting.report import write_report
+    from fedpriv.reporting.spent import spent
     from fedpriv.reporting.summary import summary_table
 
-    written = write_report(directories, output)
-    console().print(summary_table(directories))
-    for directory in directories:
-        print_lines(errors, f"plot: {write_picture(directory)}")
-    print_lines(errors, f"report: {written}")
+    with working(errors, "writing the report"):
+        written = write_report(directories, output)
+        pictures = [write_picture(directory) for directory in directories]
+    run = read_run(directories[0])
+    if len(directories) == 1:
+        console().print(Text(one_line(conclusion(run, spent(run)))))
+    else:
+        console().print(summary_table(directories))
+    print_lines(errors, *(f"plot: {picture}" for picture in pictures), f"report: {written}")
+    if finished:
+        print_lines(errors, *next_steps(run))

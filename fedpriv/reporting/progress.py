@@ -1,4 +1,4 @@
-"""What a running experiment shows: a line a round and a progress bar, on standard error."""
+"""What a running experiment shows, on standard error: a line an evaluation, and a bar."""
 
 from __future__ import annotations
 
@@ -17,24 +17,36 @@ from rich.progress import (
 from rich.text import Text
 
 from fedpriv.privacy.figures import epsilon_text
-from fedpriv.reporting.terminal import one_line, print_lines
-from fedpriv.reporting.wording import beside_epsilon, missing_text, smallest, spent_text
+from fedpriv.reporting.terminal import fitting, one_line, print_lines
+from fedpriv.reporting.wording import (
+    beside_epsilon,
+    missing_text,
+    smallest,
+    spent_parts,
+    spent_text,
+)
 from fedpriv.tasks.quality import WORD_ERROR_RATE, quality_of
 
 if TYPE_CHECKING:
     from fedpriv.experiment import Experiment
 
 
+# What stands on a bar's line beside how far it is spent, in columns.
+_BESIDE_STATUS = 44
+
+
 class ProgressLines:
     """Prints what a run says of itself while it runs.
 
-    Only a terminal gets a moving bar; a file or pipe gets the lines alone.
+    Only a terminal gets a moving bar; a file or pipe gets the lines alone. There is a line for each
+    round that was measured or lacked a node, and with `verbose` for all others too.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, verbose: bool = False) -> None:
         self._console = console
+        self._verbose = verbose
+        self._seeded = False
         self._rounds = 0
-        self._quality = ""
         self._budget: float | None = None
         self._tight = False
         self._who = "users"
@@ -61,6 +73,7 @@ class ProgressLines:
         self._who = mechanism.members
         self._progress.update(self._task, total=config.rounds, completed=experiment.finished_rounds)
         deployed, dataset = config.runtime.deployment, experiment.trainer.dataset
+        self._seeded = not deployed
         self._known = beside_epsilon(not deployed)
         about = "users at the nodes" if deployed else dataset.description
         self._print(Text.assemble((config.name, "bold"), f": {about}"))
@@ -107,42 +120,60 @@ class ProgressLines:
             self._print(f"resuming after round {experiment.finished_rounds}")
 
     def _print(self, line: str | Text) -> None:
-        print_lines(self._console, line)
+        if self._console.is_terminal:
+            # Broken between words, of which a number is one.
+            text = line if isinstance(line, Text) else Text(one_line(line))
+            self._console.print(text, overflow="fold")
+        else:
+            print_lines(self._console, line)
 
     def finished(self, row: dict[str, Any]) -> None:
-        """Print the line of a finished round."""
-        if "held_out" in row:
-            self._quality = quality_of(row).text(row["held_out"])
-        seen = row.get("simulation_only")
-        parts = [Text(f"round {row['round']:>{len(str(self._rounds))}}/{self._rounds}")]
-        if "held_out" in row:
-            parts.append(Text(quality_of(row).text(row["held_out"]), style="bold"))
-        private = smallest(row)[0] is not None
-        shown = spent_text(row) + (self._known if private else "")
-        parts.append(Text(shown, style="" if private else "red"))
+        """Print the line of a finished round where there is one, and move the bar."""
         # By PLD, which is tighter, where a run has it: at evaluations.
         if "pld" in row["epsilon"] or not self._tight:
             self._warn_of_budget(smallest(row)[0])
-        if missing := missing_text(row):
-            parts.append(Text(missing, style="yellow"))
-        if seen:
-            parts.append(self._seen_text(seen))
-        self._print(Text("  ").join(parts))
-        quality = f"{self._quality}  " if self._quality else ""
-        self._progress.update(self._task, completed=row["round"], status=quality + spent_text(row))
+        if self._verbose or "held_out" in row or missing_text(row):
+            self._print(self._line(row))
+        status = spent_parts(row, self._seeded)[0]
+        room = self._console.width - _BESIDE_STATUS
+        self._progress.update(
+            self._task, completed=row["round"], status=status if len(status) <= room else ""
+        )
 
-    def _seen_text(self, seen: dict[str, Any]) -> Text:
+    def _line(self, row: dict[str, Any]) -> Text:
+        """Return all there is to say of a round, or on a narrow terminal what fits on a line."""
+        private = smallest(row)[0] is not None
+        style, missing, seen = "" if private else "red", missing_text(row), list[Text]()
+        head = [Text(f"round {row['round']:>{len(str(self._rounds))}}/{self._rounds}")]
+        if "held_out" in row:
+            head.append(Text(quality_of(row).text(row["held_out"]), style="bold"))
+        lost = [Text(missing, style="yellow")] if missing else []
+        if "simulation_only" in row:
+            seen = self._seen_parts(row["simulation_only"])
+        spent = Text(spent_text(row) + self._known * private, style=style)
+        told = [Text("simulation only: ") + Text(", ").join(seen)] if seen else []
+        whole = Text("  ").join([*head, spent, *lost, *told])
+        if not self._console.is_terminal or whole.cell_len <= self._console.width:
+            return whole
+        short, *rest = (Text(part, style=style) for part in spent_parts(row, self._seeded))
+        if seen:
+            seen[0] = Text("simulation only: ") + seen[0]
+        kept = [*head, short, *lost]
+        return fitting([*kept, *rest, *seen], self._console.width, len(kept))
+
+    def _seen_parts(self, seen: dict[str, Any]) -> list[Text]:
         """Return what users' own values say of a round, which no mechanism released."""
         loss = "nobody trained" if seen["loss"] is None else f"loss {seen['loss']:.3f}"
-        parts = [Text(f"cohort {seen['cohort']}, {loss}")]
-        parts.append(Text(f"{seen['users_per_second']:.0f} {self._who}/s"))
         counted = {
             f"{self._who} contributed nothing": seen["non_finite"],
             "examples skipped": seen["skipped"],
             "memories reset": seen.get("memory_reset"),
         }
-        parts += [Text(f"{n} {what}", style="yellow") for what, n in counted.items() if n]
-        return Text("simulation only: ") + Text(", ").join(parts)
+        return [
+            Text(f"cohort {seen['cohort']}, {loss}"),
+            Text(f"{seen['users_per_second']:.0f} {self._who}/s"),
+            *(Text(f"{n} {what}", style="yellow") for what, n in counted.items() if n),
+        ]
 
     def _warn_of_budget(self, epsilon: float | None) -> None:
         """Say once when each threshold of the budget is passed."""
@@ -222,7 +253,7 @@ def _bar(console: Console, what: str) -> Progress:
         SpinnerColumn(),
         TextColumn(what),
         MofNCompleteColumn(),
-        BarColumn(),
+        BarColumn(bar_width=max(4, min(40, console.width - 74))),
         TextColumn("{task.fields[status]}", markup=False),
         TimeRemainingColumn(),
         console=console,

@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -101,6 +102,28 @@ def print_lines(to: Console, *lines: str | Text) -> None:
     """Print lines as long as they are."""
     for line in lines:
         to.print(line if isinstance(line, Text) else Text(one_line(line)), soft_wrap=True)
+
+
+def fitting(parts: Sequence[Text], width: int, least: int) -> Text:
+    """Return `parts` on one line of `width` columns; the last ones are left out, and none is cut.
+
+    Where not even the first `least` fit, they are on as many lines.
+    """
+    shown, gap = list(parts), Text("  ")
+    while len(shown) > least and gap.join(shown).cell_len > width:
+        shown.pop()
+    line = gap.join(shown)
+    return line if line.cell_len <= width else Text("\n").join(shown)
+
+
+@contextmanager
+def working(to: Console, what: str) -> Iterator[None]:
+    """Show on a terminal that something takes its time, and nothing elsewhere."""
+    if not to.is_terminal:
+        yield
+        return
+    with to.status(Text(one_line(what))):
+        yield
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,20 @@ def spent_text(row: Mapping[str, Any]) -> str:
     return f"ε {shown}, {delta}"
 
 
+def spent_parts(row: Mapping[str, Any], seeded: bool) -> list[str]:
+    """Return what `spent_text` says in parts for a narrow line, the most important first."""
+    epsilon, accountant = smallest(row)
+    if epsilon is None:
+        return ["no privacy"]
+    sense = ", known seed" if seeded else ""
+    payer = next((each for each in ("silo", "user", "group") if f"{each}s" in row), None)
+    of = f" of the worst {payer}" if payer else ""
+    parts = [f"ε{of} {epsilon_text(epsilon)} ({accountant.upper()}{sense})", f"δ {row['delta']:g}"]
+    if payer:
+        parts.append(f"median {epsilon_text(row[f'{payer}s']['median'])} (RDP{sense})")
+    return parts
+
+
 def missing_text(row: Mapping[str, Any]) -> str:
     """Return which nodes were missing in the round of a metrics row; empty for none."""
     counted = {"lost": row["nodes_lost"], "absent": row.get("nodes_absent", 0)}

@@ -1,10 +1,13 @@
 import io
+import re
 
+import pytest
 from in_process import SILOS, small_config
 from rich.console import Console
 
 from fedpriv import experiment
 from fedpriv.reporting.progress import ProgressLines
+from fedpriv.reporting.wording import KNOWN_SEED
 
 
 def row(round_: int, epsilon: float | None, **changes) -> dict:
@@ -18,9 +21,9 @@ def row(round_: int, epsilon: float | None, **changes) -> dict:
     } | changes
 
 
-def shown(*rows: dict, **config) -> str:
+def shown(*rows: dict, verbose: bool = True, **config) -> str:
     text = io.StringIO()
-    with ProgressLines(Console(file=text, width=40)) as progress:
+    with ProgressLines(Console(file=text, width=40), verbose) as progress:
         progress.begin(experiment.prepare(small_config(**config)))
         for each in rows:
             progress.finished(each)
@@ -108,3 +111,52 @@ def test_a_run_without_privacy_says_so_and_a_deployment_shows_nothing_of_users()
     deployed = row(1, 0.5)
     del deployed["simulation_only"]
     assert "cohort" not in shown(deployed).splitlines()[-1]
+
+
+# ---------------------------------------------------------------- what is shown, and how wide
+
+
+def test_there_is_a_line_for_each_evaluation_and_for_rounds_that_lack_a_node() -> None:
+    rows = [row(1, 0.5), row(2, 0.6, held_out={"accuracy": 0.8}), row(3, 0.7, nodes_lost=1)]
+    brief, all_ = (shown(*rows, verbose=verbose) for verbose in (False, True))
+    said = [
+        [line[:9] for line in text.splitlines() if line.startswith("round ")]
+        for text in (brief, all_)
+    ]
+    assert said == [["round 2/4", "round 3/4"], ["round 1/4", "round 2/4", "round 3/4"]]
+
+
+@pytest.mark.parametrize("width", [120, 80, 60, 45])
+@pytest.mark.parametrize("payer", ["", "silos"])
+def test_on_a_terminal_what_does_not_fit_is_left_out_whole(width, payer) -> None:
+    last = row(4, 12.345, held_out={"accuracy": 0.81234, "loss": 1.0})
+    last["simulation_only"] |= {"cohort": 123_456, "users_per_second": 98_765.0}
+    if payer:
+        last[payer] = {"median": 6.789}
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    with ProgressLines(console) as progress:
+        progress._rounds = 4
+        progress._seeded, progress._known = True, f" ({KNOWN_SEED})"
+        progress.finished(last)
+        lines = progress._line(last).plain.splitlines()
+    assert all(len(line) <= width for line in lines)
+    text = "  ".join(lines)
+    assert "accuracy 81.2%" in text
+    assert re.search(r"12\.345.{3,20}known seed", text)
+    assert len(lines) == 1 or width < 80
+    whole = {"4", "81.2", "12.345", "0.001", "123456", "1.500", "98765", "6.789"}
+    assert set(re.findall(r"\d[\d.]*", text)) <= whole
+    assert "123456" not in text or "simulation only: cohort 123456" in text
+
+
+def test_the_bar_of_a_narrow_terminal_keeps_to_one_line() -> None:
+    text = io.StringIO()
+    console = Console(file=text, width=80, force_terminal=True, color_system=None)
+    with ProgressLines(console) as progress:
+        progress._progress.update(progress._task, total=12_345)
+        progress.finished(row(12_344, 12.345, silos={"median": 6.789}))
+        shown_now = console.render_lines(progress._progress.get_renderable())
+    bars = ["".join(part.text for part in line) for line in shown_now]
+    assert len(bars) == 1
+    assert "12344/12345" in bars[0]
+    assert "…" not in bars[0]
