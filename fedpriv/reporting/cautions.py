@@ -22,7 +22,7 @@ def _of_privacy(run: Run, account: Spent) -> tuple[str, ...]:
     protected = _protected(run)
     of_delta = delta_advice(run.delta, *protected) if protected else None
     of_epsilon = epsilon_advice(min(account.epsilons.values()), beside_epsilon(run.seeded))
-    return tuple(f"{said[0].upper()}{said[1:]}." for said in (of_delta, of_epsilon) if said)
+    return tuple(f"{said}." for said in (of_delta, of_epsilon) if said)
 
 
 def _protected(run: Run) -> tuple[int, str] | None:

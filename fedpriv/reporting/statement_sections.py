@@ -548,5 +548,6 @@ def _verification(run: Run) -> tuple[str, ...]:
         "chain shows edits, not a ledger that was written anew as a whole.",
         run.evidence.sentence() if run.complete else "LINES ARE MISSING, as said above.",
         *_not_our_own(run),
-        f"Configuration {run.header.fingerprint[:16]}…{private}, fedpriv {fedpriv}{source}.",
+        f"The configuration is {run.header.fingerprint[:16]}…{private}, and was run by fedpriv "
+        f"{fedpriv}{source}.",
     )
