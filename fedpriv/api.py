@@ -118,7 +118,7 @@ class Experiment:
         Args:
             grid: local trains in this process, ray in actors of a cluster; None as configured.
             run_dir: an empty or absent folder; None as configured, by default a new one in `runs`.
-            progress: show a bar and a line a round, on the terminal or in the notebook.
+            progress: show a bar and a line an evaluation, on the terminal or in the notebook.
 
         Raises:
             InputError: the config, its data or the machine do not allow it.
