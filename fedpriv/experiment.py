@@ -35,7 +35,8 @@ from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.reporting.terminal import in_a_shell
 from fedpriv.runtime import RuntimeConfig
 from fedpriv.seed_model import origin_of
-from fedpriv.selection import ends, selection
+from fedpriv.selection import ends, not_public, selection
+from fedpriv.tasks.base import BY_CLASS
 from fedpriv.tasks.quality import Quality
 from fedpriv.trackers.base import TrackedRun, Tracking, settings_of
 from fedpriv.training.checkpoint import (
@@ -112,9 +113,16 @@ class Experiment:
         return MemorySizes.of(self.memory, cohort, self.config.rounds, ram)
 
     def measure(self, round_: int) -> tuple[dict[str, Any], Quality]:
-        """Return what the held-out examples say of the model, and which measure is the task's."""
+        """Return what the held-out examples say of the model, and which measure is the task's.
+
+        Of single classes they say it where they are public: of an accuracy alone next to nothing
+        is told of one held-out person; a small class may be that person.
+        """
         task, size = self.trainer.task, self.config.evaluation.batch_size
-        return task.measure(self.trainer.model, self.held_out, size), task.quality
+        measures = task.measure(self.trainer.model, self.held_out, size)
+        if not_public(self.trainer.dataset.facts) is not None:
+            measures.pop(BY_CLASS, None)
+        return measures, task.quality
 
     @property
     def engine(self) -> str | None:

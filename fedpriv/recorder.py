@@ -15,7 +15,7 @@ from fedpriv.privacy.accounts import PayerCosts, most_charged
 from fedpriv.privacy.charging import pld_epsilon
 from fedpriv.privacy.ledger import Ledger
 from fedpriv.reporting.run_directory import RunDirectory
-from fedpriv.selection import ends, not_public, selection
+from fedpriv.selection import ends, selection
 from fedpriv.tasks.base import BY_CLASS
 from fedpriv.trackers.base import Tracking
 from fedpriv.training.checkpoint import Checkpoint, checkpoint_files, save_checkpoint
@@ -224,7 +224,8 @@ class Recorder:
         if config.evaluates(record.round):
             row |= self._with_pld(record.epsilon)
             measures, quality = self._experiment.measure(record.round)
-            row |= self._told(measures)
+            row |= {BY_CLASS: of} if (of := measures.pop(BY_CLASS, None)) else {}
+            row["held_out"] = measures
             row["quality"] = quality.record()
         if config.runtime.deployment:
             row |= {"nodes_absent": record.nodes_absent, "tries": record.tries}
@@ -244,17 +245,6 @@ class Recorder:
         spent[f"worst_{payer}"] = costs.worst_payer
         named = {"took_part": list(took_part)} if payer == "silo" else {}
         return {f"{payer}s": {**spent, **named}}
-
-    def _told(self, measures: dict[str, Any]) -> dict[str, Any]:
-        """Return the measures of held-out examples, and of single classes where these are public.
-
-        Of an accuracy alone next to nothing is told of one held-out person; a small class may be
-        that person.
-        """
-        by_class = measures.pop(BY_CLASS, None)
-        facts = None if by_class is None else self._experiment.trainer.dataset.facts
-        public = facts is not None and not_public(facts) is None
-        return {"held_out": measures, **({BY_CLASS: by_class} if public else {})}
 
     def _with_pld(self, by_rdp: float | None) -> dict[str, Any]:
         """Return ε with that by PLD, which takes too long for every round, or why there is none."""
