@@ -28,7 +28,8 @@ from fedpriv.privacy.charging import Budget, Cost, charge
 from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.example_level import ExampleLevel
 from fedpriv.privacy.figures import epsilon_text
-from fedpriv.privacy.ledger import Header, Ledger, Release
+from fedpriv.privacy.ledger import Header, Release
+from fedpriv.privacy.loop_ledger import loop_ledger, require_small
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
 from fedpriv.privacy.mechanisms.silos import SiloMechanism
 from fedpriv.privacy.sampling import Adjacency, FullParticipation
@@ -77,8 +78,7 @@ class LedgerAccountant(RDPAccountant):
             at_most = _MOST_STEPS
             self._limit = Budget(max_epsilon, delta, Adjacency.ZERO_OUT, at_most=at_most)
         header = Header("", 1, delta, Adjacency.ZERO_OUT.value, unit="example", mode="deployment")
-        path = Path(ledger)
-        self._ledger = Ledger.open(path, header) if path.exists() else Ledger.create(path, header)
+        self._ledger = loop_ledger(Path(ledger), header)
         self._charged: Counter[Any] = Counter()
         for release in self._ledger:
             self._count(release)
@@ -98,7 +98,8 @@ class LedgerAccountant(RDPAccountant):
 
         Raises:
             InputError: batches are not drawn by coins, the optimizer has noise that this does not
-                account for, steps have been made already, or the file is another ledger.
+                account for, steps have been made already, δ is too large, or the file is another
+                ledger.
         """
         if not isinstance(loader, DPDataLoader):
             raise InputError(
@@ -112,6 +113,7 @@ class LedgerAccountant(RDPAccountant):
             )
         if len(engine.accountant):
             raise InputError("engine: it has made steps already; write this before the first")
+        require_small(delta, len(loader.dataset), "examples")
         accountant = cls(
             ledger=ledger,
             delta=delta,

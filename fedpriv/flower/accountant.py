@@ -23,7 +23,8 @@ from fedpriv.errors import InputError
 from fedpriv.privacy.charging import Cost, charge
 from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.composition import Account
-from fedpriv.privacy.ledger import Header, Ledger, Release
+from fedpriv.privacy.ledger import Header, Release
+from fedpriv.privacy.loop_ledger import loop_ledger, require_small
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism, GaussianMechanism
 from fedpriv.privacy.sampling import Adjacency, FullParticipation
 
@@ -82,10 +83,11 @@ class PrivacyAccountant:
             )
         except ValueError as error:
             raise InputError(f"PrivacyAccountant: {error}") from None
+        require_small(delta, population, "population")
         self._sampling = FullParticipation(population, Adjacency(adjacency))
         self._bound, path = clipping_norm, Path(ledger)
         header = Header("", population, delta, adjacency, mode="deployment")
-        self._ledger = Ledger.open(path, header) if path.exists() else Ledger.create(path, header)
+        self._ledger = loop_ledger(path, header)
 
     @property
     def config(self) -> PrivacyConfig:

@@ -27,6 +27,7 @@ from flwr.serverapp.strategy import (
 from fedpriv.errors import InputError
 from fedpriv.federation.grids.local import LocalGrid
 from fedpriv.flower import PrivacyAccountant
+from fedpriv.privacy.composition import Account, merge
 from fedpriv.privacy.ledger import Ledger, read_ledger
 
 Z, CLIENTS, ROUNDS, DELTA = 2.0, 6, 3, 1e-3
@@ -161,6 +162,8 @@ def test_delta_is_never_below_the_truth(tmp_path):
 def test_what_is_not_earned_is_refused(tmp_path):
     with pytest.raises(InputError, match="is not earned"):
         accountant(tmp_path / "a.jsonl", adjacency="add_or_remove_one")
+    with pytest.raises(InputError, match="below 1/population"):
+        accountant(tmp_path / "a.jsonl", delta=0.2)
     with pytest.raises(InputError, match="target_delta"):
         accountant(tmp_path / "a.jsonl", delta=2.0)
     with pytest.raises(ValueError, match="population_size"):
@@ -175,6 +178,31 @@ def test_what_is_not_earned_is_refused(tmp_path):
     assert accountant(tmp_path / "b.jsonl").config.sampling_method is (
         SamplingMethod.NO_AMPLIFICATION
     )
+
+
+def test_two_apps_of_equal_settings_add_up_and_one_counts_once(tmp_path):
+    accounts = []
+    for name in ("a", "b"):
+        accountant(tmp_path / "new" / f"{name}.jsonl").compose(EVENT, 2)
+        file = read_ledger(tmp_path / "new" / f"{name}.jsonl")
+        accounts.append(Account(name, file.header, file.releases))
+    both = accountant(tmp_path / "both.jsonl")
+    both.compose(EVENT, 4)
+    assert merge(accounts).total.first.epsilon == both.get_epsilon(DELTA)
+    with pytest.raises(InputError, match="give each ledger once"):
+        merge([accounts[0], accounts[0]])
+
+
+def test_a_ledger_that_died_as_it_began_is_begun_again_and_none_is_overwritten(tmp_path):
+    (tmp_path / "torn.jsonl").write_text('{"kind": "head')
+    assert accountant(tmp_path / "torn.jsonl").num_releases == 0
+    for mine in ("mine\n", "mine"):
+        (tmp_path / "other.jsonl").write_text(mine)
+        with pytest.raises(InputError, match="not a fedpriv ledger"):
+            accountant(tmp_path / "other.jsonl")
+        assert (tmp_path / "other.jsonl").read_text() == mine
+    with pytest.raises(InputError, match="cannot write"):
+        accountant(tmp_path / "other.jsonl" / "in_a_file.jsonl")
 
 
 def test_its_ledger_is_one_of_ours(tmp_path):

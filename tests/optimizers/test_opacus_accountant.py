@@ -172,6 +172,10 @@ def test_what_has_no_proof_is_refused(tmp_path):
             unclipped_num_std=5.0,
         )
     late = Training(None)
+    with pytest.raises(InputError, match="below 1/examples"):
+        LedgerAccountant.in_engine(
+            late.engine, late.optimizer, late.loader, ledger=tmp_path / "a.jsonl", delta=0.1
+        )
     late.epoch()
     with pytest.raises(InputError, match="made steps already"):
         LedgerAccountant.in_engine(
