@@ -33,6 +33,8 @@ _ROUNDING = 2.0**-20
 _MOST_NODES, _MOST_USERS = 2**20, 2**40
 # Letters of what a node says went wrong.
 _LONGEST_REASON = 500
+# flwr's ErrorCode: LOAD_CLIENT_APP_EXCEPTION and CLIENT_APP_RAISED_EXCEPTION.
+CLIENT_CODE_RAISED = (1, 2)
 
 
 class Refused(Exception):  # noqa: N818 - not an error of ours: a reply that does not count
@@ -113,6 +115,11 @@ def _require_norms(total: torch.Tensor, largest: tuple[float, ...]) -> None:
             raise Refused("its sum is not finite")
         if norm > most * (1 + _ROUNDING):
             raise Refused(f"the norm of its sum is {norm:.4g}, and at most {most:.4g} is possible")
+
+
+def unreached(reply: Message) -> bool:
+    """Say whether a reply is Flower's own word that a node did not answer."""
+    return reply.has_error() and reply.error.code not in CLIENT_CODE_RAISED
 
 
 def hosting_in(reply: Message, asked: Container[int]) -> NodeUsers:
@@ -245,7 +252,11 @@ class _Values:
         for value in values:
             # A bound is for what is released; of what is only looked at, NaN and infinity are news.
             bounded = math.isfinite(least) or math.isfinite(most)
-            if type(value) not in (int, float) or (bounded and not least <= value <= most):
+            if (
+                type(value) not in (int, float)
+                or (bounded and not least <= value <= most)
+                or (type(value) is int and abs(value) >= 2**63)
+            ):
                 raise Refused(f"{name} has {value!r:.20}")
         return list(values)
 

@@ -13,29 +13,33 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedpriv.errors import ClientFault, InputError, Interrupted, WorkerLost
-from fedpriv.federation.gate import Asked, Expected, Refused, hosting_in, reason_in, sum_in
+from fedpriv.federation.gate import (
+    CLIENT_CODE_RAISED,
+    Asked,
+    Expected,
+    Refused,
+    hosting_in,
+    reason_in,
+    sum_in,
+    unreached,
+)
 from fedpriv.federation.hosting import Hosting, NodeUsers
+from fedpriv.federation.inbox import fetched
 from fedpriv.federation.messages import query_message
 from fedpriv.federation.payment import Draw
 from fedpriv.federation.plan import Plan
 from fedpriv.privacy.ledger import Ledger
 from fedpriv.training.cohort import CohortSum
 
-# Between two looks for what nobody announces: nodes that come, and replies on Flower's own grids.
-_POLL_SECONDS = 0.005
-# Before one says for how many nodes one waits.
-_PATIENCE = 10.0
-# flwr's ErrorCode: LOAD_CLIENT_APP_EXCEPTION and CLIENT_APP_RAISED_EXCEPTION.
-_CLIENT_CODE_RAISED = (1, 2)
+# Between two looks for what nobody announces: nodes that come, and replies on Flower's own grids,
+# which are a call of the SuperLink in a deployment, whose rounds take seconds.
+_POLL_SECONDS, _POLL_SECONDS_DEPLOYED = 0.005, 0.05
+# Before one says for how many nodes one waits. Those of a federation that is up are there at once.
+_PATIENCE = 3.0
 
 
 class RoundLost(Exception):  # noqa: N818 - not an error: the round is tried again
     """Too few nodes of a deployment took part in a round, with the reason in a few words."""
-
-
-def _unreached(reply: Message) -> bool:
-    """Whether a reply is Flower's own word that a node did not answer."""
-    return reply.has_error() and reply.error.code not in _CLIENT_CODE_RAISED
 
 
 class Nodes:
@@ -55,6 +59,7 @@ class Nodes:
         self._say = say
         self._hosting: Hosting | None = None
         self._asked: dict[int, Asked] = {}
+        self._refused: set[int] = set()
         self._told = ""
         self._there = self.lost = self.absent = 0
 
@@ -80,20 +85,53 @@ class Nodes:
         self._asked = {node.node_id: Asked(node.partition, len(users)) for node, users in shares}
         return shares
 
-    def replies(self, grid: Grid, asked: Iterable[str]) -> list[Message]:
-        """Return the replies to the messages `asked` that come before the round's timeout."""
-        waiting = set(asked)
+    def ask(self, grid: Grid, messages: Iterable[Message]) -> dict[str, int]:
+        """Send messages, and return by the id of each the node that owes a reply.
+
+        A node that has gone since it was looked for owes none, and its message has no id.
+        """
+        sent = list(messages)
+        ids = grid.push_messages(sent)
+        self._refused = set()
+        return {id_: one.metadata.dst_node_id for id_, one in zip(ids, sent, strict=False) if id_}
+
+    def replies(self, grid: Grid, asked: dict[str, int]) -> list[Message]:
+        """Return the replies to what was `asked` that come before the round's timeout."""
+        waiting = dict(asked)
         deadline = time.monotonic() + self._plan.config.runtime.round_timeout
         replies: list[Message] = []
         while waiting:
-            arrived = list(grid.pull_messages(waiting))
+            arrived = self._arrived(grid, waiting)
             replies += arrived
-            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
             if not waiting or time.monotonic() > deadline:
                 break
             if not arrived:
-                time.sleep(_POLL_SECONDS)
+                self._wait()
         return replies
+
+    def _arrived(self, grid: Grid, waiting: dict[str, int]) -> list[Message]:
+        """Return the replies that are there, and take those who sent them off the `waiting`."""
+        if not self._deployed:
+            replies = list(grid.pull_messages(waiting))
+            for reply in replies:
+                waiting.pop(reply.metadata.reply_to_message_id, None)
+            return replies
+        replies, size = [], 8 * sum(self._plan.sizes)
+        for message, node in list(waiting.items()):
+            try:
+                found = fetched(grid, message, node, size)
+            except Refused as refused:
+                self._refused.add(node)
+                self._say(f"node {node} takes no part: {refused}")
+            else:
+                if not found:
+                    continue
+                replies += found
+            del waiting[message]
+        return replies
+
+    def _wait(self) -> None:
+        time.sleep(_POLL_SECONDS_DEPLOYED if self._deployed else _POLL_SECONDS)
 
     def sums(self, replies: Iterable[Message], draw: Draw) -> dict[int, CohortSum]:
         """Return the sums that count, by partition, in the order of partitions.
@@ -133,7 +171,8 @@ class Nodes:
         return sum_in(reply, self._asked, expected)
 
     def _tell_who_is_silent(self, arrived: Sequence[Message]) -> None:
-        answered = {reply.metadata.src_node_id for reply in arrived if not _unreached(reply)}
+        answered = {reply.metadata.src_node_id for reply in arrived if not unreached(reply)}
+        answered |= self._refused
         for node in self._asked:
             if self._deployed and node not in answered:
                 self._say(f"node {node} takes no part: nothing of it arrived in time")
@@ -170,7 +209,7 @@ class Nodes:
         config, data = self._plan.config, self._plan.data
         needed = 0 if self._deployed else self._plan.mechanism.needed
         nodes = self._awaited(grid, first, needed)
-        asked = grid.push_messages([query_message(node, config, data) for node in nodes])
+        asked = self.ask(grid, [query_message(node, config, data) for node in nodes])
         found = self._hosts(self._answers(self.replies(grid, asked)), nodes)
         if self._deployed and not found:
             raise RoundLost(f"none of {len(nodes)} nodes says whom it hosts")
@@ -200,9 +239,10 @@ class Nodes:
     def _hosts(self, replies: Iterable[Message], asked: list[int]) -> list[NodeUsers]:
         """Return what nodes say of themselves, without those who contradict what is known.
 
-        A partition belongs to the node that had it first. Where two come with one at once nobody
-        can say whose it is, and neither takes part; nor does who counts the nodes otherwise than
-        most of them do.
+        A partition belongs to the node that had it first, or that comes with the users whom the
+        ledger has for it. Where that is nobody, and two come with one at once, neither takes part;
+        nor does who counts the nodes otherwise than the config or, where none counts as that does,
+        than most of them.
         """
         found: list[NodeUsers] = []
         waiting = set(asked)
@@ -215,22 +255,40 @@ class Nodes:
         if not self._deployed:
             return found
         counts = Counter(node.partitions for node in found)
-        total = min(counts, key=lambda count: (-counts[count], count), default=0)
-        before = self._hosting.nodes if self._hosting else ()
-        known = {node.partition: node.node_id for node in before}
-        claims = Counter(node.partition for node in found)
-        kept = []
+        # Who says what the config does is believed first: one node alone could tie with another.
+        wanted = self._workers
+        total = min(counts, key=lambda count: (count != wanted, -counts[count], count), default=0)
+        claims: dict[int, list[NodeUsers]] = {}
         for node in found:
-            holder = known.get(node.partition)
-            if node.partitions != total:
-                why = f"it says that there are {node.partitions} nodes, and most say {total}"
-            elif claims[node.partition] > 1 and holder != node.node_id:
-                why = f"another node has its partition-id {node.partition} too"
+            if node.users is None:
+                why = "it says that it hosts anybody, and each node has users of its own"
+            elif node.partitions != total:
+                why = f"it says that there are {node.partitions} nodes, and there are {total}"
             else:
-                kept.append(node)
+                claims.setdefault(node.partition, []).append(node)
                 continue
             self._say(f"node {node.node_id} takes no part: {why}")
+        kept = []
+        for partition, nodes in claims.items():
+            owner = self._owner(partition, nodes)
+            kept += [owner] if owner else []
+            for node in nodes:
+                if node is not owner:
+                    why = f"another node has its partition-id {partition} too"
+                    self._say(f"node {node.node_id} takes no part: {why}")
         return kept
+
+    def _owner(self, partition: int, claimants: list[NodeUsers]) -> NodeUsers | None:
+        """Return whose a partition is, of those who claim it; None where nobody can say."""
+        before = self._hosting.nodes if self._hosting else ()
+        known = {node.partition: node.node_id for node in before}.get(partition)
+        place = self._ledger.places.get(partition)
+        by_id = [node for node in claimants if node.node_id == known]
+        by_users = [node for node in claimants if place and node.ids == place.ids]
+        for found in (claimants, by_id, by_users):
+            if len(found) == 1:
+                return found[0]
+        return None
 
     def _awaited(self, grid: Grid, first: bool, needed: int) -> list[int]:
         """Return the ids of the nodes, once enough of them are there.
@@ -244,7 +302,7 @@ class Nodes:
         else:
             least = wanted = runtime.workers if first or needed else 1
             seconds = runtime.round_timeout
-        began, told = time.monotonic(), False
+        began, told = time.monotonic(), -1
         while len(nodes := list(grid.get_node_ids())) < wanted:
             waited = time.monotonic() - began
             if self._stop.is_set():
@@ -258,11 +316,20 @@ class Nodes:
                     f"only {len(nodes)} of {wanted} nodes (runtime.workers) came within "
                     f"{seconds:g} s; start the others, or write how many there are"
                 )
-            if waited > _PATIENCE and not told:
-                told = True
-                self._say(f"waiting for nodes: {len(nodes)} of {wanted} are there")
-            time.sleep(_POLL_SECONDS)
+            if waited > _PATIENCE and len(nodes) != told:
+                told = len(nodes)
+                self._say(self._waiting(told, wanted, least, seconds - waited))
+            self._wait()
         return nodes
+
+    def _waiting(self, there: int, wanted: int, least: int, seconds: float) -> str:
+        """Say for how many nodes one waits, for how long, and what then."""
+        key = "join_timeout" if self._deployed else "round_timeout"
+        then = f"; after that {least} make a round" if least < wanted else ""
+        return (
+            f"waiting for nodes: {there} of {wanted} are there; start the others within "
+            f"{seconds:.0f} s (runtime.{key}){then}"
+        )
 
     def _answers(self, replies: Iterable[Message]) -> list[Message]:
         """Return the replies of nodes that did their work; the dead ones are left out.
@@ -281,7 +348,7 @@ class Nodes:
                 self._leave_out(reply, reason)
             elif not reply.has_error():
                 good.append(reply)
-            elif reply.error.code in _CLIENT_CODE_RAISED:
+            elif reply.error.code in CLIENT_CODE_RAISED:
                 crashed.append(reply)
         if crashed and not self._deployed:
             raise ClientFault(crashed[0].error.reason)

@@ -80,7 +80,7 @@ class PrivateFedAvg(RunLoop):
         """Run a round; while nodes work, report the round before and draw this one's noise."""
         with self._watch.measure("draw and ask"):
             messages = list(self.configure_train(round_, arrays, ConfigRecord(), grid))
-            asked = grid.push_messages(messages)
+            asked = self._nodes.ask(grid, messages)
         self._report()
         with self._watch.measure("draw noise"):
             if not self.plan.mechanism.in_sums:

@@ -1,6 +1,7 @@
 """Nodes of a deployment are missing, fail or come back, and a ServerApp is started again."""
 
 import errno
+import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -153,13 +154,32 @@ def test_a_round_that_is_lost_too_often_stops_the_run_which_goes_on_later(tmp_pa
 # ---------------------------------------------------------------- nodes that are not there
 
 
+class Coming(Deployed):
+    """The node `late` comes when the server has looked for nodes so many times."""
+
+    late = -1
+
+    def __init__(self, folders, after):
+        super().__init__(folders)
+        self.looks = itertools.count(1)
+        self.after = after
+
+    def get_node_ids(self):
+        if next(self.looks) == self.after:
+            self.away.discard(self.late)
+        return super().get_node_ids()
+
+
 def test_too_few_nodes_are_waited_for_and_told_in_one_line(tmp_path, folders, monkeypatch):
     monkeypatch.setattr(nodes_module, "_PATIENCE", 0.0)
-    grid, observer = Deployed(folders), Silent()
-    grid.away = {0, 2}
-    with pytest.raises(InputError, match=r"only 1 of 3 nodes \(runtime.workers\) came within 0.2"):
+    grid, observer = Coming(folders, after=3), Silent()
+    grid.away, grid.late = {0, 2}, 2
+    with pytest.raises(InputError, match=r"only 2 of 3 nodes \(runtime.workers\) came within 0.2"):
         trained(deployment(tmp_path, folders), grid, observer)
-    assert observer.sentences[-1] == "waiting for nodes: 1 of 3 are there"
+    within = "start the others within 0 s (runtime.join_timeout)"
+    assert observer.sentences == [
+        f"waiting for nodes: {there} of 3 are there; {within}" for there in (1, 2)
+    ]
     assert not grid.sent
     assert not list(Ledger.open(tmp_path / "run" / "ledger.jsonl"))
 
@@ -244,8 +264,8 @@ def test_nodes_whose_data_are_not_there_yet_are_asked_again(tmp_path, folders, m
 # ---------------------------------------------------------------- a ServerApp that is started again
 
 
-class KilledError(Exception):
-    """The ServerApp ends here."""
+class KilledError(BaseException):
+    """The ServerApp's process ends here."""
 
 
 def start(tmp_path, config, grid):
@@ -260,9 +280,6 @@ def test_a_server_app_that_is_started_again_goes_on_where_it_stopped(tmp_path, f
             if self.times == 3:
                 raise KilledError
             return super().answer(message)
-
-        def pull_messages(self, message_ids):
-            return [self.answer(message) for message in list(self._asked.values())]
 
     whole = trained(deployment(tmp_path, folders, "whole"), Deployed(folders), Silent())
     config = deployment(tmp_path, folders)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,8 @@ from flwr.app.error import Error
 from in_process import InProcessGrid, Silent, drive_on, small_config
 
 from fedpriv import experiment
-from fedpriv.errors import ClientFault
+from fedpriv.errors import ClientFault, Interrupted
+from fedpriv.federation import inbox
 from fedpriv.federation.gate import Asked, Expected, Refused, hosting_in, sum_in
 from fedpriv.federation.grids.base import FIRST_NODE
 from fedpriv.federation.messages import FlatArray
@@ -94,6 +96,21 @@ def in_the_name_of(node: int) -> Lie:
     return lie
 
 
+def both(*lies: Lie) -> Lie:
+    def lie(reply: Message) -> None:
+        for each in lies:
+            each(reply)
+
+    return lie
+
+
+def answering(message: str) -> Lie:
+    def lie(reply: Message) -> None:
+        reply.metadata.__dict__["_reply_to_message_id"] = message
+
+    return lie
+
+
 MILLION = 10**6
 LIES: dict[str, Lie] = {
     "a huge sum": sends(lambda total: total * 0 + 1e5),
@@ -150,6 +167,12 @@ LIES: dict[str, Lie] = {
     "no partition": says(partition=None),
     "in the name of a node that is not there": in_the_name_of(9999),
     "in the name of the server": in_the_name_of(1),
+    "in the name of the other node": both(in_the_name_of(FIRST_NODE), says(partition=0)),
+    "in the other's name, twice as large": both(
+        in_the_name_of(FIRST_NODE), says(partition=0), sends(lambda total: total * 2)
+    ),
+    "an answer to what was never asked": answering("e3b0c442"),
+    "an answer to nothing": answering(""),
     "more users than asked for": says(users=13),
     "fewer than no users": says(users=-1),
     "users in words": says(users="many"),
@@ -162,6 +185,7 @@ LIES: dict[str, Lie] = {
     "fewer than none skipped": says(skipped=-1),
     "a loss in words": says(loss="low"),
     "losses": says(loss=[1.0]),
+    "a loss beyond all floats": says(loss=10**400),
     "more clipped than users": says(clipped=MILLION),
     "fewer clipped than none": says(clipped=-1),
     "NaN clipped": says(clipped=math.nan),
@@ -344,6 +368,96 @@ def test_noise_of_nodes_passes_and_what_is_larger_does_not(tmp_path, noise_by):
     assert sum("takes no part" in each for each in observer.sentences) == 3
 
 
+class Garbled(InProcessGrid):
+    """What the node of partition 1 sends cannot be made into an object, each time otherwise."""
+
+    def __init__(self, ways: list[Callable[[], Any]]) -> None:
+        super().__init__()
+        self.ways = iter(ways)
+
+    def answer(self, message: Message) -> Message:
+        asked = message.metadata
+        if (asked.message_type, asked.dst_node_id) == ("train", LIAR):
+            return next(self.ways)()
+        return super().answer(message)
+
+
+def raising(error: Exception) -> Callable[[], Any]:
+    def raise_it() -> Any:
+        raise error
+
+    return raise_it
+
+
+def endless() -> bytes:
+    """A piece of a megabyte of which a reply says, in a few bytes, that it comes without end."""
+    made, piece = bytearray(), bytes(2**20)
+    while len(made) < 2**36:
+        made += piece
+    return bytes(made)
+
+
+GARBLED: dict[str, Callable[[], Any]] = {
+    "bytes that are no JSON": raising(ValueError("x" * 10**5)),
+    "a class that there is not": raising(KeyError("Evil")),
+    "a list where a table should be": raising(TypeError("'list' object is not a mapping")),
+    "objects within objects without end": raising(RecursionError()),
+    "a name that there is not": raising(AttributeError("\x1b[2J")),
+    "an object that is no message": lambda: ArrayRecord(),
+    "nothing": lambda: None,
+    "more than the machine has": raising(MemoryError()),
+    "a piece that comes without end": endless,
+}
+
+
+def test_what_cannot_be_read_loses_its_node_alone(tmp_path, settings, monkeypatch):
+    monkeypatch.setattr(inbox, "_BESIDE", 2**27)
+    ways = list(GARBLED.values())
+    few = {**settings, "rounds": len(ways)}
+    garbled, directory, observer = train(tmp_path / "garbled", Garbled(ways), **few)
+    honest, _, _ = train(tmp_path / "away", Lying([], dead=[1]), **few)
+    assert_alike(garbled, honest)
+    assert len(Ledger.open(directory.ledger)) == len(ways)
+    assert [row["nodes_lost"] for row in observer.rows] == [1] * len(ways)
+    assert len(observer.sentences) == len(ways)
+    for sentence in observer.sentences:
+        assert sentence.startswith(f"node {LIAR} takes no part: what it sent cannot be read (")
+        assert len(sentence) < 100
+    assert resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY
+
+
+def test_a_link_that_is_down_is_no_nodes_lie(tmp_path, settings):
+    class Down(InProcessGrid):
+        down = False
+
+        def pull_messages(self, message_ids):
+            self.down = any(m.metadata.message_type == "train" for m in self._asked.values())
+            return super().pull_messages(message_ids) if not self.down else self.get_node_ids()
+
+        def get_node_ids(self):
+            if self.down:
+                raise ConnectionError("the SuperLink has gone")
+            return super().get_node_ids()
+
+    with pytest.raises(ConnectionError, match="has gone"):
+        train(tmp_path / "run", Down(), **settings)
+
+
+def test_a_node_that_goes_between_the_look_and_the_question_is_missed_alone(tmp_path, settings):
+    class Leaving(InProcessGrid):
+        def push_messages(self, messages):
+            messages = list(messages)
+            there = [one for one in messages if one.metadata.dst_node_id != LIAR]
+            if any(one.metadata.message_type == "query" for one in messages):
+                return super().push_messages(messages)
+            ids = iter(super().push_messages(there))
+            return [next(ids) if one in there else "" for one in messages]
+
+    _, _, observer = train(tmp_path / "run", Leaving(), **{**settings, "rounds": 1})
+    assert observer.rows[0]["nodes_lost"] == 1
+    assert observer.sentences == [f"node {LIAR} takes no part: nothing of it arrived in time"]
+
+
 HOSTS: dict[str, dict[str, Any]] = {
     "a partition beyond the last": {"partition": 3},
     "a negative partition": {"partition": -1},
@@ -351,6 +465,8 @@ HOSTS: dict[str, dict[str, Any]] = {
     "another's partition": {"partition": 0},
     "another number of nodes": {"partitions": 4},
     "no nodes": {"partitions": 0},
+    "that it is the only node": {"partition": 0, "partitions": 1},
+    "anybody": {"users": -1},
     "a billion nodes": {"partitions": 10**9},
     "more users than there are places": {"users": 10**6},
     "users beyond counting": {"users": 2**62},
@@ -380,6 +496,55 @@ def test_a_node_that_lies_of_whom_it_hosts_takes_no_part(tmp_path, lie):
     assert LIAR in trained
     assert len(observer.rows) == 1
     assert any("takes no part" in sentence for sentence in observer.sentences)
+
+
+@pytest.mark.parametrize("lie", [{"partitions": 1, "partition": 0}, {"users": -1}], ids=str)
+def test_one_lie_of_two_nodes_leaves_the_other_in_with_its_own_users(tmp_path, lie):
+    class Claims(InProcessGrid):
+        def answer(self, message):
+            reply = super().answer(message)
+            if "hosting" in reply.content and message.metadata.dst_node_id == LIAR:
+                reply.content["hosting"].update(lie)
+            return reply
+
+    grid = Claims()
+    _, directory, observer = train(tmp_path / "run", grid, **DEPLOYED, rounds=1)
+    trained = {m.metadata.dst_node_id for m in grid.sent if m.metadata.message_type == "train"}
+    assert trained == {FIRST_NODE}
+    assert [each.partition for each in Ledger.open(directory.ledger).places.values()] == [0]
+    assert observer.rows[0]["nodes_absent"] == 1
+
+
+def test_a_number_that_two_nodes_claim_is_whose_users_the_ledger_has(tmp_path):
+    class Claims(InProcessGrid):
+        claiming = False
+
+        def answer(self, message):
+            reply = super().answer(message)
+            liar = message.metadata.dst_node_id == LIAR
+            if self.claiming and liar and "hosting" in reply.content:
+                reply.content["hosting"].update({"partition": 0})
+            return reply
+
+    grid = Claims()
+    config = small_config(run_dir=str(tmp_path / "run"), rounds=2, **DEPLOYED)
+    prepared = experiment.prepare(config)
+    directory, stopping = experiment.create(prepared), Stopping()
+    with pytest.raises(Interrupted):
+        experiment.train(prepared, directory, stopping, drive_on(grid))
+    grid.claiming, before = True, len(grid.sent)
+    directory, prepared = experiment.reopen(directory.path)
+    experiment.train(prepared, directory, Silent(), drive_on(grid))
+    asked = {m.metadata.dst_node_id for m in grid.sent[before:] if "arrays" in m.content}
+    assert asked == {FIRST_NODE}
+
+
+class Stopping(Silent):
+    """The run is interrupted after a round, as by Ctrl-C."""
+
+    def finished(self, row: dict[str, Any]) -> None:
+        super().finished(row)
+        raise Interrupted("stopped")
 
 
 FAILURES: dict[str, Any] = {

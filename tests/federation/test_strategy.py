@@ -468,7 +468,8 @@ class Diary(InProcessGrid):
         return super().push_messages(messages)
 
     def pull_messages(self, message_ids):
-        self.lines.append("listen")
+        if self.lines[-1:] != ["listen"]:  # to one node after the other in a deployment
+            self.lines.append("listen")
         return super().pull_messages(message_ids)
 
 
