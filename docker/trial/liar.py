@@ -3,6 +3,7 @@
 It stands where an honest node has fedpriv's app. LIES names them in the order of rounds.
 """
 
+import json
 import os
 import time
 
@@ -76,6 +77,35 @@ def lie_object(message: Message, reply: Message) -> Message:
     array = Array(dtype="object", shape=(1,), stype="numpy.ndarray", data=pickled)
     content = {"sum": ArrayRecord({"flat": array}), "seen": reply.content["seen"]}
     return Message(RecordDict(content), reply_to=message)
+
+
+class Forged(Array):
+    """An array whose own account of itself is another one; its name among objects stays Array's."""
+
+    account: dict[str, object]
+
+    def deflate(self) -> bytes:
+        """Return what Flower sends of an array, with another account."""
+        head, body = super().deflate().split(b"\0", 1)
+        said = json.dumps({**json.loads(body), **self.account}).encode()
+        return b"Array " + head.split(b" ")[1] + b" %d\0" % len(said) + said
+
+
+def forged(message: Message, reply: Message, **account: object) -> Message:
+    array = Forged(numbers_of(reply))
+    array.account = account
+    content = {"sum": ArrayRecord({"flat": array}), "seen": reply.content["seen"]}
+    return Message(RecordDict(content), reply_to=message)
+
+
+def lie_garbled(message: Message, reply: Message) -> Message:
+    """Bytes that Flower cannot make an object of."""
+    return forged(message, reply, arraychunk_ids="none")
+
+
+def lie_endless(message: Message, reply: Message) -> Message:
+    """A piece of which it says, in few bytes, that it comes two million times."""
+    return forged(message, reply, arraychunk_ids=[0] * 2_000_000)
 
 
 def lie_users(message: Message, reply: Message) -> Message:

@@ -211,7 +211,7 @@ def test_an_honest_run_goes_on_beside_a_node_that_lies(federation, run):
         federation,
         "liar",
         volumes=[f"{liar}:/opt/flower/apps/{installed}:ro"],
-        environment={"LIES": "huge partition"},
+        environment={"LIES": "huge endless"},
     )
     federation.compose(*options, "up", "--detach", "--wait", "node-1")
     number = federation.submit(set="run_dir=/runs/beside-a-liar")

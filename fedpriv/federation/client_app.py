@@ -41,6 +41,7 @@ from fedpriv.federation.messages import (
     experiment_of,
     failure_reply,
     hosting_reply,
+    one_line,
     other_versions,
     sum_reply,
     work_of,
@@ -197,21 +198,24 @@ def _compare_versions(message: Message) -> None:
             "fedpriv: %s is %s here and %s at the server: sums may round differently",
             name,
             here,
-            there,
+            one_line(there),
         )
 
 
 def _refused(message: Message, why: InputError) -> Message:
     """Return what this node does not do, and log it here."""
-    _LOG.warning("fedpriv: refused: %s", why)
-    return failure_reply(message, f"refused: {why}" if isinstance(why, NotAllowed) else str(why))
+    reason = one_line(str(why))
+    _LOG.warning("fedpriv: refused: %s", reason)
+    return failure_reply(message, f"refused: {reason}" if isinstance(why, NotAllowed) else reason)
 
 
 def _withheld(message: Message, why: Exception) -> Message:
     """Return that this node cannot do its part; its own log says why."""
     known = isinstance(why, FedprivError | OSError)
     _LOG.error(
-        "fedpriv: this node cannot do its part of the round: %s", why, exc_info=not known and why
+        "fedpriv: this node cannot do its part of the round: %s",
+        one_line(str(why)),
+        exc_info=not known and why,
     )
     return failure_reply(message, "it could not do its part; the reason is in its own log")
 

@@ -24,15 +24,13 @@ from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
 from fedpriv.federation.hosting import NodeUsers
-from fedpriv.federation.messages import FlatArray, read_only
+from fedpriv.federation.messages import FlatArray, one_line, read_only
 from fedpriv.training.cohort import CohortSum
 from fedpriv.training.spans import Span
 
 # What adding up may be off by.
 _ROUNDING = 2.0**-20
 _MOST_NODES, _MOST_USERS = 2**20, 2**40
-# Letters of what a node says went wrong.
-_LONGEST_REASON = 500
 # flwr's ErrorCode: LOAD_CLIENT_APP_EXCEPTION and CLIENT_APP_RAISED_EXCEPTION.
 CLIENT_CODE_RAISED = (1, 2)
 
@@ -153,11 +151,7 @@ def reason_in(reply: Message) -> str | None:
     reason = failure.get("reason") if isinstance(failure, ConfigRecord) else None
     if not isinstance(reason, str):
         return "it does not say why"
-    return _in_a_line(reason)
-
-
-def _in_a_line(said: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in said[:_LONGEST_REASON])
+    return one_line(reason)
 
 
 def _vector(record: ArrayRecord, numbers: int) -> NDArray[np.float64]:
@@ -234,7 +228,7 @@ class _Values:
         value = self.seen.get(name)
         if not isinstance(value, str):
             raise Refused(f"{name} is {value!r:.20}")
-        return _in_a_line(value) if self.expected.seen else ""
+        return one_line(value) if self.expected.seen else ""
 
     def _number(self, name: str, least: float = -math.inf, most: float = math.inf) -> float:
         (number,) = self._checked(name, [self.seen.get(name)], least, most)

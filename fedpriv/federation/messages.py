@@ -33,6 +33,8 @@ _FLAT = "flat"
 # What two ends may have in different versions: sums then round differently, or messages differ.
 _LIBRARIES = ("torch", "numpy", "flwr")
 _OWN = "version of fedpriv"
+# Letters of what one end says to the other's operator.
+_LONGEST_SENTENCE = 500
 # Fields of a cohort's sum that do not travel under their own name.
 _APART = ("total", "spans")
 
@@ -83,6 +85,11 @@ def read_only(numbers: NDArray[Any]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(numbers)
+
+
+def one_line(text: str) -> str:
+    """Return what the other end had a part in as one short line, which moves no cursor in a log."""
+    return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_SENTENCE])
 
 
 def query_message(node_id: int, config: ExperimentConfig, data: str = "") -> Message:

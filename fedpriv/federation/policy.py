@@ -361,7 +361,9 @@ class NodeTerms:
             all(user < trainer.dataset.population for user in work.users),
             "users whom it does not host",
         )
-        _require(type(work.round) is int and work.round >= 1, "a round that is none")
+        _require(
+            type(work.round) is int and 1 <= work.round <= config.rounds, "a round that is none"
+        )
         _require(
             work.memories is None and work.journal is None,
             "a message names files, and none is looked at that a server names",

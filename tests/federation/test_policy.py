@@ -149,6 +149,8 @@ def own_noise(attempt, multiplier):
 BY_USERS = {"privacy__noise_by": "users"}
 ADAPTIVE = {"privacy__clipping": {"kind": "adaptive", "bound": 1.0}}
 
+LINE = "\nfedpriv: all is well \x1b[2J"
+
 #: What is asked, with which config, and a part of the answer.
 ATTEMPTS = {
     # The noise is not there.
@@ -267,6 +269,44 @@ ATTEMPTS = {
     "no record": ({}, lambda message: message.content.pop("config"), "holds no config"),
     "no users": ({}, without("users"), WITHHELD),
     "a round that is none": ({}, setting("round", 0), "a round that is none"),
+    "a round beyond the last": ({}, setting("round", 99), "a round that is none"),
+    "a round that is true": ({}, setting("round", True), "a round that is none"),
+    # A line of its own in the node's log, or the cursor of whoever reads it.
+    "a line in the log by a key": ({}, experiment(**{f"x{LINE}": 1}), "unknown key"),
+    "a line in the log by a name": ({}, experiment(model={"name": f"a{LINE}:b"}), "not import a"),
+    "a line in the log by an option": (
+        {},
+        experiment(model={"name": "vit", f"dim{LINE}": 3}),
+        "unknown key",
+    ),
+    "a line in the log by a version": (
+        {},
+        setting("version of fedpriv", f"9{LINE}"),
+        "at the server; install one",
+    ),
+    "a key that fills the log's disk": ({}, experiment(**{"x" * 10**6: 1}), "xxx"),
+    # Numbers in which no comparison holds, as JSON has them here.
+    "noise that is NaN": ({}, experiment(privacy__noise_multiplier=float("nan")), "finite"),
+    "a bound that is infinite": (
+        {},
+        experiment(privacy__clipping={"kind": "global", "bound": float("inf")}),
+        "finite",
+    ),
+    "a step that is infinite": ({}, experiment(local__lr=float("inf")), "finite"),
+    "rates that undo a bound": (
+        {},
+        experiment(
+            local__multipliers={"*": 1e-9},
+            privacy__clipping={"kind": "global", "bound": 1.0, "undo": True},
+        ),
+        "local.multipliers",
+    ),
+    "a tracker from outside": ({}, experiment(tracker={"name": "os:system"}), "does not import"),
+    "a depth without end": (
+        {},
+        experiment(model={"name": "vit", "depth": 65_536}),
+        "model.depth",
+    ),
     "no parameters": ({}, lambda message: message.content.pop("arrays"), WITHHELD),
     "another record for parameters": (
         {},
@@ -287,10 +327,13 @@ def test_no_attempt_on_a_node_succeeds(asker, attempt, caplog):
     assert reason is not None
     assert expected is None or expected in reason
     assert set(reply.content) == {"failure"}
-    assert "\n" not in reason
+    assert reason.isprintable()
+    assert len(reason) < 600
     assert "private-name" not in reason
     assert not asker.charges()
-    assert "fedpriv:" in caplog.text  # the node's own log
+    told = [record.getMessage() for record in caplog.records]  # the node's own log
+    assert any(line.startswith("fedpriv: ") for line in told)
+    assert all(line.isprintable() and len(line) < 700 for line in told)
 
 
 def test_what_the_policy_allows_is_done_and_charged(asker):
@@ -325,7 +368,7 @@ def test_a_user_takes_part_in_as_many_rounds_as_allowed_whatever_the_runs(asker)
         asker.context.run_id = run
         client_app._TRAINERS.__init__()  # a node's process ends with its message
         assert reason_in(asker.ask(asker.message(users=users))) is None
-    reply = asker.ask(asker.message(users=(0,), round_=7))
+    reply = asker.ask(asker.message(users=(0,), round_=4))
     assert reason_in(reply) == "refused: its users take part in no more, by their rounds or ε"
     # Who may not is left out alone: the others take part.
     assert sum_of(asker.ask(asker.message(users=(0, 1, 2))))[1].users == 2
