@@ -94,8 +94,9 @@ class Forged(Array):
 def forged(message: Message, reply: Message, **account: object) -> Message:
     array = Forged(numbers_of(reply))
     array.account = account
-    content = {"sum": ArrayRecord({"flat": array}), "seen": reply.content["seen"]}
-    return Message(RecordDict(content), reply_to=message)
+    content = RecordDict({"sum": ArrayRecord(), "seen": reply.content["seen"]})
+    content["sum"]["flat"] = array
+    return Message(content, reply_to=message)
 
 
 def lie_garbled(message: Message, reply: Message) -> Message:

@@ -390,9 +390,9 @@ def raising(error: Exception) -> Callable[[], Any]:
 
 
 def endless() -> bytes:
-    """A piece of a megabyte of which a reply says, in a few bytes, that it comes without end."""
+    """A piece of a megabyte that, by a few bytes of a reply, comes a thousand times."""
     made, piece = bytearray(), bytes(2**20)
-    while len(made) < 2**36:
+    while len(made) < 2**30:
         made += piece
     return bytes(made)
 
@@ -423,6 +423,7 @@ def test_what_cannot_be_read_loses_its_node_alone(tmp_path, settings, monkeypatc
     for sentence in observer.sentences:
         assert sentence.startswith(f"node {LIAR} takes no part: what it sent cannot be read (")
         assert len(sentence) < 100
+    assert observer.sentences[-1].endswith("(MemoryError)")
     assert resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY
 
 
