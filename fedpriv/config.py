@@ -209,6 +209,12 @@ class ExperimentConfig(Section):
                 "mechanism: {kind: independent}"
             )
         feedback = self.privacy and self.privacy.error_feedback
+        if self.privacy and deployed and self.privacy.sampling.kind == "random_allocation":
+            raise ValueError(
+                "privacy.sampling.kind: random_allocation does not go with runtime.deployment, "
+                "whose server draws anew after a restart and has forgotten who was allocated to "
+                "which round: write poisson"
+            )
         if feedback and feedback.kind == "user" and self.runtime.deployment:
             raise ValueError(
                 "privacy.error_feedback: user keeps memories in the run directory of a simulation; "
@@ -254,7 +260,8 @@ class ExperimentConfig(Section):
         refused = {
             "unit: example": silos and (several or own or bool(algorithm.shared)),
             f"noise_by: {privacy.noise_by}": several and privacy.noise_by != "server",
-            "sampling.kind: fixed_size": algorithm.keeps and privacy.sampling.kind == "fixed_size",
+            f"sampling.kind: {privacy.sampling.kind}": algorithm.keeps
+            and privacy.sampling.kind in ("fixed_size", "random_allocation"),
             "clipping.kind: adaptive": several and privacy.clipping.kind == "adaptive",
             "error_feedback: user": (several or own) and privacy.error_feedback.kind != "none",
             "mechanism.kind: correlated": several and privacy.mechanism.kind != "independent",

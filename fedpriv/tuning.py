@@ -130,6 +130,11 @@ def _checked(experiment: Experiment, values: Mapping[str, Sequence[Any]]) -> Pla
             trainer = ready_trainer(experiment.with_({key: value}).config, seeded=False)
             _require_public(*trainer)
             plans[f"{key}={value}"] = plan_for(*trainer)
+    if any(plan.sampling.kind == "random_allocation" for plan in plans.values()):
+        raise InputError(
+            "privacy.sampling.kind: random_allocation: nothing prices the best of several trials "
+            "whose users are allocated to rounds; tune with poisson"
+        )
     costs = {name: (_events(plan), plan.adjacency, _delta(plan)) for name, plan in plans.items()}
     first, *_ = costs
     for name, cost in costs.items():

@@ -43,7 +43,9 @@ def plan(
         float | None, typer.Option(help="z: standard deviation of the noise over the clip bound")
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="the budget ε")] = None,
-    sampling: Annotated[str, typer.Option(help="poisson, fixed_size or all")] = "poisson",
+    sampling: Annotated[
+        str, typer.Option(help="poisson, fixed_size, all or random_allocation")
+    ] = "poisson",
     adjacency: Annotated[
         str | None,
         typer.Option(help="add_or_remove_one, replace_one or zero_out; default: the sampling's"),
@@ -132,7 +134,7 @@ def extrapolate(
 
     The noise on the mean, z·C/S, is held fixed: z grows with the cohort S, and q = S/N.
     """
-    from fedpriv.privacy import planning
+    from fedpriv.privacy import extrapolation
     from fedpriv.reporting import budget
     from fedpriv.reporting.strict_json import to_json
 
@@ -141,7 +143,7 @@ def extrapolate(
         raise InputError(f"--accountant: write rdp or pld, not {accountant}")
     if plot is not None:
         budget.check_plot_path(plot)
-    recipe = planning.Extrapolation(
+    recipe = extrapolation.Extrapolation(
         population=population,
         cohort=cohort,
         noise_multiplier=noise_multiplier,
@@ -152,7 +154,7 @@ def extrapolate(
         accountants=("rdp", "pld") if accountant == "pld" else ("rdp",),
     )
     with working(errors, "computing ε"):
-        grid = planning.extrapolate(recipe)
+        grid = extrapolation.extrapolate(recipe)
     if plot is not None:
         budget.grid_plot(recipe, grid, plot)
     say(grid.notes)

@@ -76,8 +76,10 @@ class Payments:
         Raises:
             BudgetError: the round has yet to be paid for and would exceed the budget.
         """
-        attempt, mechanism = self._attempt(round_), self.plan.mechanism.at(bounds)
-        generator = self.plan.randomness.numpy(Purpose.SAMPLING, round_, attempt)
+        attempt = self._attempt(round_)
+        mechanism = self.plan.mechanism.at(bounds).of_round(round_, attempt, self.finished_attempt)
+        coins = mechanism.coins(round_, attempt)
+        generator = self.plan.randomness.numpy(Purpose.SAMPLING, *coins)
         cohort = mechanism.cohort(round_, generator)
         payers = mechanism.payers(round_, cohort)
         draw = Draw(round_, attempt, cohort, mechanism, payers, len(bounds))

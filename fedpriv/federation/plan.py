@@ -25,10 +25,12 @@ from fedpriv.federation.builders import (
 from fedpriv.models.parameters import Layout
 from fedpriv.optimizers.schedules import factor
 from fedpriv.privacy.advice import delta_advice, epsilon_advice
+from fedpriv.privacy.allocation import NEEDED
 from fedpriv.privacy.calibration import noise_multiplier_for
 from fedpriv.privacy.charging import Budget, Cost, charge
 from fedpriv.privacy.clipping import AdaptiveBounds, GlobalClipping, Unclipped
 from fedpriv.privacy.factorizations import Workload
+from fedpriv.privacy.mechanisms.allocated import AllocatedMechanism
 from fedpriv.privacy.mechanisms.base import Mechanism
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism, GaussianMechanism
 from fedpriv.privacy.mechanisms.local import LocalMechanism
@@ -38,7 +40,7 @@ from fedpriv.privacy.mechanisms.shares import SharedMechanism
 from fedpriv.privacy.mechanisms.silos import SiloMechanism
 from fedpriv.privacy.options import PrivacyConfig
 from fedpriv.privacy.randomness import Randomness
-from fedpriv.privacy.sampling import Adjacency, Sampling, build_sampling
+from fedpriv.privacy.sampling import Adjacency, RandomAllocation, Sampling, build_sampling
 from fedpriv.privacy.sampling_options import SAMPLINGS
 
 
@@ -218,6 +220,13 @@ def _with_gaussian(
     sampling = drawn(adjacency=_adjacency(config))
     if privacy.noise_by == "nodes":
         return partial(SharedMechanism, sampling, shares=build_shares(config))
+    if isinstance(sampling, RandomAllocation):
+        if "pld" in privacy.accountants and find_spec("PLD_accounting") is None:
+            raise InputError(
+                f"privacy.sampling.kind: random_allocation needs {NEEDED}; or write "
+                "privacy.accountants: [rdp], which proves a larger ε"
+            )
+        return partial(AllocatedMechanism, sampling)
     component = SERVER_NOISE.of(privacy.mechanism)
     fitted = getattr(privacy.mechanism, "factorization", "square_root") != "square_root"
     workload = _workload(config) if fitted else None

@@ -23,6 +23,7 @@ from dp_accounting.rdp.rdp_privacy_accountant import (
     compute_epsilon,
 )
 
+from fedpriv.privacy.allocation import RandomAllocationDpEvent, loss_distribution, renyi
 from fedpriv.privacy.privacy_loss import sampled_gaussian
 from fedpriv.privacy.rounding import (
     CONVERSION,
@@ -85,6 +86,10 @@ def _rdp_curve(
     if isinstance(event, dp_accounting.ComposedDpEvent):
         parts = [_rdp_curve(each, adjacency, orders) for each in event.events]
         return _frozen(np.sum(parts, axis=0))
+    if isinstance(event, RandomAllocationDpEvent):
+        if adjacency is Adjacency.REPLACE_ONE:
+            raise dp_accounting.UnsupportedEventError(f"no proof for {event} under replace_one")
+        return _frozen(renyi(event, orders))
     accountant = rdp.RdpAccountant(orders, adjacency.relation)
     accountant.compose(event)
     # Where the noise is so small that the series overflows there is no bound at all.
@@ -202,7 +207,11 @@ class PldAccountant:
             plain = isinstance(
                 part, dp_accounting.GaussianDpEvent | dp_accounting.NonPrivateDpEvent
             )
-            sampled = isinstance(part, dp_accounting.PoissonSampledDpEvent)
+            sampled = isinstance(
+                part, dp_accounting.PoissonSampledDpEvent | RandomAllocationDpEvent
+            )
+            if isinstance(part, dp_accounting.NoOpDpEvent):
+                continue
             replaced = self._adjacency is Adjacency.REPLACE_ONE
             if not (plain or (sampled and not replaced)):
                 raise dp_accounting.UnsupportedEventError(
@@ -281,6 +290,8 @@ def _with_one_gaussian(
 def _composed_pld(
     event: dp_accounting.DpEvent, interval: float, count: int
 ) -> PrivacyLossDistribution:
+    if isinstance(event, RandomAllocationDpEvent):
+        return loss_distribution(event).self_compose(count)
     if isinstance(event, dp_accounting.GaussianDpEvent):
         # So many Gaussians are one.
         return _pld_of(event.noise_multiplier / math.sqrt(count), 1.0, interval)

@@ -71,6 +71,8 @@ class CommonAccount:
         """Charge all users for each of `releases`."""
         for release in releases:
             event = release.event()
+            if isinstance(event, dp_accounting.NoOpDpEvent):
+                continue  # an earlier release has paid for it
             self._accountant.compose(event)
             self._charged[event] += 1
 
@@ -86,6 +88,8 @@ class CommonAccount:
         self, budget: Budget, payers: Iterable[int] | None, event: dp_accounting.DpEvent
     ) -> Cost | None:
         """Return what all would have spent with one more `event`, where above `budget`."""
+        if isinstance(event, dp_accounting.NoOpDpEvent):
+            return None
         return budget.refuses(self._charged, event)
 
 

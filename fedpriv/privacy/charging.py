@@ -16,6 +16,7 @@ from typing import Literal
 import dp_accounting
 
 from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant, RdpAccountant
+from fedpriv.privacy.allocation import NoDistribution
 from fedpriv.privacy.sampling import Adjacency
 
 #: Accountants by their name in a config; RDP, which costs nothing and knows every event, is always
@@ -126,6 +127,8 @@ def pld_epsilon(
     charged = frozenset((event, count) for event, count in events.items() if count)
     try:
         epsilon = _composed_epsilon(charged, adjacency, delta)
+    except NoDistribution as reason:
+        return None, f"no PLD: {reason}"
     except dp_accounting.UnsupportedEventError:
         return None, f"no PLD: it has no proof for this sampling under {adjacency.value}"
     if math.isinf(epsilon):

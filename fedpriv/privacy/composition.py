@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import dp_accounting
@@ -174,11 +174,13 @@ class Group:
 def grouped(releases: Sequence[Release]) -> Iterator[Group]:
     """Yield `releases` in groups of equal sampling and privacy event, by first appearance.
 
-    Rounds of one dense matrix, each of which has a share of one event, are one group.
+    Rounds of one dense matrix, each of which has a share of one event, are one group, and so are
+    those of blocks whose first rounds pay for all.
     """
     groups: dict[object, list[Release]] = {}
     for release in releases:
-        event = release.parameters or release.event()
+        paid = replace(release, slot=release.slot and 1)
+        event = release.parameters or paid.event()
         key = (release.sampling, release.population, release.expected_cohort, event)
         groups.setdefault(key, []).append(release)
     for group in groups.values():

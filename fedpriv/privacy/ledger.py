@@ -23,13 +23,11 @@ from fedpriv.disk import fsync
 from fedpriv.errors import InputError
 from fedpriv.privacy.accounting import Accountant
 from fedpriv.privacy.clipping import GlobalClipping
-from fedpriv.privacy.factorizations import MADE
+from fedpriv.privacy.ledger_checks import VERSION, require_begun, require_known
 from fedpriv.privacy.mechanisms.base import Mechanism
 from fedpriv.privacy.mechanisms.gaussian import CountNoise, GaussianMechanism
 from fedpriv.privacy.mechanisms.registry import MECHANISMS
-from fedpriv.privacy.sampling import PROVEN, Adjacency
-
-VERSION = 3
+from fedpriv.privacy.sampling import Adjacency
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ class Header:
         data: the digest of the users' data; "" in a deployment, and in ledgers of version 1. It,
             and so the fingerprint of a simulation, is a function of private data.
         outside: what the run was made of that is not fedpriv's own, each with where it came from.
-        mechanism: what `unit` and `noise_by` leave open: correlated; "" for noise that is drawn
-            anew in each round.
+        mechanism: what `unit` and `noise_by` leave open: correlated; allocated, where users were
+            allocated to rounds; "" for noise and cohorts that are drawn anew in each round.
     """
 
     fingerprint: str
@@ -163,10 +161,12 @@ class Release:
             of all together.
         group: correlated noise: the group that the round draws from, all of whose users pay.
         separation: min_separation sampling: of how many rounds a user is in one at most, and the
-            groups. None with Poisson sampling, whose groups are the bands.
+            groups. None with Poisson sampling, whose groups are the bands. random_allocation: of
+            how many rounds a user is in exactly one.
         factorization: correlated noise: how C was made; None for square_root.
         horizon: correlated noise whose C is dense: T, the rounds that C was made for.
         parameters: and the numbers that it is made of.
+        slot: random_allocation: the round's place in its block, from 1, which pays for the block.
     """
 
     round: int
@@ -195,6 +195,7 @@ class Release:
     factorization: str | None = None
     horizon: int | None = None
     parameters: tuple[float, ...] | None = None
+    slot: int | None = None
 
     @property
     def mechanism(self) -> type[Mechanism]:
@@ -204,6 +205,7 @@ class Release:
             "users": self.users,
             "nodes": self.shares,
             "correlated": self.bands,
+            "allocated": self.slot,
         }
         return MECHANISMS[next((k for k, own in kinds.items() if own is not None), "server")]
 
@@ -482,38 +484,11 @@ def read_ledger(path: Path) -> LedgerFile:
         raise InputError(f"{path}: written by another version of fedpriv") from None
     if set(kinds) - {"places", "release"}:
         raise InputError(f"{path}: written by another version of fedpriv")
-    _require_known(path, header, releases)
+    require_known(path, header, releases)
+    require_begun(path, releases)
     return LedgerFile(
         header, releases, hashes[1], tuple(hashes[2:]), whole, len(data) - whole, places
     )
-
-
-_ADJACENCIES = tuple(each.value for each in Adjacency)
-# What header and releases may say of themselves: nothing is signed that is not understood.
-_KNOWN_OF_HEADER: Mapping[str, tuple[Any, ...]] = {
-    "version": (1, 2, VERSION),
-    "unit": ("user", "example"),
-    "noise_by": ("server", "nodes", "users"),
-    "mechanism": ("", "correlated"),
-    "adjacency": _ADJACENCIES,
-}
-_KNOWN_OF_RELEASE: Mapping[str, tuple[Any, ...]] = {
-    "sampling": tuple(PROVEN),
-    "adjacency": _ADJACENCIES,
-    "noise_shape": ("spherical", "per_block"),
-    "factorization": (None, *MADE),
-}
-
-
-def _require_known(path: Path, header: Header, releases: Sequence[Release]) -> None:
-    """Raise InputError where a ledger says something of which this version knows nothing."""
-    for record, known in ((header, _KNOWN_OF_HEADER), *((r, _KNOWN_OF_RELEASE) for r in releases)):
-        for name, values in known.items():
-            if (found := getattr(record, name)) not in values:
-                raise InputError(
-                    f"{path}: {name} is {found!r}, which this version of fedpriv does not know; "
-                    "read it with the version that wrote it"
-                )
 
 
 def _require_a_ledger(path: Path, lines: bytes) -> None:
@@ -572,6 +547,7 @@ _OF_KIND = {
     "separation": ("separation",),
     "factorization": ("factorization",),
     "horizon": ("horizon", "parameters"),
+    "slot": ("slot",),
 }
 
 

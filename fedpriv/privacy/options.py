@@ -178,6 +178,8 @@ class PrivacyConfig(Section):
                 "each group for its own rounds; write mechanism: {kind: correlated, bands: 1} for "
                 "noise that is drawn anew in each round"
             )
+        if self.sampling.kind == "random_allocation":
+            self._check_allocation()
         if self.mechanism.kind == "independent" or self.mechanism.unread:
             return self
         unproven = partial(unproven_with, self.mechanism)
@@ -195,6 +197,30 @@ class PrivacyConfig(Section):
                     "mechanism: {kind: independent}"
                 )
         return self
+
+    def _check_allocation(self) -> None:
+        refused = {
+            "unit: example": (self.unit == "example", "silos pay for the rounds that draw them"),
+            f"noise_by: {self.noise_by}": (
+                self.noise_by != "server",
+                "its blocks of rounds are charged for noise that the server adds",
+            ),
+            f"mechanism.kind: {self.mechanism.kind}": (
+                self.mechanism.kind != "independent",
+                "its proof takes the noise of each round to be drawn anew",
+            ),
+            "error_feedback: user": (
+                self.error_feedback.kind != "none",
+                "a memory carries into a block in which round a user was before, for which nobody "
+                "has written a proof down",
+            ),
+        }
+        for written, (found, reason) in refused.items():
+            if found:
+                raise ValueError(
+                    f"sampling.kind: random_allocation has no proof with {written}: {reason}; "
+                    "write sampling.kind: poisson"
+                )
 
     def _check_local(self) -> None:
         if self.error_feedback.kind != "none":

@@ -31,6 +31,7 @@ from fedpriv.privacy.sampling import (
     PROVEN,
     Adjacency,
     Noise,
+    RandomAllocation,
     Sampling,
     build_sampling,
     of_all_groups,
@@ -60,7 +61,7 @@ class BudgetQuestion:
             considered; None with `sampling="all"`.
         noise_multiplier: z, standard deviation of the noise divided by the clip bound.
         epsilon: the budget ε.
-        sampling: poisson, fixed_size or all.
+        sampling: poisson, fixed_size, all, or random_allocation, in blocks of N/cohort rounds.
         adjacency: None for the one that goes with the sampling.
         solve: epsilon, noise, delta, rounds or cohort; None asks for whichever of ε and noise
             is not given.
@@ -100,8 +101,18 @@ class Recipe:
         return _event(self.sampling, self.noise_multiplier, self.bands)
 
     def paid(self, rounds: int) -> int:
-        """Return for how many of the first `rounds` anybody pays: the group drawn most often."""
-        return paid_rounds(rounds, self.bands)
+        """Return for how many of the first `rounds` anybody pays: the group drawn most often.
+
+        With random allocation it is for how many blocks.
+        """
+        return paid_rounds(rounds, self.period)
+
+    @property
+    def period(self) -> int:
+        """Of how many rounds anybody pays for one: the groups, or the rounds of a block."""
+        if isinstance(self.sampling, RandomAllocation):
+            return self.sampling.rounds
+        return self.bands
 
     def bill(
         self, deltas: Sequence[float], rounds: int, accountants: Sequence[str] = ALL_ACCOUNTANTS
@@ -202,21 +213,26 @@ def check_values(question: BudgetQuestion) -> None:
     )
     if question.adjacency is not None:
         _check_choice("--adjacency", question.adjacency, tuple(each.value for each in Adjacency))
-    _check_count("--population", question.population)
+    check_count("--population", question.population)
     if question.rounds is not None:
-        _check_count("--rounds", question.rounds, MOST_ROUNDS)
+        check_count("--rounds", question.rounds, MOST_ROUNDS)
     if question.noise_multiplier is not None:
-        _check_noise(question.noise_multiplier)
+        check_noise(question.noise_multiplier)
     if question.epsilon is not None:
-        _check_positive("--epsilon", question.epsilon)
+        check_positive("--epsilon", question.epsilon)
     for delta in question.deltas:
         check_delta(delta)
     if question.sampling == "all":
         if question.cohort is not None or question.solve == "cohort":
             raise InputError("--cohort: with --sampling all it is the population; leave it out")
     elif question.cohort is not None:
-        _check_cohort(question.cohort, question.population)
-    _check_count("--bands", question.bands, 1024)
+        check_cohort(question.cohort, question.population)
+    if question.sampling == "random_allocation" and question.solve == "cohort":
+        raise InputError(
+            "--solve cohort: with --sampling random_allocation it divides the population; ask for "
+            "the ε of those that do"
+        )
+    check_count("--bands", question.bands, 1024)
     if question.bands > 1 and question.sampling != "poisson":
         raise InputError("--bands: correlated noise has a proof with --sampling poisson alone")
     if question.bands * (question.cohort or 1) > question.population:
@@ -246,20 +262,23 @@ def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
         raise InputError(f"{option}: write {', '.join(choices[:-1])} or {choices[-1]}, not {value}")
 
 
-def _check_count(option: str, value: int, most: int | None = None) -> None:
+def check_count(option: str, value: int, most: int | None = None) -> None:
+    """Raise InputError unless `value` is a count, of at most `most`."""
     if value < 1:
         raise InputError(f"{option}: write a whole number of at least 1, got {value}")
     if most is not None and value > most:
         raise InputError(f"{option}: write at most {most:,}, got {value:,}")
 
 
-def _check_positive(option: str, value: float) -> None:
+def check_positive(option: str, value: float) -> None:
+    """Raise InputError unless `value` is a finite number above 0."""
     if not (value > 0 and math.isfinite(value)):
         raise InputError(f"{option}: write a number above 0, got {value:g}")
 
 
-def _check_noise(noise_multiplier: float) -> None:
-    _check_positive("--noise-multiplier", noise_multiplier)
+def check_noise(noise_multiplier: float) -> None:
+    """Raise InputError unless floating point can work with the noise multiplier."""
+    check_positive("--noise-multiplier", noise_multiplier)
     if not _LEAST_NOISE <= noise_multiplier <= _MOST_NOISE:
         raise InputError(
             f"--noise-multiplier: write a number from {_LEAST_NOISE:g} to {_MOST_NOISE:g}, "
@@ -275,7 +294,8 @@ def check_delta(delta: float) -> None:
         raise InputError(f"--delta: write at least {SMALLEST_DELTA:g}, got {delta:g}")
 
 
-def _check_cohort(cohort: float, population: int) -> None:
+def check_cohort(cohort: float, population: int) -> None:
+    """Raise InputError unless the cohort is one of the population."""
     if not 0 < cohort <= population:
         raise InputError(
             f"--cohort: write a number above 0 and at most the population of {population}, "
@@ -308,7 +328,7 @@ def _solve_noise(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
         noise_multiplier = noise_multiplier_for(
             question.epsilon,
             question.deltas[0],
-            paid_rounds(question.rounds, question.bands),
+            Recipe(sampling, 1.0, question.rounds, question.bands).paid(question.rounds),
             sampling.adjacency,
             lambda z: _event(sampling, z, question.bands),
         )
@@ -324,7 +344,7 @@ def _solve_rounds(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
     recipe = _given(replace(question, rounds=most))
     adjacency, delta = recipe.sampling.adjacency, question.deltas[0]
     budget = Budget(question.epsilon, delta, adjacency)
-    rounds = min(most, recipe.bands * affordable(recipe.event(), budget, recipe.paid(most)))
+    rounds = min(most, recipe.period * affordable(recipe.event(), budget, recipe.paid(most)))
     if rounds == 0:
         one = epsilon_text(recipe.bill([delta], 1).first.epsilon)
         raise InputError(
@@ -382,8 +402,18 @@ def _sampling(question: BudgetQuestion) -> Sampling:
             f"--adjacency: {adjacency.value} has no proof with --sampling {question.sampling}; "
             f"write {proven}"
         )
+    block = None
+    if question.sampling == "random_allocation" and question.cohort:
+        block = round(question.population / question.cohort)
+        if not math.isclose(block * question.cohort, question.population):
+            raise InputError(
+                f"--cohort: with --sampling random_allocation the population of "
+                f"{question.population} is a whole number of cohorts, one for each round of a block"
+            )
     try:
-        return build_sampling(question.sampling, question.population, question.cohort, adjacency)
+        return build_sampling(
+            question.sampling, question.population, question.cohort, adjacency, block
+        )
     except ValueError as error:
         raise InputError(f"--cohort: {error}") from None
 
@@ -456,132 +486,3 @@ def epsilon_curves(recipe: Recipe, delta: float) -> dict[str, Curve]:
 
 def _curve(points: dict[int, float]) -> Curve:
     return Curve(tuple(points), tuple(points.values()))
-
-
-# -------------------------------------------------------------------- extrapolation
-
-
-@dataclass(frozen=True)
-class Extrapolation:
-    """A trained recipe, and by what its population and cohort are scaled (Poisson sampling).
-
-    The noise standard deviation on the *mean*, z·C/S for a cohort S, is held fixed, so that the
-    model learns as it did: z grows with the cohort, and q = S/N (Pelikan et al. 2025).
-
-    Attributes:
-        population: N of the trained recipe.
-        cohort: S of the trained recipe.
-        noise_multiplier: z of the trained recipe.
-        rounds: number of releases, unscaled.
-        delta: δ, unscaled.
-        population_factors: by what N is multiplied, one row each.
-        cohort_factors: by what S is multiplied, one column each.
-        accountants: which may be asked, by name.
-    """
-
-    population: int
-    cohort: float
-    noise_multiplier: float
-    rounds: int
-    delta: float
-    population_factors: tuple[float, ...]
-    cohort_factors: tuple[float, ...]
-    accountants: tuple[str, ...] = ALL_ACCOUNTANTS
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One scaled recipe and its ε; the fields are those of the trained recipe, scaled."""
-
-    population: int
-    cohort: float
-    noise_multiplier: float
-    rounds: int
-    delta: float
-    epsilon: float
-    accountant: str
-    epsilon_rdp: float
-    epsilon_pld: float | None
-    without_pld: str | None
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The scaled recipes.
-
-    Attributes:
-        cells: those that are possible, by population and then cohort, ascending.
-        left_out: (population, cohort) of those whose cohort exceeds the population.
-        notes: what the reader should know, a sentence each.
-    """
-
-    cells: tuple[Cell, ...]
-    left_out: tuple[tuple[int, float], ...]
-    notes: tuple[str, ...]
-
-
-def extrapolate(recipe: Extrapolation) -> Grid:
-    """Return ε of every scaled recipe.
-
-    Raises:
-        InputError: a value out of bounds, or no cohort fits its population.
-    """
-    _check_extrapolation(recipe)
-    pairs = [
-        (round(recipe.population * many), recipe.cohort * larger, recipe.noise_multiplier * larger)
-        for many in sorted(set(recipe.population_factors))
-        for larger in sorted(set(recipe.cohort_factors))
-    ]
-    cells = tuple(_cell(recipe, *pair) for pair in pairs if pair[1] <= pair[0])
-    left_out = tuple((population, cohort) for population, cohort, _ in pairs if cohort > population)
-    if not cells:
-        raise InputError("--scale-cohort: every cohort exceeds its population; write smaller ones")
-    return Grid(cells, left_out, _grid_notes(recipe, cells, left_out))
-
-
-def _check_extrapolation(recipe: Extrapolation) -> None:
-    _check_count("--population", recipe.population)
-    _check_cohort(recipe.cohort, recipe.population)
-    _check_noise(recipe.noise_multiplier)
-    _check_count("--rounds", recipe.rounds, MOST_ROUNDS)
-    check_delta(recipe.delta)
-    for factor in recipe.population_factors:
-        _check_positive("--scale-population", factor)
-        _check_count("--scale-population", round(recipe.population * factor))
-    for factor in recipe.cohort_factors:
-        _check_positive("--scale-cohort", factor)
-        _check_noise(recipe.noise_multiplier * factor)
-
-
-def _cell(recipe: Extrapolation, population: int, cohort: float, noise_multiplier: float) -> Cell:
-    sampling = build_sampling("poisson", population, cohort)
-    scaled = Recipe(sampling, noise_multiplier, recipe.rounds)
-    cost = scaled.bill([recipe.delta], recipe.rounds, recipe.accountants).first
-    return Cell(
-        population=population,
-        cohort=cohort,
-        noise_multiplier=noise_multiplier,
-        rounds=recipe.rounds,
-        delta=recipe.delta,
-        epsilon=cost.epsilon,
-        accountant=cost.accountant,
-        epsilon_rdp=cost.epsilon_rdp,
-        epsilon_pld=cost.epsilon_pld,
-        without_pld=cost.without_pld,
-    )
-
-
-def _grid_notes(
-    recipe: Extrapolation, cells: Sequence[Cell], left_out: Sequence[tuple[int, float]]
-) -> tuple[str, ...]:
-    notes = []
-    if left_out:
-        pairs = ", ".join(f"{cohort:,.15g} of {population:,}" for population, cohort in left_out)
-        notes.append(f"left out, the cohort exceeds the population: {pairs}")
-    if "pld" in recipe.accountants:
-        reasons = sorted({cell.without_pld for cell in cells if cell.without_pld})
-        notes += [f"{reason} (cells by RDP)" for reason in reasons]
-    populations = sorted({cell.population for cell in cells})
-    notes += filter(None, (delta_advice(recipe.delta, each) for each in populations))
-    weakest = epsilon_advice(max(cell.epsilon for cell in cells))
-    return (*notes, weakest) if weakest else tuple(notes)

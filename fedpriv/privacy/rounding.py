@@ -13,11 +13,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import gammaln, log_ndtr
 
-_UNIT = 2.0**-53
+UNIT = 2.0**-53
 # The logarithm of a term is made of at most six parts, each within 4 u, and five additions.
-_OF_A_TERM = 16 * _UNIT
+_OF_A_TERM = 16 * UNIT
 # Adding a term to a logarithm: log1p, exp, a difference and a sum.
-_OF_AN_ADDITION = 8 * _UNIT
+_OF_AN_ADDITION = 8 * UNIT
 # A term that is smaller than the sum by more than this leaves it as it is, to the last bit.
 _VANISHES = 38.0
 # dp-accounting stops a series of a fractional order where both its terms are below e^-30 of it,
@@ -25,7 +25,7 @@ _VANISHES = 38.0
 _STOPS, _TERMS = 30.0, 1000
 
 #: Whatever is computed from divergences and δ by a few operations is within this, relatively.
-CONVERSION = 64 * _UNIT
+CONVERSION = 64 * UNIT
 
 
 def of_poisson_sampling(rate: float, noise_multiplier: float, order: float, found: float) -> float:
@@ -98,4 +98,4 @@ def of_sampling_without_replacement(rate: float, order: float, found: float) -> 
     each of the α(α-1)/2 pairs. The others come from differences that lose theirs to cancellation,
     which makes them too large where it decides: see the tests.
     """
-    return 64 * _UNIT * (1 + order**2) * rate**2 + 1e-9 * found
+    return 64 * UNIT * (1 + order**2) * rate**2 + 1e-9 * found

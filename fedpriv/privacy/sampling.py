@@ -236,6 +236,48 @@ class MinSeparationSampling:
         return _gaussian(self, mechanism)
 
 
+@dataclass(frozen=True)
+class RandomAllocation:
+    """Each user takes part in exactly one of every `rounds` rounds, drawn uniformly.
+
+    Users draw independently of one another, anew for every block of so many rounds; so a round has
+    a binomial number of them. What is accounted is a block (`fedpriv.privacy.allocation`).
+    """
+
+    population: int
+    rounds: int
+    adjacency: Adjacency = Adjacency.ADD_OR_REMOVE_ONE
+    kind = "random_allocation"
+
+    @property
+    def expected_cohort(self) -> float:
+        """N over the rounds of a block."""
+        return self.population / self.rounds
+
+    def allocated(self, generator: np.random.Generator) -> np.ndarray:
+        """Draw which round of a block, counted from 0, each user takes part in: int64 `[N]`."""
+        return generator.integers(0, self.rounds, size=self.population)
+
+    def draw(self, generator: np.random.Generator) -> np.ndarray:
+        """Draw those of the first round of a block."""
+        return np.flatnonzero(self.allocated(generator) == 0)
+
+    def sensitivity(self, bound: float) -> float:
+        """Return the adjacency's sensitivity for contributions of norm `bound`."""
+        return self.adjacency.sensitivity(bound)
+
+    def event(self, mechanism: Noisy) -> dp_accounting.DpEvent:
+        """Return the event of all rounds of a block together."""
+        import dp_accounting
+
+        from fedpriv.privacy.allocation import RandomAllocationDpEvent
+
+        event = _gaussian(self, mechanism)
+        if isinstance(event, dp_accounting.NonPrivateDpEvent):
+            return event
+        return RandomAllocationDpEvent(self.rounds, event)
+
+
 def _distinct(generator: np.random.Generator, population: int, size: int) -> np.ndarray:
     return np.sort(generator.choice(population, size=size, replace=False, shuffle=False))
 
@@ -246,6 +288,7 @@ PROVEN: dict[str, tuple[Adjacency, ...]] = {
     "fixed_size": (Adjacency.REPLACE_ONE,),
     "all": (Adjacency.ADD_OR_REMOVE_ONE, Adjacency.ZERO_OUT, Adjacency.REPLACE_ONE),
     "min_separation": (Adjacency.ADD_OR_REMOVE_ONE, Adjacency.ZERO_OUT, Adjacency.REPLACE_ONE),
+    "random_allocation": (Adjacency.ADD_OR_REMOVE_ONE, Adjacency.ZERO_OUT),
 }
 _REFUSED = {
     ("poisson", Adjacency.REPLACE_ONE): "the accountant bounds Poisson sampling for users who "
@@ -254,6 +297,8 @@ _REFUSED = {
     "chance to be sampled; write replace_one",
     ("fixed_size", Adjacency.ZERO_OUT): "the accountant bounds sampling without replacement for "
     "replace_one alone, which covers zero_out; write replace_one",
+    ("random_allocation", Adjacency.REPLACE_ONE): "the accountant bounds random allocation for "
+    "users who come or go, not for one exchanged for another; write add_or_remove_one",
 }
 
 
@@ -267,7 +312,8 @@ def build_sampling(
     """Return the sampling called `kind`; `expected_cohort` is ignored where all take part.
 
     Without `adjacency` the sampling's own one holds (see `PROVEN`). `separation` is the number of
-    rounds of min_separation, of whose groups everybody takes part without an `expected_cohort`.
+    rounds of min_separation, of whose groups everybody takes part without an `expected_cohort`,
+    and of random_allocation, whose cohort follows from it.
 
     Raises:
         ValueError: unknown kind, a cohort that is not in (0, population], a fixed-size cohort
@@ -282,6 +328,10 @@ def build_sampling(
         )
     if kind == "all":
         return FullParticipation(population, adjacency)
+    if kind == "random_allocation":
+        if separation is None or separation < 1:
+            raise ValueError(f"random_allocation needs a number of rounds, got {separation}")
+        return RandomAllocation(population, separation, adjacency)
     if kind == "min_separation" and expected_cohort is None:
         expected_cohort = population / (separation or 1)
     if expected_cohort is None or not 0 < expected_cohort <= population:

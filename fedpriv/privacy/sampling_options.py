@@ -76,6 +76,15 @@ class MinSeparationOptions(SamplingOptions):
         return self.expected_cohort
 
 
+class RandomAllocationOptions(SamplingOptions):
+    """Each user in exactly one of so many rounds (balls in bins; adjacency: add_or_remove_one)."""
+
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        description="Each user takes part in exactly one of every so many rounds, drawn uniformly "
+        "and secretly; a round has N over so many users, in expectation."
+    )
+
+
 def poisson(
     options: PoissonOptions, population: int, adjacency: Adjacency | None = None
 ) -> Sampling:
@@ -103,6 +112,13 @@ def min_separation(
     return build_sampling("min_separation", population, cohort, adjacency, rounds)
 
 
+def random_allocation(
+    options: RandomAllocationOptions, population: int, adjacency: Adjacency | None = None
+) -> Sampling:
+    """Return the allocation of each user to one of so many rounds; see `build_sampling`."""
+    return build_sampling("random_allocation", population, None, adjacency, options.rounds)
+
+
 SAMPLINGS = Kind(
     key="privacy.sampling",
     noun="sampling",
@@ -111,11 +127,13 @@ SAMPLINGS = Kind(
         "fixed_size": "fedpriv.privacy.sampling_options:fixed_size",
         "min_separation": "fedpriv.privacy.sampling_options:min_separation",
         "poisson": "fedpriv.privacy.sampling_options:poisson",
+        "random_allocation": "fedpriv.privacy.sampling_options:random_allocation",
     },
     base="fedpriv.privacy.sampling_options:SamplingOptions",
     facts=("population", "adjacency"),
     name_key="kind",
     default="poisson",
     only_own="who is drawn, and what that costs, is one object that is proved (PROVEN in "
-    "fedpriv/privacy/sampling.py); write poisson, fixed_size, all or min_separation",
+    "fedpriv/privacy/sampling.py); write poisson, fixed_size, all, min_separation or "
+    "random_allocation",
 )

@@ -19,8 +19,9 @@ from fedpriv.disk import write_whole
 from fedpriv.errors import InputError
 from fedpriv.privacy.band_planning import Choice, best
 from fedpriv.privacy.charging import Cost
+from fedpriv.privacy.extrapolation import Cell, Extrapolation, Grid
 from fedpriv.privacy.figures import epsilon_text, rounded_up, significant_up
-from fedpriv.privacy.planning import BudgetAnswer, Cell, Curve, Extrapolation, Grid
+from fedpriv.privacy.planning import BudgetAnswer, Curve
 from fedpriv.reporting.strict_json import strict
 from fedpriv.reporting.terminal import Column, FittedTable
 

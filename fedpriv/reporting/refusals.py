@@ -47,6 +47,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "sampling": {
         "fixed_size": {"privacy": {"sampling": {"kind": "fixed_size", "expected_cohort": 8}}},
         "all": {"privacy": {"sampling": {"kind": "all"}}},
+        "random_allocation": {"privacy": {"sampling": {"kind": "random_allocation", "rounds": 4}}},
     },
     "mechanism": {"correlated": {"privacy": {"mechanism": {"kind": "correlated", "bands": 2}}}},
     "noise_by": {name: {"privacy": {"noise_by": name}} for name in ("nodes", "users")},

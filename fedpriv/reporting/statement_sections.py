@@ -257,6 +257,7 @@ def _sampling(run: Run) -> tuple[str, ...]:
         "fixed_size": f"Each round exactly {cohort:g} of the {n:,} users are drawn, uniformly and "
         "without replacement.",
         "min_separation": "A user takes part at most once in a public number of rounds.",
+        "random_allocation": "A user takes part in exactly one of a public number of rounds.",
     }[sampling.kind]
     if not run.private:
         return (how,)

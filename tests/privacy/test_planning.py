@@ -8,15 +8,14 @@ from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, pld, rdp
 
 from fedpriv.errors import InputError
 from fedpriv.privacy.band_planning import best, choices
+from fedpriv.privacy.extrapolation import Extrapolation, extrapolate
 from fedpriv.privacy.factorizations import Workload, optimized
 from fedpriv.privacy.planning import (
     MOST_ROUNDS,
     BudgetAnswer,
     BudgetQuestion,
-    Extrapolation,
     answer,
     epsilon_curves,
-    extrapolate,
 )
 
 SMALL: dict[str, Any] = {"population": 1000, "rounds": 50, "cohort": 20.0, "deltas": (1e-5,)}

@@ -199,6 +199,17 @@ class Mechanism:
         """Return the mechanism with other clip bounds, and noise in proportion."""
         return replace(self, gaussian=self.gaussian.at(bounds))
 
+    def of_round(self, round_: int, attempt: int, attempts: Callable[[int], int]) -> Self:
+        """Return the mechanism as it is in a round.
+
+        `attempts` returns, for an earlier round, the attempt with which it was finished.
+        """
+        return self
+
+    def coins(self, round_: int, attempt: int) -> tuple[int, int]:
+        """Return of which round, and which attempt at it, the randomness is that draws a cohort."""
+        return round_, attempt
+
     def cohort(self, round_: int, generator: np.random.Generator) -> np.ndarray:
         """Return who takes part in `round_`: sorted int64 places in the population."""
         return self.sampling.draw(generator)

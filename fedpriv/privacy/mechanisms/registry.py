@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fedpriv.privacy.mechanisms.allocated import AllocatedMechanism
 from fedpriv.privacy.mechanisms.base import Mechanism
 from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism
@@ -23,6 +24,7 @@ MECHANISMS: dict[str, type[Mechanism]] = {
         LocalMechanism,
         SiloMechanism,
         CorrelatedMechanism,
+        AllocatedMechanism,
     )
 }
 
