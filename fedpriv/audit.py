@@ -35,11 +35,14 @@ from fedpriv.federation.round_record import RoundRecord
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.models.parameters import Layout, load_parameters
 from fedpriv.optimizers.server import Server
+from fedpriv.privacy.accounts import most_charged
 from fedpriv.privacy.auditing import (
     Coins,
     Floats,
     Membership,
     OneShotEstimate,
+    allocated_scores,
+    along_columns,
     gaussian_bound,
     inclusion_scores,
     membership,
@@ -48,6 +51,8 @@ from fedpriv.privacy.auditing import (
 )
 from fedpriv.privacy.charging import charge
 from fedpriv.privacy.ledger import Ledger
+from fedpriv.privacy.mechanisms.allocated import AllocatedMechanism
+from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism, group_of
 from fedpriv.privacy.options import BudgetConfig
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.privacy.sampling import Adjacency, build_sampling
@@ -144,13 +149,13 @@ def check(config: ExperimentConfig, settings: AuditSettings) -> None:
             f"privacy.noise_by: {config.privacy.noise_by}: an audit measures noise that the server "
             "adds to one sum; an audit of what nodes or users send is not built"
         )
-    if config.privacy.mechanism.kind != "independent":
+    if config.privacy.mechanism.kind not in ("independent", "correlated"):
         raise InputError(
-            f"privacy.mechanism.kind: {config.privacy.mechanism.kind}: an audit takes the noise of "
-            "a round to be independent of other rounds'; an audit of correlated noise is not built"
+            f"privacy.mechanism.kind: {config.privacy.mechanism.kind}: an audit knows how noise is "
+            "made that is independent or correlated; an audit of your own mechanism is not built"
         )
     algorithm = make_algorithm(config.algorithm)
-    if algorithm.keeps or algorithm.shared or len(algorithm.payloads) > 1:
+    if algorithm.keeps or len(algorithm.payloads) > 1:
         raise InputError(
             f"algorithm.name: {config.algorithm.name}: canaries send an update and nothing else; "
             "audit the same config with --set algorithm.name=fedavg"
@@ -228,6 +233,10 @@ class _Canaries:
         return AuditNode(replace(trainer, dataset=places, planted=planted.to(device)), present)
 
 
+def _canary_ids(number: int) -> list[str]:
+    return [f"canary-{each}" for each in range(number)]
+
+
 @dataclass(frozen=True)
 class _Places:
     """A data set of canaries: each has the examples of a real user, whose number is its own mod N.
@@ -246,7 +255,7 @@ class _Places:
     @property
     def user_ids(self) -> Sequence[str]:
         """Ids of the canaries, which are nobody's in the population."""
-        return [f"canary-{number}" for number in range(self.population)]
+        return _canary_ids(self.population)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
@@ -307,6 +316,7 @@ class _AuditedRun:
         zeros = np.zeros(number)
         self.evidence = _Evidence(zeros, np.full(number, -np.inf), zeros, zeros)
         self._bounds: tuple[float, ...] = ()  # of the round where they have adapted
+        self._rows: list[tuple[Floats, Floats]] = []  # of rounds that are scored together
         model = self.experiment.trainer.model
         self.server = build_server(self.experiment.config, model, _WatchedServer)
         # Training overwrites the model that it works in.
@@ -329,6 +339,8 @@ class _AuditedRun:
             ledger = Ledger.create(Path(scratch) / "ledger.jsonl", header)
             strategy = PrivateFedAvg(self.plan, self.server, ledger, seen, stop)
             strategy.start(LocalGrid(len(self.nodes), self._node))
+        if self._together:
+            self._score_together()
         return self._audit(self._epsilons(ledger), self._membership(start))
 
     def _node(self, partition: int, partitions: int) -> Callable[[Message], Message]:
@@ -355,7 +367,42 @@ class _AuditedRun:
         along = torch.stack([block @ part.to(block.dtype) for block, part in parts], dim=1)
         projections = (along.double() * scales * precision).sum(1).numpy()
         energies = ((scales * canaries.block_norms) ** 2 * precision).sum(1).numpy()
-        self._add(projections, energies, self._length(released, precision))
+        if self._together:
+            self._rows.append((projections, energies))
+        else:
+            self._add(projections, energies, self._length(released, precision))
+
+    @property
+    def _together(self) -> bool:
+        """Whether what a canary did in one round is seen in several, or bears on others."""
+        return isinstance(self.plan.mechanism, CorrelatedMechanism | AllocatedMechanism)
+
+    def _score_together(self) -> None:
+        """Score rounds that were gathered, each canary by those in which it may take part."""
+        projections, energies = (np.stack(each) for each in zip(*self._rows, strict=True))
+        mechanism, score = self.plan.mechanism, self.evidence.score.copy()
+        rounds = len(projections)
+        if isinstance(mechanism, AllocatedMechanism):
+            for first in range(0, rounds, mechanism.block):
+                block = slice(first, first + mechanism.block)
+                run = min(mechanism.block, rounds - first)
+                score += allocated_scores(projections[block], energies[block], run, mechanism.block)
+            inside = np.ones(projections.shape, dtype=bool)
+        else:
+            assert isinstance(mechanism, CorrelatedMechanism)
+            column = mechanism.matrix.column(rounds)
+            projections, energies = along_columns(projections, energies, column)
+            ids, groups = self.nodes[_CANARIES].trainer.dataset.user_ids, mechanism.groups
+            own = np.array([group_of(each, groups) for each in ids])
+            inside = own == np.arange(rounds)[:, None] % groups
+            sampling = mechanism.sampling
+            rate = min(1.0, groups * sampling.expected_cohort / sampling.population)
+            for there, row, energy in zip(inside, projections, energies, strict=True):
+                signed = self.canaries.signed
+                score[there] += inclusion_scores(row[there], energy[there], rate, signed)
+        self.evidence = _Evidence(
+            score, self.evidence.cosine, (projections * inside).sum(0), (energies * inside).sum(0)
+        )
 
     def _length(self, released: Tensor, precision: Tensor) -> float:
         squares = [part.square().sum() for part in released.split(self.plan.layout.sizes)]
@@ -375,7 +422,7 @@ class _AuditedRun:
         """Return ε by each of the config's accountants, of what the audited run was charged."""
         config = self.plan.config
         assert config.privacy is not None
-        charged = Counter(release.event() for release in ledger)
+        charged = Counter(release.event() for release in most_charged(list(ledger)))
         accountants, delta = config.privacy.accountants, config.privacy.delta
         cost = charge(charged, ledger.adjacency, [delta], accountants).first
         known = {"rdp": cost.epsilon_rdp, "pld": cost.epsilon_pld}
@@ -413,7 +460,7 @@ class _AuditedRun:
     def _estimates(self) -> tuple[OneShotEstimate, ...]:
         found, included = self.evidence, self.canaries.included
         statistics = {"sum of the rounds": found.projection / np.sqrt(found.energy)}
-        if not self.canaries.signed:
+        if not (self.canaries.signed or self._together):
             statistics["largest cosine of a round"] = found.cosine
         return tuple(
             one_shot_estimate(
@@ -466,6 +513,19 @@ def _audited_plan(plan: Plan, settings: AuditSettings) -> Plan:
     cohort = sampling.expected_cohort * population / sampling.population
     if sampling.kind == "fixed_size":
         cohort = math.ceil(cohort)
+    mechanism, ids = plan.mechanism, dict[str, Any]()
+    if isinstance(mechanism, CorrelatedMechanism):
+        if rounds < mechanism.groups:
+            raise InputError(
+                f"--rounds: {rounds} of {mechanism.groups} groups would be drawn from; run at "
+                "least as many rounds as there are groups"
+            )
+        cohort = min(cohort, population / mechanism.groups)
+        # Places of the population may be empty.
+        real = [*mechanism.user_ids[: sampling.population]]
+        real += [f"nobody-{place}" for place in range(len(real), sampling.population)]
+        ids = {"user_ids": [*real, *_canary_ids(settings.canaries)]}
+    separation = getattr(sampling, "rounds", None)
     assert config.privacy is not None
     audited = config.model_copy(
         update={
@@ -479,8 +539,11 @@ def _audited_plan(plan: Plan, settings: AuditSettings) -> Plan:
         plan,
         config=audited,
         mechanism=replace(
-            plan.mechanism,
-            sampling=build_sampling(sampling.kind, population, cohort, sampling.adjacency),
+            mechanism,
+            sampling=build_sampling(
+                sampling.kind, population, cohort, sampling.adjacency, separation
+            ),
+            **ids,
         ),
         randomness=Randomness.simulation(config.seed, run),
     )

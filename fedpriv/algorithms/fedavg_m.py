@@ -5,6 +5,8 @@
 
 g, the global direction, is a function of what was released, and costs nothing. A step is taken as
 y ← y - ηβ (∇loss(y) + (1-β)/β · g), which is the same; γ is the server's learning rate over ηK.
+Step and direction are those of FedCM (Xu et al. 2021, "FedCM: federated learning with client-level
+momentum") with α = β.
 """
 
 from __future__ import annotations

@@ -63,6 +63,35 @@ def inclusion_scores(projections: Floats, energies: Floats, rate: float, signed:
     return _sampled(shift - half, rate)
 
 
+def along_columns(projections: Floats, energies: Floats, column: Floats) -> tuple[Floats, Floats]:
+    """Return p and n of what begins in each round of noise C⁻¹Z: float64 `[rounds, m]` each.
+
+    What is released is y = x + C⁻¹Z, and Cy = Cx + Z has independent noise, in which a contribution
+    to round t is spread as column t of C.
+
+    Args:
+        projections: of the releases y, as if their noise were Z, float64 `[rounds, m]`.
+        energies: the same of the contributions.
+        column: the first column of C, as long as there are rounds.
+    """
+    lower = np.tril(column[np.subtract.outer(np.arange(len(column)), np.arange(len(column)))])
+    return lower.T @ (lower @ projections), (lower**2).sum(axis=0)[:, None] * energies
+
+
+def allocated_scores(projections: Floats, energies: Floats, rounds: int, block: int) -> Floats:
+    """Return each canary's log-likelihood ratio in a block that it is in one round of: `[m]`.
+
+    Args:
+        projections: p of the rounds that were run, float64 `[rounds, m]`.
+        energies: n of them.
+        rounds: how many were run.
+        block: how many a block has; in the others, which were not, nothing was seen.
+    """
+    noise = max(1.0, _spread((projections / np.sqrt(energies)).ravel(), signed=False)) ** 2
+    ratios = np.exp((projections - energies / 2) / noise)
+    return np.log((ratios.sum(axis=0) + block - rounds) / block)
+
+
 def _spread(standardised: Floats, signed: bool) -> float:
     """Return the size of the noise, however far the canaries that took part stand out of it.
 

@@ -10,7 +10,7 @@ from dp_accounting.rdp import RdpAccountant
 from in_process import SILOS, InProcessGrid, resume_small, small_config, train_small
 from scipy.linalg import toeplitz
 
-from fedpriv import audit, experiment
+from fedpriv import experiment
 from fedpriv.errors import BudgetError, InputError
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.privacy import Ledger, Purpose, Workload
@@ -291,8 +291,3 @@ def test_more_groups_than_the_cohort_can_be_drawn_from_are_refused():
     ):
         with pytest.raises(InputError, match=reason):
             experiment.prepare(small_config(**changes))
-
-
-def test_an_audit_refuses_it():
-    with pytest.raises(InputError, match="audit of correlated noise is not built"):
-        audit.check(small_config(**CORRELATED), audit.AuditSettings())
