@@ -210,6 +210,25 @@ class _Scaled(torch.autograd.Function):
         return of_x, (gradient * rows).sum(1), of_bias
 
 
+class StackedGroupNorm(StackedLayer):
+    """GroupNorm of many users, who lie side by side among the channels: `[B, U, C, ...]`.
+
+    Their groups are then as many times more, and the library scales them in the same pass.
+    """
+
+    def __init__(self, layer: nn.GroupNorm) -> None:
+        super().__init__()
+        self.groups, self.eps = layer.num_groups, layer.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `[B, U, C, ...]`."""
+        groups = self.groups * x.shape[1]
+        bias = None if self.bias is None else self.bias.flatten()
+        weight = self.weight.flatten()
+        rows = x.flatten(1, 2)
+        return nn.functional.group_norm(rows, groups, weight, bias, self.eps).view(x.shape)
+
+
 class StackedPositions(StackedLayer):
     """Learned positions of many users."""
 

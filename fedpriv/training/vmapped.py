@@ -35,6 +35,7 @@ from fedpriv.training.local import LocalTraining, train_user
 from fedpriv.training.stacked import StackedModel, StackedUser, Stream, train_stack
 from fedpriv.training.stacked_layers import (
     StackedEmbedding,
+    StackedGroupNorm,
     StackedLayer,
     StackedLinear,
     StackedNorm,
@@ -47,6 +48,7 @@ _SERVED: dict[type[nn.Module], Any] = {
     nn.LayerNorm: StackedNorm,
     nn.RMSNorm: StackedNorm,
     nn.Embedding: StackedEmbedding,
+    nn.GroupNorm: StackedGroupNorm,
 }
 #: And of other libraries, by module and class: they do the same.
 _SERVED_OF_OTHERS: dict[str, Any] = {
@@ -123,6 +125,9 @@ class _AllUsers(torch.autograd.Function):
     ) -> tuple[Tensor, int]:
         """Serve all users."""
         place = in_dims[0]
+        if isinstance(sibling, StackedGroupNorm):  # where convolutions have left them
+            beside = x.unsqueeze(1).expand(-1, info.batch_size, *x.shape[1:])
+            return sibling(beside if place is None else x.movedim(place, 1)), 1
         rows = x.expand(info.batch_size, *x.shape) if place is None else x.movedim(place, 0)
         # To the sibling users' rows lie end to end, and each user's are equally many.
         alone = rows.dim() == (1 if isinstance(sibling, StackedEmbedding) else 2)

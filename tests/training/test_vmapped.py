@@ -152,7 +152,7 @@ def test_linear_maps_norms_and_embeddings_are_served_outside_vmap(kind):
     assert (
         served
         == {
-            "GroupNorm CNN": {"Linear"},
+            "GroupNorm CNN": {"GroupNorm", "Linear"},
             "timm ViT": {"Linear", "LayerNorm"},
             "Hugging Face ViT": {"Linear", "LayerNorm"},
             # One of its two embeddings is the last layer's too.
@@ -255,6 +255,24 @@ def test_a_model_that_is_a_single_layer_is_trained_as_one_that_holds_it(layer, f
         train_cohort(bare, start, range(6), 1).total, expected, rtol=1e-5, atol=1e-5
     )
     assert expected.norm() > 0.02
+
+
+def test_group_norms_of_any_shape_end_as_each_users_own():
+    torch.manual_seed(2)
+    norms = [nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.GroupNorm(2, 16), nn.Linear(16, 3)]
+    model = nn.Sequential(nn.Unflatten(1, (4, 4)), *norms)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    trainer = trainer_of(model, Vectors(COUNTS), Classification(), RECIPES["momentum"])
+    assert trainer.vmapped.served == {"1", "4", "5"}
+    start = flat(trainer.model).clone()
+    alone = dataclasses.replace(trainer, engine="sequential")
+    expected = train_cohort(alone, start, range(6), 1).total
+    found = train_cohort(trainer, start, range(6), 1).total
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    blocks = Layout.of(trainer.model).split(expected)
+    assert all(block.norm() > 1e-3 for block in blocks.values())
 
 
 def test_few_users_are_trained_one_after_another():
