@@ -23,7 +23,7 @@ def methods(
     ] = False,
     format: Annotated[str, typer.Option("--format", help="text or json")] = "text",
 ) -> None:
-    """List what a config can name, with source and options."""
+    """List what a config can name, with source, options, and what is kept for each parameter."""
     from fedpriv.reporting.methods import methods
     from fedpriv.reporting.strict_json import to_json
 
@@ -41,5 +41,6 @@ def methods(
         told = method.refused or ", ".join(
             f"{k}={v}" if v else k for k, v in method.options.items()
         )
-        line = f"{method.key}: {method.name}  ({method.reference})  {told}".rstrip()
+        kept = f"  [keeps {method.memory}]" if method.memory else ""
+        line = f"{method.key}: {method.name}  ({method.reference})  {told}".rstrip() + kept
         print_lines(console(), line)

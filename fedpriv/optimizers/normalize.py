@@ -124,6 +124,14 @@ class Normalization:
             ) from None
         return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
 
+    @property
+    def keeps(self) -> object:
+        """What it keeps between updates, as an object or a nesting of tensors."""
+        made: Any = self._made
+        if isinstance(made, type | FunctionType):
+            return None
+        return made.state_dict() if hasattr(made, "state_dict") else vars(made)
+
     def load_state(self, packed: Tensor | None, place: Place | None = None) -> None:
         """Keep what `state` returned, `place`d where the model is.
 

@@ -155,6 +155,10 @@ class Server:
             kept[_NORMALIZER] = normalizers
         return {**parameters, _OPTIMIZER: packed, **kept}
 
+    def kept(self) -> int:
+        """Return how many numbers it keeps beside the parameters; scalars do not count."""
+        return _numbers([self._optimizer.state_dict()["state"], self._normalize.keeps, self.shared])
+
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned.
 
@@ -185,3 +189,14 @@ class Server:
         """
         device = "cpu" if saved_on == "cpu" else str(self._parameters[0].device)
         return torch.serialization.default_restore_location(storage, device)
+
+
+def _numbers(state: object) -> int:
+    """Return how many numbers there are in the tensors of a nested state; scalars do not count."""
+    if isinstance(state, Tensor):
+        return state.numel() if state.dim() else 0
+    if isinstance(state, dict):
+        return sum(_numbers(each) for each in state.values())
+    if isinstance(state, list | tuple):
+        return sum(_numbers(each) for each in state)
+    return _numbers(vars(state)) if hasattr(state, "__dict__") else 0

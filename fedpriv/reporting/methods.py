@@ -11,10 +11,13 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fedpriv.algorithms.registry import ALGORITHMS
 from fedpriv.components import KINDS, Kind, Options
 from fedpriv.config import ExperimentConfig
 from fedpriv.errors import InputError
 from fedpriv.optimizers.kinds import OPTIMIZERS
+from fedpriv.optimizers.memory import numbers_kept
+from fedpriv.optimizers.normalize import NORMALIZERS
 
 _CITED = re.compile(r"\b((?:[A-Z][\w'-]+ (?:et al\.|and [A-Z][\w'-]+),? )(?:19|20)\d\d)\b")
 #: Sources of what has no docstring of its own to say so.
@@ -41,6 +44,8 @@ class Method:
         says: the first line of its documentation.
         options: its own options, each with its default; "needed" for none.
         refused: why it cannot be chosen; "" where it can.
+        memory: what is kept between rounds, in numbers for each parameter of a square matrix
+            (of 64 rows, where it is counted in a server's state); "" where nothing is.
     """
 
     key: str
@@ -49,6 +54,7 @@ class Method:
     says: str
     options: dict[str, str]
     refused: str = ""
+    memory: str = ""
 
     def document(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -83,7 +89,30 @@ def _method(kind: Kind, name: str) -> Method:
     says = inspect.getdoc(component.make) or ""
     fields = component.options.model_fields
     own = {key: _default(fields[key]) for key in fields if key not in _base_of(kind).model_fields}
-    return Method(kind.key, name, _reference(kind, name, says), says.partition("\n")[0], own)
+    return Method(
+        kind.key,
+        name,
+        _reference(kind, name, says),
+        says.partition("\n")[0],
+        own,
+        memory=_memory(kind, name),
+    )
+
+
+def _memory(kind: Kind, name: str) -> str:
+    if kind is NORMALIZERS:
+        return _at_server(numbers_kept(normalize=name))
+    if kind is ALGORITHMS:
+        made: Any = kind.find(name).make
+        kept = _at_server(numbers_kept(shared=len(made.shared)))
+        return ", ".join(filter(None, (kept, "1 at each user" if made.keeps else "")))
+    if (kind.key, name) == ("privacy.mechanism", "correlated"):
+        return "bands - 1 at the server (float64), of blt as many as buffers"
+    return ""
+
+
+def _at_server(numbers: float) -> str:
+    return f"{numbers:.3g} at the server" if numbers else ""
 
 
 def _base_of(kind: Kind) -> type[Options]:
@@ -117,7 +146,14 @@ def _optimizers() -> list[Method]:
 
     key = OPTIMIZERS.key
     there = [
-        Method(key, name, library_of(name), "", dict.fromkeys(optimizer_options(name), ""))
+        Method(
+            key,
+            name,
+            library_of(name),
+            "",
+            dict.fromkeys(optimizer_options(name), ""),
+            memory=_at_server(numbers_kept(name)),
+        )
         for name in available_optimizers()
     ]
     return there + [

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from fedpriv.algorithms.registry import ALGORITHMS
@@ -11,6 +12,7 @@ from fedpriv.components import KINDS
 from fedpriv.errors import InputError
 from fedpriv.optimizers.normalize import NORMALIZERS
 from fedpriv.optimizers.registry import UNSUITABLE, available_optimizers
+from fedpriv.privacy.factorizations import MADE, Workload
 from fedpriv.reporting.methods import OURS, methods
 
 
@@ -47,3 +49,32 @@ def test_the_command_prints_one_document():
     assert {each["name"] for each in json.loads(made.stdout)} == set(ALGORITHMS.registered)
     text = CliRunner().invoke(app, ["methods", "normalize"]).stdout
     assert "scale  (SCALE (Glentis et al. 2025))  momentum=0.9" in text
+
+
+def test_what_is_kept_is_counted_in_real_states():
+    """Against the papers: moments, momenta, controls, directions, rows of noise."""
+    found = {(m.key.rpartition(".")[2], m.name): m.memory for m in methods()}
+    for name, numbers in {"adam": "2", "lamb": "2", "rmsprop": "1", "muon": "1"}.items():
+        assert found["optimizer", name] == f"{numbers} at the server"
+    assert found["optimizer", "sgd"] == ""
+    # A row and a column of second moments, of 64 times 64.
+    assert found["optimizer", "adafactor"] == "0.0312 at the server"
+    # Two moments of 16 of 64 rows, and the projection.
+    assert found["optimizer", "apollo"] == "0.75 at the server"
+    normalizers = {"scale": 1, "root": 1, "dp_adam_bc": 2, "sinkgd": 0, "swan": 0}
+    for name, numbers in normalizers.items():
+        assert found["normalize", name] == (f"{numbers} at the server" if numbers else "")
+    assert found["algorithm", "fedavg"] == ""
+    assert found["algorithm", "fedavg_m"] == "1 at the server"
+    assert found["algorithm", "scaffold"] == "1 at the server, 1 at each user"
+    assert found["algorithm", "scaffold_m"] == "2 at the server, 1 at each user"
+    assert found["algorithm", "fedspeed"] == "1 at each user"
+
+
+@pytest.mark.parametrize(("name", "rows"), [("square_root", 3), ("bisr", 3), ("blt", 4)])
+def test_of_correlated_noise_so_many_rows_are_kept(name, rows):
+    stream = MADE[name](4, Workload((1.0,) * 9), 4).stream()
+    for _ in range(9):
+        stream.row(torch.ones(5, dtype=torch.float64))
+    kept = [*getattr(stream, "_past", ()), *getattr(stream, "_buffers", ())]
+    assert sum(row.numel() for row in kept) == 5 * rows
