@@ -20,12 +20,12 @@ STARTERS = {
     "text": "texts of your own",
     "speech": "synthetic speakers",
 }
-_KINDS = "; ".join(f"{name}: {what}" for name, what in STARTERS.items())
+_KINDS = "; ".join(f"{name}, {what}" for name, what in STARTERS.items())
 
 starting_app = typer.Typer()
 
 
-@starting_app.command(epilog=f"KIND is one of {_KINDS}")
+@starting_app.command(epilog=f"KIND: {_KINDS}")
 def init(
     kind: Annotated[str, typer.Argument(metavar="KIND")] = "digits",
     out: Annotated[
