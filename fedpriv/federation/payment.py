@@ -75,6 +75,7 @@ class Payments:
 
         Raises:
             BudgetError: the round has yet to be paid for and would exceed the budget.
+            InputError: its noise is less than that which its block of rounds has paid for.
         """
         attempt = self._attempt(round_)
         mechanism = self.plan.mechanism.at(bounds).of_round(round_, attempt, self.finished_attempt)
@@ -84,6 +85,8 @@ class Payments:
         payers = mechanism.payers(round_, cohort)
         draw = Draw(round_, attempt, cohort, mechanism, payers, len(bounds))
         if attempt == len(self.ledger.charges(round_)):
+            # Before anybody is asked: a ledger that says no comes too late for the model.
+            self.ledger.require_paid(_release_of(draw, ""))
             self._check_budget(draw)
         return draw
 

@@ -23,7 +23,12 @@ from dp_accounting.rdp.rdp_privacy_accountant import (
     compute_epsilon,
 )
 
-from fedpriv.privacy.allocation import RandomAllocationDpEvent, loss_distribution, renyi
+from fedpriv.privacy.allocation import (
+    NoDistribution,
+    RandomAllocationDpEvent,
+    loss_distribution,
+    renyi,
+)
 from fedpriv.privacy.privacy_loss import sampled_gaussian
 from fedpriv.privacy.rounding import (
     CONVERSION,
@@ -258,6 +263,11 @@ class PldAccountant:
     def _distribution(self) -> PrivacyLossDistribution:
         if self._composed is None:
             counts = _with_one_gaussian(self._counts)
+            if len(counts) > 1 and any(isinstance(e, RandomAllocationDpEvent) for e in counts):
+                raise NoDistribution(
+                    "the losses of random allocation are on a grid of their own, beside which "
+                    "nothing else is composed"
+                )
             each = [_composed_pld(event, self._interval, count) for event, count in counts.items()]
             self._composed = reduce(lambda one, other: one.compose(other), each)
         return self._composed

@@ -23,7 +23,7 @@ from fedpriv.disk import fsync
 from fedpriv.errors import InputError
 from fedpriv.privacy.accounting import Accountant
 from fedpriv.privacy.clipping import GlobalClipping
-from fedpriv.privacy.ledger_checks import VERSION, require_begun, require_known
+from fedpriv.privacy.ledger_checks import VERSION, require_begun, require_known, unpaid
 from fedpriv.privacy.mechanisms.base import Mechanism
 from fedpriv.privacy.mechanisms.gaussian import CountNoise, GaussianMechanism
 from fedpriv.privacy.mechanisms.registry import MECHANISMS
@@ -345,10 +345,24 @@ class Ledger:
         return known
 
     def append(self, release: Release) -> None:
-        """Write `release` durably: when this returns, the line has reached the disk."""
+        """Write `release` durably: when this returns, the line has reached the disk.
+
+        Raises:
+            InputError: it says that an earlier one paid for it, and none did; nothing is written.
+        """
+        self.require_paid(release)
         self._write({"kind": "release", **_fields(release)})
         self._releases.append(release)
         self._by_round.setdefault(release.round, []).append(release)
+
+    def require_paid(self, release: Release) -> None:
+        """Raise InputError where `release` says that an earlier one paid for it, and none did."""
+        length = release.separation if isinstance(release.separation, int) else 1
+        if (reason := unpaid(self._releases[-length:], release)) is not None:
+            raise InputError(
+                f"{self.path}: {reason}; go on with the versions, and on the kind of machine, with "
+                "which it began"
+            )
 
     def charges(self, round_: int) -> list[Release]:
         """Return the releases that round `round_` has been charged for."""

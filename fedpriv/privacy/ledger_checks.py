@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,20 +47,67 @@ def require_known(path: Path, header: Header, releases: Sequence[Release]) -> No
 
 def require_begun(path: Path, releases: Sequence[Release]) -> None:
     """Raise InputError where a release says that an earlier one paid for it, and none did."""
-    before: Release | None = None
+    begun: list[Release] = []
     for release in releases:
-        if release.slot is not None and release.slot != 1:
-            first = before and replace(before, slot=1).event()
-            follows = before and (before.round + 1, before.separation) == (
-                release.round,
-                release.separation,
-            )
-            in_turn = before and before.slot is not None and before.slot + 1 == release.slot
-            within = release.separation is not None and 1 < release.slot <= release.separation
-            paid = first == replace(release, slot=1).event()
-            if not (follows and in_turn and within and paid) or release.attempt:
-                raise InputError(
-                    f"{path}: round {release.round} is recorded as a part of a block of rounds "
-                    "that no release before it has paid for: edited, dropped or reordered"
-                )
-        before = release
+        if (reason := unpaid(begun, release)) is not None:
+            raise InputError(f"{path}: {reason}: edited, dropped or reordered")
+        if release.slot == 1:
+            begun = []
+        begun.append(release)
+
+
+def unpaid(before: Sequence[Release], release: Release) -> str | None:
+    """Return why a release is not paid for by its block's first one, where it says that it is.
+
+    `before` are the releases before it, at least those of its block. One with more noise than was
+    paid for is its block's with noise added afterwards, which costs nothing; less was not paid for.
+    """
+    if (release.sampling == "random_allocation") != (release.slot is not None):
+        return (
+            f"round {release.round} has a place in a block of rounds, or none, against its sampling"
+        )
+    if release.slot is None:
+        return None
+    length = release.separation
+    if not (isinstance(length, int) and 1 <= release.slot <= length):
+        return f"round {release.round} has no place in a block of {length!r} rounds"
+    expected = release.expected_cohort
+    if expected is not None and not math.isclose(expected * length, release.population):
+        return f"round {release.round} expects other users than one block of {length} rounds has"
+    if Adjacency(release.adjacency) not in PROVEN[release.sampling]:
+        return f"round {release.round} has no proof under {release.adjacency}"
+    if release.silos or release.users or release.shares or release.bands:
+        return f"round {release.round} of random allocation says that others pay, or add the noise"
+    if release.slot == 1:
+        return None
+    first = before[1 - release.slot] if len(before) >= release.slot - 1 else None
+    last = before[-1] if before else None
+    in_turn = (
+        first is not None
+        and last is not None
+        and first.slot == 1
+        and (last.slot, last.round) == (release.slot - 1, release.round - 1)
+        and not release.attempt
+    )
+    if first is None or not in_turn or _described(first) != _described(release):
+        return (
+            f"round {release.round} is recorded as a part of a block of rounds that no release "
+            "before it has paid for"
+        )
+    paid, found = (_multiplier(replace(each, slot=1)) for each in (first, release))
+    if found < paid:
+        return (
+            f"round {release.round} has noise of multiplier {found:.12g}, and the block of rounds "
+            f"that it is in began with {paid:.12g}"
+        )
+    return None
+
+
+def _described(release: Release) -> tuple[Any, ...]:
+    names = ("sampling", "adjacency", "population", "expected_cohort", "separation")
+    return tuple(getattr(release, name) for name in names)
+
+
+def _multiplier(release: Release) -> float:
+    event = release.event()
+    return event.event.noise_multiplier if hasattr(event, "event") else 0.0

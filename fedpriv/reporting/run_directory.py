@@ -40,6 +40,7 @@ _RECORDS = ("config.yaml", "environment.json", "ledger.jsonl", "metrics.jsonl", 
 _LIBRARIES = ("torch", "flwr", "ray", "dp-accounting", "numpy", "pytorch_optimizer")
 # Extras that may decide numbers: what begins a model or adapters, reads data, or makes tokens.
 _EXTRAS = (
+    "PLD_accounting",
     "datasets",
     "flwr-datasets",
     "opacus",

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedpriv.privacy.accounting import ACCOUNTANTS, Accountant
 from fedpriv.privacy.accounts import PayerAccounts, PayerCosts, most_charged
+from fedpriv.privacy.allocation import NoDistribution
 from fedpriv.privacy.charging import pld_epsilon
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import Release
@@ -183,7 +184,11 @@ def _contradicted_pld(run: Run, whole: float) -> list[str]:
     charged = [release for release in run.releases if release.round <= row["round"]]
     if run.private and run.delta is not None:
         all_charged = len(charged) == len(run.releases)
-        low = whole if all_charged else _charged(run, "pld", charged).epsilon(run.delta)
+        try:
+            known = all_charged and math.isfinite(whole)
+            low = whole if known else _charged(run, "pld", charged).epsilon(run.delta)
+        except NoDistribution:
+            return []  # where no PLD can be had it says nothing against what another place had
     return [] if _between(low, _said(row, "pld"), whole) else [_contradiction(row, "pld", low)]
 
 

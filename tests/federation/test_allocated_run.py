@@ -1,6 +1,8 @@
 """Whole runs whose users are allocated to one round of each block, in this process."""
 
+import dataclasses
 import json
+import sys
 
 import dp_accounting
 import numpy as np
@@ -9,11 +11,13 @@ from in_process import SILOS, InProcessGrid, resume_small, small_config, train_s
 
 from fedpriv import experiment
 from fedpriv.errors import BudgetError, InputError, WorkerLost
+from fedpriv.federation.payment import Payments
 from fedpriv.federation.strategy import PrivateFedAvg
-from fedpriv.privacy import Ledger
+from fedpriv.privacy import Ledger, calibration, charging
 from fedpriv.privacy.accounting import RdpAccountant
-from fedpriv.privacy.allocation import RandomAllocationDpEvent
-from fedpriv.privacy.ledger import read_ledger
+from fedpriv.privacy.allocation import RandomAllocationDpEvent, loss_distribution
+from fedpriv.privacy.charging import charge
+from fedpriv.privacy.ledger import _fields, read_ledger
 from fedpriv.privacy.planning import BudgetQuestion, answer
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.reporting.ledgers import verify
@@ -59,7 +63,7 @@ def test_everybody_is_in_one_round_of_each_block_and_its_first_round_pays(tmp_pa
     assert account.epsilons["rdp"] == pytest.approx(epsilon(3), rel=1e-9)
     assert verify(directory.path).bill.first.epsilon_rdp == pytest.approx(epsilon(3), rel=1e-9)
     text = render([directory.path], "md")
-    assert "in exactly one of every 3 rounds" in text
+    assert "one round of each block of 3" in text
     document = json.loads(render([directory.path], "json"))["runs"][0]
     assert document["ledger"]["mechanism"] == "allocated"
 
@@ -132,8 +136,8 @@ def test_a_ledger_whose_block_nobody_paid_for_is_refused(tmp_path):
         path = tmp_path / f"{name}.jsonl"
         ledger = Ledger.create(path, header)
         for line in lines:
-            ledger.append(line)
-        with pytest.raises(InputError, match="no release before it has paid for"):
+            ledger._write({"kind": "release", **_fields(line)})  # as nobody who appends can
+        with pytest.raises(InputError, match=r"no release before|no place in|has noise of"):
             read_ledger(path)
 
 
@@ -203,3 +207,122 @@ def test_bounds_that_adapt_are_charged_alike(tmp_path):
     row = directory.read_metrics()[-1]
     assert row["epsilon"]["rdp"] == pytest.approx(epsilon(3), rel=1e-6)
     assert np.unique([each.bound for each in Ledger.open(directory.ledger)]).size > 1
+
+
+CALIBRATED = {
+    "privacy__sampling": {"kind": "random_allocation", "rounds": BLOCK},
+    "privacy__noise_multiplier": None,
+    "privacy__target_epsilon": 2.0,
+    "privacy__accountants": ["rdp"],
+    "rounds": 3,
+}
+
+
+def begun(folder, monkeypatch):
+    """A run that died in the second round of its block."""
+
+    def dies(self, draw, released):
+        if draw.round == 2:
+            raise KeyError("the process dies")
+        return paid(self, draw, released)
+
+    paid = Payments.settle
+    with monkeypatch.context() as dying:
+        dying.setattr(Payments, "settle", dies)
+        with pytest.raises(KeyError):
+            train_small(folder, InProcessGrid(), **CALIBRATED)
+    return folder
+
+
+@pytest.mark.parametrize("factor", [0.5, 1 - 1e-9])
+def test_a_block_does_not_go_on_with_less_noise_than_it_was_begun_with(
+    factor, tmp_path, monkeypatch
+):
+    folder = begun(tmp_path / "run", monkeypatch)
+    before = (folder / "ledger.jsonl").read_bytes()
+    calibrated = calibration._calibrated
+    monkeypatch.setattr(calibration, "_calibrated", lambda *a: factor * calibrated(*a))
+    grid = InProcessGrid()
+    with pytest.raises(InputError, match="round 2 has noise of multiplier"):
+        resume_small(folder, grid)
+    assert not any(message.metadata.message_type == "train" for message in grid.sent)
+    assert (folder / "ledger.jsonl").read_bytes() == before
+
+
+def test_a_block_that_goes_on_with_more_noise_costs_the_same_and_is_believed(tmp_path, monkeypatch):
+    folder = begun(tmp_path / "run", monkeypatch)
+    paid = epsilon_of(folder)
+    calibrated = calibration._calibrated
+    monkeypatch.setattr(calibration, "_calibrated", lambda *a: (1 + 1e-9) * calibrated(*a))
+    resume_small(folder, InProcessGrid())
+    assert len(read_ledger(folder / "ledger.jsonl").releases) == 3
+    assert epsilon_of(folder) == pytest.approx(paid, rel=1e-12)
+
+
+def epsilon_of(folder):
+    accountant = RdpAccountant(Adjacency.ADD_OR_REMOVE_ONE)
+    Ledger.open(folder / "ledger.jsonl").compose_into(accountant)
+    return accountant.epsilon(1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sampling": "all"},
+        {"sampling": "poisson", "slot": 1},
+        {"slot": None},
+        {"separation": 2},
+        {"separation": 4.5},
+        {"separation": 0},
+        {"expected_cohort": 30.0},
+        {"population": 120, "expected_cohort": 40.0},
+        {"adjacency": "zero_out"},
+        {"adjacency": "replace_one"},
+        {"bands": 2},
+        {"silos": (1,)},
+        {"noise_multiplier": 0.5, "stddev": 0.05},
+    ],
+    ids=str,
+)
+def test_no_release_is_appended_that_nobody_has_paid_for(changes, tmp_path):
+    directory, _ = train_small(tmp_path / "run", InProcessGrid(), **{**ALLOCATED, "rounds": 2})
+    ledger = Ledger.open(directory.ledger)
+    before = directory.ledger.read_bytes()
+    third = dataclasses.replace(list(ledger)[-1], round=3, slot=3)
+    with pytest.raises(InputError, match="round 3"):
+        ledger.append(dataclasses.replace(third, **changes))
+    assert directory.ledger.read_bytes() == before
+    ledger.append(third)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        dp_accounting.GaussianDpEvent(3.0),
+        dp_accounting.PoissonSampledDpEvent(0.05, dp_accounting.GaussianDpEvent(1.0)),
+        RandomAllocationDpEvent(4, dp_accounting.GaussianDpEvent(1.0)),
+        RandomAllocationDpEvent(BLOCK, dp_accounting.GaussianDpEvent(2.0)),
+    ],
+    ids=str,
+)
+def test_beside_other_releases_a_block_is_accounted_by_rdp(other):
+    added = charge({EVENT: 2, other: 1}, Adjacency.ADD_OR_REMOVE_ONE, [1e-3]).first
+    rdp = RdpAccountant(Adjacency.ADD_OR_REMOVE_ONE)
+    rdp.compose(EVENT, 2)
+    rdp.compose(other)
+    assert added.accountant == "rdp"
+    assert added.epsilon == pytest.approx(rdp.epsilon(1e-3))
+    assert "grid of their own" in added.without_pld or "not installed" in added.without_pld
+
+
+def test_where_pld_cannot_be_had_a_run_that_had_it_is_not_accused(tmp_path, monkeypatch):
+    pytest.importorskip("PLD_accounting")
+    changes = {**ALLOCATED, "rounds": 3, "privacy__accountants": ["rdp", "pld"]}
+    directory, _ = train_small(tmp_path / "run", InProcessGrid(), **changes)
+    assert directory.read_metrics()[-1]["epsilon"]["pld"] is not None
+    monkeypatch.setitem(sys.modules, "PLD_accounting", None)
+    for kept in (loss_distribution, charging._composed_epsilon):
+        kept.cache_clear()
+    account = spent(read_run(directory.path))
+    assert account.disagreements == ()
+    assert "pld" not in account.epsilons

@@ -41,6 +41,7 @@ from fedpriv.training.local import batches
 #: What a line of the metrics may say without a mechanism of its own: functions of releases, of
 #: held-out examples, of the config, and of the clock.
 PUBLIC = {
+    "by_class",
     "round",
     "epsilon",
     "delta",

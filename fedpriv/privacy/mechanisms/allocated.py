@@ -131,9 +131,10 @@ class AllocatedMechanism(Mechanism):
 
 def _sampling(release: Release) -> tuple[str, ...]:
     return (
-        f"Random allocation (balls in bins; Chua et al. 2024; Feldman, Shenfeld 2026): every user "
-        f"takes part in exactly one of every {release.separation} rounds, which it draws "
-        "uniformly, independently of all others and anew for each block of so many rounds.",
+        "Random allocation (balls in bins; Chua et al. 2024; Feldman, Shenfeld 2026): for every "
+        f"user the server draws one round of each block of {release.separation}, uniformly, "
+        "independently of all others and anew for each block, and the user takes part in no other "
+        "round of it. A round that is drawn afresh begins a block of its own, which is paid for.",
         "The first round of a block pays for all of it, also where the run ends within it; the "
         "allocation that was run is the one that is accounted.",
         "Amplification holds against those who do not know in which round a user took part. Users "
