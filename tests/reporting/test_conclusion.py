@@ -51,8 +51,9 @@ def test_of_a_run_that_was_never_measured_it_says_so(make_run) -> None:
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_report_on_one_run_ends_with_it_and_one_on_several_with_a_table(
-    make_run, several, tmp_path
+    make_run, several, tmp_path, monkeypatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow terminal breaks a column's head over two lines
     paths = [make_run(), make_run("b")][: 1 + several]
     out = str(tmp_path / "report.html")
     done = CliRunner().invoke(app, ["report", *map(str, paths), "--output", out])
