@@ -88,6 +88,11 @@ def test_flower_and_ray_are_imported_where_the_federation_package_says():
         ("flower_app.py", "flwr.app"),
         ("flower_app.py", "flwr.serverapp"),
         ("audit.py", "flwr.app"),
+        # For those who come with an app of Flower's own: they hand over its strategy.
+        ("flower/strategy.py", "flwr.app"),
+        ("flower/strategy.py", "flwr.serverapp"),
+        ("flower/strategy.py", "flwr.serverapp.strategy"),
+        ("flower/accountant.py", "flwr.serverapp"),
     }
 
 

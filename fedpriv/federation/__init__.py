@@ -1,7 +1,8 @@
 """Flower and Ray: the strategy, the two apps, and the simulation that runs them.
 
 Nothing outside this package imports Ray, or any of Flower but the names of its public API by which
-`fedpriv.flower_app` and `fedpriv.audit` are handed a grid.
+`fedpriv.flower_app` and `fedpriv.audit` are handed a grid, and `fedpriv.flower` somebody's own
+strategy.
 """
 
 import os
