@@ -41,6 +41,15 @@ def noise_multiplier_for(
 ) -> float:
     """Return the smallest noise multiplier (within 1e-6) with which `rounds` cost at most ε.
 
+        >>> from fedpriv.privacy import Adjacency, GaussianMechanism, GlobalClipping, PoissonSampling
+        >>> sampling, clipping = PoissonSampling(1000, 50), GlobalClipping(0.1)
+        >>> z = noise_multiplier_for(
+        ...     2.0, 1e-5, 100, Adjacency.ADD_OR_REMOVE_ONE,
+        ...     lambda z: sampling.event(GaussianMechanism(z, clipping)),
+        ... )
+        >>> round(z, 4)
+        1.3445
+
     Args:
         epsilon: the target ε, above 0, held against the smallest that has a proof.
         delta: δ, in (0, 1).

@@ -84,6 +84,13 @@ def charge(
 ) -> Bill:
     """Return what `events`, each with its number of releases, cost together.
 
+        >>> from fedpriv.privacy import GaussianMechanism, GlobalClipping, PoissonSampling
+        >>> mechanism = GaussianMechanism(noise_multiplier=1.0, clipping=GlobalClipping(0.1))
+        >>> event = PoissonSampling(population=1000, expected_cohort=50).event(mechanism)
+        >>> bill = charge({event: 100}, Adjacency.ADD_OR_REMOVE_ONE, [1e-5])
+        >>> round(bill.first.epsilon, 3), bill.first.accountant
+        (3.502, 'pld')
+
     Args:
         events: how many releases there are of each event.
         adjacency: the adjacency of all of them.
@@ -201,7 +208,15 @@ class Budget:
 
 @lru_cache(maxsize=64)
 def affordable(event: dp_accounting.DpEvent, budget: Budget, at_most: int) -> int:
-    """Return how many of `at_most` releases of `event` fit into `budget`, by bisection."""
+    """Return how many of `at_most` releases of `event` fit into `budget`, by bisection.
+
+    >>> from fedpriv.privacy import GaussianMechanism, GlobalClipping, PoissonSampling
+    >>> mechanism = GaussianMechanism(noise_multiplier=1.0, clipping=GlobalClipping(0.1))
+    >>> event = PoissonSampling(population=1000, expected_cohort=50).event(mechanism)
+    >>> budget = Budget(epsilon=2.0, delta=1e-5, adjacency=Adjacency.ADD_OR_REMOVE_ONE)
+    >>> affordable(event, budget, at_most=1000)
+    20
+    """
 
     def fit(count: int, accountants: tuple[str, ...]) -> bool:
         cost = charge({event: count}, budget.adjacency, [budget.delta], accountants).first

@@ -249,6 +249,11 @@ def clip(update: Mapping[str, Tensor], rule: ClippingRule) -> ClippedUpdate:
     The blocks that come back are float32 and their joint norm, computed exactly, is at most
     `rule.bound` for every input: float32, bfloat16 or float64, of any size. An update with a NaN
     or Inf, or whose norm overflows float64, contributes zero.
+
+        >>> import torch
+        >>> clipped = clip({"weight": torch.tensor([3.0, 4.0])}, GlobalClipping(bound=1.0))
+        >>> clipped.blocks["weight"]
+        tensor([0.6000, 0.8000])
     """
     norms = torch.stack(
         [torch.linalg.vector_norm(block, dtype=torch.float64) for block in update.values()]

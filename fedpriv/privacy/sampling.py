@@ -116,6 +116,13 @@ class PoissonSampling:
     """Each user takes part independently with probability q = expected_cohort / N.
 
     Adding, removing or zeroing one user changes the sum by its contribution: sensitivity C.
+
+        >>> import numpy
+        >>> sampling = PoissonSampling(population=1000, expected_cohort=50)
+        >>> sampling.probability, sampling.sensitivity(0.1)
+        (0.05, 0.1)
+        >>> len(sampling.draw(numpy.random.default_rng(0)))
+        51
     """
 
     population: int
