@@ -41,7 +41,7 @@ def noise_multiplier_for(
 ) -> float:
     """Return the smallest noise multiplier (within 1e-6) with which `rounds` cost at most ε.
 
-        >>> from fedpriv.privacy import Adjacency, GaussianMechanism, GlobalClipping, PoissonSampling
+        >>> from fedpriv.privacy import GaussianMechanism, GlobalClipping, PoissonSampling
         >>> sampling, clipping = PoissonSampling(1000, 50), GlobalClipping(0.1)
         >>> z = noise_multiplier_for(
         ...     2.0, 1e-5, 100, Adjacency.ADD_OR_REMOVE_ONE,
