@@ -80,6 +80,17 @@ def test_a_maps_directions_are_the_principal_ones_of_what_it_reads():
     torch.testing.assert_close(alike, torch.eye(3, dtype=torch.float64), rtol=0, atol=0.05)
 
 
+def test_targets_have_no_part_in_it(monkeypatch):
+    one = begun(**OURS)
+    parts = [
+        replace(part, targets=1 - part.targets.clamp(max=1)) for part in one.dataset.evaluation()
+    ]
+    monkeypatch.setattr(type(one.dataset), "evaluation", lambda self: iter(parts))
+    other = dict(adapters_of(begun(**OURS).model))
+    for path, layer in adapters_of(one.model):
+        assert layer.lora_A["default"].weight.equal(other[path].lora_A["default"].weight)
+
+
 @torch.no_grad()
 def test_the_model_computes_what_it_did_before():
     trainer, before = begun(**OURS), build_trainer(small_config(**OURS))
