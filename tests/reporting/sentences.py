@@ -13,7 +13,7 @@ MODULES = (
     "privacy/charging.py",
     *(
         f"privacy/mechanisms/{name}.py"
-        for name in ("base", "gaussian", "shares", "local", "silos", "correlated")
+        for name in ("base", "gaussian", "allocated", "shares", "local", "silos", "correlated")
     ),
     *(
         f"reporting/{name}.py"
