@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,8 @@ from fedpriv.reporting.terminal import Column, FittedTable, console, print_lines
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from fedpriv.api import Experiment
 
 tuning_app = typer.Typer()
 
@@ -42,18 +46,13 @@ def tune(
     What that costs is counted (Papernot, Steinke 2022). Again in the same folder it is another
     tuning of the same users, and adds to it; after Ctrl-C the same command goes on.
     """
-    from fedpriv.api import Experiment
-    from fedpriv.config_files import parsed_override
     from fedpriv.privacy.figures import epsilon_text
     from fedpriv.tuning import tune as tuned
 
-    experiment = Experiment.load(config, dict(parsed_override(each) for each in overrides or []))
-    values = _axes(grid or [])
+    experiment, values = _loaded(config, overrides), _axes(grid or [])
     runtime = experiment.config.runtime.grid
-    try:
+    with _going_on():
         found = tuned(experiment, values, trials, mean, runtime, run_dir)  # type: ignore[arg-type]
-    except Interrupted as stopped:
-        raise Interrupted(f"{stopped}; the same command goes on") from None
     out, cost = console(), found.cost
     if found.best is None:
         out.print("no trial was drawn: there is nothing to release, and it costs the same")
@@ -83,23 +82,20 @@ def sweep(
 
     Runs that are in the folder already are kept; after Ctrl-C the same command goes on.
     """
-    from fedpriv.api import Experiment
     from fedpriv.api import sweep as swept
-    from fedpriv.config_files import parsed_override
 
     check_format(format, "table", "json", "csv")
-    experiment = Experiment.load(config, dict(parsed_override(each) for each in overrides or []))
-    values = _axes(grid or [])
-    numbers = None if seeds is None else _axis(f"seed={seeds}", "--seeds")[1]
+    experiment, values = _loaded(config, overrides), _axes(grid or [])
+    if seeds == "":
+        raise InputError("--seeds: write 17,18, got ''")
+    numbers = None if seeds is None else _values("seed", seeds)
     if "seed" in values and numbers is not None:
         raise InputError("--grid: seed is given twice; leave it to --seeds")
     if not values and numbers is None:
         raise InputError("there is nothing to sweep; write --grid key=a,b or --seeds a,b")
     runtime = experiment.config.runtime.grid
-    try:
+    with _going_on():
         found = swept(experiment, values, numbers, runtime, run_dir, progress=format == "table")
-    except Interrupted as stopped:
-        raise Interrupted(f"{stopped}; the same command goes on") from None
     rows = found.assign(run=[str(run.path) for run in found.run])
     if format == "table":
         console().print(_table(rows, [*values, *([] if numbers is None else ["seed"])]))
@@ -109,6 +105,21 @@ def sweep(
     if rows.epsilon.max() < float("inf"):
         chosen = "each run has a ledger of its own; that the best of them was chosen is not counted"
         say([f"{chosen}, which is for public data: fedpriv tune counts it"])
+
+
+def _loaded(config: Path, overrides: list[str] | None) -> Experiment:
+    from fedpriv.api import Experiment
+    from fedpriv.config_files import parsed_override
+
+    return Experiment.load(config, dict(parsed_override(each) for each in overrides or []))
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    try:
+        yield
+    except Interrupted as stopped:
+        raise Interrupted(f"{stopped}; the same command goes on") from None
 
 
 def _table(rows: pd.DataFrame, axes: list[str]) -> FittedTable:
@@ -136,12 +147,16 @@ def _axes(texts: list[str]) -> dict[str, list[Any]]:
     return dict(axes)
 
 
-def _axis(text: str, option: str = "--grid") -> tuple[str, list[Any]]:
-    """Return the key and the values of `key=a,b,c`; values are YAML."""
-    from fedpriv.config_files import parsed_override
-
+def _axis(text: str) -> tuple[str, list[Any]]:
+    """Return the key and the values of `key=a,b,c`."""
     key, equals, values = text.partition("=")
     if not key or not equals or not values:
-        example = "key=a,b,c, such as server.lr=0.1,0.2" if option == "--grid" else "17,18"
-        raise InputError(f"{option}: write {example}, got {text.removeprefix('seed=')!r}")
-    return key.strip(), [parsed_override(f"{key}={each}")[1] for each in values.split(",")]
+        raise InputError(f"--grid: write key=a,b,c, such as server.lr=0.1,0.2, got {text!r}")
+    return key.strip(), _values(key, values)
+
+
+def _values(key: str, texts: str) -> list[Any]:
+    """Return the values of a key, in YAML, with commas between them."""
+    from fedpriv.config_files import parsed_override
+
+    return [parsed_override(f"{key}={each}")[1] for each in texts.split(",")]

@@ -59,8 +59,9 @@ def require_begun(path: Path, releases: Sequence[Release]) -> None:
 def unpaid(before: Sequence[Release], release: Release) -> str | None:
     """Return why a release is not paid for by its block's first one, where it says that it is.
 
-    `before` are the releases before it, at least those of its block. One with more noise than was
-    paid for is its block's with noise added afterwards, which costs nothing; less was not paid for.
+    `before` are the releases before it, at least those of its block, each paid for. One with more
+    noise than was paid for is its block's with noise added afterwards, which costs nothing; less
+    was not paid for.
     """
     if (release.sampling == "random_allocation") != (release.slot is not None):
         return (
@@ -80,20 +81,18 @@ def unpaid(before: Sequence[Release], release: Release) -> str | None:
         return f"round {release.round} of random allocation says that others pay, or add the noise"
     if release.slot == 1:
         return None
-    first = before[1 - release.slot] if len(before) >= release.slot - 1 else None
     last = before[-1] if before else None
-    in_turn = (
-        first is not None
-        and last is not None
-        and first.slot == 1
-        and (last.slot, last.round) == (release.slot - 1, release.round - 1)
-        and not release.attempt
-    )
-    if first is None or not in_turn or _described(first) != _described(release):
+    if (
+        last is None
+        or release.attempt
+        or (last.slot, last.round) != (release.slot - 1, release.round - 1)
+        or _described(last) != _described(release)
+    ):
         return (
             f"round {release.round} is recorded as a part of a block of rounds that no release "
             "before it has paid for"
         )
+    first = before[1 - release.slot]  # since the last one has been looked at in its turn
     paid, found = (_multiplier(replace(each, slot=1)) for each in (first, release))
     if found < paid:
         return (

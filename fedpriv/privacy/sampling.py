@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -111,6 +113,18 @@ def _gaussian(sampling: Sampling, mechanism: Noisy) -> dp_accounting.DpEvent:
     return dp_accounting.GaussianDpEvent(mechanism.noise_multiplier / sampling.sensitivity(1.0))
 
 
+def _amplified(
+    sampling: Sampling,
+    mechanism: Noisy,
+    sampled: Callable[[dp_accounting.DpEvent], dp_accounting.DpEvent],
+) -> dp_accounting.DpEvent:
+    """Return what `sampled` makes of the mechanism's event; without noise nothing is private."""
+    import dp_accounting
+
+    event = _gaussian(sampling, mechanism)
+    return event if isinstance(event, dp_accounting.NonPrivateDpEvent) else sampled(event)
+
+
 @dataclass(frozen=True)
 class PoissonSampling:
     """Each user takes part independently with probability q = expected_cohort / N.
@@ -148,10 +162,8 @@ class PoissonSampling:
         """Return the Poisson-sampled Gaussian (Mironov, Talwar, Zhang 2019)."""
         import dp_accounting
 
-        event = _gaussian(self, mechanism)
-        if isinstance(event, dp_accounting.NonPrivateDpEvent):
-            return event
-        return dp_accounting.PoissonSampledDpEvent(self.probability, event)
+        poisson = partial(dp_accounting.PoissonSampledDpEvent, self.probability)
+        return _amplified(self, mechanism, poisson)
 
 
 @dataclass(frozen=True)
@@ -184,10 +196,10 @@ class FixedSizeSampling:
         """Return the Gaussian sampled without replacement (Wang, Balle, Kasiviswanathan 2019)."""
         import dp_accounting
 
-        event = _gaussian(self, mechanism)
-        if isinstance(event, dp_accounting.NonPrivateDpEvent):
-            return event
-        return dp_accounting.SampledWithoutReplacementDpEvent(self.population, self.cohort, event)
+        fixed = partial(
+            dp_accounting.SampledWithoutReplacementDpEvent, self.population, self.cohort
+        )
+        return _amplified(self, mechanism, fixed)
 
 
 @dataclass(frozen=True)
@@ -275,14 +287,9 @@ class RandomAllocation:
 
     def event(self, mechanism: Noisy) -> dp_accounting.DpEvent:
         """Return the event of all rounds of a block together."""
-        import dp_accounting
-
         from fedpriv.privacy.allocation import RandomAllocationDpEvent
 
-        event = _gaussian(self, mechanism)
-        if isinstance(event, dp_accounting.NonPrivateDpEvent):
-            return event
-        return RandomAllocationDpEvent(self.rounds, event)
+        return _amplified(self, mechanism, partial(RandomAllocationDpEvent, self.rounds))
 
 
 def _distinct(generator: np.random.Generator, population: int, size: int) -> np.ndarray:
