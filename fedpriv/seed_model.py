@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from fedpriv.models.parameters import parameters_of
 from fedpriv.models.registry import MODELS
 from fedpriv.optimizers.server import Server
 from fedpriv.tasks.recognition import Recognition
+from fedpriv.threads import threads_of_torch
 from fedpriv.training.checkpoint import digest_of, write_tensors
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.pretrain import Listener, Pretraining, measures_of, pretrain
@@ -110,7 +110,6 @@ def make_seed_model(
     config: ExperimentConfig, recipe: PretrainConfig, listener: Listener, stop: threading.Event
 ) -> None:
     """Pre-train the config's seed model and write its file, whole or not at all."""
-    torch.set_num_threads(config.runtime.workers * config.runtime.threads_per_worker)
     whole = config.model_copy(update={"model": config.model.whole()})
     training = _pretraining(config, recipe, build_trainer(whole))
     path, fingerprint = seed_path(config), _fingerprint(config)
@@ -119,8 +118,10 @@ def make_seed_model(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"seed_model.path: cannot write {folder} ({error.strerror})") from None
-    pretrain(training, folder, fingerprint, listener, stop)
-    _write(path, parameters_of(training.model), measures_of(training), fingerprint)
+    with threads_of_torch(config.runtime.workers * config.runtime.threads_per_worker):
+        pretrain(training, folder, fingerprint, listener, stop)
+        measures = measures_of(training)
+    _write(path, parameters_of(training.model), measures, fingerprint)
     for file in sorted(folder.glob("round-*")):  # torn ones of a killed process too
         file.unlink()
     with suppress(OSError):  # something else lies there, which is not ours to remove

@@ -311,8 +311,9 @@ class _Trainers:
         `data` is the digest of the users' data, "" in a deployment, whose nodes start anew for each
         message. For `allow` see `build_trainer`.
         """
+        # Each time: a grid in one process with others leaves them as they were before.
+        torch.set_num_threads(config.runtime.threads_per_worker)
         if self._trainer is None or self._for != (config, data):
-            torch.set_num_threads(config.runtime.threads_per_worker)
             trainer = build_trainer(config, allow=allow)
             self._trainer = _with_the_servers_data(trainer, config, data)
             self._for = (config, data)

@@ -10,16 +10,15 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Set
-from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
-import torch
 from torch import nn
 
 from fedpriv.errors import InputError
 from fedpriv.imports import command_for
 from fedpriv.models.options import LoraOptions, ModelOptions
+from fedpriv.threads import threads_of_torch
 
 # What peft can adapt, where it is asked to by name; linear maps also where it is not.
 _LINEAR = ("Linear", "NonDynamicallyQuantizableLinear", "Conv1D")
@@ -52,7 +51,7 @@ def add_adapters(model: nn.Module, options: ModelOptions, head: Set[str]) -> set
         use_dora=lora.variant == "dora",
         init_lora_weights=begins,  # type: ignore[arg-type]
     )
-    with warnings.catch_warnings(), one_thread():
+    with warnings.catch_warnings(), threads_of_torch(1):
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
         try:
             inject_adapter_in_model(config, model)
@@ -134,14 +133,3 @@ def _adaptable(model: nn.Module) -> Iterator[tuple[str, tuple[str, bool]]]:
         kind = next((each for each in kinds if each in _LINEAR + _OTHERS), None)
         if path and kind is not None and layer not in past:
             yield path, (kind, uses[id(layer.weight)] > 1)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let the body compute in one thread: sums of several end in other bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -19,8 +19,9 @@ from fedpriv.components import failure_of
 from fedpriv.data.federated import Batch
 from fedpriv.draws import drawing_from
 from fedpriv.errors import InputError
-from fedpriv.models.lora import adapters_of, merged, one_thread
+from fedpriv.models.lora import adapters_of, merged
 from fedpriv.tasks.base import Task, in_order
+from fedpriv.threads import threads_of_torch
 from fedpriv.training.cohort import CohortTrainer
 
 # Passes after which directions that still turn will not settle.
@@ -48,7 +49,7 @@ def begin_with_public(trainer: CohortTrainer, batch_size: int, seed: int) -> Non
     batches = [batch for part in parts if len(part) for batch in in_order(part, size)]
     if not batches:
         raise InputError("model.lora.variant: eva reads held-out examples, and there are none")
-    with drawing_from(seed, trainer.device), one_thread():
+    with drawing_from(seed, trainer.device), threads_of_torch(1):
         found = _directions(model, task, batches, rank)
     for path, layer in adapters_of(model):
         with torch.no_grad():

@@ -21,6 +21,7 @@ from fedpriv.privacy import Ledger, Randomness
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.spent import spent
 from fedpriv.reporting.statement import privacy_statement
+from fedpriv.threads import threads_of_torch
 
 
 @pytest.fixture(autouse=True)
@@ -90,9 +91,10 @@ def parameters(directory):
 
 def test_a_round_that_too_few_took_part_in_is_tried_again_as_it_was(tmp_path, folders):
     """The same cohort and noise, of which nothing was released: it is paid for once."""
-    whole = trained(deployment(tmp_path, folders, "whole"), Deployed(folders), Silent())
-    grid, observer = Failing(folders, {2: {0, 1}, 3: {2, 1}}), Silent()
-    directory = trained(deployment(tmp_path, folders), grid, observer)
+    with threads_of_torch(2):  # nodes compute in as many as the config says all the same
+        whole = trained(deployment(tmp_path, folders, "whole"), Deployed(folders), Silent())
+        grid, observer = Failing(folders, {2: {0, 1}, 3: {2, 1}}), Silent()
+        directory = trained(deployment(tmp_path, folders), grid, observer)
     assert charges(directory) == charges(whole) == [(1, 0), (2, 0), (3, 0)]
     assert grid.asked_for[1] == grid.asked_for[2] == grid.asked_for[3]
     assert parameters(directory).equal(parameters(whole))

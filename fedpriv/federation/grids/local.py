@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
-import torch
 from flwr.app import Message
 
 from fedpriv.errors import ClientFault, FedprivError
 from fedpriv.federation.client_app import client_node
 from fedpriv.federation.grids.base import FIRST_NODE, NodeFactory, OwnGrid, give_id, told
+from fedpriv.threads import threads_of_torch
 
 
 class LocalGrid(OwnGrid):
@@ -45,7 +44,7 @@ class LocalGrid(OwnGrid):
         asked = [one for one in self._asked.values() if one.metadata.message_id in wanted]
         for message in asked:
             del self._asked[message.metadata.dst_node_id]
-        with _threads(self._threads):
+        with threads_of_torch(self._threads):
             return [self.answer(message) for message in asked]
 
     def answer(self, message: Message) -> Message:
@@ -56,15 +55,3 @@ class LocalGrid(OwnGrid):
             raise
         except Exception as error:
             raise ClientFault(told(error)) from error
-
-
-@contextmanager
-def _threads(number: int | None) -> Iterator[None]:
-    """Let Torch have as many threads in the body as nodes have elsewhere: sums depend on it."""
-    before = torch.get_num_threads()
-    if number is not None:
-        torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
