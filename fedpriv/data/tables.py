@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +119,9 @@ def _read(path: Path) -> tuple[pd.DataFrame, int]:
     try:
         if path.name.lower().endswith(_PARQUET):
             needed("pyarrow", f"{path}: reading Parquet")
+            from pyarrow.parquet import read_schema
+
+            _require_names_of_their_own(path, read_schema(path).names)
             return pd.read_parquet(path, engine="pyarrow"), 0
         return _read_text(path)
     except InputError:
@@ -136,22 +141,33 @@ def _read(path: Path) -> tuple[pd.DataFrame, int]:
 
 def _read_text(path: Path) -> tuple[pd.DataFrame, int]:
     suffix = next(each for each in _SEPARATORS if path.name.lower().endswith(each))
+    read = partial(
+        pd.read_csv,
+        path,
+        sep=_SEPARATORS[suffix],
+        dtype=object,  # as text: what a cell holds must not change how others are read
+        keep_default_na=False,
+        na_filter=False,
+        index_col=False,
+        encoding="utf-8-sig",
+        encoding_errors="surrogateescape",
+        low_memory=False,
+    )
+    _require_names_of_their_own(path, read(header=None, nrows=1).iloc[0])
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", pd.errors.ParserWarning)
-        frame = pd.read_csv(
-            path,
-            sep=_SEPARATORS[suffix],
-            dtype=object,  # as text: what a cell holds must not change how others are read
-            keep_default_na=False,
-            na_filter=False,
-            on_bad_lines="warn",
-            index_col=False,
-            encoding="utf-8-sig",
-            encoding_errors="surrogateescape",
-            low_memory=False,
-        )
+        frame = read(on_bad_lines="warn")
     left_out = sum(str(each.message).count("Skipping line") for each in told)
     return frame, left_out
+
+
+def _require_names_of_their_own(path: Path, names: Iterable[str]) -> None:
+    """Refuse a table of which a name means two columns: pandas would rename one, in silence."""
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        raise InputError(
+            f"{path}: several columns are called {twice[0]!r}; give each a name of its own"
+        )
 
 
 def _said(error: Exception) -> str:

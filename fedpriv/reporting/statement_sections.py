@@ -257,7 +257,8 @@ def _sampling(run: Run) -> tuple[str, ...]:
         "fixed_size": f"Each round exactly {cohort:g} of the {n:,} users are drawn, uniformly and "
         "without replacement.",
         "min_separation": "A user takes part at most once in a public number of rounds.",
-        "random_allocation": "A user takes part in exactly one of a public number of rounds.",
+        "random_allocation": "For each user one of a public number of rounds is drawn, again "
+        "and again.",
     }[sampling.kind]
     if not run.private:
         return (how,)

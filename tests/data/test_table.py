@@ -2,6 +2,8 @@
 
 import numpy as np
 import pandas as pd
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 import torch
 from held_out import held_out
@@ -135,6 +137,21 @@ def test_what_is_no_table_is_one_line(folder):
     (folder / "people.csv").unlink()
     (folder / "people.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match=r"people\.parquet: cannot be read as a table"):
+        built(folder)
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_a_name_that_means_two_columns_is_refused(folder, form):
+    """The second would be renamed, and be a feature: that of what is predicted, say."""
+    table = pyarrow.csv.read_csv(folder / "people.csv")
+    names = ["target" if name == "x1" else name for name in table.column_names]
+    twice = table.rename_columns(names)
+    if form == "csv":
+        pyarrow.csv.write_csv(twice, folder / "people.csv")
+    else:
+        (folder / "people.csv").unlink()
+        pyarrow.parquet.write_table(twice, folder / "people.parquet")
+    with pytest.raises(InputError, match=rf"people\.{form}: several columns are called 'target';"):
         built(folder)
 
 

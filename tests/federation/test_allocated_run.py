@@ -65,8 +65,9 @@ def test_everybody_is_in_one_round_of_each_block_and_its_first_round_pays(tmp_pa
     text = render([directory.path], "md")
     assert "draws one round of each block of 3, uniformly" in text
     assert "The first round of a block pays for all of it" in text
+    assert "its privacy loss distribution, where one is given, PLD_accounting's" in text
     assert "those who do not know in which round a user took part" in text
-    assert "each draws its round independently of all others" in text
+    assert "each user's round is drawn independently of all others'" in text
     document = json.loads(render([directory.path], "json"))["runs"][0]
     assert document["ledger"]["mechanism"] == "allocated"
 

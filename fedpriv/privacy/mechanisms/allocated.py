@@ -137,6 +137,8 @@ def _sampling(release: Release) -> tuple[str, ...]:
         "round of it. A round that is drawn afresh begins a block of its own, which is paid for.",
         "The first round of a block pays for all of it, also where the run ends within it; the "
         "allocation that was run is the one that is accounted.",
+        "A block's Rényi divergences are fedpriv's own; its privacy loss distribution, where one "
+        "is given, PLD_accounting's. dp-accounting composes blocks.",
         "Amplification holds against those who do not know in which round a user took part. Users "
         "who were drawn and did not answer contributed zero.",
     )

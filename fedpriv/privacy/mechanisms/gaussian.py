@@ -253,8 +253,8 @@ def _against_a_node(facts: Facts) -> str:
         "poisson": "it knows which of its own users were drawn, and each is drawn by a coin of "
         "its own.",
         "all": "everybody is in every round.",
-        "random_allocation": "it knows when its own users took part, and each draws its round "
-        "independently of all others.",
+        "random_allocation": "it knows when its own users took part, and each user's round is "
+        "drawn independently of all others'.",
         "min_separation": "nothing is claimed for who was drawn.",
     }[facts.sampling.kind]
     return (
