@@ -24,6 +24,16 @@ _NOT_THERE = {
 _TAKEN = {errno.EAGAIN, errno.EACCES}
 # Room can be made, and quotas raised; a disk with errors may be mounted anew.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+# What a path answers that this process cannot follow, or may not.
+_BARRED = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EIO,
+    errno.ESTALE,
+}
 
 
 class NoLocksError(OSError):
@@ -136,6 +146,19 @@ def has_no_room(error: BaseException) -> bool:
     if isinstance(error, ClientFault):
         return any(os.strerror(number) in str(error) for number in _NO_ROOM)
     return isinstance(error, OSError) and error.errno in _NO_ROOM
+
+
+def barred(error: OSError) -> str | None:
+    """Say which path this process cannot follow, or may not; None where that is not the fault.
+
+    A path may be asked about in many places before anything is read there.
+    """
+    if error.errno not in _BARRED or error.filename is None:
+        return None
+    return (
+        f"{os.fsdecode(error.filename)}: cannot be reached ({error.strerror}): a fault of the path, "
+        "its disk or its permissions; mend it and start again"
+    )
 
 
 def no_room(error: Exception) -> str:

@@ -14,7 +14,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedpriv.config_files import load_config
-from fedpriv.disk import has_no_room, no_room
+from fedpriv.disk import barred, has_no_room, no_room
 from fedpriv.errors import FedprivError, InputError
 from fedpriv.experiment import Experiment, create, prepare, reopen, stop_signal, train
 from fedpriv.federation.simulated import check_nodes
@@ -45,6 +45,8 @@ def _under_flower(grid: Grid, context: Context) -> None:
     except OSError as error:
         if has_no_room(error):
             _LOG.error("fedpriv: %s, then start the same run again", no_room(error))
+        elif (reason := barred(error)) is not None:
+            _LOG.error("fedpriv: %s", reason)
         raise
 
 

@@ -21,6 +21,7 @@ from typer.main import get_command
 
 from fedpriv import __main__, cli, experiment
 from fedpriv.config import ExperimentConfig
+from fedpriv.disk import barred
 from fedpriv.errors import ClientFault, InputError, Interrupted, WorkerLost
 from fedpriv.federation import ray_cluster
 from fedpriv.privacy import Ledger
@@ -491,6 +492,40 @@ def test_output_that_was_closed_ends_no_command(monkeypatch, config):
     with pytest.raises(SystemExit) as ended:
         __main__.main()
     assert ended.value.code == 0
+
+
+NO_NAME = "x" * 300  # root may do anything: here is a path that no file system has
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("run", "configs/vit_digits.yaml", f"--set=seed_model.path={NO_NAME}"),
+        ("run", "configs/vit_digits.yaml", f"--set=run_dir={NO_NAME}"),
+        ("run", NO_NAME),
+        ("resume", NO_NAME),
+        ("report", NO_NAME),
+        ("predict", NO_NAME, "x.png"),
+        ("export", NO_NAME, "--to=torch"),
+        ("ledger", "verify", NO_NAME),
+        ("deploy", "prepare", "configs/vit_digits.yaml", f"--out={NO_NAME}"),
+    ],
+    ids=lambda asked: " ".join(asked)[:20],
+)
+def test_a_path_that_cannot_be_followed_is_one_line(fedpriv, asked):
+    """Wherever it is first asked about; a folder that may not be searched is another cause."""
+    code, _, err = fedpriv(*asked)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert "File name too long" in err
+    assert "Traceback" not in err
+
+
+def test_whoever_may_not_search_a_folder_is_told_which_path_it_is():
+    refused = PermissionError(errno.EACCES, "Permission denied", "/locked/config.yaml")
+    assert "/locked/config.yaml: cannot be reached (Permission denied)" in str(barred(refused))
+    assert barred(OSError(errno.ENOENT, "gone", "x")) is None
+    assert barred(OSError(errno.EACCES, "Permission denied")) is None
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EPIPE, None)])

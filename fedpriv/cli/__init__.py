@@ -20,8 +20,8 @@ from fedpriv.cli.models import models_app
 from fedpriv.cli.runs import runs_app
 from fedpriv.cli.starting import starting_app
 from fedpriv.cli.tuning import tuning_app
-from fedpriv.disk import has_no_room, no_room
-from fedpriv.errors import FedprivError
+from fedpriv.disk import barred, has_no_room, no_room
+from fedpriv.errors import FedprivError, InputError
 from fedpriv.reporting.terminal import let_print_anything
 
 app = typer.Typer(
@@ -87,9 +87,12 @@ def main() -> None:
         tell(error)
         sys.exit(error.exit_code)
     except OSError as error:
-        if not has_no_room(error):
+        if has_no_room(error):
+            complain(no_room(error))
+            sys.exit(FedprivError.exit_code)
+        if (reason := barred(error)) is None:
             raise
-        complain(no_room(error))
-        sys.exit(FedprivError.exit_code)
+        complain(reason)
+        sys.exit(InputError.exit_code)
     except KeyboardInterrupt:
         abandon()

@@ -149,10 +149,12 @@ def build_user_files(options: UserFilesOptions, seed: int) -> UserFiles:
 def _public(file: Path) -> _Public:
     try:
         return _Public.model_validate_json(file.read_bytes())
-    except OSError as error:
+    except FileNotFoundError as error:
         raise InputError(
             f"data.path: {file} cannot be read ({error.strerror}); fedpriv deploy prepare writes it"
         ) from None
+    except OSError as error:
+        raise unreachable(file, error) from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "it"
