@@ -156,8 +156,8 @@ def barred(error: OSError) -> str | None:
     if error.errno not in _BARRED or error.filename is None:
         return None
     return (
-        f"{os.fsdecode(error.filename)}: cannot be reached ({error.strerror}): a fault of the path, "
-        "its disk or its permissions; mend it and start again"
+        f"{os.fsdecode(error.filename)}: cannot be reached ({error.strerror}): a fault of the "
+        "path, its disk or its permissions; mend it and start again"
     )
 
 
