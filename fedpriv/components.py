@@ -35,7 +35,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
-from fedpriv.errors import InputError
+from fedpriv.errors import FedprivError, InputError
 from fedpriv.imports import command_for
 from fedpriv.origins import Origin, module_beside, origin_of, origin_of_object
 from fedpriv.sections import NO_BEARING, Section
@@ -145,8 +145,8 @@ class Component:
     def _called(self, arguments: Mapping[str, Any]) -> Any:
         try:
             return self.make(**arguments)
-        except (TypeError, ValueError) as error:
-            if self.origin is None:
+        except Exception as error:  # whatever its own code raises
+            if self.origin is None or isinstance(error, FedprivError | MemoryError):
                 raise
             where = f"{self.kind.key}.{self.kind.name_key}"
             raise InputError(f"{where}: {self.name} fails: {failure_of(error)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import threading
@@ -15,7 +16,7 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import nn
 
-from fedpriv.components import outside
+from fedpriv.components import failure_of, outside
 from fedpriv.config import ExperimentConfig
 from fedpriv.data.federated import Batch
 from fedpriv.errors import InputError, Interrupted
@@ -169,7 +170,38 @@ def complete(plan: Plan, trainer: CohortTrainer) -> Experiment:
     Raises:
         InputError: the optimizer's settings are impossible, or no held-out example can be used.
     """
+    if not {"server.optimizer", "server.normalize", "algorithm"}.isdisjoint(outside(plan.config)):
+        _try_step(plan, trainer.model)
     return Experiment(plan, trainer, build_server(plan.config, trainer.model, Server))
+
+
+def _try_step(plan: Plan, model: nn.Module) -> None:
+    """Let the server of a plan move a copy of the model twice, by random numbers.
+
+    Code from outside would first be called where a round is paid for: what it gets wrong is found
+    here.
+
+    Raises:
+        InputError: it fails, or no checkpoint can hold what it keeps.
+    """
+    server = build_server(plan.config, copy.deepcopy(model), Server)
+    generator, algorithm = torch.Generator().manual_seed(0), plan.algorithm
+    for round_ in (1, 2):
+        update = torch.randn(server.layout.total, generator=generator)
+        server.step(update, round_, seed=round_, noise=[1.0] * len(server.layout.names))
+        try:
+            kept = algorithm.server(
+                [update] * len(algorithm.payloads), server.shared, plan.fraction
+            )
+        except Exception as error:  # whatever its own code raises
+            raise InputError(f"algorithm: its server fails: {failure_of(error)}") from error
+        if not isinstance(kept, torch.Tensor) or kept.shape != server.shared.shape:
+            raise InputError(
+                "algorithm: its server must return what it keeps, of the shape "
+                f"{tuple(server.shared.shape)}"
+            )
+        server.shared = kept
+        server.state()
 
 
 def build_server(config: ExperimentConfig, model: nn.Module, kind: type[S]) -> S:

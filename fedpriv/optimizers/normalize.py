@@ -18,8 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedpriv.components import Kind, Options
-from fedpriv.errors import InputError
+from fedpriv.components import Kind, Options, failure_of
+from fedpriv.errors import FedprivError, InputError
 
 Update = dict[str, Tensor]
 Normalizer = Callable[..., Update]
@@ -89,17 +89,24 @@ class Normalization:
         """Return the normalised blocks; `noise` are the deviations of the noise on each.
 
         Raises:
-            InputError: the normaliser returned something else.
+            InputError: the normaliser failed, or returned something else.
         """
         self._calls += 1
-        known = getattr(self._made, "knows_noise", False)
-        blocks = self._made(dict(update), dict(noise or {})) if known else self._made(dict(update))
-        if not isinstance(blocks, dict) or {k: b.shape for k, b in blocks.items()} != {
+        known = [dict(noise or {})] if getattr(self._made, "knows_noise", False) else []
+        try:
+            blocks = self._made(dict(update), *known)
+        except (FedprivError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever its own code raises
+            raise InputError(
+                f"server.normalize: {self._name} fails: {failure_of(error)}"
+            ) from error
+        if not isinstance(blocks, dict) or {k: _shape(b) for k, b in blocks.items()} != {
             k: b.shape for k, b in update.items()
         }:
             raise InputError(
                 f"server.normalize: {self._name} must return a dict with the blocks that it was "
-                "given, each of its own shape"
+                "given, each a tensor of its own shape"
             )
         return blocks
 
@@ -112,15 +119,17 @@ class Normalization:
         made: Any = self._made
         if isinstance(made, type | FunctionType):
             return None
-        buffer = io.BytesIO()
+        buffer, kept = io.BytesIO(), {}
         try:
-            torch.save(made.state_dict() if hasattr(made, "state_dict") else vars(made), buffer)
+            kept = made.state_dict() if hasattr(made, "state_dict") else vars(made)
+            torch.save(kept, buffer)
             if self._calls < 2:  # later ones are of the same kinds
                 _loaded(buffer)
-        except Exception as error:  # pickle raises many kinds, whatever the object's own code does
+        except Exception:  # pickle raises many kinds, whatever the object's own code does
             raise InputError(
-                f"server.normalize: {self._name} keeps what no checkpoint can hold ({error}); keep "
-                "tensors, numbers, texts, lists and dicts, or write state_dict and load_state_dict"
+                f"server.normalize: {self._name} keeps what no checkpoint can hold"
+                f"{_not_held(kept)}; keep tensors, numbers, texts, lists and dicts, or write "
+                "state_dict and load_state_dict"
             ) from None
         return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
 
@@ -153,6 +162,23 @@ class Normalization:
             raise InputError(
                 f"the checkpoint does not fit server.normalize: {self._name} ({error})"
             ) from None
+
+
+def _shape(block: object) -> object:
+    return block.shape if isinstance(block, Tensor) else None
+
+
+def _not_held(kept: Any) -> str:
+    """Say which parts of a state no checkpoint can hold."""
+    found = []
+    for name, value in dict(kept).items():
+        buffer = io.BytesIO()
+        try:
+            torch.save(value, buffer)
+            _loaded(buffer)
+        except Exception:  # as where it is saved
+            found.append(f"{name} is a {type(value).__name__}")
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _loaded(buffer: io.BytesIO, place: Place | None = None) -> Any:

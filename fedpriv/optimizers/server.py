@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedpriv.components import Named, Slot
+from fedpriv.components import Named, Slot, failure_of
 from fedpriv.draws import drawing_from
 from fedpriv.errors import InputError
 from fedpriv.models.parameters import Layout, parameters_of
@@ -98,6 +98,7 @@ class Server:
         """Make ready to move `model`; for what is `undone` see `UndoneClipping`."""
         self.model = model
         self.layout = Layout.of(model)
+        self._name = optimizer
         self._lr = lr
         self._schedule = schedule
         self._rounds = rounds
@@ -124,6 +125,10 @@ class Server:
             round_: the round, for the schedule.
             seed: for optimizers that draw random projections, so that a repeated round repeats.
             noise: the standard deviation of the noise on each block; empty for none.
+
+        Raises:
+            InputError: the normaliser or the optimizer failed, or the model has numbers that are
+                not finite: no round after it could teach it anything, and each would be paid for.
         """
         names = self.layout.names
         parts = zip(self.layout.split(average).items(), self._undone, strict=True)
@@ -137,8 +142,23 @@ class Server:
             parameter.grad = blocks[name].to(parameter, copy=True)
         scale_learning_rates(self._optimizer, factor(self._schedule, round_, self._rounds))
         with drawing_from(seed, self._parameters[0].device):
-            self._optimizer.step()
+            self._move()
         self._optimizer.zero_grad()
+        if not torch.stack([p.isfinite().all() for p in self._parameters]).all():
+            raise InputError(
+                f"server: round {round_} left numbers in the model that are not finite; start "
+                "another run with a lower server.lr, another server.optimizer or server.normalize"
+            )
+
+    def _move(self) -> None:
+        try:
+            self._optimizer.step()
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the code of one from outside raises
+            raise InputError(
+                f"server.optimizer: {self._name} fails: {failure_of(error)}"
+            ) from error
 
     def state(self) -> dict[str, Tensor]:
         """Return everything needed to continue, as tensors by name.

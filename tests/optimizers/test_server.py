@@ -76,3 +76,10 @@ def test_a_step_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     server.step(average(server, 1), 1, seed=3)
     assert torch.get_rng_state().equal(before)
+
+
+def test_a_step_that_leaves_no_numbers_ends_the_run():
+    """No round after it could teach the model anything, and each would be paid for."""
+    server = new_server("sgd", lr=1e38)
+    with pytest.raises(InputError, match=r"round 3 left numbers .* not finite; .*server\.lr"):
+        server.step(torch.full((server.layout.total,), 1e10), 3, seed=0)

@@ -1,0 +1,61 @@
+"""Normalisers and an optimizer that are wrong, each in a way that its author did not mean."""
+
+from dataclasses import dataclass
+
+import torch
+
+from fedpriv.algorithms.base import Algorithm
+
+
+def flat(update):
+    """Of another shape."""
+    return {name: block.flatten() for name, block in update.items()}
+
+
+def listed(update):
+    """Without names."""
+    return list(update.values())
+
+
+def undefined(update):
+    """As 0/0 is."""
+    return {name: block * float("nan") for name, block in update.items()}
+
+
+class Second:
+    """Fails when it is called again."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, update):
+        self.calls += 1
+        if self.calls == 2:
+            raise ValueError("again")
+        return update
+
+
+class Grows:
+    """Keeps, from its first call on, what no checkpoint can hold."""
+
+    def __call__(self, update):
+        self.seen = iter(update)
+        return update
+
+
+class Halting(torch.optim.SGD):
+    """Cannot step."""
+
+    def step(self, closure=None):
+        raise RuntimeError("no step")
+
+
+@dataclass(frozen=True)
+class Forgetful(Algorithm):
+    """Keeps a vector on the server, and forgets to return it."""
+
+    cite = "nobody"
+    shared = ("direction",)
+
+    def server(self, averages, shared, fraction):
+        shared[0] = averages[0]
