@@ -54,9 +54,16 @@ def _draw_quality(axes: Axes, run: Run) -> None:
 
 
 def _draw_epsilon(axes: Axes, run: Run) -> None:
-    epsilons = rdp_by_round(run)
+    epsilons, account = rdp_by_round(run), spent(run)
+    why = ""
     if run.delta is None or not all(math.isfinite(epsilon) for epsilon in epsilons):
-        axes.text(0.5, 0.5, "no privacy", transform=axes.transAxes, ha="center", color="#B00020")
+        why = "no privacy"
+    elif not run.complete:
+        why = "ε is unknown: lines are missing"
+    elif account.disagreements:
+        why = "the run's figures contradict its ledger"
+    if why:
+        axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", color="#B00020")
         axes.set_yticks([])
         return
     axes.plot([row["round"] for row in run.rows], epsilons, color=_BLUE, label="ε by RDP")
@@ -64,7 +71,7 @@ def _draw_epsilon(axes: Axes, run: Run) -> None:
     if tight:
         axes.plot(*zip(*tight, strict=True), "s", markersize=4, color=_VERMILLION, label="by PLD")
     if run.ahead:
-        promised = min(spent(run).epsilons.values())
+        promised = min(account.epsilons.values())
         axes.axhline(promised, color=_VERMILLION, label="promised: of all planned rounds")
     budget = run.config.privacy.budget.epsilon if run.config.privacy else None
     if budget is not None:
