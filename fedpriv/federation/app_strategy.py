@@ -180,7 +180,12 @@ class StrategyServer:
         return float(getattr(self.strategy, "eta", of_its_own))
 
     def step(self, average: Tensor, round_: int, seed: int, noise: Sequence[float] = ()) -> None:
-        """Hand the strategy the one reply: what nodes were sent, less the noisy mean `[total]`."""
+        """Hand the strategy the one reply: what nodes were sent, less the noisy mean `[total]`.
+
+        Raises:
+            InputError: it makes no model of that, or one with numbers that are not finite: no round
+                after it could teach it anything, and each would be paid for.
+        """
         assert self._asked is not None
         key, sent = next(iter(self._asked.content.array_records.items()))
         moves = self.layout.split(average)
@@ -193,9 +198,14 @@ class StrategyServer:
         mean["metrics"] = MetricRecord({weight: 1.0})
         reply = Message(mean, reply_to=self._asked)
         arrays, _ = self.strategy.aggregate_train(round_, [reply])
+        name = type(self.strategy).__name__
         if arrays is None or _layout(arrays) != self.layout:
-            name = type(self.strategy).__name__
             raise InputError(f"strategy: {name} made no model of the noisy mean")
+        if not all(np.isfinite(array.numpy()).all() for array in arrays.values()):
+            raise InputError(
+                f"strategy: {name} left numbers in the model that are not finite in round "
+                f"{round_}; start another run with smaller steps"
+            )
         self.arrays = arrays
 
     def state(self) -> dict[str, Tensor]:

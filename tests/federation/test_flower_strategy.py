@@ -500,6 +500,18 @@ class Halved(FedAvg):
         return super().configure_train(server_round, arrays, config, grid)
 
 
+def test_a_strategy_that_leaves_no_numbers_ends_the_run(tmp_path):
+    class Undefined(FedAvg):
+        def aggregate_train(self, server_round, replies):
+            arrays, metrics = super().aggregate_train(server_round, replies)
+            return ArrayRecord({k: Array(v.numpy() * np.nan) for k, v in arrays.items()}), metrics
+
+    strategy = wrapped(tmp_path / "run", Undefined(), mean_only=True)
+    with pytest.raises(InputError, match=r"Undefined left numbers .* not finite in round 1"):
+        strategy.start(Grid(app_of([])), start_record(), num_rounds=3)
+    assert len(read_ledger(tmp_path / "run" / "ledger.jsonl").releases) == 1
+
+
 @pytest.mark.parametrize(
     ("strategy", "why"),
     [
