@@ -34,8 +34,9 @@ from fedpriv.privacy.mechanisms.allocated import AllocatedMechanism
 from fedpriv.privacy.mechanisms.base import Mechanism
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism, GaussianMechanism
 from fedpriv.privacy.mechanisms.local import LocalMechanism
+from fedpriv.privacy.mechanisms.noise_trial import require_noise
 from fedpriv.privacy.mechanisms.options import SERVER_NOISE
-from fedpriv.privacy.mechanisms.outside import require_noise, require_recorded
+from fedpriv.privacy.mechanisms.outside import require_recorded
 from fedpriv.privacy.mechanisms.shares import SharedMechanism
 from fedpriv.privacy.mechanisms.silos import SiloMechanism
 from fedpriv.privacy.options import PrivacyConfig
@@ -192,8 +193,8 @@ def _mechanism(
     contributions = make(GaussianMechanism(z, GlobalClipping(1.0))).contributions
     mechanism = make(build_gaussian(config, z, layout, contributions))
     if SERVER_NOISE.of(privacy.mechanism).origin is not None:
-        blocks = len(layout.sizes) * len(build_algorithm(config).payloads)
-        require_noise(mechanism, blocks, config.rounds)
+        sizes = layout.sizes * len(build_algorithm(config).payloads)
+        require_noise(mechanism, sizes, config.rounds)
     return mechanism
 
 

@@ -13,7 +13,12 @@ from fedpriv.privacy.clipping_rules import CLIPPING, AdaptiveOptions, ClippingOp
 from fedpriv.privacy.error_feedback import ErrorFeedbackConfig
 from fedpriv.privacy.example_level import ExampleConfig, ExampleLevel
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
-from fedpriv.privacy.mechanisms.options import SERVER_NOISE, MechanismOptions, unproven_with
+from fedpriv.privacy.mechanisms.options import (
+    SERVER_NOISE,
+    MechanismOptions,
+    require_class,
+    unproven_with,
+)
 from fedpriv.privacy.sampling import Adjacency, build_sampling
 from fedpriv.privacy.sampling_options import SAMPLINGS, SamplingOptions
 from fedpriv.sections import Positive, Section
@@ -182,6 +187,7 @@ class PrivacyConfig(Section):
             self._check_allocation()
         if self.mechanism.kind == "independent" or self.mechanism.unread:
             return self
+        require_class(self.mechanism)
         unproven = partial(unproven_with, self.mechanism)
         refused = {
             "unit: example": self.unit == "example",

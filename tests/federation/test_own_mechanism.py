@@ -1,6 +1,7 @@
 """A mechanism of somebody's own, in whole runs in this process."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,13 +52,17 @@ def test_two_of_its_runs_share_no_noise_with_others(tmp_path):
     [
         ("Boastful", "record and event must agree"),
         ("Forgetful", "does not record who pays"),
-        ("TwoDraws", "TwoDraws"),
+        ("TwoDraws", "TwoDraws is not a Mechanism: write a class that extends CentralMechanism"),
+        ("changed", "changed is not a Mechanism: write a class"),
+        ("Bare", "Bare extends neither CentralMechanism nor CorrelatedMechanism"),
     ],
 )
 def test_one_that_the_ledger_would_charge_otherwise_is_refused(name, reason):
     mechanism = {"kind": f"own_mechanism:{name}"}
     if name == "TwoDraws":
         mechanism |= {"drawn": 1, "first_of_the_second": 1}
+    if name == "changed":
+        mechanism |= {"change": 1}
     with pytest.raises(InputError, match=reason):
         experiment.prepare(small_config(**{**OUTSIDE, "privacy__mechanism": mechanism}))
 
@@ -82,6 +87,56 @@ def test_one_whose_noise_or_payers_are_not_what_is_recorded_is_refused(name, rea
     changes = {**OUTSIDE, "privacy__mechanism": mechanism, "rounds": 6}
     with pytest.raises(InputError, match=reason):
         experiment.prepare(small_config(**changes))
+
+
+def refused(name: str, **changes: Any) -> str:
+    """Return why a config with this mechanism is refused."""
+    mechanism = {"kind": f"own_mechanism:{name}"}
+    with pytest.raises(InputError) as error:
+        experiment.prepare(small_config(**{**OUTSIDE, "privacy__mechanism": mechanism, **changes}))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 40])
+def test_a_block_or_a_number_with_too_little_noise_is_found(rounds):
+    less = "adds less noise than it records"
+    assert f"SmallBlocks {less}: in block " in refused("SmallBlocks", rounds=rounds)
+    assert f"{less}: at number 6 of a release" in refused("OneLess", rounds=rounds)
+    assert f"{less}: " in refused("Quiet1pc", rounds=rounds)
+
+
+def test_too_little_noise_in_later_rounds_alone_is_found():
+    assert "less noise than it records" in refused("Late", rounds=36)
+    assert "less noise than it records" in refused("Late", rounds=1000)
+
+
+def test_noise_that_is_not_the_runs_own_is_found():
+    state = torch.get_rng_state()
+    assert "draws other noise when it is asked again" in refused("OwnRng")
+    assert "in a run that is resumed" in refused("Forgetting", rounds=4)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_noise_that_does_not_follow_adaptive_bounds_is_found():
+    clipping = {"kind": "adaptive", "bound": 0.1}
+    assert "less noise than it records" in refused("Stale", privacy__clipping=clipping)
+    stale = {**OUTSIDE, "privacy__mechanism": {"kind": "own_mechanism:Stale"}}
+    assert experiment.prepare(small_config(**stale)).plan.planned_cost()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("NoSource", "NoSource.noise(sizes, randomness, attempts) must return an object with draw"),
+        ("FewArguments", "FewArguments.noise(sizes, randomness, attempts) cannot be called with"),
+        ("Broken", "no attribute 'nope' (own_mechanism.py, line "),
+        ("Short", "must return a torch.Tensor of float64 [738], and returns torch.float64 [737]"),
+        ("Listed", "must return a torch.Tensor of float64 [738], and returns list"),
+    ],
+)
+def test_one_that_cannot_draw_is_told_in_a_line_before_the_run(name, reason):
+    assert reason in refused(name)
 
 
 @pytest.mark.parametrize("rounds", [2, 40])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from fedpriv.privacy.mechanisms.base import Independent
+from fedpriv.privacy.mechanisms.base import Independent, Mechanism
 from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism
 from fedpriv.privacy.randomness import Purpose, Randomness
@@ -136,6 +136,102 @@ Doubled = changed(
 )
 #: More than is recorded, in every second round.
 Louder = changed(lambda noise, round_, gaussian, generator: noise * (1 + (round_ + 1) % 2))
+
+
+@dataclass(frozen=True)
+class SmallBlocks(CentralMechanism):
+    """Adds next to nothing to small blocks."""
+
+    def noise(self, sizes, randomness, attempts):
+        def change(noise, round_, gaussian, generator):
+            for part in noise.split([*sizes, len(noise) - sum(sizes)]):
+                part.mul_(1e-6 if len(part) < 100 else 1)
+            return noise
+
+        return Changed(Independent(sizes, randomness), change)
+
+
+def _without(noise, place):
+    noise[place] = 0
+    return noise
+
+
+#: None for one number.
+OneLess = changed(lambda noise, round_, gaussian, generator: _without(noise, 5))
+#: Less after the first 32 rounds; and 1% less in all.
+Late = changed(lambda noise, round_, gaussian, generator: noise * (0.01 if round_ > 32 else 1))
+Quiet1pc = changed(lambda noise, round_, gaussian, generator: noise * 0.99)
+#: From a generator of the whole process.
+OwnRng = changed(
+    lambda noise, round_, gaussian, generator: (
+        torch.randn(len(noise), dtype=torch.float64) * gaussian.stddev
+    )
+)
+#: Something that is no noise.
+Short = changed(lambda noise, round_, gaussian, generator: noise[:-1])
+Listed = changed(lambda noise, round_, gaussian, generator: noise.tolist())
+Broken = changed(lambda noise, round_, gaussian, generator: noise.nope())
+
+
+class Walking:
+    """Each round takes back half of the noise before it, if it still knows that."""
+
+    def __init__(self, drawn):
+        self.drawn, self.before = drawn, None
+
+    def draw(self, round_, attempt, gaussian):
+        before, self.before = self.before, 2 * self.drawn.draw(round_, attempt, gaussian)
+        return self.before - before / 2 if before is not None else self.before.clone()
+
+
+@dataclass(frozen=True)
+class Forgetting(CentralMechanism):
+    """Draws other noise where a run is resumed."""
+
+    def noise(self, sizes, randomness, attempts):
+        return Walking(Independent(sizes, randomness))
+
+
+class AtFirstBounds:
+    """Noise by the bounds of the first round."""
+
+    def __init__(self, drawn, gaussian):
+        self.drawn, self.gaussian = drawn, gaussian
+
+    def draw(self, round_, attempt, gaussian):
+        return self.drawn.draw(round_, attempt, self.gaussian)
+
+
+@dataclass(frozen=True)
+class Stale(CentralMechanism):
+    """Does not follow bounds that adapt."""
+
+    def noise(self, sizes, randomness, attempts):
+        return AtFirstBounds(Independent(sizes, randomness), self.gaussian)
+
+
+@dataclass(frozen=True)
+class NoSource(CentralMechanism):
+    """Returns a number where there must be a source of noise."""
+
+    def noise(self, sizes, randomness, attempts):
+        return 5
+
+
+@dataclass(frozen=True)
+class FewArguments(CentralMechanism):
+    """Knows nothing of attempts."""
+
+    def noise(self, sizes, randomness):
+        return Independent(sizes, randomness)
+
+
+@dataclass(frozen=True)
+class Bare(Mechanism):
+    """Extends the base of all mechanisms, which a ledger cannot read."""
+
+    def noise(self, sizes, randomness, attempts):
+        return Independent(sizes, randomness)
 
 
 @dataclass(frozen=True)

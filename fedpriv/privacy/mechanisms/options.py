@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from fedpriv.components import Kind, Options
+from fedpriv.privacy.mechanisms.base import Mechanism
 
 
 class MechanismOptions(Options):
@@ -32,6 +33,20 @@ SERVER_NOISE = Kind(
     name_key="kind",
     default="independent",
 )
+
+
+def require_class(options: MechanismOptions) -> None:
+    """Check that the mechanism of a config is the class of one.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    found = SERVER_NOISE.of(options).make
+    if not (isinstance(found, type) and issubclass(found, Mechanism)):
+        raise ValueError(
+            f"mechanism.kind: {options.kind} is not a Mechanism: write a class that extends "
+            "CentralMechanism (fedpriv.privacy.mechanisms.gaussian)"
+        )
 
 
 def unproven_with(options: MechanismOptions, what: str) -> bool:
