@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from in_process import small_config
 from torch import nn
 
 import fedpriv
+from fedpriv import experiment
 from fedpriv.cli import app
 from fedpriv.components import KINDS
 from fedpriv.config import ExperimentConfig
@@ -172,3 +174,16 @@ def test_the_privacy_library_is_shown_whole_and_its_example_is_right(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(code, {})
     assert capsys.readouterr().out.strip() == re.findall(r"# (8\.\d+)", code)[0]
+
+
+def test_the_mechanism_of_the_page_on_extending_is_one(tmp_path):
+    text = text_of(DOCS / "extending.md")
+    (code,) = re.findall(r"```python\n([^`]*class LoudStart.*?)```", text, re.DOTALL)
+    (named,) = re.findall(r"```yaml\n([^`]*LoudStart.*?)```", text, re.DOTALL)
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    mechanism = yaml.safe_load(named)["privacy"]["mechanism"]
+    config = small_config(code=str(tmp_path), privacy__mechanism=mechanism, rounds=40)
+    plan = experiment.prepare(config).plan  # its noise is drawn on trial
+    source = plan.mechanism.noise(plan.sizes, plan.randomness, lambda round_: 0)
+    loud, usual = (source.draw(r, 0, plan.mechanism.gaussian).std() for r in (1, 2))
+    assert 1.3 < loud / usual < 1.7

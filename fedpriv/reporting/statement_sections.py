@@ -92,6 +92,9 @@ def _facts(run: Run, account: Spent, delta: float) -> Facts:
         silo_size=example.silo_size if example else None,
         costs=account.costs,
         adversaries=account.adversaries,
+        noise_from_outside=any(
+            line.startswith("privacy.mechanism: ") for line in run.header.outside
+        ),
     )
 
 
@@ -105,11 +108,16 @@ def _outside(run: Run) -> tuple[str, ...]:
         "privacy.clipping": "The clipping rule is shown one user's norms at a time, and its "
         "factors are shrunk where they would lift a contribution above C: the bound does not rest "
         "on it.",
+        "privacy.mechanism": "Its noise was drawn on trial before the run and found to be as large "
+        "as recorded and Gaussian, as far as a trial can tell: that finds mistakes and proves "
+        "nothing. ε takes for granted that it was so in every round.",
         "server.normalize": "The normaliser sees the noisy average alone: what it does is "
         "post-processing.",
         "server.optimizer": "The optimizer sees the noisy average alone: what it does is "
         "post-processing.",
     }
+    if not run.private:  # nothing was drawn on trial
+        del open_questions["privacy.mechanism"]
     named = [line.partition(": ")[0] for line in run.header.outside]
     return (
         *(f"Not fedpriv's own: {line}." for line in run.header.outside),

@@ -38,6 +38,9 @@ def test_it_adds_its_noise_is_charged_by_the_record_and_told(tmp_path):
     assert account.epsilons["rdp"] == pytest.approx(plain.epsilon)
     text = render([directory.path], "md")
     assert "Not fedpriv's own, and not checked by it: privacy.mechanism: own_mechanism" in text
+    assert "Gaussian noise N(0, σ²) is added once" not in text  # it may be more
+    assert "charged as Gaussian noise N(0, σ²) with the σ on record, and the code may" in text
+    assert "found to be as large as recorded and Gaussian, as far as a trial can tell" in text
 
 
 def test_two_of_its_runs_share_no_noise_with_others(tmp_path):

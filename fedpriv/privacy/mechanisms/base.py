@@ -1,7 +1,8 @@
 """What a mechanism is: who adds which noise where, what it costs whom, what may be said of it.
 
 To write one of your own, extend `CentralMechanism` (`gaussian.py`) and override `noise`. Who is
-drawn, who pays and what is recorded are decided by the kinds in `registry.py` alone.
+drawn, who pays and what is recorded are decided by the kinds in `registry.py` alone. `noise` is
+also called before the run, for blocks of other sizes (`noise_trial.py`).
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ class NoiseSource(Protocol):
     """The noise that the server adds, drawn once per release. It may remember earlier draws."""
 
     def draw(self, round_: int, attempt: int, gaussian: GaussianMechanism) -> Tensor:
-        """Return the noise of a round's release: float64 `[Σ sizes + counts]`.
+        """Return the noise of a round's release: a new tensor, float64 `[Σ sizes + counts]`.
 
-        For the same arguments it is the same. `gaussian` has the clip bounds of the round.
+        For the same arguments it is the same, whatever was drawn before: a run that is resumed
+        begins with a new source. `gaussian` has the clip bounds of the round.
         """
         ...
 
@@ -101,6 +103,7 @@ class Facts:
         silo_size: the public number of examples of every silo, where there is one.
         costs: what those who pay alone have spent; None where all users pay for every release.
         adversaries: RDP ε against those who see more than released models, by who they are.
+        noise_from_outside: whether the server's noise is drawn by code that is not fedpriv's own.
     """
 
     release: Release
@@ -119,6 +122,7 @@ class Facts:
     silo_size: int | None = None
     costs: PayerCosts | None = None
     adversaries: Mapping[str, float] = field(default_factory=dict)
+    noise_from_outside: bool = False
 
 
 #: Sentences by the key of the statement's section that they answer.

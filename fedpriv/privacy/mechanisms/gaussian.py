@@ -215,6 +215,12 @@ class CentralMechanism(Mechanism):
             "Gaussian noise N(0, σ²) is added once, centrally, to each coordinate of the sum, at "
             f"full strength whoever dropped out.{count_release(facts.release)}"
         )
+        if facts.noise_from_outside:
+            noise = (
+                "Noise is added once, centrally, to the sum, whoever dropped out. Code from "
+                "outside draws it: each round is charged as Gaussian noise N(0, σ²) with the σ on "
+                f"record, and the code may add more.{count_release(facts.release)}"
+            )
         return {"trust": central_trust(facts), "mechanism": dp_fedavg(facts, noise)}
 
 
