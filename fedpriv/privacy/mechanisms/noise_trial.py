@@ -181,7 +181,7 @@ class _Trial:
         squares = rows**2
         blocks = np.array([size for size in (*sizes, self.recorded.counts) if size])
         by_block = np.add.reduceat(squares, np.cumsum(blocks) - blocks, axis=1)
-        block = "in block {0} of " + f"{len(blocks)} of a release"
+        block = "in block {0} of " + f"{len(blocks)} (of {{2}} numbers)"
         parts: tuple[tuple[str, Rows, Any], ...] = (
             (block, by_block.sum(axis=0), blocks * len(rows)),
             ("in round {1}", by_block.sum(axis=1), squares.shape[1]),
@@ -195,8 +195,9 @@ class _Trial:
                 continue
             place = np.unravel_index(unlikely.argmin(), sums.shape)
             ratio = float((sums / numbers)[place])
-            told = where.format(place[-1] + 1, rounds[place[0]] if "{1}" in where else 0)
-            raise self.too_little(told, ratio)
+            round_ = rounds[place[0]] if "{1}" in where else 0
+            size = blocks[place[-1]] if "{2}" in where else 0
+            raise self.too_little(where.format(place[-1] + 1, round_, size), ratio)
 
     def too_little(self, where: str, ratio: float) -> InputError:
         """Return the error of noise whose variance is `ratio` of what it should be."""
