@@ -5,9 +5,9 @@ a second attempt that it is Gaussian, drawn anew for each number and in every di
 recorded; and on the run's own blocks that no round, no block and no coordinate has less.
 
 A trial finds honest mistakes and proves nothing. It sees the rounds that it tries, under the clip
-bounds at the start and, where they adapt, twice these, and a second attempt at round 1 alone. A shortage that is too small for the
-numbers drawn stays unseen (docs/extending.md has the figures), and so does whatever code does that
-tells a trial from a run.
+bounds at the start and, where they adapt, twice these, and a second attempt at round 1 alone. A
+shortage that is too small for the numbers drawn stays unseen (docs/extending.md has the figures),
+and so does whatever code does that tells a trial from a run.
 """
 
 from __future__ import annotations
