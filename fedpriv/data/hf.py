@@ -16,26 +16,24 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from fedpriv.data.classes import class_names, encoded, target_of
 from fedpriv.data.content import Content, Files
 from fedpriv.data.federated import Examples
 from fedpriv.data.images import decoded
 from fedpriv.data.partition import Indices
+from fedpriv.data.parts import Inside
 from fedpriv.data.prediction import PredictOptions, first_shape, of_a_node
 from fedpriv.data.records import (
     FederatedRecords,
-    Inside,
     OwnOptions,
     RecordSource,
     Split,
-    class_names,
-    encoded,
     federate_records,
     needed,
     require_column,
     require_others,
     scaled,
     stacked,
-    target_of,
 )
 from fedpriv.data.tables import as_numbers, as_text
 from fedpriv.errors import InputError

@@ -13,25 +13,22 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from fedpriv.data.classes import Classes, class_names, encoded, target_of
 from fedpriv.data.content import Content, Files
 from fedpriv.data.federated import Examples
 from fedpriv.data.files import visible
 from fedpriv.data.images import SUFFIXES, ImageForm
 from fedpriv.data.partition import Indices
+from fedpriv.data.parts import misread
 from fedpriv.data.prediction import of_a_node
 from fedpriv.data.records import (
     NOBODY,
-    Classes,
     FederatedRecords,
     OwnFolderOptions,
     RecordSource,
     Split,
-    class_names,
-    encoded,
     federate_records,
-    misread,
     stacked,
-    target_of,
 )
 from fedpriv.errors import InputError
 

@@ -9,9 +9,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from fedpriv.components import Options
+from fedpriv.data.classes import Classes
 from fedpriv.data.images import ImageForm
 from fedpriv.data.partition import Indices
-from fedpriv.data.records import Classes, ReadOptions, Records
+from fedpriv.data.records import ReadOptions, Records
 from fedpriv.errors import InputError
 
 

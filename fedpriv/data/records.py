@@ -12,22 +12,23 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import chain
-from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor
 
 from fedpriv.data import partition
+from fedpriv.data.classes import UNKNOWN
 from fedpriv.data.content import Content, Files
 from fedpriv.data.facts import DataFacts, Example, HeldOut
 from fedpriv.data.federated import Examples
 from fedpriv.data.options import DealtOptions, FolderOptions, KeptOptions
 from fedpriv.data.partition import Indices, PartitionConfig, held_out_by_id
+from fedpriv.data.parts import Inside
 from fedpriv.data.sources import DEVELOPMENT_EVERY, PARTITION_STREAM, how_dealt, make_up
 from fedpriv.errors import InputError
 from fedpriv.imports import command_for
@@ -35,45 +36,11 @@ from fedpriv.imports import command_for
 NOBODY = ""
 """The owner of records that do not say whose they are."""
 
-UNKNOWN = -1
-"""The label of a record whose class is none of the known ones."""
-
 HELD_OUT_EVERY = 8
 """One user in so many is held out where a data set names no held-out part."""
 
-# What people call the part of a folder that is measured on, and the one that is trained on.
-_MEASURED = ("test", "testing", "val", "valid", "validation", "eval", "heldout", "held_out")
-_TRAINED = ("train", "training")
 # Held-out records that are read together.
 _PART = 256
-# With more classes a column is taken for one of numbers.
-_MOST_CLASSES = 10_000
-# Of classes that a message names.
-_SHOWN = 5
-
-
-def inside(name: str) -> str:
-    """Return a name within `data.path`, which is the node's own in a deployment.
-
-    Raises:
-        ValueError: it leads elsewhere.
-    """
-    if not name or name.startswith(("/", "\\", "~")) or ".." in name.split("/") or "\0" in name:
-        raise ValueError("write a name within data.path, such as test")
-    return name.rstrip("/")
-
-
-Inside = Annotated[str, AfterValidator(inside)]
-
-Classes = Annotated[
-    Annotated[int, Field(ge=1, le=_MOST_CLASSES)] | tuple[str | int, ...] | None,
-    Field(
-        default=None,
-        description="the classes: their names, in the order of a model's outputs, or how many "
-        "there are where they are called 0, 1, 2, ...; null: those of the held-out records. Users' "
-        "records of any other class are left out",
-    ),
-]
 
 
 class ReadOptions(KeptOptions):
@@ -103,30 +70,6 @@ class OwnFolderOptions(OwnOptions, FolderOptions):
         description="the part of data.path to measure on, which is public; null: one user in "
         "eight, by a hash of the id, with all that they have",
     )
-
-
-def misread(
-    folder: Path, options: OwnFolderOptions, paths: Iterable[str], owners: Iterable[str] = ()
-) -> str:
-    """Return what is wrong where a part is taken for what users have; "" where nothing seems to be.
-
-    `paths`, from `folder` on, are those of files that are users' own, or are in folders there;
-    `owners` are named after such a folder.
-    """
-    named = {path.partition("/")[0] for path in paths} if options.held_out is None else set()
-    for name in sorted(named):
-        if name.partition(".")[0].lower().replace("-", "_") in _MEASURED:
-            return (
-                f"data.held_out: {folder} has {name}, which is what a part to measure on is "
-                f"called, and here it would be users'; write held_out: {name}, or rename it"
-            )
-    whole = sorted(owner for owner in set(owners) if owner.lower() in _TRAINED)
-    if whole and options.partition.kind == "natural":
-        return (
-            f"data.path: all of {folder / whole[0]} would be one user; write the folder that "
-            f"holds a folder for each user, such as path: {folder / whole[0]}, or a data.pattern"
-        )
-    return ""
 
 
 class Records(Protocol):
@@ -473,64 +416,6 @@ def _sizes(parts: Sequence[Indices], source: RecordSource) -> str:
         if wrong := int((training == UNKNOWN).sum()):
             said += f"; {wrong} of other classes, left out"
     return said
-
-
-def class_names(named: int | Sequence[str | int] | None, public: Iterable[str]) -> tuple[str, ...]:
-    """Return the classes in the order of a model's outputs; `public` are those of held-out records.
-
-    Never those of users' records: which there are is theirs.
-
-    Raises:
-        InputError: there are none, or too many to be classes, or two of one name.
-    """
-    if isinstance(named, int):
-        names = tuple(map(str, range(named)))
-    elif named is not None:
-        names = tuple(map(str, named))
-    else:
-        names = tuple(sorted(set(public) - {""}, key=_by_number))
-        if not names:
-            raise InputError(
-                "data.classes: null takes the classes from held-out records, and there are none "
-                "here; name the classes, and public records in data.held_out"
-            )
-        if len(names) > _MOST_CLASSES:
-            raise InputError(
-                f"data.classes: the held-out records have {len(names)} classes, such as "
-                f"{names[0]!r:.40}; write data.predict: number for numbers"
-            )
-        if len(names) == 1:
-            raise InputError(
-                f"data.classes: null takes the classes from held-out records, and all of these are "
-                f"{names[0]!r:.40}; name the classes"
-            )
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise InputError(f"data.classes: two or more are needed, each once, got {list(names)}")
-    return names
-
-
-def _by_number(name: str) -> tuple[int, str]:
-    return (int(name), "") if name.isdecimal() and len(name) < 10 else (2**60, name)
-
-
-def encoded(labels: Sequence[str], names: Sequence[str]) -> NDArray[np.int64]:
-    """Return the place of each label among the classes, `UNKNOWN` where it is none of them."""
-    place = {name: number for number, name in enumerate(names)}
-    return np.array([place.get(label, UNKNOWN) for label in labels], dtype=np.int64)
-
-
-def target_of(label: int, where: object, shown: object, names: Sequence[str]) -> Tensor:
-    """Return a class as a target.
-
-    Raises:
-        InputError: it is none.
-    """
-    if label == UNKNOWN:
-        some = ", ".join(map(repr, names[:_SHOWN])) + ", ..." * (len(names) > _SHOWN)
-        raise InputError(
-            f"{where}: {shown!r:.60} is none of the {len(names)} classes ({some:.200})"
-        )
-    return torch.tensor(label)
 
 
 def stacked(

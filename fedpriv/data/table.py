@@ -13,24 +13,22 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from fedpriv.data.classes import class_names, encoded, target_of
 from fedpriv.data.content import Content, Files
 from fedpriv.data.federated import Examples
 from fedpriv.data.partition import Indices
+from fedpriv.data.parts import misread
 from fedpriv.data.prediction import PredictOptions, of_a_node
 from fedpriv.data.records import (
     FederatedRecords,
     OwnFolderOptions,
     RecordSource,
     Split,
-    class_names,
-    encoded,
     federate_records,
-    misread,
     require_column,
     require_others,
     scaled,
     stacked,
-    target_of,
 )
 from fedpriv.data.tables import Table, matching, read_table
 from fedpriv.errors import InputError

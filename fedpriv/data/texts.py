@@ -18,6 +18,7 @@ from fedpriv.data.federated import Examples
 from fedpriv.data.files import failure, is_clean
 from fedpriv.data.image_folder import checked_pattern, files_below
 from fedpriv.data.partition import Indices
+from fedpriv.data.parts import misread
 from fedpriv.data.prediction import of_a_node
 from fedpriv.data.records import (
     NOBODY,
@@ -26,7 +27,6 @@ from fedpriv.data.records import (
     RecordSource,
     Split,
     federate_records,
-    misread,
 )
 from fedpriv.data.tables import SUFFIXES as TABLES
 from fedpriv.data.tables import Table, read_table

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from fedpriv.data.records import Inside, needed
+from fedpriv.data.parts import Inside
+from fedpriv.data.records import needed
 from fedpriv.errors import InputError
 from fedpriv.sections import Section
 

@@ -13,23 +13,20 @@ from pydantic import Field
 from torch import Tensor
 
 from fedpriv.components import Options, Slot, failure_of
+from fedpriv.data.classes import UNKNOWN, class_names, encoded, target_of
 from fedpriv.data.content import Content, Files
 from fedpriv.data.federated import Examples
 from fedpriv.data.images import decoded
 from fedpriv.data.partition import Indices
 from fedpriv.data.prediction import PredictOptions, first_shape, of_a_node
 from fedpriv.data.records import (
-    UNKNOWN,
     FederatedRecords,
     OwnOptions,
     RecordSource,
     Split,
-    class_names,
-    encoded,
     federate_records,
     scaled,
     stacked,
-    target_of,
 )
 from fedpriv.data.registry import TORCH_DATASETS
 from fedpriv.data.tables import as_text
