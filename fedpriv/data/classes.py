@@ -32,10 +32,13 @@ Classes = Annotated[
 ]
 
 
-def class_names(named: int | Sequence[str | int] | None, public: Iterable[str]) -> tuple[str, ...]:
+def class_names(
+    named: int | Sequence[str | int] | None, public: Iterable[str], absent: str = ""
+) -> tuple[str, ...]:
     """Return the classes in the order of a model's outputs; `public` are those of held-out records.
 
-    Never those of users' records: which there are is theirs.
+    Never those of users' records: which there are is theirs. `absent` is why there may be no
+    held-out record: see `nothing_held_out`.
 
     Raises:
         InputError: there are none, or too many to be classes, or two of one name.
@@ -48,7 +51,8 @@ def class_names(named: int | Sequence[str | int] | None, public: Iterable[str]) 
         names = tuple(sorted(set(public) - {""}, key=_by_number))
         if not names:
             raise InputError(
-                "data.classes: null takes the classes from held-out records, and there are none "
+                absent
+                or "data.classes: null takes the classes from held-out records, and there are none "
                 "here; name the classes, and public records in data.held_out"
             )
         if len(names) > _MOST_CLASSES:

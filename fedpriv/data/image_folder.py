@@ -19,7 +19,7 @@ from fedpriv.data.federated import Examples
 from fedpriv.data.files import visible
 from fedpriv.data.images import SUFFIXES, ImageForm
 from fedpriv.data.partition import Indices
-from fedpriv.data.parts import misread
+from fedpriv.data.parts import misread, nothing_held_out, require_there
 from fedpriv.data.prediction import of_a_node
 from fedpriv.data.records import (
     NOBODY,
@@ -31,6 +31,9 @@ from fedpriv.data.records import (
     stacked,
 )
 from fedpriv.errors import InputError
+
+# Images that are tried where nothing else can be said of a folder.
+_TRIED = 20
 
 
 class ImageFolderOptions(OwnFolderOptions):
@@ -129,7 +132,13 @@ def build_image_folder(options: ImageFolderOptions, seed: int) -> FederatedRecor
             f"such as {paths[0]}"
         )
     split = Split.of(owners, options, public if inside else None)
-    names = class_names(options.classes, (named[row] for row in split.held_out))
+    absent = nothing_held_out(folder, options.held_out, any(public), "images")
+    if not options.pattern:
+        every = zip(public, paths, owners, named, strict=True)
+        _require_layout(folder, options, [said for held, *said in every if not held])
+    if options.classes is None and not absent and not len(split.held_out):
+        _require_one_decodes(folder, options.image, paths[:_TRIED])
+    names = class_names(options.classes, (named[row] for row in split.held_out), absent)
     labels = encoded(named, names)
     source = RecordSource(
         title=f"image_folder ({folder.resolve().name})",
@@ -139,11 +148,50 @@ def build_image_folder(options: ImageFolderOptions, seed: int) -> FederatedRecor
         input_shape=options.image.shape,
         example="image",
         labels=labels,
-        misread=misread(
+        misread=absent
+        or misread(
             folder, options, (p for p in paths if "/" in p), () if options.pattern else owners
         ),
     )
     return federate_records(source, options, seed)
+
+
+def _require_layout(
+    folder: Path, options: ImageFolderOptions, own: Sequence[Sequence[str]]
+) -> None:
+    """Check that paths of users' images, with owner and class, say these where they are asked.
+
+    Raises:
+        InputError: none of them does.
+    """
+    whose = options.partition.kind != "natural" or any(owner for _, owner, _ in own)
+    classes = any(named for _, _, named in own)
+    if not own or (whose and classes):
+        return
+    unsaid = ["whose it is"] * (not whose) + ["its class"] * (not classes)
+    raise InputError(
+        f"data.path: {folder}: no path says {' or '.join(unsaid)}, such as {own[0][0]}; lay images "
+        "as user/class/file, or write a data.pattern that reads your paths"
+        + "; partition: {kind: iid} makes users up"
+        * classes
+    )
+
+
+def _require_one_decodes(folder: Path, form: ImageForm, paths: Sequence[str]) -> None:
+    """Check that not all images are broken, before anything is asked about their classes.
+
+    Raises:
+        InputError: they are, with the reason of the first.
+    """
+    reason = ""
+    for path in paths:
+        try:
+            form.read(folder / path)
+        except InputError as error:
+            reason = reason or str(error)
+        else:
+            return
+    raise InputError(f"data.path: none of the images can be used: {reason}")
 
 
 def require_folder(options: OwnFolderOptions) -> Path:
@@ -154,6 +202,7 @@ def require_folder(options: OwnFolderOptions) -> Path:
     """
     if options.path is None:
         raise InputError(f"data.path must name the folder of {options.name}")
+    require_there(options.path, f"the folder of {options.name}")
     if not options.path.is_dir():
         raise InputError(f"data.path: {options.path} is not a folder")
     return options.path

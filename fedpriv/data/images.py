@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -126,4 +127,6 @@ def decoded(where: object, decode: Callable[[], Tensor]) -> Tensor:
 
 
 def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    # Pillow shows the open file as Python does, which says the path again.
+    said = re.sub(r" <_io\..*>", "", " ".join(str(error).split()))
+    return said[:200] or type(error).__name__

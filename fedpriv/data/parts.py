@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator
+
+from fedpriv.errors import InputError
 
 if TYPE_CHECKING:
     from fedpriv.data.records import OwnFolderOptions
@@ -52,3 +55,29 @@ def misread(
             f"holds a folder for each user, such as path: {folder / whole[0]}, or a data.pattern"
         )
     return ""
+
+
+def require_there(path: Path, what: str) -> None:
+    """Check that `data.path` is there, which should be `what`.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not path.exists():
+        raise InputError(f"data.path: {path.absolute()} does not exist; name {what}")
+
+
+def nothing_held_out(folder: Path, part: str | None, found: bool, what: str) -> str:
+    """Return what is wrong where the part to measure on is named and has no records here.
+
+    "" where it has, or none is named. `what` are the files that a part would have. A node of a
+    deployment may well be without it, where the config names the classes.
+    """
+    if part is None or found:
+        return ""
+    whole = (folder / part).absolute()
+    why = f"{whole} holds no {what}" if os.path.lexists(whole) else f"there is no {whole}"
+    return (
+        f"data.held_out: {why}; name what is there, within the folder of data.path, or write "
+        "held_out: null to hold out one user in eight"
+    )

@@ -17,7 +17,7 @@ from fedpriv.data.classes import class_names, encoded, target_of
 from fedpriv.data.content import Content, Files
 from fedpriv.data.federated import Examples
 from fedpriv.data.partition import Indices
-from fedpriv.data.parts import misread
+from fedpriv.data.parts import misread, nothing_held_out
 from fedpriv.data.prediction import PredictOptions, of_a_node
 from fedpriv.data.records import (
     FederatedRecords,
@@ -138,11 +138,13 @@ def build_table(options: TableOptions, seed: int) -> FederatedRecords:
     table = read_table(options.path, options.held_out)
     owners, targets = _owners(table, options), _target_columns(table, options)
     split = Split.of(owners, options, table.public, unread=table.unread)
+    held = table.public is not None and bool(table.public.any())
+    absent = nothing_held_out(table.folder, options.held_out, held, "rows of a table")
     named: tuple[str, ...] = ()
     shown: Sequence[str] = ()
     if options.predict == "class":
         shown = table.texts(targets[0])
-        named = class_names(options.classes, (shown[row] for row in split.held_out))
+        named = class_names(options.classes, (shown[row] for row in split.held_out), absent)
         labels: NDArray[Any] = encoded(shown, named)
     else:
         labels = table.numbers(targets)
@@ -167,12 +169,16 @@ def build_table(options: TableOptions, seed: int) -> FederatedRecords:
         input_shape=records.shape,
         example="row",
         labels=labels if named else None,
-        misread=misread(table.folder, options, (path.name for path, _ in table.files))
-        if options.path == table.folder
-        else "",
+        misread=absent or _misread(table, options),
         task="classification" if named else "regression",
     )
     return federate_records(source, options, seed)
+
+
+def _misread(table: Table, options: TableOptions) -> str:
+    if options.path != table.folder:
+        return ""
+    return misread(table.folder, options, (path.name for path, _ in table.files))
 
 
 def _owners(table: Table, options: TableOptions) -> list[str]:

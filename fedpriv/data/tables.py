@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from fedpriv.data.files import unreachable, visible
+from fedpriv.data.parts import require_there
 from fedpriv.data.records import needed, require_column
 from fedpriv.errors import InputError
 
@@ -78,6 +79,7 @@ def read_table(path: Path | None, held_out: str | None) -> Table:
     """
     if path is None:
         raise InputError("data.path must name a CSV or Parquet file, or a folder of them")
+    require_there(path, "a file that ends with .csv, say, or a folder of such files")
     folder = path if path.is_dir() else path.parent
     public = _tables(folder / held_out) if held_out else []
     users = [each for each in _tables(path) if each not in public]

@@ -18,7 +18,7 @@ from fedpriv.data.federated import Examples
 from fedpriv.data.files import failure, is_clean
 from fedpriv.data.image_folder import checked_pattern, files_below
 from fedpriv.data.partition import Indices
-from fedpriv.data.parts import misread
+from fedpriv.data.parts import misread, nothing_held_out, require_there
 from fedpriv.data.prediction import of_a_node
 from fedpriv.data.records import (
     NOBODY,
@@ -183,9 +183,11 @@ def build_text(options: TextOptions, seed: int) -> FederatedRecords:
     """
     if options.path is None:
         raise InputError("data.path must name a folder of texts, or a table")
+    require_there(options.path, "a folder of texts, or a table")
     texts, owners, public = _from_files(options) or _from_table(options)
     split = Split.of(owners, options, public)
-    tokens = _tokens(options, texts, public)
+    absent = _absent(options, public)
+    tokens = _tokens(options, texts, public, absent)
     between = None if options.join is None else tokens.encode(options.join)
     source = RecordSource(
         title=f"text ({options.path.resolve().name}, {options.tokenizer.kind})",
@@ -196,9 +198,20 @@ def build_text(options: TextOptions, seed: int) -> FederatedRecords:
         example="block",
         task="next_token",
         several=True,
-        misread=_misread(options, texts, owners),
+        misread=absent or _misread(options, texts, owners),
     )
     return federate_records(source, options, seed)
+
+
+def _absent(options: TextOptions, public: NDArray[np.bool_] | None) -> str:
+    folder = _folder(options)
+    found = public is not None and bool(public.any())
+    return nothing_held_out(folder, options.held_out, found, "texts")
+
+
+def _folder(options: TextOptions) -> Path:
+    assert options.path is not None
+    return options.path if options.path.is_dir() else options.path.parent
 
 
 def _misread(options: TextOptions, texts: Any, owners: Sequence[str]) -> str:
@@ -289,10 +302,10 @@ def _from_table(options: TextOptions) -> _Found:
     return TextColumn(table, column), owners, table.public
 
 
-def _tokens(options: TextOptions, texts: Texts, public: NDArray[np.bool_] | None) -> Tokens:
-    config, path = options.tokenizer, options.path
-    assert path is not None
-    folder = path if path.is_dir() else path.parent
+def _tokens(
+    options: TextOptions, texts: Texts, public: NDArray[np.bool_] | None, absent: str
+) -> Tokens:
+    config, folder = options.tokenizer, _folder(options)
     if config.kind == "bytes":
         return ByteTokens()
     if config.file is not None:
@@ -301,8 +314,9 @@ def _tokens(options: TextOptions, texts: Texts, public: NDArray[np.bool_] | None
         return learnt(_public(folder / config.public), config.vocabulary)
     if public is None or not public.any():
         raise InputError(
-            "data.tokenizer.public: bpe learns from public text, and no held-out part is named or "
-            "there; name a file of public text within data.path"
+            absent
+            or "data.tokenizer.public: bpe learns from public text, and no held-out part is named; "
+            "name a file of public text within data.path"
         )
     return learnt((texts.text(int(row)) for row in np.flatnonzero(public)), config.vocabulary)
 

@@ -3,6 +3,8 @@
 Of a simulation: at a node nobody's name ends anything.
 """
 
+import re
+
 import pytest
 from own_data import HELD_OUT, write_images, write_table, write_texts
 from schema import data_options
@@ -49,3 +51,33 @@ def test_a_folder_of_all_users_is_not_one_user(tmp_path, kind, held_out):
     options = {**options, "path": tmp_path / "data", "held_out": held_out}
     with pytest.raises(InputError, match=r"train would be one user; write the folder"):
         build_dataset(data_options(**options), 3).require_usable()
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("named", [True, False])
+def test_a_named_part_that_is_not_there_is_said_with_its_path(tmp_path, kind, named):
+    write, options = KINDS[kind]
+    folder = write(tmp_path / "data")
+    (folder / "hollow").mkdir()
+    if kind == "text":
+        options |= {} if named else {"tokenizer": {"kind": "bpe", "vocabulary": 300}}
+    elif named:
+        options = {**options, "classes": ["cat", "dog"]}
+    for part, why in (("tset", "there is no {}"), ("hollow", "{} holds no")):
+        said = re.escape(f"data.held_out: {why.format(folder / part)}")
+        given = data_options(**options, path=folder, held_out=part)
+        with pytest.raises(InputError, match=rf"^{said}.*; .* write held_out: null"):
+            build_dataset(given, 3).require_usable()
+    if named:  # as a node of a deployment may
+        users = build_dataset(data_options(**options, path=folder, held_out="tset"), 3)
+        assert len(users.user(0))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_path_that_is_not_there_is_said(tmp_path, kind, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, options = KINDS[kind]
+    for name in ("people.csv", "folder"):
+        said = re.escape(f"data.path: {tmp_path / name} does not exist; name ")
+        with pytest.raises(InputError, match=f"^{said}"):
+            build_dataset(data_options(**options, path=name, held_out="test"), 3)

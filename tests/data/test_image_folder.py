@@ -107,8 +107,6 @@ def test_a_bad_file_is_one_record_of_one_user(folder):
 
 
 def test_all_bad_is_told_before_anything_is_spent(folder):
-    with pytest.raises(InputError, match=r"none of the held-out .*there are none.*data\.held_out"):
-        built(folder, held_out="tset", classes=CLASSES).require_usable()
     for path in folder.rglob("user*/*/*"):
         path.write_bytes(b"x")
     with pytest.raises(InputError, match=r"none of the users' records can be used: .*decoded"):
@@ -172,12 +170,25 @@ def test_a_disk_that_fails_is_nobodys_bad_image(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": "nowhere"}, r"data\.path: .*nowhere is not a folder"),
+        ({"path": "nowhere"}, r"data\.path: /.*/nowhere does not exist"),
+        ({"path": "empty/file"}, r"data\.path: .*file is not a folder"),
         ({"path": None}, r"data\.path must name the folder"),
-        ({"held_out": None, "path": "flat"}, r"natural: these data do not say whose"),
+        (
+            {"held_out": None, "path": "flat"},
+            r"no path says whose it is, such as cat/0\.png; lay .* user/class/file, .*kind: iid",
+        ),
+        (
+            {"held_out": None, "path": "flat/cat", "classes": None},
+            r"no path says whose it is or its class, such as 0\.png; lay images as user/class/file",
+        ),
+        (
+            {"held_out": None, "path": "broken", "classes": None},
+            r"none of the images can be used: \S*0\.png: cannot be decoded \([^<>/]*\)$",
+        ),
         ({"pattern": "(?P<user>x)"}, r"data\.pattern: .* reads none of the 34 paths"),
         ({"path": "empty"}, r"data\.path: .*empty has no images"),
-        ({"held_out": "tset"}, r"data\.classes: null takes the classes from held-out"),
+        ({"held_out": "tset"}, r"data\.held_out: there is no /.*/images/tset; .*held_out: null"),
+        ({"held_out": "hollow"}, r"data\.held_out: /.*/images/hollow holds no images"),
         ({"classes": ["cat"]}, r"data\.classes: two or more"),
         ({"classes": ["cat", "cat"]}, r"data\.classes: two or more are needed, each once"),
     ],
@@ -185,6 +196,11 @@ def test_a_disk_that_fails_is_nobodys_bad_image(folder, monkeypatch):
 def test_what_does_not_fit_is_one_line_with_the_key(folder, monkeypatch, options, message):
     monkeypatch.chdir(folder.parent)
     (folder.parent / "empty").mkdir()
+    (folder.parent / "empty" / "file").touch()
+    (folder / "hollow").mkdir()
+    broken = folder.parent / "broken" / "u" / "cat" / "0.png"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no image")
     write_images(folder.parent / "f", {"u": 3})
     shutil.copytree(folder.parent / "f" / "u", folder.parent / "flat")
     with pytest.raises(InputError, match=message) as caught:

@@ -68,13 +68,17 @@ def test_a_data_sets_own_code_is_named_and_not_needed_by_who_reads(folder, fedpr
 
 #: By what is wrong: the data set, what its section says instead, and words of the line.
 BAD = {
-    "no folder": ("image_folder", {"path": "dat"}, ["data.path", "dat is not a folder"]),
+    "no folder": ("image_folder", {"path": "dat"}, ["data.path", "/dat does not exist"]),
     "a held-out part elsewhere": (
         "image_folder",
         {"held_out": "../x"},
         ["data.held_out", "within"],
     ),
-    "no held-out part": ("image_folder", {"held_out": "tst"}, ["data.classes", "held-out"]),
+    "no held-out part": (
+        "image_folder",
+        {"held_out": "tst"},
+        ["data.held_out", "/tst;", "null"],
+    ),
     "no expression": ("image_folder", {"pattern": "("}, ["data.pattern", "regular expression"]),
     "no user in it": ("image_folder", {"pattern": ".*"}, ["data.pattern", "(?P<user>"]),
     "no size": ("image_folder", {"image": {"size": 0}}, ["data.image", "1 to 4096"]),
@@ -85,7 +89,8 @@ BAD = {
         ["data.image.size: write a number of pixels, or [height, width], got [8, 8, 3]"],
     ),
     "a key that is another's": ("image_folder", {"speech": {}}, ["data.speech", "unknown key"]),
-    "no table": ("table", {"path": "data/x.txt"}, ["data.path", "is no table", ".parquet"]),
+    "no file": ("table", {"path": "data/x.csv"}, ["data.path", "/data/x.csv does not exist"]),
+    "no table": ("table", {"path": "mine.yaml"}, ["data.path", "is no table", ".parquet"]),
     "no such column": (
         "table",
         {"user": "usr"},
@@ -126,7 +131,7 @@ BAD = {
         ["data.dataset", "no map-style"],
     ),
     "no ids": ("torch", {"user_ids": "people"}, ["data.user_ids", "no attribute people"]),
-    "no texts": ("text", {"path": "dta"}, ["data.path", "holds no texts"]),
+    "no texts": ("text", {"path": "dta"}, ["data.path", "/dta does not exist"]),
     "no public text": (
         "text",
         {"tokenizer": {"kind": "bpe", "public": "pubic.en"}},
