@@ -134,7 +134,7 @@ def put(document: dict[str, Any], key: str, value: Any, who: str = "") -> None:
 
 
 def _one_line(error: ValidationError, document: dict[str, Any]) -> str:
-    problems = error.errors()
+    problems = _misspelt_first(error.errors())
     first = problems[0]
     parts = [str(part) for part in first["loc"]]
     key = ".".join(part for part in parts if not _KINDS.fullmatch(part)) or "config"
@@ -151,6 +151,21 @@ def _one_line(error: ValidationError, document: dict[str, Any]) -> str:
     message = message[0].lower() + message[1:]
     shown = "" if isinstance(first["input"], dict | BaseModel) else f", got {first['input']!r}"
     return f"{key}: {message}{shown}{more}"
+
+
+def _misspelt_first(problems: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Put unknown keys first that are close to a needed one; that it is missing follows from it."""
+    needed = {each["loc"] for each in problems if each["type"] == "missing"}
+    told, implied = [], set()
+    for each in problems:
+        if each["type"] == "extra_forbidden":
+            *parents, key = each["loc"]
+            beside = {str(last): (*above, last) for *above, last in needed if above == parents}
+            if near := difflib.get_close_matches(str(key), beside, n=1):
+                told.append(each)
+                implied.add(beside[near[0]])
+    others = [each for each in problems if each not in told and each["loc"] not in implied]
+    return told + others
 
 
 def _what_it_is(location: Sequence[int | str], document: dict[str, Any]) -> str:

@@ -93,6 +93,30 @@ def test_impossible_configs_are_refused_in_one_line(changes, line):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"privacy": "privac"}, r"^privac: unknown key; did you mean privacy\?$"),
+        ({"model": "modle"}, r"^modle: unknown key; did you mean model\?$"),
+        ({"privacy": "privac", "model": "modle"}, r"did you mean \w+\? \(and 1 more\)$"),
+        ({"privacy": "secrecy"}, r"^privacy: this key is needed.* \(and 1 more\)$"),
+    ],
+)
+def test_a_misspelt_key_is_told_before_that_its_right_name_is_missing(changes, line):
+    document = small_config().model_dump(mode="json")
+    renamed = {changes.get(key, key): value for key, value in document.items()}
+    with pytest.raises(InputError, match=line):
+        parse_config(renamed)
+
+
+def test_a_misspelt_key_within_a_section_is_told_first():
+    document = small_config().model_dump(mode="json")
+    sampling = document["privacy"]["sampling"]
+    sampling["expected_cohrt"] = sampling.pop("expected_cohort")
+    with pytest.raises(InputError, match=r"expected_cohrt: unknown key; did you mean .*cohort\?$"):
+        parse_config(document)
+
+
 def test_checks_that_need_the_population():
     with pytest.raises(InputError, match=r"privacy\.delta must be below 1/population \(0\.001 "):
         small_config(privacy__delta=0.002).check_population(1000)

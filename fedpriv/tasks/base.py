@@ -167,6 +167,21 @@ def require_classes(targets: Tensor, classes: int) -> None:
         raise InputError(f"data: a user has a target that is not one of the {classes} classes")
 
 
+def require_kind(name: str, fits: bool, learns: str, targets: Tensor) -> None:
+    """Check that targets are of the kind that a task learns, `learns` in words.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    if not fits:
+        kind = str(targets.dtype).removeprefix("torch.")
+        raise InputError(
+            f"task.name: {name} learns {learns}, and the targets of these data are {kind} "
+            f"{list(targets.shape)}; leave task out, which is then what the data are for, or let "
+            "them give others, as with data.predict"
+        )
+
+
 def in_order(examples: B, batch_size: int) -> Iterator[B]:
     """Cut examples into batches, in their order."""
     for first in range(0, len(examples), batch_size):

@@ -13,7 +13,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Examples
-from fedpriv.tasks.base import BY_CLASS, Plain, in_order, outputs_of, require_classes, require_shape
+from fedpriv.tasks.base import (
+    BY_CLASS,
+    Plain,
+    in_order,
+    outputs_of,
+    require_classes,
+    require_kind,
+    require_shape,
+)
 from fedpriv.tasks.quality import ACCURACY, Quality
 from fedpriv.tasks.registry import TaskOptions
 
@@ -23,6 +31,17 @@ class Classification(Plain):
     """Images to classes: cross-entropy, and the share of right answers."""
 
     quality: ClassVar[Quality] = ACCURACY
+
+    def prepare(self, model: nn.Module, examples: Examples) -> Examples:
+        """Return the examples as they are.
+
+        Raises:
+            InputError: their targets are no classes.
+        """
+        targets = examples.targets
+        fits = targets.dim() == 1 and not targets.is_floating_point()
+        require_kind("classification", fits, "classes, int64 [n]", targets)
+        return examples
 
     def require_targets(self, examples: Examples, classes: int) -> None:
         """Take what is a class: see `Task`."""

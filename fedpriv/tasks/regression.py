@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fedpriv.data.federated import Examples
-from fedpriv.tasks.base import Plain, in_order, outputs_of, require_shape
+from fedpriv.tasks.base import Plain, in_order, outputs_of, require_kind, require_shape
 from fedpriv.tasks.quality import Quality
 from fedpriv.tasks.registry import TaskOptions
 
@@ -35,6 +35,16 @@ class Regression(Plain):
     """
 
     quality: ClassVar[Quality] = RMSE
+
+    def prepare(self, model: nn.Module, examples: Examples) -> Examples:
+        """Return the examples as they are.
+
+        Raises:
+            InputError: their targets are no numbers.
+        """
+        fits = examples.targets.is_floating_point()
+        require_kind("regression", fits, "numbers, float32 [n, outputs]", examples.targets)
+        return examples
 
     def require_model(self, model: nn.Module, examples: Examples, classes: int) -> None:
         """Take one with a number for each output: see `Task`."""
