@@ -131,3 +131,40 @@ def test_what_is_wrong_with_the_data_is_one_line(fedpriv, config, tmp_path):
     assert (code, out) == (2, "")
     assert "data.target" in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_people_without_a_place_are_told_in_run_validate_and_describe(
+    fedpriv, config, monkeypatch, capsys
+):
+    said = (
+        f"data.users is 7 and there are {len(USERS)} people here: 7 drawn at random are trained "
+        "on, and the other 3 are left out; write users: 10 or more for all"
+    )
+    for command in (["run"], ["config", "validate"], ["data", "describe"]):
+        given = [*command, str(config), "--set", "data.users=7", "--set", "rounds=1"]
+        monkeypatch.setattr(sys, "argv", ["fedpriv", *given])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        printed = "".join(capsys.readouterr())
+        assert printed.count(said) == 1, command
+        assert "1 rounds" not in printed
+    _, out, _ = fedpriv("describe", config, "--set", f"data.users={len(USERS)}")
+    assert "left out" not in out
+
+
+def test_what_is_skipped_is_said_with_its_first_reason(fedpriv, config, tmp_path):
+    table = tmp_path / "data" / "people.csv"
+    rows = table.read_text().splitlines()
+    rows[1] = rows[1].replace(rows[1].split(",")[1], "much")
+    table.write_text("\n".join(rows))
+    code, out, _ = fedpriv("describe", config)
+    assert code == 0
+    assert f"1 skipped, first: {table}: row 1: x0 is no number" in out
+
+
+def test_classes_are_called_by_their_names(fedpriv, config):
+    _, out, _ = fedpriv("describe", config)
+    assert [line.split()[0] for line in out.splitlines()[-2:]] == list(CLASSES)
+    _, out, _ = fedpriv("describe", config, "--format", "json")
+    assert json.loads(out)["public"]["class_names"] == list(CLASSES)

@@ -30,6 +30,8 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG, its data and its model, without running anything."""
     from fedpriv import experiment
     from fedpriv.config_files import load_config
+    from fedpriv.data.federated import notes_of
+    from fedpriv.data.partition import numbered
     from fedpriv.privacy.figures import epsilon_text
     from fedpriv.reporting.wording import beside_epsilon
 
@@ -44,8 +46,13 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
         cost += mechanism.for_whom + mechanism.of_what
     if planned is not None:
         cost += beside_epsilon(not prepared.config.runtime.deployment)
+    if not prepared.config.runtime.deployment:
+        notes = notes_of(prepared.trainer.dataset, prepared.config.data.users)
+        say(f"simulation only: {note}" for note in notes)
     say(prepared.plan.advice())
-    print(f"{one_line(str(config))}: valid; {prepared.config.rounds} rounds cost {cost}")
+    rounds = numbered(prepared.config.rounds, "round")
+    verb = "costs" if prepared.config.rounds == 1 else "cost"
+    print(f"{one_line(str(config))}: valid; {rounds} {verb} {cost}")
     if mechanism.trust is not None:
         print(mechanism.trust)
 

@@ -60,7 +60,8 @@ def describe(
         data_sets.check_picture_path(out)
     loaded = load_config(config, overrides or [])
     with working(errors, "reading users"):
-        found = describe(build_dataset(loaded.data, loaded.seed), users, loaded.seed)
+        dataset = build_dataset(loaded.data, loaded.seed)
+        found = describe(dataset, users, loaded.seed, loaded.data.users)
     if out is not None:
         data_sets.write_picture(found, out)
     if format == "json":

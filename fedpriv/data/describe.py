@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedpriv.data import partition
-from fedpriv.data.federated import FederatedDataset
+from fedpriv.data.federated import FederatedDataset, notes_of
 from fedpriv.errors import InputError
 
 
@@ -43,6 +43,8 @@ class Description:
         sizes: how many examples each of these has, int64. Private.
         skipped: how many more could not be used. Private.
         skew: of their classes; None where there are none. Private.
+        reason: why the first that was skipped was; "" where that is not known. Private.
+        notes: what else to know before training on these users. Private.
     """
 
     dataset: FederatedDataset
@@ -52,39 +54,50 @@ class Description:
     sizes: NDArray[np.int64]
     skipped: int
     skew: LabelSkew | None
+    reason: str = ""
+    notes: tuple[str, ...] = ()
 
 
-def describe(dataset: FederatedDataset, most: int, seed: int) -> Description:
+def describe(
+    dataset: FederatedDataset, most: int, seed: int, places: int | None = None
+) -> Description:
     """Read at most so many users, drawn at random, and return what they have.
+
+    `places` is `data.users`.
 
     Raises:
         InputError: there is no user.
     """
-    places = {user_id: place for place, user_id in enumerate(dataset.user_ids)}
-    if not places:
+    places_of = {user_id: place for place, user_id in enumerate(dataset.user_ids)}
+    if not places_of:
         raise InputError("data: there is no user here to describe")
-    chosen = places if len(places) <= most else partition.choose(places, most, seed)
+    chosen = places_of if len(places_of) <= most else partition.choose(places_of, most, seed)
     by_class = getattr(dataset, "task", "classification") == "classification"
-    sizes, labels, skipped = [], [], 0
+    sizes, labels, skipped, reason = [], [], 0, ""
     for user_id in chosen:
         try:
-            examples = dataset.user(places[user_id])
-        except InputError:  # such as one without examples
+            examples = dataset.user(places_of[user_id])
+        except InputError as error:  # such as one without examples
             sizes.append(0)
+            reason = reason or str(error)
             continue
         sizes.append(len(examples))
         skipped += examples.skipped
+        if examples.skipped and not reason and hasattr(dataset, "why_skipped"):
+            reason = dataset.why_skipped(places_of[user_id])
         targets = getattr(examples, "targets", None)
         if by_class and targets is not None and targets.dim() == 1 and len(targets):
             labels.append(torch.bincount(targets, minlength=dataset.classes).numpy())
     return Description(
         dataset=dataset,
         held_out=sum(len(part) for part in dataset.evaluation()),
-        population=len(places),
+        population=len(places_of),
         looked_at=len(sizes),
         sizes=np.array(sizes, np.int64),
         skipped=skipped,
         skew=_skew(np.array(labels, np.int64)) if labels else None,
+        reason=reason,
+        notes=notes_of(dataset, places),
     )
 
 

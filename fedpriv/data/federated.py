@@ -148,6 +148,21 @@ class FederatedDataset(Protocol):
         """
 
 
+def notes_of(dataset: FederatedDataset, places: int | None) -> tuple[str, ...]:
+    """Return what to know of a simulation's users before training on them; private.
+
+    `places` is `data.users`. A data set says it where it has `notes`; of any other it is seen
+    whether it has more users than places.
+    """
+    notes: tuple[str, ...] = getattr(dataset, "notes", ())
+    if places is not None and dataset.population > places:
+        notes += (
+            f"data.users is {places} and the data have {dataset.population} users: those beyond "
+            "have no place and are left out",
+        )
+    return notes
+
+
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
     """Raw images `[n, channels, height, width]`, usually uint8, with int64 labels `[n]`.

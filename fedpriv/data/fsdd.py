@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from fedpriv.data import partition
 from fedpriv.data.audio import JoinedFiles, load_soundfile
 from fedpriv.data.facts import DataFacts
 from fedpriv.data.files import visible
@@ -120,6 +121,9 @@ def build_fsdd(options: FsddOptions, seed: int) -> FederatedSpeech:
             held_out="same" if held_out.keys() & training.keys() else "others",
             public="none",
         ),
+        undrawn=partition.undrawn(len(training), options.users)
+        if options.partition.kind == "natural"
+        else "",
     )
 
 

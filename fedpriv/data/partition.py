@@ -159,6 +159,31 @@ def choose(names: Iterable[str], number: int, seed: int) -> list[str]:
     return sorted(sorted(drawn, key=lambda name: (drawn[name], name))[:number])
 
 
+def undrawn(people: int, users: int | None) -> str:
+    """Say where `choose` leaves people out; "" where it does not. Private: it counts them."""
+    if users is None or people <= users:
+        return ""
+    return (
+        f"data.users is {users} and there are {people} people here: {users} drawn at random are "
+        f"trained on, and the other {people - users} are left out; write users: {people} or more "
+        "for all"
+    )
+
+
+def in_words(sizes: Sequence[int], noun: str) -> str:
+    """Return how many users have how many of what each, in words."""
+    low, high = min(sizes, default=0), max(sizes, default=0)
+    each = numbered(high, noun) if low == high else f"{low} to {numbered(high, noun)}"
+    if len(sizes) == 1:
+        return f"1 user with {each}"
+    return f"{len(sizes)} users with {each} each, {sum(sizes)} in all"
+
+
+def numbered(count: int, noun: str) -> str:
+    """Return a number of things, of which one is no several."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def held_out_by_id(name: str, every: int) -> bool:
     """Say whether a person belongs to the public part of one in `every` that is held out.
 

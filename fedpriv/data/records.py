@@ -148,6 +148,11 @@ class Split:
             return "unnamed"
         return "others" if held.isdisjoint(users) else "same"
 
+    @property
+    def people(self) -> int:
+        """How many different owners the rows of users name."""
+        return len(set(self.owners[self.training]) - {NOBODY})
+
     def deal(
         self, options: OwnOptions, labels: NDArray[np.int64] | None, seed: int
     ) -> Mapping[str, Indices]:
@@ -220,6 +225,7 @@ class FederatedRecords:
         facts: what is true of it, as far as that was checked.
         cap: the most examples of a user, where a record is no example, and the run's seed.
         misread: what seems wrong with whose records are whose: see the function.
+        undrawn: how many people are left out, in words; "" for none; private.
     """
 
     records: Records
@@ -235,11 +241,24 @@ class FederatedRecords:
     facts: DataFacts
     cap: tuple[int | None, int] = (None, 0)
     misread: str = ""
+    undrawn: str = ""
 
     @property
     def population(self) -> int:
         """Number of users N."""
         return len(self.parts)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes are called, in the order of a model's outputs; () where they are not."""
+        return tuple(getattr(self.records, "names", ()))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know before training on these users; private."""
+        of_records = getattr(self.records, "note", None)
+        said = of_records(self.parts) if of_records is not None else ""
+        return tuple(filter(None, (self.misread, self.undrawn, said)))
 
     def user(self, index: int) -> Examples:
         """Read one user's records: see `FederatedDataset.user`.
@@ -256,6 +275,15 @@ class FederatedRecords:
         places = [np.arange(len(examples))]
         (kept,) = partition.cap(places, [self.user_ids[index]], limit, seed)
         return replace(examples.take(torch.from_numpy(kept)), skipped=examples.skipped)
+
+    def why_skipped(self, index: int) -> str:
+        """Return the reason of a user's first record that cannot be used; private."""
+        for row in self.parts[index]:
+            try:
+                self.records.read(int(row))
+            except InputError as error:
+                return str(error)
+        return ""
 
     def evaluation(self) -> Iterator[Examples]:
         """Read the held-out records, some at a time."""
@@ -392,6 +420,7 @@ def with_users(
         ),
         cap=(limit if source.several else None, seed),
         misread=source.misread,
+        undrawn=partition.undrawn(split.people, options.users) if natural else "",
     )
 
 
@@ -407,10 +436,11 @@ def _together(split: Split, by_owner: bool) -> list[Indices]:
 
 
 def _sizes(parts: Sequence[Indices], source: RecordSource) -> str:
-    sizes = [len(part) for part in parts] or [0]
-    said = f"{len(parts)} users with {min(sizes)} to {max(sizes)} records each, {sum(sizes)} in all"
+    said = partition.in_words(list(map(len, parts)), "text" if source.several else "record")
+    if source.several:
+        said += f", to be cut into blocks of {source.input_shape[0]} tokens"
     if source.split.strays:
-        said += f"; {source.split.strays} records of nobody, left out"
+        said += f"; {partition.numbered(source.split.strays, 'record')} of nobody, left out"
     if source.labels is not None and source.task == "classification":
         training = source.labels[source.split.training]
         if wrong := int((training == UNKNOWN).sum()):

@@ -63,7 +63,7 @@ def federate(source: ImageSource, options: DealtOptions, seed: int) -> Partition
         scale=source.scale,
         classes=source.classes,
         description=_describe(source, options, options.users or len(parts)),
-        sizes=_sizes(parts) + _wrong_labels(source),
+        sizes=partition.in_words(list(map(len, parts)), "training example") + _wrong_labels(source),
         facts=_facts(source, options),
     )
 
@@ -156,14 +156,6 @@ def _facts(source: ImageSource, options: DealtOptions) -> DataFacts:
         example="image",
         held_out="others" if options.evaluation == "development" and named else "unnamed",
         public="none",
-    )
-
-
-def _sizes(parts: list[partition.Indices]) -> str:
-    sizes = [len(part) for part in parts]
-    return (
-        f"{len(sizes)} users with {min(sizes)} to {max(sizes)} training examples each, "
-        f"{sum(sizes)} in all"
     )
 
 

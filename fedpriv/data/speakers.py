@@ -88,9 +88,8 @@ def federate_speakers(corpus: Corpus, options: SpokenOptions, seed: int) -> Fede
             f"data.partition.kind must be natural for {options.name}, whose speakers are the "
             f"users, got {options.partition.kind}"
         )
-    names = choose_speakers(
-        corpus.training.keys() - corpus.held_out.keys() - corpus.public.keys(), options, seed
-    )
+    speakers = corpus.training.keys() - corpus.held_out.keys() - corpus.public.keys()
+    names = choose_speakers(speakers, options, seed)
     user_ids = tuple(f"speaker-{name}" for name in names)
     volunteers = sorted(corpus.public.keys() - corpus.held_out.keys())
     measuring = volunteers[PUBLIC_HELD_OUT]
@@ -106,7 +105,8 @@ def federate_speakers(corpus: Corpus, options: SpokenOptions, seed: int) -> Fede
         alphabet=choose_alphabet(options.speech, public),
         speech=options.speech,
         description=_describe(corpus, options, options.users or len(users), volunteers),
-        sizes=_sizes(users) + (f"; {len(strays)} rows of nobody, left out" if strays else ""),
+        sizes=partition.in_words(list(map(len, users)), "recording")
+        + (f"; {partition.numbered(len(strays), 'row')} of nobody, left out" if strays else ""),
         facts=DataFacts(
             users="person",
             example="recording",
@@ -114,6 +114,7 @@ def federate_speakers(corpus: Corpus, options: SpokenOptions, seed: int) -> Fede
             public="others" if volunteers else "none",
         ),
         strays=strays,
+        undrawn=partition.undrawn(len(speakers), options.users),
         disputed=_disputed(corpus),
     )
 
@@ -196,13 +197,6 @@ def _cap(
         tuple(recordings[index] for index in indices)
         for recordings, indices in zip(users, kept, strict=True)
     ]
-
-
-def _sizes(users: Sequence[Sequence[AudioFile]]) -> str:
-    sizes = [len(recordings) for recordings in users]
-    return (
-        f"{len(sizes)} users with {min(sizes)} to {max(sizes)} recordings each, {sum(sizes)} in all"
-    )
 
 
 def _describe(corpus: Corpus, options: SpokenOptions, users: int, volunteers: Sequence[str]) -> str:

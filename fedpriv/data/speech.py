@@ -112,6 +112,7 @@ class FederatedSpeech:
         facts: what is true of it, as far as that was checked.
         strays: rows of tables of which nobody knows whose they are.
         disputed: which recording two people are said to own; "" for none.
+        undrawn: how many people are left out, in words; "" for none; private.
     """
 
     users: Sequence[Sequence[Recording]]
@@ -126,6 +127,7 @@ class FederatedSpeech:
     facts: DataFacts = UNCHECKED
     strays: Sequence[BadRow] = ()
     disputed: str = ""
+    undrawn: str = ""
 
     task: ClassVar[str] = "recognition"
 
@@ -133,6 +135,11 @@ class FederatedSpeech:
     def population(self) -> int:
         """Number of users N."""
         return len(self.users)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know before training on these users; private."""
+        return (self.undrawn,) if self.undrawn else ()
 
     @property
     def classes(self) -> int:
@@ -153,6 +160,15 @@ class FederatedSpeech:
         if not 0 <= index < self.population:
             raise IndexError(f"user index {index} is outside 0..{self.population - 1}")
         return self._read(self.users[index], self.speech.max_seconds_per_user)
+
+    def why_skipped(self, index: int) -> str:
+        """Return the reason of a user's first recording that cannot be used; private."""
+        for recording in self.users[index]:
+            try:
+                self._one(recording)
+            except InputError as error:
+                return str(error)
+        return ""
 
     def evaluation(self) -> Iterator[Utterances]:
         """Read the held-out recordings, some at a time: waveforms take much memory.

@@ -91,6 +91,9 @@ class Texts(Protocol):
     def text(self, row: int) -> str:
         """Return a text; raise InputError for one that cannot be used."""
 
+    def size(self, row: int) -> int:
+        """Return how many bytes a text has, unread; 0 for one that is not there."""
+
     def tell(self, content: Content, rows: Indices, files: Files) -> None:
         """Add to `content` what tells texts from others."""
 
@@ -105,6 +108,13 @@ class TextFiles:
     def text(self, row: int) -> str:
         """Read a file, which is UTF-8."""
         return read_text(self.folder / self.paths[row])
+
+    def size(self, row: int) -> int:
+        """Return the file's size: see `Texts`."""
+        try:
+            return (self.folder / self.paths[row]).stat().st_size
+        except OSError:  # told when the file is read
+            return 0
 
     def tell(self, content: Content, rows: Indices, files: Files) -> None:
         """Add the files' names and bytes."""
@@ -125,6 +135,10 @@ class TextColumn:
         if not text or not is_clean(text):
             raise InputError(f"{self.table.where(row)}: its text is empty, or not UTF-8")
         return text
+
+    def size(self, row: int) -> int:
+        """Return the cell's size: see `Texts`."""
+        return len(self.texts[row].encode("utf-8", "surrogateescape"))
 
     def tell(self, content: Content, rows: Indices, files: Files) -> None:
         """Add the cells."""
@@ -169,6 +183,28 @@ class TokenBlocks:
         whole[1] = NO_TOKEN
         whole[0, : len(text) - 1], whole[1, : len(text) - 1] = text[:-1], text[1:]
         return whole.reshape(2, count, self.block)
+
+    def note(self, parts: Sequence[Indices]) -> str:
+        """Say where blocks are padding at least by half; "" where some may be fuller.
+
+        A token has a byte or more, so no text has more tokens than bytes.
+        """
+        longest = 0
+        for rows in parts:
+            sizes = [self.texts.size(int(row)) for row in rows]
+            if self.between is None:
+                here = max(sizes, default=0)
+            else:
+                here = sum(sizes) + len(self.between) * (len(sizes) - 1)
+            longest = max(longest, here)
+            if 2 * longest > self.block:
+                return ""
+        whose = "text has" if self.between is None else "user's texts together have"
+        return (
+            f"data.block is {self.block} tokens and no {whose} more than {longest}: the rest of "
+            f"each block is padding, which takes as long to train on; write block: {longest} or "
+            "less"
+        )
 
     def tell(self, content: Content, rows: Indices, files: Files) -> None:
         """Add the texts, and what they are cut into."""

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedpriv.components import Kind
+from fedpriv.data import partition
 from fedpriv.data.describe import Description
 from fedpriv.errors import InputError
 from fedpriv.reporting.run_directory import write_whole
@@ -81,6 +82,10 @@ def document(description: Description) -> dict[str, Any]:
         },
         "skipped": description.skipped,
     }
+    if description.reason:
+        private["first_skipped"] = description.reason
+    if description.notes:
+        private["notes"] = list(description.notes)
     if dataset.sizes:
         private["sizes"] = dataset.sizes
     if skew is not None:
@@ -92,6 +97,7 @@ def document(description: Description) -> dict[str, Any]:
             "description": dataset.description,
             "classes": dataset.classes,
             "input_shape": list(dataset.input_shape),
+            "class_names": list(getattr(dataset, "class_names", ())),
             "held_out": description.held_out,
             "facts": dataset.facts.document(),
         },
@@ -105,20 +111,24 @@ def lines(description: Description) -> list[str]:
     public, private = found["public"], found["private"]
     facts = ", ".join(f"{key}: {value}" for key, value in public["facts"].items())
     shape = " x ".join(map(str, public["input_shape"]))
-    sizes = private["examples"]
+    sizes, reason = private["examples"], description.reason
+    fewer = private["looked_at"] < private["population"]
+    some = f"{private['population']} users, of whom were read: " if fewer else ""
+    kind = public["facts"]["example"]
+    noun = "example" if kind in ("unknown", "joined") else kind
     said = [
         public["description"],
         f"public: {public['classes']} classes, inputs {shape}, {public['held_out']} held-out "
         f"examples; {facts}",
         PRIVATE,
-        f"{private['population']} users, {private['looked_at']} of them read: {sizes['min']} to "
-        f"{sizes['max']} examples each, {sizes['median']:g} in the median, {sizes['sum']} in all; "
-        f"{private['skipped']} skipped",
+        f"{some}{partition.in_words(description.sizes.tolist(), noun)}, {sizes['median']:g} in the "
+        f"median; {private['skipped']} skipped" + (f", first: {reason}" if reason else ""),
+        *(f"note: {note}" for note in description.notes),
         "users by number of examples",
         *_bars(*_histogram(description.sizes)),
     ]
     if (skew := description.skew) is not None:
-        names = [str(label) for label in range(len(skew.counts))]
+        names = public["class_names"] or [str(label) for label in range(len(skew.counts))]
         said += [
             f"a user's most frequent class has {skew.largest:.0%} of its examples (median); "
             f"users' classes are {skew.distance:.2f} from those of all (0 alike, 1 apart)",

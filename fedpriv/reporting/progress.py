@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from fedpriv.data.federated import notes_of
+from fedpriv.data.partition import numbered
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.reporting.terminal import fitting, one_line, print_lines
 from fedpriv.reporting.wording import (
@@ -79,10 +81,12 @@ class ProgressLines:
         self._print(Text.assemble((config.name, "bold"), f": {about}"))
         if dataset.sizes and not deployed:
             self._print(f"simulation only: {dataset.sizes}")
+        for sentence in () if deployed else notes_of(dataset, config.data.users):
+            self.say(f"simulation only: {sentence}")
         self._print(
             f"model {config.model.name} with {plan.layout.total:,} parameters in "
             f"{len(plan.layout.names)} blocks; server {config.server.optimizer}; "
-            f"{config.rounds} rounds of {plan.sampling.expected_cohort:g} "
+            f"{numbered(config.rounds, 'round')} of {plan.sampling.expected_cohort:g} "
             f"{self._who} expected"
         )
         if experiment.engine is not None:

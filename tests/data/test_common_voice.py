@@ -162,7 +162,7 @@ def test_a_row_of_nobody_makes_no_user(folder, row):
     dataset = read_rows(folder, row)
     assert dataset.user_ids == ("speaker-anna",)
     assert dataset.user(0).skipped == 0
-    assert dataset.sizes.endswith("; 1 rows of nobody, left out")
+    assert dataset.sizes.endswith("; 1 row of nobody, left out")
     dataset.require_usable()
     with pytest.raises(InputError, match=r"train\.tsv: line 3 "):
         read_rows(folder, row, on_bad="stop").require_usable()

@@ -59,7 +59,7 @@ def test_a_pattern_reads_users_of_file_names(tmp_path):
     Image.fromarray(pixels_of("x", 0)).save(tmp_path / "cat" / "nobody.png")
     dataset = built(tmp_path, pattern=r"(?P<class>\w+)/(?P<user>\w+)-\d+\.png", held_out=None)
     assert set(dataset.user_ids) < set(USERS)
-    assert "1 records of nobody, left out" in dataset.sizes
+    assert "1 record of nobody, left out" in dataset.sizes
     assert {len(user) for user in users_of(dataset).values()} == {2}
     assert dataset.facts.held_out == "others"
 

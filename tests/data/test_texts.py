@@ -186,3 +186,26 @@ def test_joined_texts_are_refused_where_an_example_is_protected():
 def test_a_tokenizer_that_cannot_be_is_refused(tokenizer):
     with pytest.raises(ValidationError):
         data_options(name="text", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("join", ["\n", None])
+def test_blocks_that_are_padding_by_half_are_told(tmp_path, join):
+    write_texts(tmp_path)
+    for folder in tmp_path.iterdir():
+        for path in folder.glob("*.txt") if folder.is_dir() else ():
+            path.write_text("é" * 20)  # 40 bytes, twice a user
+    longest = 40 if join is None else 81
+    (note,) = built(tmp_path, join=join, tokenizer={}, block=2 * longest).notes
+    whose = "text has" if join is None else "user's texts together have"
+    assert f"data.block is {2 * longest} tokens and no {whose} more than {longest}:" in note
+    assert f"write block: {longest} or less" in note
+    assert not built(tmp_path, join=join, tokenizer={}, block=2 * longest - 1).notes
+    assert built(tmp_path, join=join, tokenizer={}).sizes.endswith("cut into blocks of 16 tokens")
+
+
+def test_blocks_of_a_tables_texts_are_told_too(tmp_path):
+    write_lines(tmp_path)
+    options = {"path": tmp_path / "people.csv", "held_out": "test.csv", "tokenizer": {}}
+    columns = {"user": "role", "text": "line"}
+    assert not built(tmp_path, **options, **columns).notes
+    assert "is padding" in built(tmp_path, **options, **columns, block=4096).notes[0]
