@@ -305,6 +305,27 @@ def test_config_commands(fedpriv, config):
     assert_one_line(fedpriv("config", "validate", config, "--set", "rounds=0"), "rounds")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["run", "c.yaml", "rounds=3"], "(rounds=3); write --set rounds=3"),
+        (
+            ["config", "show", "c.yaml", "rounds=3", "data.users=2"],
+            "; write --set rounds=3 --set data.users=2",
+        ),
+        (["run", "c.yaml", "other"], "(other)"),
+        (["runs"], "No such command 'runs'. Did you mean 'run'?"),
+        (["data", "describ"], "No such command 'describ'. Did you mean 'describe'?"),
+    ],
+)
+def test_what_cannot_be_read_is_said_once_with_what_to_write(given, said, fedpriv):
+    code, out, err = fedpriv(*given)
+    line = next(line for line in err.splitlines() if said.split()[0] in line)
+    assert (code, out) == (2, "")
+    assert line.strip("│ ").endswith(said)
+    assert err.count("Did you mean") == said.count("Did you mean")
+
+
 def test_usage_errors_exit_with_2(fedpriv):
     assert fedpriv("run")[0] == 2
     assert fedpriv("fly")[0] == 2

@@ -20,11 +20,13 @@ from fedpriv.cli.models import models_app
 from fedpriv.cli.runs import runs_app
 from fedpriv.cli.starting import starting_app
 from fedpriv.cli.tuning import tuning_app
+from fedpriv.cli.usage import Commands
 from fedpriv.disk import barred, has_no_room, no_room
 from fedpriv.errors import FedprivError, InputError
 from fedpriv.reporting.terminal import let_print_anything
 
 app = typer.Typer(
+    cls=Commands,
     help="Differentially private federated learning, simulated.",
     no_args_is_help=True,
     add_completion=False,
