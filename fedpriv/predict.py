@@ -57,7 +57,7 @@ def _numbers(row: Tensor) -> str:
 
 
 def _classes(prepared: Experiment, row: Tensor) -> str:
-    named = getattr(getattr(prepared.trainer.dataset, "records", None), "names", ())
+    named = getattr(prepared.trainer.dataset, "class_names", ())
     shares, classes = row.softmax(0).topk(min(_LIKELIEST, len(row)))
     return ", ".join(
         f"{named[each] if each < len(named) else each} {100 * share:.1f}%"

@@ -22,8 +22,8 @@ class DataOptions(Options):
         default=None,
         gt=0,
         description="population: number of users; natural users may be fewer, then some places "
-        "are empty, and where they are more so many are drawn; null, for natural users only: the "
-        "data set's own number",
+        "are empty, and where they are more so many are drawn and the others left out; null, for "
+        "natural users only: the data set's own number",
     )
 
     @property
