@@ -97,6 +97,8 @@ def test_the_folder_may_be_the_one_of_the_recordings(folder):
 
 
 def test_fewer_natural_users_are_drawn_by_the_seed(folder):
+    dataset = build_fsdd(config(folder, users=2, partition=NATURAL), 0)
+    assert "there are 3 people here" in dataset.notes[0]
     drawn = {
         build_fsdd(config(folder, users=2, partition=NATURAL), seed).user_ids for seed in range(20)
     }

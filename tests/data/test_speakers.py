@@ -60,6 +60,10 @@ def test_fewer_users_are_drawn_by_the_seed_in_the_order_of_their_names():
 
 def test_there_may_be_places_for_more_users_than_there_are():
     assert federate(part("ann", "bob"), users=3).population == 2
+    assert not federate(part("ann", "bob"), users=3).notes
+    (note,) = federate(part(*"abcdef"), users=4).notes
+    assert "there are 6 people here" in note
+    assert "the other 2 are left out" in note
 
 
 def test_recordings_of_a_user_are_capped_at_random_in_their_order():
