@@ -189,6 +189,7 @@ def _try_step(plan: Plan, model: nn.Module) -> None:
     for round_ in (1, 2):
         update = torch.randn(server.layout.total, generator=generator)
         server.step(update, round_, seed=round_, noise=[1.0] * len(server.layout.names))
+        server.require_finite(round_)
         try:
             kept = algorithm.server(
                 [update] * len(algorithm.payloads), server.shared, plan.fraction

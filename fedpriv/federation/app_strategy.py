@@ -183,8 +183,7 @@ class StrategyServer:
         """Hand the strategy the one reply: what nodes were sent, less the noisy mean `[total]`.
 
         Raises:
-            InputError: it makes no model of that, or one with numbers that are not finite: no round
-                after it could teach it anything, and each would be paid for.
+            InputError: it makes no model of that.
         """
         assert self._asked is not None
         key, sent = next(iter(self._asked.content.array_records.items()))
@@ -198,15 +197,23 @@ class StrategyServer:
         mean["metrics"] = MetricRecord({weight: 1.0})
         reply = Message(mean, reply_to=self._asked)
         arrays, _ = self.strategy.aggregate_train(round_, [reply])
-        name = type(self.strategy).__name__
         if arrays is None or _layout(arrays) != self.layout:
+            name = type(self.strategy).__name__
             raise InputError(f"strategy: {name} made no model of the noisy mean")
-        if not all(np.isfinite(array.numpy()).all() for array in arrays.values()):
+        self.arrays = arrays
+
+    def require_finite(self, round_: int) -> None:
+        """Check what the step of a round has left.
+
+        Raises:
+            InputError: the model has numbers that are not finite.
+        """
+        name = type(self.strategy).__name__
+        if not all(np.isfinite(array.numpy()).all() for array in self.arrays.values()):
             raise InputError(
                 f"strategy: {name} left numbers in the model that are not finite in round "
                 f"{round_}; start another run with smaller steps"
             )
-        self.arrays = arrays
 
     def state(self) -> dict[str, Tensor]:
         """Return the model, and what the strategy keeps, as tensors by name.

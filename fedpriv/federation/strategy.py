@@ -149,6 +149,7 @@ class PrivateFedAvg(RunLoop):
             seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
             noise, fraction = self._draw.noise(self.plan, len(sums)), self.plan.fraction
             self.server.step(averages[0], server_round, seed, noise)
+            self.server.require_finite(server_round)
             self.server.shared = self.plan.algorithm.server(averages, self.server.shared, fraction)
 
         self.bounds = next_bounds(self.plan, self.bounds, counts, sums.values())

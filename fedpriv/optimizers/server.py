@@ -71,6 +71,10 @@ class GlobalModel(Protocol):
         """Move the model by the averaged update `[total]`: see `Server.step`."""
         ...
 
+    def require_finite(self, round_: int) -> None:
+        """Check what the step of a round has left: see `Server.require_finite`."""
+        ...
+
     def state(self) -> dict[str, Tensor]:
         """Return everything needed to continue, as tensors by name."""
         ...
@@ -127,8 +131,7 @@ class Server:
             noise: the standard deviation of the noise on each block; empty for none.
 
         Raises:
-            InputError: the normaliser or the optimizer failed, or the model has numbers that are
-                not finite: no round after it could teach it anything, and each would be paid for.
+            InputError: the normaliser or the optimizer failed.
         """
         names = self.layout.names
         parts = zip(self.layout.split(average).items(), self._undone, strict=True)
@@ -144,6 +147,14 @@ class Server:
         with drawing_from(seed, self._parameters[0].device):
             self._move()
         self._optimizer.zero_grad()
+
+    def require_finite(self, round_: int) -> None:
+        """Check what the step of a round has left.
+
+        Raises:
+            InputError: the model has numbers that are not finite. No later round could teach it
+                anything, and each would be paid for.
+        """
         if not torch.stack([p.isfinite().all() for p in self._parameters]).all():
             raise InputError(
                 f"server: round {round_} left numbers in the model that are not finite; start "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 
 from fedpriv.errors import InputError
@@ -40,6 +38,6 @@ def set_tf32(wanted: bool, device: torch.device) -> None:
             "bfloat16"
         )
     if device.type == "cuda":
-        precision = "tf32" if wanted else "ieee"
-        torch.backends.cuda.matmul.fp32_precision = precision
-        cast(Any, torch.backends.cudnn).conv.fp32_precision = precision
+        # Not by `fp32_precision`: where that of convolutions is set, exporters fail to read these.
+        torch.backends.cuda.matmul.allow_tf32 = wanted
+        torch.backends.cudnn.allow_tf32 = wanted

