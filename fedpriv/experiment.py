@@ -186,7 +186,7 @@ def _try_step(plan: Plan, model: nn.Module) -> None:
     """
     server = build_server(plan.config, copy.deepcopy(model), Server)
     generator, algorithm = torch.Generator().manual_seed(0), plan.algorithm
-    for round_ in (1, 2):
+    for round_ in range(1, min(2, plan.config.rounds) + 1):
         update = torch.randn(server.layout.total, generator=generator)
         server.step(update, round_, seed=round_, noise=[1.0] * len(server.layout.names))
         server.require_finite(round_)

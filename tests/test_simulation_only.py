@@ -20,7 +20,7 @@ from safetensors import safe_open
 
 from fedpriv import experiment
 from fedpriv.audit import AuditSettings, audit
-from fedpriv.data import sources
+from fedpriv.data import partition
 from fedpriv.data.digits import build_digits
 from fedpriv.data.options import DealtOptions
 from fedpriv.data.registry import DATASETS
@@ -39,7 +39,8 @@ def build_odd(options: DealtOptions, seed: int):
     """Digits dealt to users of those sizes."""
     dealt = build_digits(options, seed)
     parts = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
-    return dataclasses.replace(dealt, parts=parts, sizes=sources._sizes(parts))
+    told = partition.in_words(SIZES, "training example")
+    return dataclasses.replace(dealt, parts=parts, sizes=told)
 
 
 class Watched:
