@@ -40,9 +40,8 @@ class PrivateFedAvg(RunLoop):
     add N(0, (zC)²); charge the ledger, durably; divide by the public expected cohort; step the
     server optimizer.
 
-    Where silos or users add noise of their own none is added here, and the ledger charges those
-    that were drawn, whether or not they answered. Where nodes add shares of the noise none is
-    added here either, unless too few of them answered.
+    Where silos or users add noise none is added here, and the ledger charges all who were drawn.
+    Where nodes add shares of it none is added here either, unless too few of them answered.
     """
 
     def __init__(
