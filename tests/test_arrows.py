@@ -12,8 +12,17 @@ ROOT = Path(fedpriv.__file__).parent
 
 #: From the ground to the roof: a room imports those of lower floors, and itself.
 FLOORS: tuple[set[str], ...] = (
-    {"errors", "caches", "draws", "imports", "threads", "told_apart", "transfer"},
-    {"yaml_text", "__version__"},
+    {
+        "errors",
+        "caches",
+        "draws",
+        "imports",
+        "threads",
+        "told_apart",
+        "transfer",
+        "yaml_text",
+        "__version__",
+    },
     {"sections", "disk", "origins"},
     {"signatures"},
     {"components", "runtime"},

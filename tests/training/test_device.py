@@ -19,11 +19,8 @@ def test_tf32_is_a_setting_of_the_process(wanted):
     try:
         set_tf32(wanted, torch.device("cuda"))
         assert [one.allow_tf32 for one in settings] == [wanted, wanted]
-        rounded = (
-            torch.backends.cuda.matmul.fp32_precision,
-            torch.backends.cudnn.conv.fp32_precision,
-        )
-        assert [each == "tf32" for each in rounded] == [wanted, wanted]
+        assert settings[0].fp32_precision == ("tf32" if wanted else "ieee")
+        assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == wanted
     finally:
         for one, value in zip(settings, before, strict=True):
             one.allow_tf32 = value
