@@ -30,8 +30,8 @@ TOUCHES = ROOT / "federation" / "grids" / "base.py"
 TOUCHED = {"flwr.supercore.task_identity"}
 #: Settings that libraries have for their users to set.
 SETTINGS = {
-    "torch.backends.cuda.matmul.fp32_precision",
-    "torch.backends.mkldnn.matmul.fp32_precision",
+    "torch.backends.cuda.matmul.allow_tf32",
+    "torch.backends.cudnn.allow_tf32",
 }
 
 
