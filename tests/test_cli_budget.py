@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from in_process import SILOS, train_small
+from in_process import SILOS, SMALL, train_small
 from test_cli import assert_one_line, call
 
 from fedpriv.privacy import (
@@ -124,6 +124,37 @@ def test_which_band_pays_is_said_and_planned(fedpriv):
     assert "noise in the model" in ok(fedpriv(*options, "--epsilon", "8"))
     refused = fedpriv(*options, "--noise-multiplier", "1")
     assert_one_line(refused, "leave out --bands and --noise-multiplier")
+
+
+APART = ["--sampling", "min_separation", "--noise", "correlated", "--epsilon", "4"]
+
+
+def test_bands_and_separation_are_planned_for_the_server_of_a_config(fedpriv, tmp_path):
+    """A schedule of the server bears on what pays; one of users, whose updates are clipped, not."""
+    options = ["budget", "plan", *PLAN, *APART, "--separation", "10", "--format", "json"]
+    document = json.loads(json.dumps(SMALL)) | {"rounds": 50}
+    document["server"] = {"optimizer": "sgd", "lr": 1.0, "options": {"momentum": 0.5}}
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(document))
+    of = [*options, "--config", str(path)]
+
+    def tried(*arguments):
+        return strict(ok(fedpriv(*arguments)))["tried"]
+
+    same = tried(*options, "--momentum", "0.5")
+    assert tried(*of) == same
+    assert tried(*of, "--set", "local.schedule={kind: cosine}") == same
+    falling = tried(*of, "--set", "server.schedule={kind: exponential, factor: 0.8}")
+    assert falling[-1]["error"] != pytest.approx(same[-1]["error"], rel=1e-2)
+
+    code, out, err = fedpriv(*options[:-2], "--factorization", "bisr")
+    assert code == 0
+    assert "at most once in 10 rounds pay" in err
+    assert "rounds: 10, expected_cohort: 20}" in err
+    assert "one in 10 at most" in out
+    assert_one_line(fedpriv(*of, "--momentum", "0.5"), "leave out --momentum")
+    assert_one_line(fedpriv(*options, "--momentum", "1"), "--momentum: write a number")
+    assert_one_line(fedpriv(*options, "--set", "rounds=3"), "--set: goes with --config")
 
 
 def test_what_pld_cannot_prove_is_null_and_said(fedpriv):

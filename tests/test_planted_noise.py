@@ -184,8 +184,8 @@ def allow_more_bands_than_rounds_between(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def leave_out_the_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = plans._workload
-    monkeypatch.setattr(plans, "_workload", lambda config: Workload(honest(config).rates))
+    honest = plans.workload_of
+    monkeypatch.setattr(plans, "workload_of", lambda *given: Workload(honest(*given).rates))
 
 
 PLANTED: dict[str, tuple[Plant, Callable[[], bool]]] = {

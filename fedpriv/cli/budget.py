@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedpriv.cli.common import check_format, errors, file_or_folder, say
+from fedpriv.cli.common import Overrides, check_format, errors, file_or_folder, say
 from fedpriv.errors import InputError
 from fedpriv.reporting.terminal import console, working
+
+if TYPE_CHECKING:  # commands import what they need
+    from fedpriv.privacy.factorizations import Workload
 
 budget_app = typer.Typer(help="Plan what privacy costs, before a run.", no_args_is_help=True)
 
@@ -44,8 +47,15 @@ def plan(
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="the budget ε")] = None,
     sampling: Annotated[
-        str, typer.Option(help="poisson, fixed_size, all or random_allocation")
+        str, typer.Option(help="poisson, fixed_size, all, random_allocation or min_separation")
     ] = "poisson",
+    separation: Annotated[
+        int | None,
+        typer.Option(
+            help="with --sampling min_separation: of how many rounds a user is in one at most; "
+            "default: N/cohort, and with --noise correlated 1, 2, 4, ... of it"
+        ),
+    ] = None,
     adjacency: Annotated[
         str | None,
         typer.Option(help="add_or_remove_one, replace_one or zero_out; default: the sampling's"),
@@ -66,7 +76,21 @@ def plan(
             help="correlated: with --epsilon, try bands for this run and say which of them pays"
         ),
     ] = "independent",
+    factorization: Annotated[
+        str, typer.Option(help="of correlated noise: optimized, square_root, bisr or blt")
+    ] = "optimized",
     momentum: Annotated[float, typer.Option(help="of the server, for --noise correlated")] = 0.0,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            parser=file_or_folder,
+            metavar="CONFIG",
+            help="for --noise correlated, in place of --momentum: the config whose server, with "
+            "its schedule and momentum, uses the noise",
+        ),
+    ] = None,
+    overrides: Overrides = None,
     format: BudgetFormat = "table",
     plot: PlotPath = None,
 ) -> None:
@@ -95,16 +119,19 @@ def plan(
         adjacency=adjacency,
         solve=solve,
         bands=bands,
+        separation=separation,
+        factorization=factorization,
     )
     with working(errors, "computing ε"):
-        tried = band_planning.choices(question, momentum) if noise == "correlated" else ()
+        question = replace(question, workload=_workload(rounds, momentum, config, overrides))
+        tried = band_planning.choices(question) if noise == "correlated" else ()
         if tried:
-            question = replace(question, bands=band_planning.best(tried).bands)
+            question = band_planning.chosen(question, tried)
         answer = planning.answer(question)
     if plot is not None:
         curves = planning.epsilon_curves(answer.recipe, answer.deltas[0])
         budget.plan_plot(answer, curves, plot)
-    say((*answer.notes, *budget.which_pays(tried)))
+    say((*answer.notes, *budget.which_pays(tried, cohort)))
     if format == "table":
         if tried:
             console().print(budget.choices_table(tried))
@@ -113,6 +140,32 @@ def plan(
         sys.stdout.write(to_json(budget.plan_document(answer, tried)))
     else:
         sys.stdout.write(budget.plan_csv(answer))
+
+
+def _workload(
+    rounds: int | None, momentum: float, config: Path | None, overrides: list[str] | None
+) -> Workload | None:
+    """Return what the server makes of the noise, as a run makes it; None for the prefix sums.
+
+    Raises:
+        InputError: momentum or settings that there are not, or not for this.
+    """
+    if not 0 <= momentum < 1:
+        raise InputError(f"--momentum: write a number from 0 to below 1, got {momentum:g}")
+    if config is None and overrides:
+        raise InputError("--set: goes with --config, of whose server it changes a setting")
+    if rounds is None or (config is None and not momentum):
+        return None
+    if config is None:
+        from fedpriv.privacy.factorizations import Workload
+
+        return Workload((1.0,) * rounds, momentum)
+    if momentum:
+        raise InputError("--config has a server with a momentum of its own; leave out --momentum")
+    from fedpriv.config_files import load_config
+    from fedpriv.federation.plan import workload_of
+
+    return workload_of(load_config(config, overrides or ()).server, rounds)
 
 
 @budget_app.command()

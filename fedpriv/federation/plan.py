@@ -24,6 +24,7 @@ from fedpriv.federation.builders import (
 )
 from fedpriv.models.parameters import Layout
 from fedpriv.optimizers.schedules import factor
+from fedpriv.optimizers.server import ServerConfig
 from fedpriv.privacy.advice import delta_advice, epsilon_advice
 from fedpriv.privacy.allocation import NEEDED
 from fedpriv.privacy.calibration import noise_multiplier_for
@@ -130,8 +131,8 @@ class Plan:
         privacy = self.config.privacy
         if privacy is None:
             return None
-        events = {self.mechanism.event(): self.mechanism.paid(self.config.rounds)}
-        return charge(events, self.adjacency, [privacy.delta], privacy.accountants).first
+        event, paid = self.mechanism.charged(self.config.rounds)
+        return charge({event: paid}, self.adjacency, [privacy.delta], privacy.accountants).first
 
     def affordable_rounds(self) -> int:
         """Return how many of the planned rounds the budget allows whoever has to pay most."""
@@ -230,7 +231,7 @@ def _with_gaussian(
         return partial(AllocatedMechanism, sampling)
     component = SERVER_NOISE.of(privacy.mechanism)
     fitted = getattr(privacy.mechanism, "factorization", "square_root") != "square_root"
-    workload = _workload(config) if fitted else None
+    workload = workload_of(config.server, config.rounds) if fitted else None
 
     def of_the_server(gaussian: GaussianMechanism) -> Mechanism:
         facts = {
@@ -250,14 +251,14 @@ def _with_gaussian(
     return of_the_server
 
 
-def _workload(config: ExperimentConfig) -> Workload:
-    """Return what the server makes of the noise of all rounds.
+def workload_of(server: ServerConfig, rounds: int) -> Workload:
+    """Return what `server` makes of the noise of all rounds: A_ts = Σ_{s≤u≤t} η_u β^(u-s).
 
-    Of an optimizer that is not linear it is what its momentum and rates alone would make of it.
+    Of an optimizer that is not linear it is what its momentum β and rates η alone would make of it.
+    Local learning rates are not in it: noise is added to updates that are clipped already.
     """
     from fedpriv.optimizers.registry import server_optimizer  # it takes a second
 
-    server, rounds = config.server, config.rounds
     rates = tuple(factor(server.schedule, round_, rounds) for round_ in range(1, rounds + 1))
     trial = [Parameter(torch.zeros(1, 1))]
     defaults = server_optimizer(server.optimizer, trial, server.lr, server.options).defaults

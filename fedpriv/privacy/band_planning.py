@@ -1,22 +1,24 @@
 """Which band of correlated noise pays, before anything is trained.
 
-At one ε more bands take back more of the noise, and need more of it, since a round draws from one
-group with a larger probability. What counts is how far the noise moves the model.
+At one ε more bands take back more of the noise. With trusted coins they need more of it, since a
+round draws from one group with a larger probability; without, noise is a matter of how many rounds
+lie between two of a user. What counts is how far the noise moves the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from fedpriv.errors import InputError
-from fedpriv.privacy.calibration import noise_multiplier_for
-from fedpriv.privacy.factorizations import Workload, error, optimized
-from fedpriv.privacy.planning import BudgetQuestion, check_values
-from fedpriv.privacy.sampling import Adjacency, Noise, build_sampling, of_all_groups, paid_rounds
+from fedpriv.privacy.factorizations import Workload, error
+from fedpriv.privacy.planning import BudgetQuestion, check_values, noise_for, recipe_of
 
 #: No more bands than this are tried: as many vectors of noise are kept.
 MOST_BANDS = 256
+# What a search for more buffers than this finds is hardly better, and takes minutes.
+_MOST_BUFFERS = 8
 
 
 @dataclass(frozen=True)
@@ -24,50 +26,47 @@ class Choice:
     """What noise with so many bands does, at the question's ε.
 
     Attributes:
-        bands: b, optimised for the workload; 1 is independent noise.
+        bands: b of C; 1 is independent noise, unless they are buffers.
         noise_multiplier: z of a row of Z, by RDP.
         error: how far noise has moved the model, over that of independent noise: a root mean
             square over rounds.
+        separation: of how many rounds a user is in one at most; None with Poisson sampling.
+        factorization: how C is made.
     """
 
     bands: int
     noise_multiplier: float
     error: float
+    separation: int | None = None
+    factorization: str = "optimized"
+
+    @property
+    def independent(self) -> bool:
+        """Whether nothing is taken back of any round's noise."""
+        return self.bands == 1 and self.factorization == "optimized"
 
 
-def choices(question: BudgetQuestion, momentum: float = 0.0) -> tuple[Choice, ...]:
-    """Return what 1, 2, 4, ... bands do, for a server with `momentum` and constant rates.
+def choices(question: BudgetQuestion) -> tuple[Choice, ...]:
+    """Return what independent noise does, and 1, 2, 4, ... bands, for the question's workload.
 
-    Noise is compared by RDP, which takes a moment; the plan of the best is made as any other.
+    With min_separation, unless the question has a separation, 1, 2, 4, ..., N/cohort are tried, and
+    errors are over that of independent noise at the separation where it moves the model least. All
+    are compared by RDP, which takes a moment; the plan of the best is made as any other.
 
     Raises:
         InputError: something is missing, or given that is looked for.
     """
-    if question.sampling != "poisson":
-        raise InputError("--noise: correlated noise is planned with --sampling poisson")
     if question.bands != 1 or question.noise_multiplier is not None:
         raise InputError(
             "--noise correlated finds bands and noise; leave out --bands and --noise-multiplier"
         )
-    for option in ("epsilon", "rounds", "cohort"):
-        if getattr(question, option) is None:
-            raise InputError(f"--{option}: needed to say which band pays")
-    if not question.deltas:
-        raise InputError("--delta: needed to say which band pays")
-    if not 0 <= momentum < 1:
-        raise InputError(f"--momentum: write a number from 0 to below 1, got {momentum:g}")
-    check_values(question)
+    _check(question)
     assert question.rounds is not None
-    assert question.cohort is not None
-    workload = Workload((1.0,) * question.rounds, momentum)
-    moved, found, bands = 0.0, [], 1
-    while bands <= min(MOST_BANDS, question.rounds, question.population / question.cohort):
-        z = _noise(question, bands)
-        each = z * error(optimized(bands, workload).column(question.rounds), workload)
-        moved = moved or each
-        found.append(Choice(bands, z, each / moved))
-        bands *= 2
-    return tuple(found)
+    workload = question.workload or Workload((1.0,) * question.rounds)
+    asked = replace(question, workload=workload)
+    tried = [_moved(asked, *each) for each in _asked_for(asked)]
+    least = min(each.error for each in tried if each.independent)
+    return tuple(replace(each, error=each.error / least) for each in tried)
 
 
 def best(tried: Sequence[Choice]) -> Choice:
@@ -75,19 +74,71 @@ def best(tried: Sequence[Choice]) -> Choice:
     return min(tried, key=lambda choice: (choice.error, choice.bands))
 
 
-def _noise(question: BudgetQuestion, bands: int) -> float:
-    assert question.epsilon is not None
-    assert question.rounds is not None
-    adjacency = Adjacency(question.adjacency) if question.adjacency else None
-    sampling = build_sampling("poisson", question.population, question.cohort, adjacency)
-    try:
-        return noise_multiplier_for(
-            question.epsilon,
-            question.deltas[0],
-            paid_rounds(question.rounds, bands),
-            sampling.adjacency,
-            lambda z: of_all_groups(sampling, bands).event(Noise(z)),
-            ("rdp",),
+def chosen(question: BudgetQuestion, tried: Sequence[Choice]) -> BudgetQuestion:
+    """Return the question of the best of those that were tried."""
+    found = best(tried)
+    return replace(
+        question,
+        bands=found.bands,
+        separation=found.separation,
+        factorization=found.factorization,
+    )
+
+
+def _check(question: BudgetQuestion) -> None:
+    if question.sampling not in ("poisson", "min_separation"):
+        raise InputError(
+            "--noise: correlated noise is planned with --sampling poisson or min_separation"
         )
-    except ValueError as refused:
-        raise InputError(f"--epsilon: {refused}") from None
+    for option in ("epsilon", "rounds"):
+        if getattr(question, option) is None:
+            raise InputError(f"--{option}: needed to say which band pays")
+    if not question.deltas:
+        raise InputError("--delta: needed to say which band pays")
+    if question.cohort is None and question.separation is None:
+        raise InputError("--cohort: needed to say which band pays")
+    check_values(question)
+
+
+def _asked_for(question: BudgetQuestion) -> Iterator[tuple[str, int, int | None]]:
+    """Yield factorization, bands and separation of what is tried."""
+    assert question.rounds is not None
+    separations: list[int | None] = [None]
+    if question.sampling == "min_separation":
+        most = question.rounds_apart
+        separations = [most] if question.separation else [*_doubled(most)]
+    for separation in separations:
+        yield "optimized", 1, separation
+        for bands in _bands(question, separation):
+            yield question.factorization, bands, separation
+
+
+def _bands(question: BudgetQuestion, separation: int | None) -> Iterator[int]:
+    """Yield how many bands are tried beside independent noise."""
+    assert question.rounds is not None
+    if question.factorization == "blt":
+        yield from _doubled(_MOST_BUFFERS)
+        return
+    groups = separation or math.floor(question.population / (question.cohort or 1))
+    most = min(MOST_BANDS, question.rounds, MOST_BANDS if question.dense else groups)
+    tried = [bands for bands in _doubled(most) if bands > 1]
+    # With trusted coins bands have a price, and whole groups are no better than others.
+    yield from (b for b in tried if separation is not None or b & (b - 1) == 0)
+
+
+def _doubled(most: int) -> list[int]:
+    """Return 1, 2, 4, ... and `most`."""
+    return sorted({*(2**power for power in range(most.bit_length())), most})
+
+
+def _moved(
+    question: BudgetQuestion, factorization: str, bands: int, separation: int | None
+) -> Choice:
+    """Return a choice whose error is in units of the clip bound; the run's own mechanism has C."""
+    asked = replace(question, factorization=factorization, bands=bands, separation=separation)
+    z = noise_for(asked, ("rdp",))
+    assert asked.rounds is not None
+    assert asked.workload is not None
+    mechanism = recipe_of(replace(asked, noise_multiplier=z)).mechanism
+    column = mechanism.matrix.column(asked.rounds)
+    return Choice(bands, z, z * error(column, asked.workload), separation, factorization)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import dp_accounting
 
@@ -26,22 +27,28 @@ from fedpriv.privacy.charging import (
     fits,
     most_that_fits,
 )
+from fedpriv.privacy.factorizations import DENSE, MADE, Workload
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.sampling import (
     PROVEN,
     Adjacency,
+    MinSeparationSampling,
     Noise,
     RandomAllocation,
     Sampling,
     build_sampling,
-    of_all_groups,
     paid_rounds,
 )
+
+if TYPE_CHECKING:  # it imports torch, which plans of independent noise do without
+    from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism
 
 #: Beyond these noise multipliers floating point overflows.
 _LEAST_NOISE, _MOST_NOISE = 1e-9, 1e9
 #: No more rounds than this are looked for: nobody runs them.
 MOST_ROUNDS = 10**9
+#: Nor is a dense matrix made for more.
+_MOST_ROWS = 100_000
 #: After which shares of the rounds a plan says what was spent; the first round is always said.
 _MILESTONES = (0.1, 0.25, 0.5, 1.0)
 _CURVE_POINTS = 200
@@ -61,11 +68,17 @@ class BudgetQuestion:
             considered; None with `sampling="all"`.
         noise_multiplier: z, standard deviation of the noise divided by the clip bound.
         epsilon: the budget ε.
-        sampling: poisson, fixed_size, all, or random_allocation, in blocks of N/cohort rounds.
+        sampling: poisson, fixed_size, all, random_allocation, in blocks of N/cohort rounds, or
+            min_separation.
         adjacency: None for the one that goes with the sampling.
         solve: epsilon, noise, delta, rounds or cohort; None asks for whichever of ε and noise
             is not given.
         bands: of correlated noise; 1 is independent noise.
+        separation: with `sampling="min_separation"` the rounds of which a user is in one at most;
+            None for the most with which a group still has a cohort, N/cohort. Without a `cohort`
+            everybody of a group takes part.
+        factorization: how the matrix of correlated noise is made: see `CorrelatedMechanism`.
+        workload: what the server makes of the noise; None for the prefix sums.
     """
 
     population: int
@@ -78,6 +91,21 @@ class BudgetQuestion:
     adjacency: str | None = None
     solve: str | None = None
     bands: int = 1
+    separation: int | None = None
+    factorization: str = "optimized"
+    workload: Workload | None = None
+
+    @property
+    def dense(self) -> bool:
+        """Whether what a user contributes stays in all later rows of the matrix."""
+        return self.factorization in DENSE
+
+    @property
+    def rounds_apart(self) -> int:
+        """Of how many rounds a user is in one at most, with min_separation."""
+        if self.separation is not None:
+            return self.separation
+        return min(math.floor(self.population / (self.cohort or 1)), self.rounds or MOST_ROUNDS)
 
 
 @dataclass(frozen=True)
@@ -89,38 +117,68 @@ class Recipe:
         noise_multiplier: z.
         rounds: number of releases.
         bands: b of correlated noise; 1 is independent noise.
+        factorization: how the matrix of correlated noise is made.
+        workload: what the server makes of the noise; None where the cost does not depend on it.
     """
 
     sampling: Sampling
     noise_multiplier: float
     rounds: int
     bands: int = 1
-
-    def event(self) -> dp_accounting.DpEvent:
-        """Return the privacy event of one release, for whoever pays for it."""
-        return _event(self.sampling, self.noise_multiplier, self.bands)
-
-    def paid(self, rounds: int) -> int:
-        """Return for how many of the first `rounds` anybody pays: the group drawn most often.
-
-        With random allocation it is for how many blocks.
-        """
-        return paid_rounds(rounds, self.period)
+    factorization: str = "optimized"
+    workload: Workload | None = None
 
     @property
-    def period(self) -> int:
-        """Of how many rounds anybody pays for one: the groups, or the rounds of a block."""
-        if isinstance(self.sampling, RandomAllocation):
-            return self.sampling.rounds
-        return self.bands
+    def correlated(self) -> bool:
+        """Whether a run of it has the mechanism of correlated noise."""
+        return self.bands > 1 or isinstance(self.sampling, MinSeparationSampling)
+
+    @property
+    def mechanism(self) -> CorrelatedMechanism:
+        """The mechanism of a run of it whose `privacy.mechanism.kind` is correlated.
+
+        Raises:
+            InputError: it has no proof, or a round draws from one of too many groups.
+        """
+        from fedpriv.privacy.clipping import GlobalClipping
+        from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism
+        from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism
+
+        gaussian = GaussianMechanism(self.noise_multiplier, GlobalClipping(1.0))
+        made: Any = self.bands, (), self.factorization, self.workload
+        try:
+            return CorrelatedMechanism(self.sampling, gaussian, *made)
+        except ValueError as error:
+            raise InputError(f"--bands: {error}") from None
+
+    def charged(self, rounds: int) -> tuple[dp_accounting.DpEvent, int]:
+        """Return the event of a release, and for how many of the first `rounds` anybody pays.
+
+        It is the group drawn from most often that pays, with random allocation for blocks, and
+        where the matrix is dense for all of them as one release.
+        """
+        if self.correlated:
+            return self.mechanism.charged(rounds)
+        event = self.sampling.event(Noise(self.noise_multiplier))
+        return event, paid_rounds(rounds, self._block)
+
+    def affordable(self, budget: Budget) -> int:
+        """Return how many of the rounds fit into `budget`."""
+        if self.correlated:
+            return self.mechanism.affordable(budget, self.rounds)
+        event, paid = self.charged(self.rounds)
+        return min(self.rounds, self._block * affordable(event, budget, paid))
 
     def bill(
         self, deltas: Sequence[float], rounds: int, accountants: Sequence[str] = ALL_ACCOUNTANTS
     ) -> Bill:
         """Return what the first `rounds` cost."""
-        return charge(
-            {self.event(): self.paid(rounds)}, self.sampling.adjacency, deltas, accountants
-        )
+        event, paid = self.charged(rounds)
+        return charge({event: paid}, self.sampling.adjacency, deltas, accountants)
+
+    @property
+    def _block(self) -> int:
+        return self.sampling.rounds if isinstance(self.sampling, RandomAllocation) else 1
 
 
 @dataclass(frozen=True)
@@ -203,14 +261,7 @@ def _asked_for(question: BudgetQuestion) -> str:
 
 def check_values(question: BudgetQuestion) -> None:
     """Raise InputError, which names the option, where a value of `question` is out of bounds."""
-    if question.sampling == "min_separation":
-        raise InputError(
-            "--sampling: what min_separation costs depends on its matrix: fedpriv config validate "
-            "says it of a config; write poisson, fixed_size or all"
-        )
-    _check_choice(
-        "--sampling", question.sampling, [each for each in PROVEN if each != "min_separation"]
-    )
+    _check_choice("--sampling", question.sampling, tuple(PROVEN))
     if question.adjacency is not None:
         _check_choice("--adjacency", question.adjacency, tuple(each.value for each in Adjacency))
     check_count("--population", question.population)
@@ -232,9 +283,52 @@ def check_values(question: BudgetQuestion) -> None:
             "--solve cohort: with --sampling random_allocation it divides the population; ask for "
             "the ε of those that do"
         )
+    _check_matrix(question)
+
+
+def _check_matrix(question: BudgetQuestion) -> None:
+    """Raise InputError where correlated noise is asked for that has no proof, or no groups."""
+    separated = question.sampling == "min_separation"
     check_count("--bands", question.bands, 1024)
+    _check_choice("--factorization", question.factorization, tuple(MADE))
+    if question.dense and not separated:
+        raise InputError(
+            f"--factorization: {question.factorization} has a proof with --sampling "
+            "min_separation alone; write optimized or square_root"
+        )
+    if question.dense and not 1 <= (question.rounds or 0) <= _MOST_ROWS:
+        raise InputError(
+            f"--rounds: the matrix of {question.factorization} is made for those of the run; "
+            f"write at most {_MOST_ROWS:,}"
+        )
+    if not separated:
+        _check_groups(question)
+        return
+    if question.solve == "cohort":
+        raise InputError(
+            "--solve cohort: with --sampling min_separation it is --separation that costs, and the "
+            "cohort is at most N over it; ask for the ε of one"
+        )
+    if question.separation is None and question.cohort is None:
+        raise InputError(
+            "--separation: write of how many rounds a user is in one at most, or --cohort"
+        )
+    check_count("--separation", question.rounds_apart, question.population)
+    if question.rounds_apart * (question.cohort or 0) > question.population:
+        raise InputError(
+            f"--cohort: with --separation {question.separation} it is one group of so many, at "
+            f"most {question.population / question.rounds_apart:g} users"
+        )
+
+
+def _check_groups(question: BudgetQuestion) -> None:
+    """Raise InputError where independent coins do not go with the bands or a separation."""
+    if question.separation is not None:
+        raise InputError("--separation: goes with --sampling min_separation")
     if question.bands > 1 and question.sampling != "poisson":
-        raise InputError("--bands: correlated noise has a proof with --sampling poisson alone")
+        raise InputError(
+            "--bands: correlated noise has a proof with --sampling poisson or min_separation alone"
+        )
     if question.bands * (question.cohort or 1) > question.population:
         raise InputError(
             f"--bands: {question.bands} times the cohort is more than the population of "
@@ -245,7 +339,7 @@ def check_values(question: BudgetQuestion) -> None:
 def _check_completeness(question: BudgetQuestion) -> None:
     solve = str(question.solve)
     for field in _NEEDS[solve]:
-        implied = field == "cohort" and question.sampling == "all"
+        implied = field == "cohort" and question.sampling in ("all", "min_separation")
         if not implied and getattr(question, field) in (None, ()):
             raise InputError(f"{_option(field)}: needed to solve for {solve}")
     refused = _REFUSES.get(solve)
@@ -307,12 +401,12 @@ def check_cohort(cohort: float, population: int) -> None:
 
 
 def _solve_epsilon(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
-    return _given(question), question.deltas
+    return recipe_of(question), question.deltas
 
 
 def _solve_delta(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
     assert question.epsilon is not None
-    recipe = _given(question)
+    recipe = recipe_of(question)
     found = [delta for delta in _deltas_of(question, recipe).values() if delta is not None]
     delta = min(found)
     if not delta < 1:
@@ -321,30 +415,37 @@ def _solve_delta(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
 
 
 def _solve_noise(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
+    z = noise_for(question)
+    return recipe_of(replace(question, noise_multiplier=z)), question.deltas
+
+
+def noise_for(question: BudgetQuestion, accountants: Sequence[str] = ALL_ACCOUNTANTS) -> float:
+    """Return the smallest z with which all rounds of `question` keep its budget.
+
+    Raises:
+        InputError: no noise does.
+    """
     assert question.epsilon is not None
-    assert question.rounds is not None
-    sampling = _sampling(question)
+    recipe = recipe_of(replace(question, noise_multiplier=1.0))
+
+    def event(z: float) -> dp_accounting.DpEvent:
+        return replace(recipe, noise_multiplier=z).charged(recipe.rounds)[0]
+
+    _, paid = recipe.charged(recipe.rounds)
+    asked = question.epsilon, question.deltas[0], paid, recipe.sampling.adjacency
     try:
-        noise_multiplier = noise_multiplier_for(
-            question.epsilon,
-            question.deltas[0],
-            Recipe(sampling, 1.0, question.rounds, question.bands).paid(question.rounds),
-            sampling.adjacency,
-            lambda z: _event(sampling, z, question.bands),
-        )
+        return noise_multiplier_for(*asked, event, accountants)
     except ValueError as error:
         raise InputError(f"--epsilon: {error}") from None
-    recipe = Recipe(sampling, noise_multiplier, question.rounds, question.bands)
-    return recipe, question.deltas
 
 
 def _solve_rounds(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
     assert question.epsilon is not None
     most = question.rounds or MOST_ROUNDS
-    recipe = _given(replace(question, rounds=most))
+    recipe = recipe_of(replace(question, rounds=most))
     adjacency, delta = recipe.sampling.adjacency, question.deltas[0]
     budget = Budget(question.epsilon, delta, adjacency)
-    rounds = min(most, recipe.period * affordable(recipe.event(), budget, recipe.paid(most)))
+    rounds = recipe.affordable(budget)
     if rounds == 0:
         one = epsilon_text(recipe.bill([delta], 1).first.epsilon)
         raise InputError(
@@ -360,12 +461,12 @@ def _solve_cohort(question: BudgetQuestion) -> tuple[Recipe, tuple[float, ...]]:
     budget, delta = question.epsilon, question.deltas[0]
 
     def at(cohort: int) -> Recipe:
-        return _given(replace(question, cohort=cohort))
+        return recipe_of(replace(question, cohort=cohort))
 
     def fit(cohort: int, accountants: Sequence[str] = ALL_ACCOUNTANTS) -> bool:
         recipe = at(cohort)
-        events = {recipe.event(): recipe.paid(recipe.rounds)}
-        return fits(events, recipe.sampling.adjacency, delta, budget, accountants)
+        event, paid = recipe.charged(recipe.rounds)
+        return fits({event: paid}, recipe.sampling.adjacency, delta, budget, accountants)
 
     most = math.floor(min(question.cohort or math.inf, question.population / question.bands))
     low = most_that_fits(lambda cohort: fit(cohort, ("rdp",)), 0, most)
@@ -388,10 +489,21 @@ _SOLVERS: dict[str, Callable[[BudgetQuestion], tuple[Recipe, tuple[float, ...]]]
 }
 
 
-def _given(question: BudgetQuestion) -> Recipe:
+def recipe_of(question: BudgetQuestion) -> Recipe:
+    """Return the recipe of a question that gives noise and rounds."""
     assert question.noise_multiplier is not None
     assert question.rounds is not None
-    return Recipe(_sampling(question), question.noise_multiplier, question.rounds, question.bands)
+    workload = question.workload
+    if question.dense and workload is None:
+        workload = Workload((1.0,) * question.rounds)
+    return Recipe(
+        _sampling(question),
+        question.noise_multiplier,
+        question.rounds,
+        question.bands,
+        question.factorization,
+        workload,
+    )
 
 
 def _sampling(question: BudgetQuestion) -> Sampling:
@@ -402,7 +514,7 @@ def _sampling(question: BudgetQuestion) -> Sampling:
             f"--adjacency: {adjacency.value} has no proof with --sampling {question.sampling}; "
             f"write {proven}"
         )
-    block = None
+    block = question.rounds_apart if question.sampling == "min_separation" else None
     if question.sampling == "random_allocation" and question.cohort:
         block = round(question.population / question.cohort)
         if not math.isclose(block * question.cohort, question.population):
@@ -416,11 +528,6 @@ def _sampling(question: BudgetQuestion) -> Sampling:
         )
     except ValueError as error:
         raise InputError(f"--cohort: {error}") from None
-
-
-def _event(sampling: Sampling, noise_multiplier: float, bands: int) -> dp_accounting.DpEvent:
-    """Return the event at z; what the clip bound is does not bear on it."""
-    return of_all_groups(sampling, bands).event(Noise(noise_multiplier))
 
 
 def _milestones(rounds: int) -> list[int]:
@@ -443,13 +550,13 @@ def _deltas_of(question: BudgetQuestion, recipe: Recipe) -> dict[str, float | No
     if question.solve != "delta" or question.epsilon is None:
         return {}
     rdp = RdpAccountant(recipe.sampling.adjacency)
-    rdp.compose(recipe.event(), recipe.paid(recipe.rounds))
+    rdp.compose(*recipe.charged(recipe.rounds))
     by_rdp = max(rdp.delta(question.epsilon), SMALLEST_DELTA)
     found: dict[str, float | None] = {"delta_rdp": by_rdp, "delta_pld": None}
     # At a δ of no use there is an ε, and so a PLD, that is affordable.
     if by_rdp < 1 and not recipe.bill([by_rdp], recipe.rounds).first.without_pld:
         pld = PldAccountant(recipe.sampling.adjacency)
-        pld.compose(recipe.event(), recipe.paid(recipe.rounds))
+        pld.compose(*recipe.charged(recipe.rounds))
         found["delta_pld"] = pld.delta(question.epsilon)
     return found
 
@@ -472,11 +579,11 @@ class Curve:
 
 def epsilon_curves(recipe: Recipe, delta: float) -> dict[str, Curve]:
     """Return ε by round at `delta` for `rdp` and, where it is known, for `pld`."""
-    event, adjacency = recipe.event(), recipe.sampling.adjacency
     step = max(1, recipe.rounds // _CURVE_POINTS)
     rounds = sorted({*range(1, recipe.rounds, step), recipe.rounds})
-    rdp = RdpAccountant(adjacency)
-    by_rdp = {count: rdp.epsilon_after(event, delta, recipe.paid(count)) for count in rounds}
+    rdp = RdpAccountant(recipe.sampling.adjacency)
+    owed = {count: recipe.charged(count) for count in rounds}
+    by_rdp = {count: rdp.epsilon_after(event, delta, paid) for count, (event, paid) in owed.items()}
     curves = {"rdp": _curve(by_rdp)}
     counts = sorted({1, *(math.ceil(share * recipe.rounds) for share in _PLD_SHARES)})
     tight = {count: recipe.bill([delta], count).first.epsilon_pld for count in counts}

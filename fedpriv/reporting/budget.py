@@ -21,7 +21,7 @@ from fedpriv.privacy.band_planning import Choice, best
 from fedpriv.privacy.charging import Cost
 from fedpriv.privacy.extrapolation import Cell, Extrapolation, Grid
 from fedpriv.privacy.figures import epsilon_text, rounded_up, significant_up
-from fedpriv.privacy.planning import BudgetAnswer, Curve
+from fedpriv.privacy.planning import BudgetAnswer, Curve, Recipe
 from fedpriv.reporting.strict_json import strict
 from fedpriv.reporting.terminal import Column, FittedTable
 
@@ -94,10 +94,10 @@ def _recipe_table(answer: BudgetAnswer) -> FittedTable:
         "": ("population", f"{sampling.population:,} users"),
         "sampling": ("sampling", f"{sampling.kind}, {sampling.adjacency.value} adjacency"),
         "cohort": ("cohort", f"{cohort:,.15g} users, q = {cohort / sampling.population:.4g}"),
-        "rounds": ("rounds", f"{recipe.rounds:,}"),
+        "rounds": ("rounds", f"{recipe.rounds:,}{_paid(recipe)}"),
         "bands": (
             "bands",
-            f"{recipe.bands} (correlated noise: of so many rounds a user pays for one)",
+            f"{recipe.bands}, {recipe.factorization} (correlated noise)",
         ),
         "noise": ("noise multiplier z", _noise_text(answer)),
         "delta": ("δ", delta),
@@ -109,6 +109,13 @@ def _recipe_table(answer: BudgetAnswer) -> FittedTable:
     for key, (name, value) in rows.items():
         table.row(name, value, style="bold" if key == answer.question.solve else "")
     return table
+
+
+def _paid(recipe: Recipe) -> str:
+    if not recipe.correlated:
+        return ""
+    coins = ", without trusted coins" if recipe.sampling.kind == "min_separation" else ""
+    return f", of which a user pays for one in {recipe.mechanism.groups} at most{coins}"
 
 
 def _noise_text(answer: BudgetAnswer) -> str:
@@ -133,27 +140,41 @@ def cost_text(cost: Cost) -> str:
 
 def choices_table(tried: Sequence[Choice]) -> RenderableType:
     """Return what so many bands of correlated noise do, the best of them marked."""
+    separated = tried[0].separation is not None
+    heads = ("matrix", "bands", "z by RDP", "noise in the model")
     table = FittedTable(
-        *(Column(name, kept=True) for name in ("bands", "z by RDP", "noise in the model")),
+        *(Column(name, kept=True) for name in (*(["separation"] if separated else []), *heads)),
         title="Correlated noise, against independent noise at the same ε",
     )
     for each in tried:
-        row = f"{each.bands}", f"{each.noise_multiplier:.4g}", f"{each.error:.1%}"
-        table.row(*row, style="bold" if each == best(tried) else "")
+        made = "independent" if each.independent else each.factorization
+        row = made, f"{each.bands}", f"{each.noise_multiplier:.4g}", f"{each.error:.1%}"
+        apart = [f"{each.separation}"] if separated else []
+        table.row(*apart, *row, style="bold" if each == best(tried) else "")
     return table
 
 
-def which_pays(tried: Sequence[Choice]) -> tuple[str, ...]:
-    """Return in a sentence which band pays; nothing where none was tried."""
+def which_pays(tried: Sequence[Choice], cohort: float | None = None) -> tuple[str, ...]:
+    """Return in a sentence which band pays, and how far apart; nothing where none was tried."""
     if not tried:
         return ()
     found = best(tried)
-    if found.bands == 1:
-        return ("correlated noise does not pay here: independent noise moves the model least",)
+    written = f"privacy.mechanism: {{kind: correlated, bands: {found.bands}, factorization: "
+    written += f"{found.factorization}}}"
+    apart = ""
+    if found.separation is not None:
+        apart = f", at most once in {found.separation} rounds"
+        drawn = "" if cohort is None else f", expected_cohort: {cohort:g}"
+        written += (
+            f", privacy.sampling: {{kind: min_separation, rounds: {found.separation}{drawn}}}"
+        )
+    if found.independent:
+        nothing = f"correlated noise does not pay here: independent noise{apart} moves the model"
+        return (f"{nothing} least" + (f"; write {written}" if apart else ""),)
+    counted = "buffers" if found.factorization == "blt" else "bands"
     return (
-        f"{found.bands} bands pay: noise moves the model by {1 - found.error:.1%} less than "
-        "independent noise at the same ε; write privacy.mechanism: {kind: correlated, "
-        f"bands: {found.bands}, factorization: optimized}}",
+        f"{found.bands} {counted}{apart} pay: noise moves the model by {1 - found.error:.1%} less "
+        f"than independent noise at the same ε; write {written}",
     )
 
 
@@ -173,6 +194,7 @@ def plan_document(answer: BudgetAnswer, tried: Sequence[Choice] = ()) -> dict[st
         "noise_multiplier": recipe.noise_multiplier,
         "rounds": recipe.rounds,
         "bands": recipe.bands,
+        "separation": getattr(recipe.sampling, "rounds", None),
         "budget": question.epsilon,
         **asdict(answer.total.first),
         "delta_rdp": answer.delta_rdp,

@@ -12,9 +12,12 @@ from scipy.linalg import toeplitz
 
 from fedpriv import experiment
 from fedpriv.errors import BudgetError, InputError
+from fedpriv.federation.plan import workload_of
 from fedpriv.federation.strategy import PrivateFedAvg
 from fedpriv.privacy import Ledger, Purpose, Workload
+from fedpriv.privacy.band_planning import best, choices, chosen
 from fedpriv.privacy.mechanisms.correlated import group_of
+from fedpriv.privacy.planning import BudgetQuestion, answer
 from fedpriv.reporting.ledgers import verify
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.report import render
@@ -208,6 +211,48 @@ def test_a_run_whose_coins_nobody_trusts(factorization, bands, tmp_path):
         (directory.path / "checkpoints" / f"round-{round_:06d}.safetensors").unlink()
     _, resumed = resume_small(directory.path)
     assert parameters(resumed).equal(whole)
+
+
+@pytest.mark.parametrize("factorization", ["optimized", "bisr"])
+def test_a_run_of_what_was_planned_spends_what_was_planned(factorization, tmp_path):
+    """With a schedule and momentum; the plan is made from a population and a server alone."""
+    server = {
+        "optimizer": "sgd",
+        "lr": 1.0,
+        "options": {"momentum": 0.5},
+        "schedule": {"kind": "linear", "warmup_rounds": 2},
+    }
+    target = {"privacy__noise_multiplier": None, "privacy__target_epsilon": 6.0}
+    settings = separated(factorization, 3, server=server, **target)
+    config = small_config(**settings)
+    asked = BudgetQuestion(
+        population=60,
+        deltas=(1e-3,),
+        rounds=7,
+        cohort=20,
+        epsilon=6.0,
+        sampling="min_separation",
+        factorization=factorization,
+        workload=workload_of(config.server, 7),
+    )
+    tried = choices(asked)
+    found = best(tried)
+    assert found.separation == 3
+    assert found.factorization == factorization
+    planned = answer(chosen(asked, tried))
+
+    settings["privacy__mechanism"] = {
+        "kind": "correlated",
+        "bands": found.bands,
+        "factorization": factorization,
+    }
+    directory, prepared = train_small(tmp_path / "run", **settings)
+    mechanism = prepared.plan.mechanism
+    assert mechanism.matrix == planned.recipe.mechanism.matrix
+    assert mechanism.gaussian.noise_multiplier == planned.recipe.noise_multiplier
+    said = directory.read_metrics()[-1]["epsilon"]
+    assert said["rdp"] == pytest.approx(planned.total.first.epsilon_rdp, rel=1e-9)
+    assert said["pld"] == pytest.approx(planned.total.first.epsilon_pld, rel=1e-9)
 
 
 def test_a_budget_stops_a_run_with_buffers_too(tmp_path):

@@ -2,6 +2,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, pld, rdp
@@ -9,7 +10,7 @@ from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, pld, rdp
 from fedpriv.errors import InputError
 from fedpriv.privacy.band_planning import best, choices
 from fedpriv.privacy.extrapolation import Extrapolation, extrapolate
-from fedpriv.privacy.factorizations import Workload, optimized
+from fedpriv.privacy.factorizations import MADE, Workload, optimized
 from fedpriv.privacy.planning import (
     MOST_ROUNDS,
     BudgetAnswer,
@@ -291,7 +292,7 @@ def test_bands_without_a_proof_are_refused():
     )
     with pytest.raises(InputError, match="--bands: 8 times the cohort"):
         answer(question)
-    with pytest.raises(InputError, match="--sampling poisson alone"):
+    with pytest.raises(InputError, match="--sampling poisson or min_separation alone"):
         answer(replace(question, sampling="fixed_size", bands=2))
 
 
@@ -308,7 +309,7 @@ def test_bands_without_a_proof_are_refused():
 def test_which_band_pays(question, momentum, bands, saved):
     """By the covariance of C⁻¹Z alone: what is summed up of independent noise, and of it."""
     asked = BudgetQuestion(deltas=(1e-6,), rounds=400, **question)
-    tried = choices(asked, momentum)
+    tried = choices(replace(asked, workload=Workload((1.0,) * 400, momentum)))
     assert [each.bands for each in tried] == [2**i for i in range(len(tried))]
     assert tried[-1].bands <= question["population"] / question["cohort"]
     assert best(tried).bands == bands
@@ -317,7 +318,7 @@ def test_which_band_pays(question, momentum, bands, saved):
 
 def test_a_choice_of_bands_is_what_the_matrices_say():
     asked = BudgetQuestion(population=300, deltas=(1e-5,), rounds=24, cohort=20, epsilon=4.0)
-    one, two, *_ = choices(asked, 0.5)
+    one, two, *_ = choices(replace(asked, workload=Workload((1.0,) * 24, 0.5)))
     workload = np.array(
         [
             [sum(0.5**k for k in range(t - s + 1)) if t >= s else 0 for s in range(24)]
@@ -334,18 +335,125 @@ def test_a_choice_of_bands_is_what_the_matrices_say():
         assert epsilon == pytest.approx(4.0, rel=1e-3)
 
 
+# ---------------------------------------------------------------- without trusted coins
+
+#: A server with warm-up, decay and momentum.
+FALLING = Workload((0.5, *np.linspace(1.0, 0.1, 22)), 0.8)
+SEPARATED = BudgetQuestion(
+    population=300,
+    deltas=(1e-5,),
+    rounds=23,
+    cohort=40,
+    epsilon=4.0,
+    sampling="min_separation",
+    workload=FALLING,
+)
+
+
+def written_out(column: np.ndarray, separation: int, banded: bool) -> tuple[float, float]:
+    """The squared sensitivity of a user of the first group, and the error in the model."""
+    rounds = len(column)
+    c = np.array([[column[t - s] if t >= s else 0.0 for s in range(rounds)] for t in range(rounds)])
+    squared = float((np.abs(c.T @ c)[::separation, ::separation]).sum())
+    if banded:  # columns that end with the run are charged whole
+        squared = float(len(range(0, rounds, separation)))
+    workload = np.array(
+        [
+            [
+                sum(FALLING.rates[u] * FALLING.momentum ** (u - s) for u in range(s, t + 1))
+                for s in range(rounds)
+            ]
+            for t in range(rounds)
+        ]
+    )
+    return squared, float(np.linalg.norm(workload @ np.linalg.inv(c)))
+
+
+@pytest.mark.parametrize("factorization", ["optimized", "square_root", "bisr", "blt"])
+def test_bands_and_separations_are_what_the_matrices_say(factorization):
+    asked = replace(SEPARATED, factorization=factorization)
+    tried = choices(asked)
+    assert {each.separation for each in tried} == {1, 2, 4, 7}  # 40 of 300 are a seventh at most
+    independent = {}
+    for each in tried:
+        bands, separation = each.bands, each.separation
+        made = MADE[each.factorization](bands, FALLING, separation).column(23)
+        squared, moved = written_out(made, separation, each.factorization not in ("bisr", "blt"))
+        # Nothing is amplified: all is one Gaussian.
+        multiplier = each.noise_multiplier / math.sqrt(squared)
+        assert rdp_of(multiplier) == pytest.approx(4.0, rel=1e-4)
+        independent.setdefault(separation, each.noise_multiplier * moved)
+        found = each.noise_multiplier * moved
+        assert found / each.error == pytest.approx(
+            tried[0].noise_multiplier * written_out(np.eye(23)[0], 1, True)[1] / tried[0].error
+        )
+    least = min(independent.values())
+    assert min(each.error for each in tried if each.independent) == 1.0
+    assert best(tried).error < 1
+    assert independent[best(tried).separation] == least  # those who stay away longest pay least
+
+
+def rdp_of(multiplier: float) -> float:
+    return rdp.RdpAccountant().compose(GaussianDpEvent(multiplier)).get_epsilon(1e-5)
+
+
+@pytest.mark.parametrize(("factorization", "bands"), [("optimized", 5), ("bisr", 3), ("blt", 2)])
+def test_a_plan_without_trusted_coins_is_one_gaussian(factorization, bands):
+    asked = replace(
+        SEPARATED,
+        epsilon=None,
+        noise_multiplier=1.5,
+        separation=5,
+        bands=bands,
+        factorization=factorization,
+    )
+    found = answer(asked)
+    column = MADE[factorization](bands, FALLING, 5).column(23)
+    for rounds, bill in found.after:
+        times = np.arange(0, rounds, 5)
+        c = np.tril(np.array([np.roll(column, s) for s in range(23)]).T)
+        gram = np.abs(c.T @ c)[np.ix_(times, times)]
+        squared = len(times) if factorization == "optimized" else gram.sum()
+        exact = dp_accounting.get_epsilon_gaussian(1.5 / math.sqrt(squared), 1e-5)
+        assert bill.first.epsilon == pytest.approx(exact, rel=1e-3)
+    curve = epsilon_curves(found.recipe, 1e-5)["rdp"]
+    assert curve.epsilons[-1] == pytest.approx(found.total.first.epsilon_rdp, rel=1e-9)
+
+    budget = replace(asked, epsilon=found.total.first.epsilon * 0.8, solve="rounds")
+    fewer = answer(budget).recipe.rounds
+    assert fewer % 5 == 0  # until the first group's next turn nobody's ε grows
+    assert answer(replace(asked, rounds=23)).recipe.bill([1e-5], fewer).first.epsilon <= (
+        budget.epsilon
+    )
+    back = answer(replace(asked, noise_multiplier=None, epsilon=found.total.first.epsilon))
+    assert back.recipe.noise_multiplier == pytest.approx(1.5, rel=1e-4)
+
+
+def test_a_group_is_the_cohort_where_only_the_separation_is_given():
+    found = answer(
+        replace(SEPARATED, cohort=None, separation=5, noise_multiplier=1.0, epsilon=None)
+    )
+    assert found.recipe.sampling.expected_cohort == 60
+    with pytest.raises(InputError, match="--separation: write of how many rounds"):
+        answer(replace(SEPARATED, cohort=None))
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"epsilon": None}, "--epsilon: needed"),
         ({"bands": 2}, "leave out --bands"),
-        ({"sampling": "all", "cohort": None}, "--sampling poisson"),
+        ({"sampling": "all", "cohort": None}, "--sampling poisson or min_separation"),
         ({"deltas": ()}, "--delta: needed"),
+        ({"sampling": "min_separation", "cohort": None}, "--cohort: needed"),
+        ({"separation": 4}, "--separation: goes with --sampling min_separation"),
+        ({"sampling": "min_separation", "separation": 16}, "one group of so many, at most 18.75"),
+        ({"sampling": "min_separation", "solve": "cohort"}, "--separation that costs"),
+        ({"factorization": "bisr"}, "has a proof with --sampling min_separation alone"),
+        ({"factorization": "dense"}, "--factorization: write"),
     ],
 )
 def test_what_is_needed_to_choose_bands_is_said(changes, reason):
     asked = BudgetQuestion(population=300, deltas=(1e-5,), rounds=24, cohort=20, epsilon=4.0)
     with pytest.raises(InputError, match=reason):
         choices(replace(asked, **changes))
-    with pytest.raises(InputError, match="--momentum: write a number"):
-        choices(asked, 1.0)

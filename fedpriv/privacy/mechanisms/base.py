@@ -258,6 +258,10 @@ class Mechanism:
         """Return for how many of the first `rounds` one person has to pay at most."""
         return rounds
 
+    def charged(self, rounds: int) -> tuple[dp_accounting.DpEvent, int]:
+        """Return what the first `rounds` cost whoever has to pay most: an event, and how often."""
+        return self.event(), self.paid(rounds)
+
     def most_rounds(self, paid: int) -> int:
         """Return the largest number of rounds of which nobody pays for more than `paid`."""
         return paid

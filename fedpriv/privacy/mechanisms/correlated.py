@@ -257,6 +257,13 @@ class CorrelatedMechanism(Mechanism):
         """Return ⌈rounds / b⌉: the first group is drawn from most often; where C is dense, 1."""
         return 1 if self.dense else paid_rounds(rounds, self.groups)
 
+    def charged(self, rounds: int) -> tuple[dp_accounting.DpEvent, int]:
+        """Return what the first group pays; where C is dense, as one release of its shares."""
+        if not self.dense:
+            return super().charged(rounds)
+        spent = self._squared_sensitivity(rounds)
+        return _unsampled(self.sampling, self.gaussian, spent), 1
+
     def affordable(self, budget: Budget, rounds: int) -> int:
         """Return how many of the first `rounds` fit, for the first group."""
         if not self.dense:
@@ -264,8 +271,8 @@ class CorrelatedMechanism(Mechanism):
         from fedpriv.privacy.charging import affordable, most_that_fits
 
         def fit(count: int) -> bool:
-            spent = self._squared_sensitivity(count)
-            return bool(affordable(_unsampled(self.sampling, self.gaussian, spent), budget, 1))
+            event, once = self.charged(count)
+            return bool(affordable(event, budget, once))
 
         return most_that_fits(fit, 0, rounds)
 

@@ -26,6 +26,7 @@ _OF_THE_KIND = (
     "accounts_of",
     "affordable",
     "asks_all_nodes",
+    "charged",
     "cohort",
     "event_of",
     "groups",
