@@ -35,7 +35,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
-from fedpriv.errors import FedprivError, InputError
+from fedpriv.errors import InputError
+from fedpriv.failures import failure_of, told_as
 from fedpriv.imports import command_for
 from fedpriv.origins import Origin, module_beside, origin_of, origin_of_object
 from fedpriv.sections import NO_BEARING, Section
@@ -143,13 +144,10 @@ class Component:
         return {**given, **(options.model_extra or {})}
 
     def _called(self, arguments: Mapping[str, Any]) -> Any:
-        try:
+        if self.origin is None:
             return self.make(**arguments)
-        except Exception as error:  # whatever its own code raises
-            if self.origin is None or isinstance(error, FedprivError | MemoryError):
-                raise
-            where = f"{self.kind.key}.{self.kind.name_key}"
-            raise InputError(f"{where}: {self.name} fails: {failure_of(error)}") from error
+        with told_as(f"{self.kind.key}.{self.kind.name_key}: {self.name} fails"):
+            return self.make(**arguments)
 
 
 #: All kinds, by the key at which a config has them.
@@ -586,15 +584,3 @@ def _imported(name: str, code: Path | None) -> Callable[..., Any]:
 def _is_stale(component: Component, look_up: LookUp) -> bool:
     """Say whether a component that was found before is another one now."""
     return component.origin is not None and component.origin.changed(look_up.code)
-
-
-def failure_of(error: Exception) -> str:
-    """Return what an exception says, and the line of whose code it is from."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    said = " ".join(str(error).split()) or type(error).__name__
-    if trace is None or trace.tb_frame.f_code.co_filename == __file__:
-        return said
-    file = Path(trace.tb_frame.f_code.co_filename).name
-    return f"{said} ({file}, line {trace.tb_lineno})"

@@ -16,10 +16,11 @@ from typing import Any, Literal, Protocol, TypeVar
 import torch
 from torch import nn
 
-from fedpriv.components import failure_of, outside
+from fedpriv.components import outside
 from fedpriv.config import ExperimentConfig
 from fedpriv.data.federated import Batch
 from fedpriv.errors import InputError, Interrupted
+from fedpriv.failures import told_as
 from fedpriv.federation.builders import build_algorithm, build_clipping
 from fedpriv.federation.grids import simulated_nodes
 from fedpriv.federation.plan import Plan
@@ -190,12 +191,9 @@ def _try_step(plan: Plan, model: nn.Module) -> None:
         update = torch.randn(server.layout.total, generator=generator)
         server.step(update, round_, seed=round_, noise=[1.0] * len(server.layout.names))
         server.require_finite(round_)
-        try:
-            kept = algorithm.server(
-                [update] * len(algorithm.payloads), server.shared, plan.fraction
-            )
-        except Exception as error:  # whatever its own code raises
-            raise InputError(f"algorithm: its server fails: {failure_of(error)}") from error
+        averages = [update] * len(algorithm.payloads)
+        with told_as("algorithm: its server fails"):
+            kept = algorithm.server(averages, server.shared, plan.fraction)
         if not isinstance(kept, torch.Tensor) or kept.shape != server.shared.shape:
             raise InputError(
                 "algorithm: its server must return what it keeps, of the shape "

@@ -160,7 +160,8 @@ def _require_public(config: ExperimentConfig, trainer: CohortTrainer) -> None:
 
 
 def _events(plan: Plan) -> Events:
-    return {plan.mechanism.event(): plan.mechanism.paid(plan.config.rounds)}
+    event, paid = plan.mechanism.charged(plan.config.rounds)
+    return {event: paid}
 
 
 def _delta(plan: Plan) -> float:

@@ -23,7 +23,7 @@ FLOORS: tuple[set[str], ...] = (
         "yaml_text",
         "__version__",
     },
-    {"sections", "disk", "origins"},
+    {"sections", "disk", "origins", "failures"},
     {"signatures"},
     {"components", "runtime"},
     {"privacy", "models", "named_files"},
@@ -49,7 +49,7 @@ FLOORS: tuple[set[str], ...] = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 #: What may be known about privacy where nothing else is: neither models, nor Flower, nor Ray.
-PURE = {"errors", "sections", "disk", "components", "privacy"}
+PURE = {"errors", "failures", "sections", "disk", "components", "privacy"}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -57,6 +57,7 @@ def test_torchs_optimizers_step_as_they_do_and_do_not_import_the_compiler():
         ("fedpriv.preparation", ["flwr", "ray", "pytorch_optimizer", "dp_accounting"]),
         ("fedpriv.cli", ["torch", "numpy", "pydantic", "flwr"]),
         ("fedpriv", ["torch", "numpy", "pydantic", "flwr"]),
+        ("fedpriv.failures", ["torch", "numpy"]),
         ("fedpriv.privacy.planning, fedpriv.reporting.budget", ["torch", "matplotlib", "flwr"]),
     ],
 )

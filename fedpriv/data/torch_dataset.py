@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from fedpriv.components import Options, Slot, failure_of
+from fedpriv.components import Options, Slot
 from fedpriv.data.classes import UNKNOWN, class_names, encoded, target_of
 from fedpriv.data.content import Content, Files
 from fedpriv.data.federated import Examples
@@ -32,6 +32,7 @@ from fedpriv.data.registry import TORCH_DATASETS
 from fedpriv.data.tables import as_text
 from fedpriv.draws import drawing_from
 from fedpriv.errors import InputError
+from fedpriv.failures import failure_of
 from fedpriv.sections import NO_BEARING, KeptPath
 
 # Up to so many examples, all are read to tell data apart; of more, some of each user.

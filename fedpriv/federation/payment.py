@@ -20,6 +20,7 @@ from fedpriv.privacy.accounts import PayerCosts, accounts_of
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import Ledger, Release
 from fedpriv.privacy.mechanisms.base import Mechanism
+from fedpriv.privacy.mechanisms.outside import told
 from fedpriv.privacy.randomness import Purpose
 
 # Numbers of a release whose digest one thread takes at once.
@@ -55,7 +56,8 @@ class Draw:
 
         `answers` are the sums of nodes that are in it. It is empty where `stddevs` is.
         """
-        stddevs = self.mechanism.stddevs(len(plan.sizes), self.round, answers)
+        with told(self.mechanism):
+            stddevs = self.mechanism.stddevs(len(plan.sizes), self.round, answers)
         cohort = plan.sampling.expected_cohort
         return tuple(stddev / cohort for stddev in stddevs[: len(plan.layout.sizes)])
 
@@ -75,14 +77,17 @@ class Payments:
 
         Raises:
             BudgetError: the round has yet to be paid for and would exceed the budget.
-            InputError: its noise is less than that which its block of rounds has paid for.
+            InputError: its noise is less than that which its block of rounds has paid for, or the
+                code of a mechanism from outside failed.
         """
         attempt = self._attempt(round_)
-        mechanism = self.plan.mechanism.at(bounds).of_round(round_, attempt, self.finished_attempt)
-        coins = mechanism.coins(round_, attempt)
-        generator = self.plan.randomness.numpy(Purpose.SAMPLING, *coins)
-        cohort = mechanism.cohort(round_, generator)
-        payers = mechanism.payers(round_, cohort)
+        with told(self.plan.mechanism):
+            mechanism = self.plan.mechanism.at(bounds)
+            mechanism = mechanism.of_round(round_, attempt, self.finished_attempt)
+            coins = mechanism.coins(round_, attempt)
+            generator = self.plan.randomness.numpy(Purpose.SAMPLING, *coins)
+            cohort = mechanism.cohort(round_, generator)
+            payers = mechanism.payers(round_, cohort)
         draw = Draw(round_, attempt, cohort, mechanism, payers, len(bounds))
         if attempt == len(self.ledger.charges(round_)):
             # Before anybody is asked: a ledger that says no comes too late for the model.
@@ -165,7 +170,8 @@ class Payments:
 
 def _release_of(draw: Draw, digest: str) -> Release:
     """Return what the ledger records of a release of the round."""
-    return Release.of(draw.round, draw.attempt, draw.mechanism, digest, draw.payers)
+    with told(draw.mechanism):
+        return Release.of(draw.round, draw.attempt, draw.mechanism, digest, draw.payers)
 
 
 def digest_of(released: Tensor) -> str:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import cast
 
 import torch
+from dp_accounting import DpEvent
 from torch.nn import Parameter
 
 from fedpriv.algorithms.base import Algorithm
@@ -32,12 +33,12 @@ from fedpriv.privacy.charging import Budget, Cost, charge
 from fedpriv.privacy.clipping import AdaptiveBounds, GlobalClipping, Unclipped
 from fedpriv.privacy.factorizations import Workload
 from fedpriv.privacy.mechanisms.allocated import AllocatedMechanism
-from fedpriv.privacy.mechanisms.base import Mechanism
+from fedpriv.privacy.mechanisms.base import Mechanism, NoiseSource
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism, GaussianMechanism
 from fedpriv.privacy.mechanisms.local import LocalMechanism
 from fedpriv.privacy.mechanisms.noise_trial import require_noise
 from fedpriv.privacy.mechanisms.options import SERVER_NOISE
-from fedpriv.privacy.mechanisms.outside import require_recorded
+from fedpriv.privacy.mechanisms.outside import ToldSource, require_recorded, told
 from fedpriv.privacy.mechanisms.shares import SharedMechanism
 from fedpriv.privacy.mechanisms.silos import SiloMechanism
 from fedpriv.privacy.options import PrivacyConfig
@@ -131,13 +132,26 @@ class Plan:
         privacy = self.config.privacy
         if privacy is None:
             return None
-        event, paid = self.mechanism.charged(self.config.rounds)
+        with told(self.mechanism):
+            event, paid = self.mechanism.charged(self.config.rounds)
         return charge({event: paid}, self.adjacency, [privacy.delta], privacy.accountants).first
 
     def affordable_rounds(self) -> int:
         """Return how many of the planned rounds the budget allows whoever has to pay most."""
-        rounds = self.config.rounds
-        return rounds if self.limit is None else self.mechanism.affordable(self.limit, rounds)
+        if self.limit is None:
+            return self.config.rounds
+        with told(self.mechanism):
+            return self.mechanism.affordable(self.limit, self.config.rounds)
+
+    def noise(self, attempts: Callable[[int], int]) -> NoiseSource:
+        """Return where the server's noise comes from: see `Mechanism.noise`.
+
+        Raises:
+            InputError: the code of a mechanism from outside failed.
+        """
+        with told(self.mechanism):
+            source = self.mechanism.noise(self.sizes, self.randomness, attempts)
+        return ToldSource(source, self.mechanism)
 
     def advice(self) -> tuple[str, ...]:
         """Return what to know of a δ, an ε or an accountant that promises less than it could."""
@@ -290,13 +304,18 @@ def _noise_multiplier(
     def at(z: float) -> Mechanism:
         return make(GaussianMechanism(z, GlobalClipping(1.0)))
 
+    def event(z: float) -> DpEvent:
+        mechanism = at(z)
+        with told(mechanism):
+            return mechanism.event()
+
     try:
         return noise_multiplier_for(
             privacy.target_epsilon,
             privacy.delta,
             at(1.0).paid(rounds),
             at(1.0).adjacency,
-            lambda z: at(z).event(),
+            event,
             privacy.accountants,
         )
     except ValueError as error:

@@ -65,9 +65,7 @@ class PrivateFedAvg(RunLoop):
         self.memory = memory  #: where users' memories lie; None where they keep none
         self._payments = Payments(plan, ledger)
         self._nodes = Nodes(plan, ledger, stop, say)
-        self._noise_source = plan.mechanism.noise(
-            plan.sizes, plan.randomness, self._payments.finished_attempt
-        )
+        self._noise_source = plan.noise(self._payments.finished_attempt)
         self._watch = Stopwatch(plan.config.runtime.profile)
         self._draw: Draw
         self._noise: Tensor | None = None
@@ -139,6 +137,7 @@ class PrivateFedAvg(RunLoop):
                 total[parameters:] += clip_counts(summed, self.bounds)
                 sums[partition] = replace(summed, total=summed.total.new_empty(0))
 
+        noise = self._draw.noise(self.plan, len(sums))
         with self._watch.measure("noise and ledger"):
             released = self._paid_release(total, noise_only)
             counts = released[parameters:].clone()
@@ -146,10 +145,10 @@ class PrivateFedAvg(RunLoop):
             averages = list(released.split(self.plan.layout.total))
         with self._watch.measure("server step"):
             seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
-            noise, fraction = self._draw.noise(self.plan, len(sums)), self.plan.fraction
             self.server.step(averages[0], server_round, seed, noise)
             self.server.require_finite(server_round)
-            self.server.shared = self.plan.algorithm.server(averages, self.server.shared, fraction)
+            kept, fraction = self.server.shared, self.plan.fraction
+            self.server.shared = self.plan.algorithm.server(averages, kept, fraction)
 
         self.bounds = next_bounds(self.plan, self.bounds, counts, sums.values())
         spans, self._watch.spans = tuple(self._watch.spans), []

@@ -18,8 +18,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from fedpriv.components import Component, Kind, Options, failure_of
+from fedpriv.components import Component, Kind, Options
 from fedpriv.errors import InputError
+from fedpriv.failures import told_as
 from fedpriv.optimizers.schedules import scale_learning_rates
 from fedpriv.sections import Positive
 
@@ -341,13 +342,7 @@ def build_local_optimizer(options: LocalOptimizerOptions, momentum: float) -> Lo
     optimizer = OfTorch(component, options)
     parameter = nn.Parameter(torch.ones(2, 2))
     parameter.grad = torch.ones(2, 2)
-    try:
+    # Such as one that wants the loss taken again.
+    with told_as(f"local.optimizer.name: {component.name} cannot take a step of gradients alone"):
         optimizer.begin([parameter], lr=0.1)(0.1)
-    except InputError:
-        raise
-    except Exception as error:  # such as one that wants the loss taken again
-        raise InputError(
-            f"local.optimizer.name: {component.name} cannot take a step of gradients alone: "
-            f"{failure_of(error)}"
-        ) from error
     return optimizer

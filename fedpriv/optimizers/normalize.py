@@ -18,8 +18,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedpriv.components import Kind, Options, failure_of
-from fedpriv.errors import FedprivError, InputError
+from fedpriv.components import Kind, Options
+from fedpriv.errors import InputError
+from fedpriv.failures import told_as
 
 Update = dict[str, Tensor]
 Normalizer = Callable[..., Update]
@@ -93,14 +94,8 @@ class Normalization:
         """
         self._calls += 1
         known = [dict(noise or {})] if getattr(self._made, "knows_noise", False) else []
-        try:
+        with told_as(f"server.normalize: {self._name} fails"):
             blocks = self._made(dict(update), *known)
-        except (FedprivError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # whatever its own code raises
-            raise InputError(
-                f"server.normalize: {self._name} fails: {failure_of(error)}"
-            ) from error
         if not isinstance(blocks, dict) or {k: _shape(b) for k, b in blocks.items()} != {
             k: b.shape for k, b in update.items()
         }:

@@ -11,9 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedpriv.components import Named, Slot, failure_of
+from fedpriv.components import Named, Slot
 from fedpriv.draws import drawing_from
 from fedpriv.errors import InputError
+from fedpriv.failures import told_as
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.optimizers.kinds import OPTIMIZERS
 from fedpriv.optimizers.normalize import NORMALIZERS, Normalization, NormalizerOptions
@@ -144,8 +145,9 @@ class Server:
             # Some optimizers overwrite their gradients, so each gets memory of its own.
             parameter.grad = blocks[name].to(parameter, copy=True)
         scale_learning_rates(self._optimizer, factor(self._schedule, round_, self._rounds))
-        with drawing_from(seed, self._parameters[0].device):
-            self._move()
+        drawn = drawing_from(seed, self._parameters[0].device)
+        with drawn, told_as(f"server.optimizer: {self._name} fails"):
+            self._optimizer.step()
         self._optimizer.zero_grad()
 
     def require_finite(self, round_: int) -> None:
@@ -160,16 +162,6 @@ class Server:
                 f"server: round {round_} left numbers in the model that are not finite; start "
                 "another run with a lower server.lr, another server.optimizer or server.normalize"
             )
-
-    def _move(self) -> None:
-        try:
-            self._optimizer.step()
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # whatever the code of one from outside raises
-            raise InputError(
-                f"server.optimizer: {self._name} fails: {failure_of(error)}"
-            ) from error
 
     def state(self) -> dict[str, Tensor]:
         """Return everything needed to continue, as tensors by name.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from fedpriv.components import failure_of
 from fedpriv.errors import InputError
+from fedpriv.failures import failure_of
 from fedpriv.imports import command_for
 from fedpriv.trackers.registry import TRACKERS, TrackerOptions
 

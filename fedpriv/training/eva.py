@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedpriv.components import failure_of
 from fedpriv.data.federated import Batch
 from fedpriv.draws import drawing_from
 from fedpriv.errors import InputError
+from fedpriv.failures import told_as
 from fedpriv.models.lora import adapters_of, merged
 from fedpriv.tasks.base import Task, in_order
 from fedpriv.threads import threads_of_torch
@@ -101,29 +101,24 @@ def _directions(
             raise _Unsettled
         task.losses(whole, batch)
 
-    try:
-        with redirect_stdout(io.StringIO()):  # peft prints which batches are too small
-            return get_eva_state_dict(
-                merged(model),
-                batches,
-                config,
-                forward_fn=forward,
-                prepare_model_inputs_fn=None,
-                prepare_layer_inputs_fn=_rows,
-                show_progress_bar=False,
-            )
-    except _Unsettled:
-        raise InputError(
-            f"model.lora.r: eva finds no {rank} directions that the public examples excite in "
-            f"each of {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}; write a smaller "
-            "one, or variant: pissa, which reads no data"
-        ) from None
-    except (MemoryError, torch.OutOfMemoryError, InputError):
-        raise
-    except Exception as error:  # of the model's code, or of peft's
-        raise InputError(
-            f"model.lora.variant: eva cannot begin here: {failure_of(error)}"
-        ) from None
+    with told_as("model.lora.variant: eva cannot begin here"):  # model's code, or peft's
+        try:
+            with redirect_stdout(io.StringIO()):  # peft prints which batches are too small
+                return get_eva_state_dict(
+                    merged(model),
+                    batches,
+                    config,
+                    forward_fn=forward,
+                    prepare_model_inputs_fn=None,
+                    prepare_layer_inputs_fn=_rows,
+                    show_progress_bar=False,
+                )
+        except _Unsettled:
+            raise InputError(
+                f"model.lora.r: eva finds no {rank} directions that the public examples excite in "
+                f"each of {', '.join(paths[:3])}{', ...' if len(paths) > 3 else ''}; write a "
+                "smaller one, or variant: pissa, which reads no data"
+            ) from None
 
 
 def _rows(read: Any, model_input: Any, name: str) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedpriv.components import failure_of
 from fedpriv.data.federated import Batch
 from fedpriv.draws import drawing_from
 from fedpriv.errors import InputError
+from fedpriv.failures import told_as
 from fedpriv.models.parameters import unchanged_buffers
 from fedpriv.tasks.base import Task
 
@@ -26,14 +26,9 @@ def try_model(model: nn.Module, task: Task[Any], examples: Batch, classes: int, 
     device = next(model.parameters()).device
     few = examples.take(torch.arange(min(_FEW, len(examples)))).to(device)
     model.train()
-    with torch.no_grad(), drawing_from(0, device), unchanged_buffers(model):
+    told = told_as(f"model.name: {name} fails on examples of these data")
+    with torch.no_grad(), drawing_from(0, device), unchanged_buffers(model), told:
         try:
             task.require_model(model, few, classes)
         except InputError as error:
             raise InputError(f"model.name: {name} {error}") from None
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # whatever its own code raises
-            raise InputError(
-                f"model.name: {name} fails on examples of these data: {failure_of(error)}"
-            ) from error

@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from fedpriv.components import failure_of
 from fedpriv.data.federated import Batch
 from fedpriv.draws import drawing_from
+from fedpriv.failures import failure_of
 from fedpriv.models.parameters import Layout, parameters_of, unchanged_buffers
 from fedpriv.tasks.base import Task
 from fedpriv.training.local import LocalTraining, train_user

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from in_process import small_config, train_small
+from in_process import Silent, drive_on, resume_small, small_config, train_small
 
 from fedpriv import experiment
 from fedpriv.errors import InputError
@@ -177,6 +177,61 @@ def test_one_whose_noise_has_the_variance_but_is_not_gaussian_is_refused(name, r
 )
 def test_one_whose_noise_is_what_it_records_is_taken(changes):
     assert experiment.prepare(small_config(**{**OUTSIDE, **changes})).plan.planned_cost()
+
+
+UNPLUGGED = {**OUTSIDE, "privacy__mechanism": {"kind": "own_mechanism:Unplugged"}}
+
+
+@pytest.mark.parametrize(
+    ("away", "paid"),
+    [("record", 0), ("noise", 0), ("stddevs", 0), ("draw 1", 0), ("draw 2", 1)],
+)
+def test_what_it_raises_in_a_run_is_told_before_the_round_is_charged(
+    away, paid, tmp_path, monkeypatch
+):
+    """As where a keeper goes away after the trial; the run goes on when it is back."""
+    settings = {"run_dir": str(tmp_path / "run"), **UNPLUGGED}
+    prepared = experiment.prepare(small_config(**settings))
+    directory = experiment.create(prepared)
+    monkeypatch.setenv("KEEPER_AWAY", away)
+    with pytest.raises(InputError) as told:
+        experiment.train(prepared, directory, Silent(), drive_on(None))
+    assert told.value.exit_code == 2
+    said = (
+        r"privacy\.mechanism: Unplugged fails: the keeper is away \(own_mechanism\.py, line \d+\)"
+    )
+    assert re.fullmatch(said, str(told.value))
+    assert len(list(Ledger.open(directory.ledger))) == paid
+
+    monkeypatch.delenv("KEEPER_AWAY")
+    _, resumed = resume_small(directory.path)
+    _, whole = train_small(tmp_path / "whole", **UNPLUGGED)
+    assert resumed.server.parameters().equal(whole.server.parameters())
+    assert len(list(Ledger.open(directory.ledger))) == 2
+
+
+@pytest.mark.parametrize("away", ["event", "record", "payers", "noise"])
+def test_what_it_raises_before_a_run_is_told(away, monkeypatch):
+    monkeypatch.setenv("KEEPER_AWAY", away)
+    name = "Paying" if away == "payers" else "Unplugged"
+    assert re.search(
+        rf"privacy\.mechanism: {name}.* fails: the keeper is away \(own_mechanism\.py",
+        refused(name),
+    )
+
+
+def test_what_a_cost_raises_after_the_trial_is_told(monkeypatch):
+    plan = experiment.prepare(small_config(**UNPLUGGED, privacy__budget={"epsilon": 9.0})).plan
+    monkeypatch.setenv("KEEPER_AWAY", "event")
+    for ask in (plan.planned_cost, plan.affordable_rounds):
+        with pytest.raises(InputError, match="Unplugged fails: the keeper is away"):
+            ask()
+
+
+def test_a_lack_of_memory_is_not_the_mechanisms_fault(monkeypatch):
+    monkeypatch.setenv("KEEPER_AWAY", "memory")
+    with pytest.raises(MemoryError, match="the keeper is away"):
+        experiment.prepare(small_config(**UNPLUGGED))
 
 
 def test_it_does_not_go_with_noise_that_others_add():

@@ -45,6 +45,11 @@ def test_an_optimizer_that_fails_costs_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_lack_of_memory_is_not_the_algorithms_fault(tmp_path):
+    with pytest.raises(MemoryError, match="no room for the average"):
+        experiment.prepare(small_config(algorithm={"name": f"{FAILING}:Large"}))
+
+
 def test_an_algorithm_whose_server_fails_costs_nothing(tmp_path):
     config = small_config(run_dir=str(tmp_path / "run"), algorithm={"name": f"{FAILING}:Forgetful"})
     with pytest.raises(InputError, match=r"algorithm: its server must return .*\(1, \d+\)"):

@@ -51,6 +51,16 @@ class Halting(torch.optim.SGD):
 
 
 @dataclass(frozen=True)
+class Large(Algorithm):
+    """Needs more memory than there is."""
+
+    cite = "nobody"
+
+    def server(self, averages, shared, fraction):
+        raise MemoryError("no room for the average")
+
+
+@dataclass(frozen=True)
 class Forgetful(Algorithm):
     """Keeps a vector on the server, and forgets to return it."""
 

@@ -1,6 +1,7 @@
 """A mechanism of somebody's own: the server's noise is the sum of what two keepers draw."""
 
 import math
+import os
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,6 +11,12 @@ from fedpriv.privacy.mechanisms.base import Independent, Mechanism
 from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism
 from fedpriv.privacy.randomness import Purpose, Randomness
+
+
+def need(what):
+    """Raise what the environment says, where it says that a keeper is away for `what`."""
+    if os.environ.get("KEEPER_AWAY") == what:
+        raise {"memory": MemoryError}.get(what, ConnectionError)("the keeper is away")
 
 
 class TwoDraws:
@@ -32,6 +39,47 @@ class TwoKeepers(CentralMechanism):
 
     def noise(self, sizes, randomness, attempts):
         return TwoDraws(Independent(sizes, randomness), self.first_of_the_second)
+
+
+class Calling:
+    """Two keepers, who are called for each round."""
+
+    def __init__(self, drawn):
+        self.drawn = drawn
+
+    def draw(self, round_, attempt, gaussian):
+        need("memory")
+        need(f"draw {round_}")
+        return self.drawn.draw(round_, attempt, gaussian)
+
+
+@dataclass(frozen=True)
+class Unplugged(TwoKeepers):
+    """Whose keepers may be away."""
+
+    def noise(self, sizes, randomness, attempts):
+        need("noise")
+        return Calling(super().noise(sizes, randomness, attempts))
+
+    def event(self):
+        need("event")
+        return super().event()
+
+    def record(self, payers):
+        need("record")
+        return super().record(payers)
+
+    def stddevs(self, blocks, round_, answers):
+        need("stddevs")
+        return super().stddevs(blocks, round_, answers)
+
+
+@dataclass(frozen=True)
+class Paying(TwoKeepers):
+    """Asks a keeper who pays."""
+
+    def payers(self, round_, cohort):
+        need("payers")
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.linalg import toeplitz
 
-from fedpriv.components import failure_of
 from fedpriv.errors import InputError
+from fedpriv.failures import told_as
 from fedpriv.privacy.clipping import bounds_of
 from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.mechanisms.base import Mechanism, NoiseSource
@@ -222,10 +222,8 @@ def _called(method: str, function: Callable[..., Any], *arguments: Any) -> Any:
         ) from None
     except ValueError:  # of compiled code the signature is not known
         pass
-    try:
+    with told_as(f"privacy.mechanism: {method} fails"):
         return function(*arguments)
-    except Exception as error:
-        raise InputError(f"privacy.mechanism: {method} fails: {failure_of(error)}") from error
 
 
 def _require_repeatable(trial: _Trial, sizes: Sequence[int]) -> None:

@@ -9,16 +9,23 @@ must be Gaussian and at least as large as recorded. The first is checked here. T
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedpriv.errors import InputError
+from fedpriv.failures import told_as
 from fedpriv.privacy.charging import charge
 from fedpriv.privacy.ledger import Release
-from fedpriv.privacy.mechanisms.base import Mechanism
+from fedpriv.privacy.mechanisms.base import Mechanism, NoiseSource
 from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism, GaussianMechanism
 from fedpriv.privacy.sampling import Sampling
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # What only the kind decides, not a mechanism from outside: who is in a round and who pays.
 _OF_THE_KIND = (
@@ -52,6 +59,34 @@ _GIVEN = (
 )
 
 
+def told(mechanism: Mechanism) -> AbstractContextManager[None]:
+    """Return what tells in one line whatever a mechanism of somebody's own raises in a body.
+
+    What one of fedpriv's own raises is a fault of fedpriv, which is shown whole.
+    """
+    made = type(mechanism)
+    if made.__module__.partition(".")[0] == "fedpriv":
+        return nullcontext()
+    return told_as(f"privacy.mechanism: {made.__name__} fails")
+
+
+@dataclass(frozen=True)
+class ToldSource:
+    """Noise of a mechanism of somebody's own, of which whatever it raises is told in one line."""
+
+    source: NoiseSource
+    mechanism: Mechanism
+
+    def draw(self, round_: int, attempt: int, gaussian: GaussianMechanism) -> Tensor:
+        """Return the noise at (round, attempt).
+
+        Raises:
+            InputError: the code from outside failed.
+        """
+        with told(self.mechanism):
+            return self.source.draw(round_, attempt, gaussian)
+
+
 def require_recorded(mechanism: Mechanism, sampling: Sampling, gaussian: GaussianMechanism) -> None:
     """Check that a ledger charges what a mechanism of somebody's own says that it costs.
 
@@ -61,8 +96,9 @@ def require_recorded(mechanism: Mechanism, sampling: Sampling, gaussian: Gaussia
         InputError: the ledger would charge something else, or somebody else.
     """
     name = type(mechanism).__name__
-    payers = mechanism.payers(1, np.zeros(0, dtype=np.int64))
-    recorded = Release.of(1, 0, mechanism, "", payers)
+    with told(mechanism):
+        payers = mechanism.payers(1, np.zeros(0, dtype=np.int64))
+        recorded, event = Release.of(1, 0, mechanism, "", payers), mechanism.event()
     if recorded.payers != payers:
         raise InputError(
             f"privacy.mechanism: {name} does not record who pays, as CorrelatedMechanism records "
@@ -70,7 +106,7 @@ def require_recorded(mechanism: Mechanism, sampling: Sampling, gaussian: Gaussia
         )
     charged, claimed = (
         charge({event: 1}, mechanism.adjacency, [1e-6], ("rdp",)).first.epsilon
-        for event in (recorded.event(), mechanism.event())
+        for event in (recorded.event(), event)
     )
     if charged < claimed or not math.isclose(charged, claimed, rel_tol=1e-6):
         raise InputError(
