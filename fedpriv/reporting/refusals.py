@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -67,8 +68,25 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def refused_pairs() -> list[tuple[str, str, str]]:
-    """Return each refused pair of settings, with the reason in one line."""
+@dataclass(frozen=True)
+class Pair:
+    """Two settings of different kinds.
+
+    Attributes:
+        one: the first, as `kind: name`.
+        two: the second.
+        document: a small config with both.
+        reason: why it is refused, in one line; None where it passes the config's checks.
+    """
+
+    one: str
+    two: str
+    document: dict[str, Any]
+    reason: str | None
+
+
+def pairs() -> list[Pair]:
+    """Return all pairs of settings, the allowed ones too."""
     there = [
         (kind, f"{kind}: {name}", change)
         for kind, named in _SETTINGS.items()
@@ -76,14 +94,19 @@ def refused_pairs() -> list[tuple[str, str, str]]:
     ]
     found = []
     for (kind, one, first), (other, two, second) in combinations(there, 2):
-        if kind != other and (reason := _refusal(first, second)) is not None:
-            found.append((one, two, reason))
+        if kind != other:
+            document = _changed(first, second)
+            found.append(Pair(one, two, document, _refusal(document)))
     return found
 
 
 def table() -> str:
     """Return the page `docs/refusals.md`."""
-    rows = [f"| {one} | {two} | {why.replace('|', '/')} |" for one, two, why in refused_pairs()]
+    rows = [
+        f"| {pair.one} | {pair.two} | {pair.reason.replace('|', '/')} |"
+        for pair in pairs()
+        if pair.reason is not None
+    ]
     head = (
         "# Pairs that are refused\n\n"
         "Made by `fedpriv methods --pairs` from what the code says of a small config.\n"
@@ -93,10 +116,14 @@ def table() -> str:
     return head + "\n".join(rows) + "\n"
 
 
-def _refusal(*changes: Mapping[str, Any]) -> str | None:
+def _changed(*changes: Mapping[str, Any]) -> dict[str, Any]:
     document = copy.deepcopy(_SMALL)
     for change in changes:
         _merge(document, change)
+    return document
+
+
+def _refusal(document: dict[str, Any]) -> str | None:
     try:
         build_algorithm(parse_config(document))
     except InputError as error:
