@@ -69,10 +69,10 @@ UNSUITABLE: dict[str, str] = {
 _NOT_FROM_TORCH = {"muon"}
 
 _SPLIT_MATRICES = {"adago", "adamuon", "muon", "normuon"}
-_PROJECTED = {"apollo", "fira", "galore"}
+_PROJECTED = {"fira", "galore"}
 
 # Projection settings are keyword arguments that the library's signatures do not show; without
-# them these three silently are Adam.
+# them these two silently are Adam.
 _PROJECTION_HINTS: dict[str, Any] = {
     "rank": int,
     "update_proj_gap": int,
@@ -89,7 +89,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "pre_norm": False,
         "weight_decay": 0.0,
     },
-    "apollo": _PROJECTION,
     "fira": _PROJECTION,
     "galore": {**_PROJECTION, "scale": 0.25},
 }
@@ -134,8 +133,9 @@ def server_optimizer(
     round 1). Updates are clipped, so their numbers can lie far below ε = 1e-6: lower `eps` then.
 
     **muon, adamuon, normuon, adago** orthogonalise the matrices, and give all other parameters to
-    AdamW at `adamw_lr`. **apollo, fira, galore** project matrices to `rank` (ours: 16) every
-    `update_proj_gap` steps.
+    AdamW at `adamw_lr`. **fira, galore** project matrices to `rank` (ours: 16) every
+    `update_proj_gap` steps; so does **apollo**, which is ours (`Apollo`), since the library's is
+    not the published one.
 
     Raises InputError naming `server.optimizer` for a name that is unknown or in `UNSUITABLE`,
     `server.options.<key>` for an option that is unknown or has an impossible value, and
@@ -185,7 +185,12 @@ def optimizer_options(name: str) -> list[str]:
 
 
 def library_of(name: str) -> str:
-    """Return the library that an optimizer of `available_optimizers` or `UNSUITABLE` is from."""
+    """Return the library that an optimizer of `available_optimizers` or `UNSUITABLE` is from.
+
+    Of one that is ours it is the paper.
+    """
+    if name == "apollo":
+        return "Zhu et al. 2024"
     return "torch.optim" if name in _of_torch() else "pytorch_optimizer"
 
 
@@ -215,7 +220,9 @@ def _all_optimizers() -> dict[str, OptimizerClass]:
         name: pytorch_optimizer.load_optimizer(name)
         for name in pytorch_optimizer.get_supported_optimizers()
     }
-    return found | _of_torch()
+    from fedpriv.optimizers.apollo import Apollo
+
+    return found | _of_torch() | {"apollo": Apollo}
 
 
 def _optimizer_class(name: str) -> OptimizerClass:

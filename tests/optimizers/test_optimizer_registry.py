@@ -188,7 +188,7 @@ def test_muon_takes_the_matrices_and_adam_the_rest(name):
     assert len(build(name, parameters()[1:3]).param_groups) == 1
 
 
-@pytest.mark.parametrize("name", ["apollo", "fira", "galore"])
+@pytest.mark.parametrize("name", ["fira", "galore"])
 def test_projecting_optimizers_do_project(name):
     params = parameters()
     optimizer = build(name, params, rank=2, update_proj_gap=2, projection_type="right")

@@ -59,8 +59,13 @@ def test_what_is_kept_is_counted_in_real_states():
     assert found["optimizer", "sgd"] == ""
     # A row and a column of second moments, of 64 times 64.
     assert found["optimizer", "adafactor"] == "0.0312 at the server"
-    # Two moments of 16 of 64 rows, and the projection.
-    assert found["optimizer", "apollo"] == "0.75 at the server"
+    # Two moments of 16 of 64 rows, and of the projection its seed alone.
+    assert found["optimizer", "apollo"] == "0.5 at the server"
+    of_apollo = next(each for each in methods() if each.name == "apollo")
+    assert (of_apollo.reference, *of_apollo.options) == (
+        "Zhu et al. 2024",
+        *("betas", "eps", "rank", "scale", "scale_type", "update_proj_gap", "weight_decay"),
+    )
     normalizers = {"scale": 1, "root": 1, "dp_adam_bc": 2, "sinkgd": 0, "swan": 0}
     for name, numbers in normalizers.items():
         assert found["normalize", name] == (f"{numbers} at the server" if numbers else "")
