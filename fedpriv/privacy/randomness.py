@@ -57,6 +57,15 @@ def id_words(stable_id: str) -> tuple[int, ...]:
     return struct.unpack(">4I", digest[:16])
 
 
+def group_of(stable_id: str, groups: int, kind: str = "group") -> int:
+    """Return the group of a user, of `groups`: a public function of its id, and of nothing else.
+
+    Divisions of another `kind` are independent of this one.
+    """
+    named = kind.encode() + b"/" + stable_id.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(named).digest()) % groups
+
+
 @dataclass(frozen=True)
 class Randomness:
     """The source of all generators of a run.

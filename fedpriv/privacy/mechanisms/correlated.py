@@ -9,7 +9,6 @@ from one of them. Where C has b bands or fewer, no row has parts of two contribu
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +35,7 @@ from fedpriv.privacy.mechanisms.base import (
     worst_and_median,
 )
 from fedpriv.privacy.mechanisms.gaussian import GaussianMechanism, central_trust
-from fedpriv.privacy.randomness import Purpose, Randomness
+from fedpriv.privacy.randomness import Purpose, Randomness, group_of
 from fedpriv.privacy.sampling import (
     Adjacency,
     MinSeparationSampling,
@@ -54,12 +53,6 @@ if TYPE_CHECKING:
 
     from fedpriv.privacy.charging import Budget
     from fedpriv.privacy.ledger import Release
-
-
-def group_of(user_id: str, bands: int) -> int:
-    """Return the group of a user, of `bands`: a public function of its id, and of nothing else."""
-    digest = hashlib.sha256(b"group/" + user_id.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest) % bands
 
 
 class CorrelatedNoise:
