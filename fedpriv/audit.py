@@ -155,9 +155,9 @@ def check(config: ExperimentConfig, settings: AuditSettings) -> None:
             "made that is independent or correlated; an audit of your own mechanism is not built"
         )
     algorithm = make_algorithm(config.algorithm)
-    if algorithm.keeps or len(algorithm.payloads) > 1:
+    if algorithm.keeps or algorithm.vectors > 1:
         raise InputError(
-            f"algorithm.name: {config.algorithm.name}: canaries send an update and nothing else; "
+            f"algorithm.name: {config.algorithm.name}: canaries send an update to one sum; "
             "audit the same config with --set algorithm.name=fedavg"
         )
     if config.privacy.error_feedback.kind != "none":

@@ -247,6 +247,8 @@ class ExperimentConfig(Section):
                 f"algorithm.name: {self.algorithm.name} has users keep something in the run "
                 "directory of a simulation; a deployment's nodes have no store for it: write fedavg"
             )
+        if (reason := algorithm.refuses_beside(self.server, privacy)) is not None:
+            raise ValueError(f"algorithm.name: {self.algorithm.name} does not go with {reason}")
         bounded = algorithm.payloads[1:] if privacy else ()
         if tuple(self.algorithm.bounds) != bounded:
             raise ValueError(

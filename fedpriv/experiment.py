@@ -186,12 +186,13 @@ def _try_step(plan: Plan, model: nn.Module) -> None:
         InputError: it fails, or no checkpoint can hold what it keeps.
     """
     server = build_server(plan.config, copy.deepcopy(model), Server)
-    generator, algorithm = torch.Generator().manual_seed(0), plan.algorithm
+    generator = torch.Generator().manual_seed(0)
     for round_ in range(1, min(2, plan.config.rounds) + 1):
+        algorithm = plan.algorithm.of_round(round_, server.lr(round_))
         update = torch.randn(server.layout.total, generator=generator)
         server.step(update, round_, seed=round_, noise=[1.0] * len(server.layout.names))
         server.require_finite(round_)
-        averages = [update] * len(algorithm.payloads)
+        averages = [update] * algorithm.vectors
         with told_as("algorithm: its server fails"):
             kept = algorithm.server(averages, server.shared, plan.fraction)
         if not isinstance(kept, torch.Tensor) or kept.shape != server.shared.shape:

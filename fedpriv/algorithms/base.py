@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, Self
 if TYPE_CHECKING:  # configs are checked where torch is not imported
     from torch import Tensor
 
+    from fedpriv.optimizers.server import ServerConfig
+    from fedpriv.privacy.options import PrivacyConfig
     from fedpriv.training.local import LocalTraining
 
 
@@ -61,9 +63,34 @@ class Algorithm:
         object.__setattr__(made, "travel", recipe.lr * (recipe.steps or 1))
         return made
 
+    def of_round(self, round_: int, lr: float) -> Self:
+        """Return the algorithm as it is in a round, in which the server's learning rate is `lr`."""
+        return self
+
     def refuses(self, recipe: LocalTraining) -> str | None:
         """Return what in the local `recipe` has no meaning here, and why; None for nothing."""
         return None
+
+    def refuses_beside(self, server: ServerConfig, privacy: PrivacyConfig | None) -> str | None:
+        """Return what in other sections has no meaning or no proof here, and why; None: nothing."""
+        return None
+
+    @property
+    def slots(self) -> int:
+        """In how many vectors a round sums updates; a user adds to one of them: see `slot`.
+
+        The server's optimizer gets the sum of all. Users then send nothing beside the update.
+        """
+        return 1
+
+    @property
+    def vectors(self) -> int:
+        """How many vectors of P numbers a round sums and releases."""
+        return self.slots * len(self.payloads)
+
+    def slot(self, user_id: str) -> int:
+        """Return which of the `slots` a user adds to: a public function of its id alone."""
+        return 0
 
     @property
     def proximal_mu(self) -> float:
@@ -82,6 +109,16 @@ class Algorithm:
         Where it is, ∇(θ) in the second term is divided by its norm. Users then train one by one.
         """
         return (0.0, 0.0, False)
+
+    def start(self, model: Tensor, shared: Tensor, slot: int) -> Tensor:
+        """Return where the users of a slot start: `[P]`.
+
+        Args:
+            model: the model that the server sent: `[P]`.
+            shared: `[len(self.shared), P]`, what it sent beside the model.
+            slot: which.
+        """
+        return model
 
     def pull(self, shared: Tensor, kept: Tensor | None) -> Tensor | None:
         """Return what users add to each gradient: `[U, P]`, or `[P]` for all; None for nothing.
@@ -108,7 +145,8 @@ class Algorithm:
         """Return what the server keeps after a round: `[len(shared), P]`.
 
         Args:
-            averages: of every payload, the update first, released: `[P]` each.
+            averages: of every payload, the update first, released: `[P]` each. Of slots they are
+                those of all, and each is divided by the whole expected cohort.
             shared: what it kept before.
             fraction: the expected share of users in a round.
         """

@@ -12,6 +12,8 @@ from fedpriv.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fedpriv.optimizers.server import ServerConfig
+    from fedpriv.privacy.options import PrivacyConfig
     from fedpriv.training.local import LocalTraining
 
 
@@ -38,12 +40,21 @@ class OutsideAlgorithm(Algorithm):
                 f"algorithm.name: {self.name} makes a {type(made).__name__}, and must make an "
                 "Algorithm (fedpriv.algorithms.base)"
             )
+        if made.slots != 1:
+            raise InputError(
+                f"algorithm.name: {self.name} sums its users in {made.slots} slots: only fedpriv's "
+                "own algorithms have more than one"
+            )
         for name in ("cite", "payloads", "shared", "keeps", "sends_as_is"):
             object.__setattr__(self, name, getattr(made, name))
 
     def refuses(self, recipe: LocalTraining) -> str | None:
         """Return what it refuses."""
         return self.make().refuses(recipe)
+
+    def refuses_beside(self, server: ServerConfig, privacy: PrivacyConfig | None) -> str | None:
+        """Return what it refuses in other sections."""
+        return self.make().refuses_beside(server, privacy)
 
     @property
     def proximal_mu(self) -> float:
@@ -63,6 +74,14 @@ class OutsideAlgorithm(Algorithm):
     def made_for(self, recipe: LocalTraining) -> OutsideAlgorithm:
         """Return the algorithm that knows how far users travel by the local `recipe`."""
         return OutsideAlgorithm(self.name, lambda: self.make().made_for(recipe))
+
+    def of_round(self, round_: int, lr: float) -> OutsideAlgorithm:
+        """Return the algorithm that knows the round and the server's learning rate."""
+        return OutsideAlgorithm(self.name, lambda: self.make().of_round(round_, lr))
+
+    def start(self, model: Tensor, shared: Tensor, slot: int) -> Tensor:
+        """Return where users start."""
+        return _of_one(self.make().start(model, shared, slot), model, self.name)
 
     def pull(self, shared: Tensor, kept: Tensor | None) -> Tensor | None:
         """Return what users add to their gradients: `[U, P]`, `[P]` where they keep nothing."""

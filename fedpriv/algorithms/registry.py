@@ -35,6 +35,7 @@ ALGORITHMS = Kind(
         "fednova": "fedpriv.algorithms.fednova:FedNova",
         "fedprox": "fedpriv.algorithms.fedprox:FedProx",
         "fedspeed": "fedpriv.algorithms.fedspeed:FedSpeed",
+        "hierarchical": "fedpriv.algorithms.hierarchical:Hierarchical",
         "scaffold": "fedpriv.algorithms.scaffold:Scaffold",
         "scaffold_m": "fedpriv.algorithms.scaffold_m:ScaffoldM",
     },
@@ -44,10 +45,6 @@ ALGORITHMS = Kind(
     refused={
         "fedcompass": "it groups arrivals by measured speed (Li et al. 2024): a user's speed is "
         "private, and there is no virtual time for silos here; write fedavg",
-        "hierarchical": "edges that sum before the centre are the nodes of a run, each of which "
-        "sums its own users (runtime.workers) and with privacy.noise_by: nodes adds a share of the "
-        "noise; edges that average several rounds of their own before the centre sees them would "
-        "release models of their own, and are not built; write fedavg",
         "hidenseek": "users send signs of masks over frozen weights: clipping would bound them, "
         "but no model here is trained by masks; write model.train with fedavg",
     },

@@ -132,7 +132,8 @@ def _noisy(
     # In a deployment a source of this node's own, made anew for each message.
     secret = build_randomness(config, work.data)
     ids = [dataset.user_ids[user] for user in work.users]
-    draws = noise.draws(layout.sizes, secret, (work.round, own.attempt), partition, ids)
+    sizes = layout.sizes * trainer.algorithm.vectors
+    draws = noise.draws(sizes, secret, (work.round, own.attempt), partition, ids)
     noisy = with_noise(summed, draws)
     return released_alone(noisy) if config.runtime.deployment else noisy
 

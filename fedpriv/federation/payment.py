@@ -7,6 +7,7 @@ and before it is used."""
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,8 +59,9 @@ class Draw:
         """
         with told(self.mechanism):
             stddevs = self.mechanism.stddevs(len(plan.sizes), self.round, answers)
-        cohort = plan.sampling.expected_cohort
-        return tuple(stddev / cohort for stddev in stddevs[: len(plan.layout.sizes)])
+        # Of slots it is the average of all: their sum, in which each has its noise.
+        divisor = plan.sampling.expected_cohort / math.sqrt(plan.algorithm.slots)
+        return tuple(stddev / divisor for stddev in stddevs[: len(plan.layout.sizes)])
 
 
 class Payments:

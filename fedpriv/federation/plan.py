@@ -10,6 +10,7 @@ from typing import cast
 
 import torch
 from dp_accounting import DpEvent
+from torch import Tensor
 from torch.nn import Parameter
 
 from fedpriv.algorithms.base import Algorithm
@@ -82,8 +83,13 @@ class Plan:
 
     @property
     def sizes(self) -> list[int]:
-        """Number of parameters of each block of what a user sends, one payload after another."""
-        return self.layout.sizes * len(self.algorithm.payloads)
+        """Numbers of each block of a round's sum: of all payloads, or slots, one after another."""
+        return self.layout.sizes * self.algorithm.vectors
+
+    def update_in(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Return the update in the `vectors` of a round's sum, or average: `[P]`, of all slots."""
+        slots = self.algorithm.slots
+        return vectors[0] if slots == 1 else torch.stack(list(vectors[:slots])).sum(0)
 
     @property
     def fingerprint(self) -> str:
@@ -208,7 +214,7 @@ def _mechanism(
     contributions = make(GaussianMechanism(z, GlobalClipping(1.0))).contributions
     mechanism = make(build_gaussian(config, z, layout, contributions))
     if SERVER_NOISE.of(privacy.mechanism).origin is not None:
-        sizes = layout.sizes * len(build_algorithm(config).payloads)
+        sizes = layout.sizes * build_algorithm(config).vectors
         require_noise(mechanism, sizes, config.rounds)
     return mechanism
 

@@ -77,8 +77,9 @@ class RoundRecord:
         attributes that only the server knows.
         """
         total, average = summed
-        layout, cohort = payments.plan.layout, payments.plan.sampling.expected_cohort
-        stddevs = draw.mechanism.stddevs(len(payments.plan.sizes), draw.round, len(sums))
+        layout = payments.plan.layout
+        update = payments.plan.update_in(total.split(layout.total))
+        noise = draw.noise(payments.plan, len(sums))
         return cls(
             round=draw.round,
             epsilon=payments.epsilon(),
@@ -86,12 +87,12 @@ class RoundRecord:
             block_norms=tuple(float(block.norm()) for block in layout.split(average).values()),
             block_sums=tuple(
                 None if draw.mechanism.in_sums else float(block.norm())
-                for block in layout.split(total[: layout.total]).values()
+                for block in layout.split(update).values()
             ),
             block_noise=tuple(
-                stddev * math.sqrt(size) / cohort
-                # Those of the update come first, and there may be none.
-                for stddev, size in zip(stddevs, layout.sizes, strict=False)
+                stddev * math.sqrt(size)
+                # There may be none.
+                for stddev, size in zip(noise, layout.sizes, strict=False)
             ),
             bound=payments.ledger.charges(draw.round)[-1].bound,
             payers=draw.payers,

@@ -76,15 +76,14 @@ class PrivateFedAvg(RunLoop):
     ) -> tuple[ArrayRecord, MetricRecord]:
         """Run a round; while nodes work, report the round before and draw this one's noise."""
         with self._watch.measure("draw and ask"):
-            messages = list(self.configure_train(round_, arrays, ConfigRecord(), grid))
-            asked = self._nodes.ask(grid, messages)
+            sent = self._nodes.ask(grid, self.configure_train(round_, arrays, ConfigRecord(), grid))
         self._report()
         with self._watch.measure("draw noise"):
             if not self.plan.mechanism.in_sums:
                 self._noise = self._drawn_noise()
         with self._watch.measure("wait for workers"):
             # An iterator that is used up lets go of the replies, which are as large as the model.
-            replies = iter(self._nodes.replies(grid, asked))
+            replies = iter(self._nodes.replies(grid, sent))
         outcome = self.aggregate_train(round_, replies)
         self._unreported = self._record
         # The next round takes up the memories that this commits, or is paid for before it is asked.
@@ -140,22 +139,23 @@ class PrivateFedAvg(RunLoop):
         noise = self._draw.noise(self.plan, len(sums))
         with self._watch.measure("noise and ledger"):
             released = self._paid_release(total, noise_only)
-            counts = released[parameters:].clone()
-            released = released[:parameters].div_(self.plan.sampling.expected_cohort)
-            averages = list(released.split(self.plan.layout.total))
+            released[:parameters].div_(self.plan.sampling.expected_cohort)
+            averages = list(released[:parameters].split(self.plan.layout.total))
         with self._watch.measure("server step"):
             seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
-            self.server.step(averages[0], server_round, seed, noise)
+            step = self.plan.update_in(averages)
+            self.server.step(step, server_round, seed, noise)
             self.server.require_finite(server_round)
+            algorithm = self.plan.algorithm.of_round(server_round, self.server.lr(server_round))
             kept, fraction = self.server.shared, self.plan.fraction
-            self.server.shared = self.plan.algorithm.server(averages, kept, fraction)
+            self.server.shared = algorithm.server(averages, kept, fraction)
 
-        self.bounds = next_bounds(self.plan, self.bounds, counts, sums.values())
+        self.bounds = next_bounds(self.plan, self.bounds, released[parameters:], sums.values())
         spans, self._watch.spans = tuple(self._watch.spans), []
         self._record = RoundRecord.of(
             self._draw,
             self._payments,
-            (total, averages[0]),
+            (total, step),
             sums=tuple(sums.values()),
             lr=self.server.lr(server_round),
             seconds=time.perf_counter() - self._started,

@@ -104,6 +104,8 @@ def _memory(kind: Kind, name: str) -> str:
         return _at_server(numbers_kept(normalize=name))
     if kind is ALGORITHMS:
         made: Any = kind.find(name).make
+        if name == "hierarchical":
+            return "edges at the server"
         kept = _at_server(numbers_kept(shared=len(made.shared)))
         return ", ".join(filter(None, (kept, "1 at each user" if made.keeps else "")))
     if (kind.key, name) == ("privacy.mechanism", "correlated"):

@@ -21,6 +21,7 @@ _SMALL: dict[str, Any] = {
     "rounds": 4,
     "data": {"name": "digits", "users": 60},
     "local": {"steps": 2, "lr": 0.1},
+    "server": {"optimizer": "sgd"},
     "privacy": {
         "delta": 1e-3,
         "noise_multiplier": 1.0,
@@ -35,6 +36,7 @@ _ALGORITHMS: dict[str, dict[str, Any]] = {
     "scaffold_m": _CONTROL,
     "fedspeed": {},
     "fednova": {"effective_steps": 2},
+    "hierarchical": {"edges": 2},
 }
 #: By the kind of setting: what each writes into the config. Those of one kind exclude each other.
 _SETTINGS: dict[str, dict[str, Any]] = {

@@ -246,10 +246,19 @@ def _payloads(run: Run) -> tuple[str, ...]:
             f"{called} came from outside: whether its users keep something between rounds was "
             "checked when the run began, and is not checked here."
         )
-    elif make_algorithm(options).keeps:
+        return tuple(said)
+    algorithm = make_algorithm(options)
+    if algorithm.keeps:
         said.append(
             f"{called}: what a user keeps for it between rounds never leaves it and costs "
             "nothing under this sampling (docs/privacy.md)."
+        )
+    if (edges := algorithm.slots) > 1:
+        said.append(
+            f"{called}: each user is in one of {edges} edges, by a public hash of its id. The sums "
+            "of all edges are one release: a user adds to the sum of its own edge alone, so that C "
+            f"bounds what it adds to all of them. An edge's sum is divided by 1/{edges} of the "
+            "expected cohort (docs/privacy.md)."
         )
     return tuple(said)
 

@@ -203,16 +203,46 @@ def train_cohort(
     """Train each of `users` from the flat `parameters` and return the sum of what they send.
 
     `parameters` `[P·(1 + shared)]` are the model, then what the algorithm's server shares; the sum
-    `[P·payloads]` is that of clipped updates, then of other payloads. It is kept in float64 and
-    taken in an order that depends on `users` and their data alone. `memories` are what users keep;
-    a trainer with error feedback, or an algorithm whose users keep something, needs them.
+    `[P·vectors]` is that of clipped updates, then of other payloads, or of the algorithm's slots
+    one after another. It is kept in float64 and taken in an order that depends on `users` and their
+    data alone. `memories` are what users keep; a trainer with error feedback, or an algorithm whose
+    users keep something, needs them.
     """
     layout = Layout.of(trainer.model)
     received = parameters.to(trainer.device).view(-1, layout.total)
     seen = _CohortStatistics(layout, trainer, memories, received[1:])
     watch = Stopwatch(trainer.timed, device=trainer.device)
+    for slot, own in enumerate(_by_slot(trainer, users)):
+        seen.fill(slot)
+        start = trainer.algorithm.start(received[0], received[1:], slot)
+        _train_from(trainer, layout, start, own, round_, seen, watch)
+    return seen.summed(watch)
+
+
+def _by_slot(trainer: CohortTrainer, users: Sequence[int]) -> list[Sequence[int]]:
+    """Return the users of each slot, in their order: those of one start from one model."""
+    algorithm, ids = trainer.algorithm, trainer.dataset.user_ids
+    if algorithm.slots == 1:
+        return [users]
+    slots = [algorithm.slot(ids[user]) for user in users]
+    return [
+        [user for user, slot in zip(users, slots, strict=True) if slot == number]
+        for number in range(algorithm.slots)
+    ]
+
+
+def _train_from(
+    trainer: CohortTrainer,
+    layout: Layout,
+    start: Tensor,
+    users: Sequence[int],
+    round_: int,
+    seen: _CohortStatistics,
+    watch: Stopwatch,
+) -> None:
+    """Train each of `users` from `start` and let `seen` add what they send."""
     steps_seed = trainer.randomness.torch_seed(Purpose.STEP_ORDER, round_)
-    start, stacked = received[0], trainer.stacked
+    stacked = trainer.stacked
     size = trainer.stack if stacked and not _share_draws(trainer) else 1
     for window in _windows(users, size * _WINDOW):
         with watch.measure("data"):
@@ -231,7 +261,6 @@ def train_cohort(
             if not _train_together(trainer, stacked, start, stack, round_, seen, watch):
                 for one in stack:
                     _train_alone(trainer, layout, start, one, round_, seen, watch)
-    return seen.summed(watch)
 
 
 def shares_of(norms: Tensor, whole: Tensor) -> Tensor:
@@ -410,8 +439,9 @@ class _CohortStatistics:
         self._sizes, self._trainer, self._memories = layout.sizes, trainer, memories
         self._shared = shared
         blocks, device = len(layout.names), trainer.device
-        numbers = layout.total * len(trainer.algorithm.payloads)
+        numbers = layout.total * trainer.algorithm.vectors
         self.total = torch.zeros(numbers, dtype=torch.float64, device=device)
+        self._slot = self.total
         self.users = self.examples = self.skipped = self.non_finite = self.clipped = 0
         self.loss = self.norm = self.memory_norm = 0.0
         self.memory_reset = 0
@@ -422,6 +452,10 @@ class _CohortStatistics:
         self._multipliers = torch.tensor(multipliers, dtype=torch.float64)
         self._coming: deque[Callable[[], list[Tensor]]] = deque()
         self.alone, self.slowed = 0, ""
+
+    def fill(self, slot: int) -> None:
+        """Add the users to come to a slot of `total`, and to no other."""
+        self._slot = self.total.chunk(self._trainer.algorithm.slots)[slot]
 
     def slow(self, why: str, alone: int = 0) -> None:
         """Note why a stack is slower than it should be: so many of its users are trained alone."""
@@ -482,7 +516,7 @@ class _CohortStatistics:
         algorithm = trainer.algorithm
         plain = len(algorithm.payloads) == 1 and not algorithm.keeps and algorithm.sends_as_is
         if trainer.feedback is None and plain:
-            return clip_and_add(updates, trainer.clipping, self.total)
+            return clip_and_add(updates, trainer.clipping, self._slot)
         whole = torch.cat(updates, dim=1) if isinstance(updates, list) else updates.written_out()
         if trainer.feedback is None:
             return self._payloads(whole, stack)
@@ -493,7 +527,7 @@ class _CohortStatistics:
         memories.write(users, fed.memories)
         self.memory_norm += float(torch.linalg.vector_norm(fed.memories, dim=1).sum())
         self.memory_reset += int(fed.reset.sum())
-        self.total += fed.sent.total
+        self._slot += fed.sent.total
         return fed.sent
 
     def _payloads(self, updates: Tensor, users: Sequence[StackedUser]) -> ClippedUsers:
@@ -504,7 +538,7 @@ class _CohortStatistics:
         trained = Trained(updates, steps, self._shared, kept, trainer.recipe.lr)
         payloads = [trainer.algorithm.update(trained), *trainer.algorithm.sent(trained)]
         blocks = [block for each in payloads for block in each.split(self._sizes, dim=1)]
-        clipped = clip_and_add(blocks, trainer.clipping, self.total)
+        clipped = clip_and_add(blocks, trainer.clipping, self._slot)
         if kept is None:
             return clipped
         assert memories is not None

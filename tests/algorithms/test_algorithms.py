@@ -1,5 +1,6 @@
 """Algorithms of all kinds: our own by name, and one of somebody's own with a second payload."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,13 @@ from in_process import small_config, train_small
 
 from fedpriv import experiment
 from fedpriv.algorithms.base import Trained
+from fedpriv.algorithms.fedavg import FedAvg
 from fedpriv.config_files import load_config
 from fedpriv.errors import InputError
 from fedpriv.federation.builders import build_algorithm
 from fedpriv.privacy import Ledger
 from fedpriv.reporting.report import render
+from fedpriv.training.cohort import train_cohort
 
 OUTSIDE = str(Path(__file__).parent.parent / "outside")
 PLAIN = {"rounds": 2, "privacy": None, "server": {"optimizer": "sgd", "lr": 1.0}}
@@ -114,3 +117,32 @@ def test_one_that_does_not_send_what_it_says_is_told(tmp_path, name, reason):
     algorithm = {"name": f"second_payload:{name}", "bounds": {"more": 1.0}}
     with pytest.raises(InputError, match=reason):
         train_small(tmp_path / "run", **{**SQUARES, "algorithm": algorithm})
+
+
+class Steered(FedAvg):
+    """One from outside: users start at half the model, and the server keeps the round and rate."""
+
+    shared = ("round", "rate")
+    now = (0, 0.0)
+
+    def of_round(self, round_, lr):
+        made = Steered()
+        object.__setattr__(made, "now", (round_, lr))
+        return made
+
+    def start(self, model, shared, slot):
+        return model / 2
+
+    def server(self, averages, shared, fraction):
+        return torch.tensor(self.now)[:, None].expand_as(shared).clone()
+
+
+def test_what_an_algorithm_from_outside_says_of_start_and_round_is_done(tmp_path):
+    changes = {**PLAIN, "algorithm": {"name": Steered}}
+    changes["server"] = {**PLAIN["server"], "schedule": {"kind": "exponential", "factor": 0.5}}
+    _, prepared = train_small(tmp_path / "run", **changes)
+    assert prepared.server.shared[:, 0].tolist() == [2, 0.5]
+    trainer, model = prepared.trainer, parameters(prepared)
+    halved = train_cohort(trainer, torch.cat([model, 0 * model, 0 * model]), range(4), 1)
+    plain = train_cohort(replace(trainer, algorithm=FedAvg()), model / 2, range(4), 1)
+    assert halved.total.equal(plain.total)

@@ -252,5 +252,5 @@ def test_local_steps_that_are_not_plain_are_refused(local):
 
 
 def test_an_audit_refuses_it():
-    with pytest.raises(InputError, match="canaries send an update"):
+    with pytest.raises(InputError, match="canaries send an update to one sum"):
         audit.check(small_config(**PRIVATE), audit.AuditSettings())

@@ -6,6 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fedpriv.algorithms.hierarchical import Hierarchical
 from fedpriv.algorithms.registry import ALGORITHMS
 from fedpriv.cli import app
 from fedpriv.components import KINDS
@@ -74,6 +75,8 @@ def test_what_is_kept_is_counted_in_real_states():
     assert found["algorithm", "scaffold"] == "1 at the server, 1 at each user"
     assert found["algorithm", "scaffold_m"] == "2 at the server, 1 at each user"
     assert found["algorithm", "fedspeed"] == "1 at each user"
+    assert found["algorithm", "hierarchical"] == "edges at the server"
+    assert len(Hierarchical(5).shared) == 5
 
 
 @pytest.mark.parametrize(("name", "rows"), [("square_root", 3), ("bisr", 3), ("blt", 4)])

@@ -118,7 +118,8 @@ class GaussianMechanism:
     def block_stddevs(self, blocks: int) -> tuple[float, ...]:
         """Return the standard deviation of the noise on each of `blocks` blocks.
 
-        Of several payloads `blocks` are those of all, one payload after another.
+        Of several payloads `blocks` are those of all, one payload after another; of slots, of which
+        a user fills one (`Algorithm.slots`), those of all slots.
         """
         if self.payloads:
             each = blocks // len(self.payloads)
@@ -126,8 +127,9 @@ class GaussianMechanism:
         if not self.per_block:
             return (self.stddev,) * blocks
         assert isinstance(self.clipping, PerLayerClipping)
-        scale = self.update_multiplier * math.sqrt(blocks)
-        return tuple(scale * bound for bound in self.clipping.block_bounds)
+        bounds = self.clipping.block_bounds
+        scale = self.update_multiplier * math.sqrt(len(bounds))
+        return tuple(scale * bound for bound in bounds) * (blocks // len(bounds))
 
     def largest_noise(self, sizes: Sequence[int]) -> float:
         """Return the L2 norm that noise for blocks of `sizes` exceeds once in 10^12 times.
