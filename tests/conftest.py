@@ -1,9 +1,12 @@
 """Every test keeps Flower and Ray to itself: no telemetry, no cluster that happens to be there."""
 
 import os
+import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,3 +34,25 @@ def _own_flower_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _own_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """A config's folder of modules stays on the path: another test would find its own there."""
     monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+_QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=_QUIET)
+        yield launched
+        launched.close()
