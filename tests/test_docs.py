@@ -134,6 +134,7 @@ def test_the_config_reference_has_every_key_and_component():
             for one in sections_of(kind.find(name).options):
                 keys |= set(one.model_fields)
     assert [key for key in sorted(keys) if f"| `{key}` |" not in page] == []
+    assert "| `seed` | integer ≥ 0, < 2^63 |" in page
     rows = [row for row in page.splitlines() if row.startswith("| ")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
 

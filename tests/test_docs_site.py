@@ -52,3 +52,28 @@ def test_search_finds_without_a_server(site, browser, start: str) -> None:
     assert "noise" in page.locator("article").inner_text().lower()
     assert complaints == []
     page.close()
+
+
+LOOKED_AT = ["index", "tutorials", "reference/config", "privacy", "results"]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_pages_can_be_read_by_all(site, browser, width: int, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page, complaints = opened(browser, width, scheme)
+    for name in LOOKED_AT:
+        page.goto((site / f"{name}.html").as_uri())
+        found = axe.run(page, options={"preload": False}).response  # it would ask for the styles
+        wrong = [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]]
+        assert (name, wrong) == (name, [])
+        assert len(found["passes"]) > 10
+    assert complaints == []
+    page.close()
+
+
+def test_no_page_is_wider_than_a_phone(site, browser) -> None:
+    page, _ = opened(browser, 390)
+    for path in sorted(site.rglob("*.html")):
+        page.goto(path.as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, path.name
+    page.close()

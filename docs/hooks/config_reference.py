@@ -133,8 +133,14 @@ def _value(value: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
     text = name.get(value.get("type", ""), value.get("type", ""))
     if value.get("format") == "path":
         text = "path"
-    bounds = [f"{sign} {value[word]:g}" for word, sign in BOUNDS.items() if word in value]
+    bounds = [f"{sign} {_bound(value[word])}" for word, sign in BOUNDS.items() if word in value]
     return " ".join([text, ", ".join(bounds)]).strip()
+
+
+def _bound(value: float) -> str:
+    """Return a bound as short as it is exact: 2^63, and not 9.22337e+18."""
+    power = int(value).bit_length() - 1
+    return f"2^{power}" if power > 20 and value == 2**power else f"{value:g}"
 
 
 def _alternatives(value: Mapping[str, Any], defs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
