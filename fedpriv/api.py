@@ -29,6 +29,7 @@ from fedpriv.config_files import config_beside, document_of, parse_config, put
 from fedpriv.errors import BudgetError, InputError
 from fedpriv.reporting import reader
 from fedpriv.reporting.spent import Spent, spent
+from fedpriv.reporting.terminal import beside, print_lines, saying
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +133,7 @@ class Experiment:
             from fedpriv.reporting.run_directory import require_empty
 
             require_empty(config.run_dir)
-        prepared = experiment.prepare(_seeded(config, progress))
+        prepared = _prepared(config, progress)
         directory = experiment.create(prepared)
         _trained(prepared, directory, progress)
         return Run.open(directory.path)
@@ -147,10 +148,9 @@ class Experiment:
         Raises:
             InputError: the config or its data do not allow it.
         """
-        from fedpriv import experiment
         from fedpriv.tasks.base import BY_CLASS
 
-        prepared = experiment.prepare(_seeded(self.config, progress))
+        prepared = _prepared(self.config, progress)
         trainer = prepared.trainer
         measured = trainer.model if model is None else model.to(trainer.device)
         size = self.config.evaluation.batch_size
@@ -183,7 +183,7 @@ class Experiment:
         settings = replace(settings, rounds=rounds, confidence=confidence)
         audit.check(self.config, settings)
         config = _seeded(self.config, progress)
-        told = _console(progress)
+        told = beside(progress)
         with AuditLines(told) as lines, stop_signal(told.print) as stop:
             return audit.audit(config, settings, lines, stop)
 
@@ -200,7 +200,7 @@ class Experiment:
         from fedpriv import experiment
         from fedpriv.reporting.run_directory import RunDirectory
 
-        prepared = experiment.prepare(_seeded(self._placed(grid, run_dir), progress))
+        prepared = _prepared(self._placed(grid, run_dir), progress)
         if not (run_dir / "config.yaml").is_file():
             directory = experiment.create(prepared)
         else:
@@ -407,9 +407,10 @@ def sweep(
     points = _points({**values, **({} if seeds is None else {"seed": list(seeds)})})
     folder = Path(run_dir or Path("runs") / f"{experiment.config.name}-sweep")
     experiments = {name: experiment.with_(changes) for name, (_, changes) in points.items()}
-    runs = {
-        name: each._trained_in(folder / name, grid, progress) for name, each in experiments.items()
-    }
+    runs = {}
+    for number, (name, each) in enumerate(experiments.items(), 1):
+        print_lines(beside(progress), f"run {number} of {len(experiments)}: {name}")
+        runs[name] = each._trained_in(folder / name, grid, progress)
     return pd.DataFrame([{**point, **_summed_up(runs[n])} for n, (point, _) in points.items()])
 
 
@@ -498,6 +499,14 @@ def _copied(document: Any) -> Any:
     return document
 
 
+def _prepared(config: ExperimentConfig, progress: bool) -> Any:
+    from fedpriv import experiment
+
+    seeded = _seeded(config, progress)
+    with saying(beside(progress), "reading the data and computing ε"):
+        return experiment.prepare(seeded)
+
+
 def _seeded(config: ExperimentConfig, progress: bool) -> ExperimentConfig:
     if config.seed_model is None:
         return config
@@ -505,8 +514,7 @@ def _seeded(config: ExperimentConfig, progress: bool) -> ExperimentConfig:
     from fedpriv.reporting.progress import PretrainingLines
     from fedpriv.seed_model import with_seed_model
 
-    console = _console(progress)
-    with PretrainingLines(console) as lines, stop_signal(lines.say) as stop:
+    with PretrainingLines(beside(progress)) as lines, stop_signal(lines.say) as stop:
         return with_seed_model(config, lines, stop)
 
 
@@ -514,13 +522,5 @@ def _trained(prepared: Any, directory: Any, progress: bool) -> None:
     from fedpriv import experiment
     from fedpriv.reporting.progress import ProgressLines
 
-    with ProgressLines(_console(progress)) as lines:
+    with ProgressLines(beside(progress)) as lines:
         experiment.train(prepared, directory, lines)
-
-
-def _console(progress: bool) -> Any:
-    from fedpriv.reporting.terminal import console
-
-    made = console(stderr=True)
-    made.quiet = not progress
-    return made

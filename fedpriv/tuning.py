@@ -30,6 +30,7 @@ from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.privacy.trials import Trials, price
 from fedpriv.reporting.ledgers import open_ledger
 from fedpriv.reporting.run_directory import TUNED
+from fedpriv.reporting.terminal import beside, saying
 from fedpriv.selection import not_public
 from fedpriv.training.cohort import CohortTrainer
 
@@ -84,7 +85,8 @@ def tune(
     """
     trials = Trials(law, mean)
     folder = Path(run_dir or Path("runs") / f"{experiment.config.name}-tuning")
-    plan = _checked(experiment, values)
+    with saying(beside(progress), "reading the data of each value and computing what it costs"):
+        plan = _checked(experiment, values)
     record = _Record.opened(folder, plan)
     call = record.call(trials, values, experiment.config.seed)
     for number in range(len(call["simulation_only"]["points"])):

@@ -128,9 +128,9 @@ def plan(
         if tried:
             question = band_planning.chosen(question, tried)
         answer = planning.answer(question)
-    if plot is not None:
-        curves = planning.epsilon_curves(answer.recipe, answer.deltas[0])
-        budget.plan_plot(answer, curves, plot)
+        if plot is not None:
+            curves = planning.epsilon_curves(answer.recipe, answer.deltas[0])
+            budget.plan_plot(answer, curves, plot)
     say((*answer.notes, *budget.which_pays(tried, cohort)))
     if format == "table":
         if tried:

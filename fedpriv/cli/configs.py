@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from fedpriv.cli.common import CONFIG, ConfigPath, Overrides, file_or_folder, say
-from fedpriv.reporting.terminal import one_line
+from fedpriv.cli.common import CONFIG, ConfigPath, Overrides, errors, file_or_folder, say
+from fedpriv.reporting.terminal import one_line, saying
 
 Written = Annotated[Path, typer.Argument(parser=file_or_folder, metavar="FILE")]
 
@@ -35,7 +35,9 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     from fedpriv.privacy.figures import epsilon_text
     from fedpriv.reporting.wording import beside_epsilon
 
-    prepared = experiment.prepare(load_config(config, overrides or []), seeded=False)
+    loaded = load_config(config, overrides or [])
+    with saying(errors, "reading the data and computing ε"):
+        prepared = experiment.prepare(loaded, seeded=False)
     planned = prepared.plan.planned_cost()
     cost = "without privacy"
     if planned is not None:
@@ -67,7 +69,8 @@ def held_out(config: ConfigPath, file: Written, overrides: Overrides = None) -> 
 
     loaded = load_config(config, overrides or [])
     require_no_record(file, "FILE")
-    write_held_out(build_dataset(loaded.data, loaded.seed), loaded.data.name, file)
+    with saying(errors, "reading the data"):
+        write_held_out(build_dataset(loaded.data, loaded.seed), loaded.data.name, file)
     print(f"{one_line(str(file))}: held-out examples of {loaded.data.name}, and no users")
 
 

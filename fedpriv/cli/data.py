@@ -17,7 +17,7 @@ from fedpriv.cli.common import (
     errors,
     file_or_folder,
 )
-from fedpriv.reporting.terminal import console, print_lines, working
+from fedpriv.reporting.terminal import console, print_lines, saying
 
 data_app = typer.Typer(help="Look at data sets.", no_args_is_help=True)
 
@@ -59,7 +59,7 @@ def describe(
     if out is not None:
         data_sets.check_picture_path(out)
     loaded = load_config(config, overrides or [])
-    with working(errors, "reading users"):
+    with saying(errors, "reading users"):
         dataset = build_dataset(loaded.data, loaded.seed)
         found = describe(dataset, users, loaded.seed, loaded.data.users)
     if out is not None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fedpriv.cli.common import CONFIG, ConfigPath, Overrides, file_or_folder, say
+from fedpriv.cli.common import CONFIG, ConfigPath, Overrides, errors, file_or_folder, say
+from fedpriv.reporting.terminal import one_line, print_lines, working
 
 deploy_app = typer.Typer(help="Prepare a federation of real nodes.", no_args_is_help=True)
 node_app = typer.Typer(help="Look at a node of a federation.", no_args_is_help=True)
@@ -31,10 +32,11 @@ def prepare(
     """Deal CONFIG's users to nodes, and write policies, keys and Compose files."""
     from fedpriv.config_files import load_config
     from fedpriv.deploy.prepare import Wanted, prepare_deployment
-    from fedpriv.reporting.terminal import one_line
 
     wanted = Wanted(nodes, out, tls, tuple(host or ()), days)
-    plan = prepare_deployment(load_config(config, overrides or []), wanted, print)
+    plan = prepare_deployment(
+        load_config(config, overrides or []), wanted, lambda line: print_lines(errors, line)
+    )
     say(plan.advice())
     print(f"{one_line(str(out))}: ready; next: cd {one_line(str(out))} && docker compose up -d")
 
@@ -60,11 +62,11 @@ def check(
     """
     from fedpriv.deploy.check import NodeCheck, versions
     from fedpriv.errors import InputError
-    from fedpriv.reporting.terminal import one_line
 
-    bad = 0
-    for found in NodeCheck(config, policy, superlink, root_certificates, nodes).findings():
-        print(f"{found.about:12}{'ok   ' if found.good else 'BAD  '}{one_line(found.sentence)}")
+    asked, bad = NodeCheck(config, policy, superlink, root_certificates, nodes), 0
+    for found in asked.findings(lambda about: working(errors, f"checking: {about}")):
+        said = f"{found.about:12}{'ok   ' if found.good else 'BAD  '}{one_line(found.sentence)}"
+        print(said, flush=True)  # a pipe would keep it until the last one
         bad += not found.good
     print(f"{'versions':12}     {versions()}")
     if bad:

@@ -33,7 +33,7 @@ from fedpriv.errors import (
     Interrupted,
     WorkerLost,
 )
-from fedpriv.reporting.terminal import console, in_a_shell, one_line, print_lines, working
+from fedpriv.reporting.terminal import console, in_a_shell, one_line, print_lines, saying, working
 
 if TYPE_CHECKING:
     from fedpriv.config import ExperimentConfig
@@ -66,11 +66,14 @@ def run(
     settings = load_config(config, overrides)
     if settings.run_dir is not None:
         require_empty(settings.run_dir)
-    settings, trainer = ready_trainer(_seeded(settings))
+    settings = _seeded(settings)
+    with saying(errors, "reading the data"):
+        settings, trainer = ready_trainer(settings)
     with _ray_starting(settings.runtime) as wait_for_ray:
         from fedpriv import experiment
 
-        prepared = experiment.complete(plan_for(settings, trainer), trainer)
+        with working(errors, "computing ε"):
+            prepared = experiment.complete(plan_for(settings, trainer), trainer)
         wait_for_ray()  # where it does not start nothing should be left behind
         _train(experiment.create(prepared), prepared, verbose)
 
@@ -102,7 +105,9 @@ def resume(
     """Continue an interrupted run, on the same ledger."""
     from fedpriv import experiment
 
-    _train(*experiment.reopen(directory), verbose)
+    with saying(errors, "reading the run and its data"):
+        reopened = experiment.reopen(directory)
+    _train(*reopened, verbose)
 
 
 @runs_app.command(epilog="DIRECTORIES: one or more run directories")

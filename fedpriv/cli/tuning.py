@@ -95,7 +95,7 @@ def sweep(
         raise InputError("there is nothing to sweep; write --grid key=a,b or --seeds a,b")
     runtime = experiment.config.runtime.grid
     with _going_on():
-        found = swept(experiment, values, numbers, runtime, run_dir, progress=format == "table")
+        found = swept(experiment, values, numbers, runtime, run_dir)
     rows = found.assign(run=[str(run.path) for run in found.run])
     if format == "table":
         console().print(_table(rows, [*values, *([] if numbers is None else ["seed"])]))

@@ -6,13 +6,14 @@ import os
 import shutil
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 
@@ -60,15 +61,23 @@ class NodeCheck:
     root_certificates: Path | None = None
     nodes: int = 0
 
-    def findings(self) -> Iterator[Finding]:
-        """Yield what was found, one after another; what rests on something bad is left out."""
+    def findings(
+        self, checking: Callable[[str], AbstractContextManager[Any]] = nullcontext
+    ) -> Iterator[Finding]:
+        """Yield what was found, one after another; what rests on something bad is left out.
+
+        `checking` is around each look, and is told of what.
+        """
         for about, look in self._looks():
             try:
-                yield Finding(about, True, look())
+                with checking(about):
+                    sentence = look()
             except FedprivError as error:
                 yield Finding(about, False, str(error))
                 if about in ("policy", "experiment"):
                     return
+            else:
+                yield Finding(about, True, sentence)
 
     def _looks(self) -> Iterator[tuple[str, Callable[[], str]]]:
         yield "policy", self._look_at_policy

@@ -67,15 +67,16 @@ class Wanted:
 
 
 def prepare_deployment(
-    config: ExperimentConfig, wanted: Wanted, wrote: Callable[[str], None]
+    config: ExperimentConfig, wanted: Wanted, told: Callable[[str], None]
 ) -> Plan:
-    """Write the folder, and return the plan of the deployed run; `wrote` hears of each part.
+    """Write the folder, and return the plan of the deployed run; `told` hears of each part.
 
     Raises:
         InputError: the experiment cannot be deployed, or the folder is there already. Nothing is
             left of it then.
     """
     _check(config, wanted)
+    told("reading the data and computing ε")
     config, trainer = ready_trainer(config)
     dataset = trainer.dataset
     plan = plan_for(config, trainer)
@@ -88,14 +89,14 @@ def prepare_deployment(
         raise InputError(f"--out: {out}: {error.strerror}; name a new folder") from None
     try:
         _write_server(config, plan, dataset, wanted)
-        wrote("server/: the experiment and the public data")
+        told("server/: the experiment and the public data")
         for node in range(wanted.nodes):
             _write_node(config, plan, dataset, node, wanted)
-            wrote(f"nodes/{node}/: policy and {len(_users(dataset, node, wanted))} users")
+            told(f"nodes/{node}/: policy and {len(_users(dataset, node, wanted))} users")
         _write_compose(plan, wanted)
         if wanted.tls:
             _write_keys(wanted)
-            wrote(f"keys/: valid for {wanted.days} days")
+            told(f"keys/: valid for {wanted.days} days")
         (out / "runs").mkdir()
         _hand_over(out)
     except BaseException:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 # What stands on a bar's line beside how far it is spent, in columns.
 _BESIDE_STATUS = 44
+# What an audit does before its first round, and after its last.
+_DRAWING = "reading the data and drawing canaries"
+_JUDGING = "computing ε and its lower bound"
 
 
 class ProgressLines:
@@ -195,14 +198,17 @@ class ProgressLines:
 
 
 class AuditLines:
-    """Shows how far an audit is: a bar on a terminal, and nothing elsewhere."""
+    """Shows how far an audit is: a bar on a terminal, elsewhere a line a tenth of the rounds."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
+        self._rounds = 0
         self._progress = _bar(console, "audited round")
-        self._task = self._progress.add_task("audit", total=None, status="drawing canaries")
+        self._task = self._progress.add_task("audit", total=None, status=_DRAWING)
 
     def __enter__(self) -> AuditLines:
         self._progress.start()
+        self._say(_DRAWING)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -210,11 +216,23 @@ class AuditLines:
 
     def begin(self, rounds: int) -> None:
         """Say how many rounds there will be."""
+        self._rounds = rounds
         self._progress.update(self._task, total=rounds, status="")
+        self._say(f"auditing {numbered(rounds, 'round')}")
 
     def finished(self, round_: int) -> None:
-        """Move the bar."""
-        self._progress.update(self._task, completed=round_)
+        """Move the bar; after the last round, say what is left to do."""
+        over = round_ == self._rounds
+        self._progress.update(self._task, completed=round_, status=_JUDGING if over else "")
+        if over or round_ % math.ceil(self._rounds / 10) == 0:
+            self._say(f"audited round {round_:>{len(str(self._rounds))}}/{self._rounds}")
+        if over:
+            self._say(_JUDGING)
+
+    def _say(self, line: str) -> None:
+        """Print a line where no bar says it."""
+        if not self._console.is_terminal:
+            print_lines(self._console, line)
 
 
 class PretrainingLines:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Timer
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -44,6 +45,8 @@ _ERRORS = "fedpriv-spelled"
 _WIDTH_OF_A_FILE = 400
 # A column of text, such as a path, is folded, to no fewer characters than this.
 _NARROWEST_TEXT = 12
+# What takes no longer says nothing of it where there is no terminal, in seconds.
+_SHORT = 2.0
 
 
 def console(stderr: bool = False) -> Console:
@@ -118,12 +121,31 @@ def fitting(parts: Sequence[Text], width: int, least: int) -> Text:
 
 @contextmanager
 def working(to: Console, what: str) -> Iterator[None]:
-    """Show on a terminal that something takes its time, and nothing elsewhere."""
-    if not to.is_terminal:
+    """Show on a terminal that something takes its time; elsewhere say so, once it does."""
+    with to.status(Text(one_line(what))) if to.is_terminal else saying(to, what):
         yield
-        return
-    with to.status(Text(one_line(what))):
+
+
+@contextmanager
+def saying(to: Console, what: str) -> Iterator[None]:
+    """Say in a line that something takes its time, once it does.
+
+    It is for what may draw a bar of its own, as reading the data does that makes synthetic speech.
+    """
+    said = Timer(_SHORT, print_lines, (to, f"{what} …"))
+    said.daemon = True
+    said.start()
+    try:
         yield
+    finally:
+        said.cancel()
+
+
+def beside(shown: bool = True) -> Console:
+    """Return where progress is shown, which is standard error; nowhere where it is not `shown`."""
+    made = console(stderr=True)
+    made.quiet = not shown
+    return made
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from fedpriv.errors import InputError
 from fedpriv.federation.policy import NodePolicy, NotAllowed, read_policy
 from fedpriv.held_out import read_held_out
 from fedpriv.preparation import plan_for, ready_trainer
+from fedpriv.reporting import terminal
 
 ROOT = Path(__file__).parents[2]
 NODES = 3
@@ -328,3 +329,27 @@ def test_an_authority_that_has_ended_is_told(folder, tmp_path, monkeypatch):
     found = checked(folder, tmp_path, root_certificates=old)["certificate"]
     assert not found.good
     assert "ended on" in found.sentence
+
+
+def test_where_there_is_no_terminal_each_stage_is_a_line_beside_the_result(
+    config, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(terminal, "_SHORT", 0.0)
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    out = tmp_path / "new"
+    made = CliRunner().invoke(
+        app, ["deploy", "prepare", str(tmp_path / "config.yaml"), "--out", out]
+    )
+    assert made.stdout.splitlines() == [f"{out}: ready; next: cd {out} && docker compose up -d"]
+    first, *parts = made.stderr.splitlines()
+    assert first == "reading the data and computing ε"
+    assert [each.partition(":")[0] for each in parts[:4]] == [
+        "server/",
+        *(f"nodes/{node}/" for node in range(NODES)),
+    ]
+    (tmp_path / "policy.yaml").write_text((out / "nodes" / "0" / "policy.yaml").read_text())
+    experiment = str(out / "server" / "experiment.yaml")
+    policy = str(tmp_path / "policy.yaml")
+    asked = CliRunner().invoke(app, ["node", "check", experiment, "--policy", policy])
+    assert asked.stdout.split()[0] == "policy"
+    assert "checking: data …" in asked.stderr.splitlines()

@@ -6,7 +6,7 @@ from in_process import SILOS, small_config
 from rich.console import Console
 
 from fedpriv import experiment
-from fedpriv.reporting.progress import ProgressLines
+from fedpriv.reporting.progress import AuditLines, ProgressLines
 from fedpriv.reporting.wording import KNOWN_SEED
 
 
@@ -160,3 +160,17 @@ def test_the_bar_of_a_narrow_terminal_keeps_to_one_line() -> None:
     assert len(bars) == 1
     assert "12344/12345" in bars[0]
     assert "…" not in bars[0]
+
+
+def test_an_audit_in_a_pipe_says_each_stage_and_each_tenth_of_the_rounds() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    with AuditLines(console) as lines:
+        lines.begin(25)
+        for round_ in range(1, 26):
+            lines.finished(round_)
+    first, begun, *rounds, last = console.file.getvalue().splitlines()
+    assert (first, begun) == ("reading the data and drawing canaries", "auditing 25 rounds")
+    assert rounds[0] == "audited round  3/25"
+    assert rounds[-2:] == ["audited round 24/25", "audited round 25/25"]
+    assert len(rounds) == 9
+    assert last == "computing ε and its lower bound"

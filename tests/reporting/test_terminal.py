@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -221,3 +222,19 @@ def test_a_working_directory_that_is_gone_is_a_line(tmp_path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: the working directory is gone")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_takes_its_time_says_so_once_where_there_is_no_terminal(monkeypatch) -> None:
+    """And what does not says nothing, nor anything after it is over."""
+    console = Console(file=io.StringIO())
+    with terminal.working(console, "computing ε"):
+        pass
+    monkeypatch.setattr(terminal, "_SHORT", 0.01)
+    with pytest.raises(ValueError), terminal.working(console, "computing"):
+        raise ValueError
+    assert console.file.getvalue() == ""
+    with terminal.working(console, "reading [the] run"):
+        until = time.monotonic() + 30
+        while not console.file.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
+    assert console.file.getvalue() == "reading [the] run …\n"
