@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from fedpriv.reporting import terminal
+
 # Ray's sockets lie below its folder and their paths may have 107 bytes, so it must be short.
 _RAY_FOLDER = tempfile.mkdtemp(prefix="fp-", dir="/tmp")
 
@@ -34,6 +36,12 @@ def _own_flower_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _own_import_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """A config's folder of modules stays on the path: another test would find its own there."""
     monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a command would say what it does, and an error would not be one line."""
+    monkeypatch.setattr(terminal, "_SHORT", 3600.0)
 
 
 _QUIET = [
