@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import config_beside, document_of, parse_config, put
+from fedpriv.counting import numbered
 from fedpriv.errors import BudgetError, InputError
 from fedpriv.reporting import reader
 from fedpriv.reporting.spent import Spent, spent
@@ -218,7 +219,7 @@ class Experiment:
 
     def __repr__(self) -> str:
         """Return what it is called, and how many rounds it has."""
-        return f"<Experiment {self.config.name}: {self.config.rounds} rounds>"
+        return f"<Experiment {self.config.name}: {numbered(self.config.rounds, 'round')}>"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from fedpriv import disk
+from fedpriv.counting import numbered
 from fedpriv.federation.round_record import RoundRecord
 from fedpriv.privacy.accounts import PayerCosts, most_charged
 from fedpriv.privacy.charging import pld_epsilon
@@ -171,7 +172,7 @@ class Recorder:
             return
         self._slowed = why
         alone, users = (sum(getattr(s, name) for s in record.sums) for name in ("alone", "users"))
-        who = f"{alone} of {users} users were trained one after another: " if alone else ""
+        who = f"one after another, {alone} of {numbered(users, 'user')}: " if alone else ""
         self._observer.say(f"round {record.round}: {who}{why} (metrics.jsonl has it)")
 
     def _dropped(self, record: RoundRecord) -> str:
@@ -179,9 +180,9 @@ class Recorder:
         plan = self._experiment.plan
         lost = plan.config.runtime.workers - plan.mechanism.needed
         return (
-            f"round {record.round}: {record.nodes_lost} nodes lost, and privacy.lost_nodes allows "
-            f"for {lost}: the sums of the others had too little noise and were dropped; "
-            "noise alone was released"
+            f"round {record.round}: {numbered(record.nodes_lost, 'node')} lost, and "
+            f"privacy.lost_nodes allows for {lost}: the sums of the others had too little noise "
+            "and were dropped; noise alone was released"
         )
 
     def _save(self, record: RoundRecord) -> None:

@@ -15,6 +15,7 @@ FLOORS: tuple[set[str], ...] = (
     {
         "errors",
         "caches",
+        "counting",
         "draws",
         "imports",
         "threads",

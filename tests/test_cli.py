@@ -394,7 +394,7 @@ def test_a_finished_run_that_is_resumed_says_so_and_starts_nothing(fedpriv, tmp_
     monkeypatch.setattr(experiment, "simulated_nodes", raising(AssertionError("started")))
     code, _, err = fedpriv("resume", directory.path)
     assert code == 0, err
-    assert "all 4 rounds are finished: nothing is left to train" in err
+    assert "nothing is left to train: 4 rounds finished" in err
     assert "resuming" not in err
     assert directory.report.exists()
     assert before == {p: p.read_bytes() for p in directory.path.rglob("*.json*")}

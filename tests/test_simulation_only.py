@@ -18,9 +18,8 @@ from in_process import InProcessGrid, drive_on, small_config
 from rich.console import Console
 from safetensors import safe_open
 
-from fedpriv import experiment
+from fedpriv import counting, experiment
 from fedpriv.audit import AuditSettings, audit
-from fedpriv.data import partition
 from fedpriv.data.digits import build_digits
 from fedpriv.data.options import DealtOptions
 from fedpriv.data.registry import DATASETS
@@ -39,7 +38,7 @@ def build_odd(options: DealtOptions, seed: int):
     """Digits dealt to users of those sizes."""
     dealt = build_digits(options, seed)
     parts = np.split(np.arange(sum(SIZES)), np.cumsum(SIZES)[:-1])
-    told = partition.in_words(SIZES, "training example")
+    told = counting.in_words(SIZES, "training example")
     return dataclasses.replace(dealt, parts=parts, sizes=told)
 
 

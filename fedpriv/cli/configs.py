@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from fedpriv.cli.common import CONFIG, ConfigPath, Overrides, errors, file_or_folder, say
+from fedpriv.counting import numbered
 from fedpriv.reporting.terminal import one_line, saying
 
 Written = Annotated[Path, typer.Argument(parser=file_or_folder, metavar="FILE")]
@@ -31,7 +32,6 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     from fedpriv import experiment
     from fedpriv.config_files import load_config
     from fedpriv.data.federated import notes_of
-    from fedpriv.data.partition import numbered
     from fedpriv.privacy.figures import epsilon_text
     from fedpriv.reporting.wording import beside_epsilon
 

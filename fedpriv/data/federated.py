@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedpriv.counting import numbered
 from fedpriv.data.content import Content
 from fedpriv.data.facts import UNCHECKED, DataFacts
 from fedpriv.errors import InputError
@@ -157,8 +158,8 @@ def notes_of(dataset: FederatedDataset, places: int | None) -> tuple[str, ...]:
     notes: tuple[str, ...] = getattr(dataset, "notes", ())
     if places is not None and dataset.population > places:
         notes += (
-            f"data.users is {places} and the data have {dataset.population} users: those beyond "
-            "have no place and are left out",
+            f"data.users is {places} and the data have {numbered(dataset.population, 'user')}: "
+            "those beyond have no place and are left out",
         )
     return notes
 

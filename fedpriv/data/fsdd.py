@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
+from fedpriv.counting import numbered
 from fedpriv.data import partition
 from fedpriv.data.audio import JoinedFiles, load_soundfile
 from fedpriv.data.facts import DataFacts
@@ -249,6 +250,6 @@ def _describe(
 ) -> str:
     voices = f"sharing {len(training)} voices" if users > len(training) else "one for each voice"
     return (
-        f"fsdd (Free Spoken Digit Dataset): {users} users ({voices}), {strings} digit strings "
-        f"each; {measured} {options.evaluation} strings by {', '.join(held_out)}"
+        f"fsdd (Free Spoken Digit Dataset): {numbered(users, 'user')} ({voices}), {strings} "
+        f"digit strings each; {measured} {options.evaluation} strings by {', '.join(held_out)}"
     )

@@ -170,20 +170,6 @@ def undrawn(people: int, users: int | None) -> str:
     )
 
 
-def in_words(sizes: Sequence[int], noun: str) -> str:
-    """Return how many users have how many of what each, in words."""
-    low, high = min(sizes, default=0), max(sizes, default=0)
-    each = numbered(high, noun) if low == high else f"{low} to {numbered(high, noun)}"
-    if len(sizes) == 1:
-        return f"1 user with {each}"
-    return f"{len(sizes)} users with {each} each, {sum(sizes)} in all"
-
-
-def numbered(count: int, noun: str) -> str:
-    """Return a number of things, of which one is no several."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def held_out_by_id(name: str, every: int) -> bool:
     """Say whether a person belongs to the public part of one in `every` that is held out.
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from fedpriv import counting
 from fedpriv.data import partition
 from fedpriv.data.classes import UNKNOWN
 from fedpriv.data.content import Content, Files
@@ -409,8 +410,8 @@ def with_users(
         input_shape=source.input_shape,
         task=source.task,
         on_bad=options.on_bad,
-        description=f"{source.title}: {options.users or len(parts)} users ({dealt}); "
-        f"{len(split.held_out)} {options.evaluation} records",
+        description=f"{source.title}: {counting.numbered(options.users or len(parts), 'user')} "
+        f"({dealt}); {counting.numbered(len(split.held_out), f'{options.evaluation} record')}",
         sizes=_sizes(parts, source),
         facts=DataFacts(
             users="person" if natural else "dealt",
@@ -436,11 +437,11 @@ def _together(split: Split, by_owner: bool) -> list[Indices]:
 
 
 def _sizes(parts: Sequence[Indices], source: RecordSource) -> str:
-    said = partition.in_words(list(map(len, parts)), "text" if source.several else "record")
+    said = counting.in_words(list(map(len, parts)), "text" if source.several else "record")
     if source.several:
         said += f", to be cut into blocks of {source.input_shape[0]} tokens"
     if source.split.strays:
-        said += f"; {partition.numbered(source.split.strays, 'record')} of nobody, left out"
+        said += f"; {counting.numbered(source.split.strays, 'record')} of nobody, left out"
     if source.labels is not None and source.task == "classification":
         training = source.labels[source.split.training]
         if wrong := int((training == UNKNOWN).sum()):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedpriv import counting
 from fedpriv.data import partition
 from fedpriv.data.facts import DataFacts
 from fedpriv.data.federated import LabelledImages, PartitionedImages, PixelScale
@@ -63,7 +64,7 @@ def federate(source: ImageSource, options: DealtOptions, seed: int) -> Partition
         scale=source.scale,
         classes=source.classes,
         description=_describe(source, options, options.users or len(parts)),
-        sizes=partition.in_words(list(map(len, parts)), "training example") + _wrong_labels(source),
+        sizes=counting.in_words(list(map(len, parts)), "training example") + _wrong_labels(source),
         facts=_facts(source, options),
     )
 
@@ -161,8 +162,8 @@ def _facts(source: ImageSource, options: DealtOptions) -> DataFacts:
 
 def _describe(source: ImageSource, options: DealtOptions, users: int) -> str:
     return (
-        f"{source.title}: {users} users ({how_dealt(options)}); {len(source.test)} "
-        f"{options.evaluation} examples"
+        f"{source.title}: {counting.numbered(users, 'user')} ({how_dealt(options)}); "
+        f"{counting.numbered(len(source.test), f'{options.evaluation} example')}"
     )
 
 

@@ -10,6 +10,7 @@ from itertools import chain
 import numpy as np
 from pydantic import Field
 
+from fedpriv import counting
 from fedpriv.data import partition
 from fedpriv.data.audio import AudioFile, BadRow, load_soundfile
 from fedpriv.data.facts import DataFacts
@@ -105,8 +106,8 @@ def federate_speakers(corpus: Corpus, options: SpokenOptions, seed: int) -> Fede
         alphabet=choose_alphabet(options.speech, public),
         speech=options.speech,
         description=_describe(corpus, options, options.users or len(users), volunteers),
-        sizes=partition.in_words(list(map(len, users)), "recording")
-        + (f"; {partition.numbered(len(strays), 'row')} of nobody, left out" if strays else ""),
+        sizes=counting.in_words(list(map(len, users)), "recording")
+        + (f"; {counting.numbered(len(strays), 'row')} of nobody, left out" if strays else ""),
         facts=DataFacts(
             users="person",
             example="recording",
@@ -209,4 +210,5 @@ def _describe(corpus: Corpus, options: SpokenOptions, users: int, volunteers: Se
 
 def _count(part: BySpeaker, speakers: Iterable[str]) -> str:
     sizes = [len(part[name]) for name in speakers]
-    return f"{sum(sizes)} recordings by {len(sizes)} speakers"
+    recordings = counting.numbered(sum(sizes), "recording")
+    return f"{recordings} by {counting.numbered(len(sizes), 'speaker')}"

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fedpriv.counting import numbered
 from fedpriv.data.content import Content
 from fedpriv.data.facts import DataFacts
 from fedpriv.data.federated import Examples
@@ -164,7 +165,8 @@ class SyntheticImages:
                 f"{sizes.median:g} and sigma {sizes.sigma:g}"
             )
         return (
-            f"synthetic images ({side}x{side} pixels, made up): {self.population} users ({dealt}), "
+            f"synthetic images ({side}x{side} pixels, made up): "
+            f"{numbered(self.population, 'user')} ({dealt}), "
             f"{each}; {HELD_OUT_USERS * HELD_OUT_EXAMPLES} {self.held_out} examples of "
             f"{HELD_OUT_USERS} others"
         )

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fedpriv.caches import cache_folder
+from fedpriv.counting import numbered
 from fedpriv.data.espeak import Espeak, locate
 from fedpriv.data.facts import DataFacts
 from fedpriv.data.speech import FederatedSpeech, SpeechConfig, SpokenOptions
@@ -110,7 +111,7 @@ def build_synthetic_speech(options: SyntheticSpeechOptions, seed: int) -> Federa
         public_held_out=joined[PUBLIC_HELD_OUT],
         alphabet=_alphabet(speech),
         speech=speech,
-        description=f"synthetic speech (espeak-ng): {users} users of "
+        description=f"synthetic speech (espeak-ng): {numbered(users, 'user')} of "
         f"{min(users, len(population.accents))} accents, {spoken} digit strings each; "
         f"{held_out.name}: {_amount(joined[held_out])} of "
         f"{HELD_OUT_SPEAKERS} others; public: {_amount(joined[PUBLIC])} of "

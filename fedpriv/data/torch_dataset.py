@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedpriv.components import Options, Slot
+from fedpriv.counting import numbered
 from fedpriv.data.classes import UNKNOWN, class_names, encoded, target_of
 from fedpriv.data.content import Content, Files
 from fedpriv.data.federated import Examples
@@ -194,7 +195,9 @@ def torch_users(
     """
     options = ExampleOptions(name="torch", **settings)
     if user_ids is not None and len(user_ids) != len(dataset):
-        raise InputError(f"user_ids: {len(user_ids)} for {len(dataset)} examples; write one each")
+        raise InputError(
+            f"user_ids: {len(user_ids)} for {numbered(len(dataset), 'example')}; write one each"
+        )
     return _federated(dataset, user_ids, held_out, None, options, seed)
 
 

@@ -20,6 +20,7 @@ from cryptography import x509
 from fedpriv.components import LookUp
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import document_of, parse_config
+from fedpriv.counting import numbered
 from fedpriv.errors import FedprivError, InputError
 from fedpriv.federation.builders import build_trainer
 from fedpriv.federation.node_ledger import NodeLedger
@@ -121,7 +122,8 @@ class NodeCheck:
         self._terms.check(self._config, "")
         if self._config.rounds > policy.rounds:
             return (
-                f"{self._config.rounds} rounds, and a user takes part in {policy.rounds} at most: "
+                f"{numbered(self._config.rounds, 'round')}, and a user takes part in "
+                f"{policy.rounds} at most: "
                 "whoever is drawn more often is left out"
             )
         return f"{self._config.name}: the policy allows it"
@@ -133,14 +135,16 @@ class NodeCheck:
         places = self._config.data.users or 0
         if dataset.population > places:
             raise InputError(
-                f"{dataset.population} users here, and data.users says {places} on all nodes"
+                f"{numbered(dataset.population, 'user')} here, and data.users says {places} on "
+                "all nodes"
             )
         bad = [ident for index, ident in enumerate(dataset.user_ids) if not self._has(index)]
         if bad:
             raise InputError(
-                f"{len(bad)} of {dataset.population} users cannot be trained, {bad[0]} first"
+                f"{len(bad)} of {numbered(dataset.population, 'user')} cannot be trained, "
+                f"{bad[0]} first"
             )
-        return f"{dataset.population} users, all can be read"
+        return f"{numbered(dataset.population, 'user')}, all can be read"
 
     def _has(self, user: int) -> bool:
         try:

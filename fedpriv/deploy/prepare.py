@@ -24,6 +24,7 @@ from scipy.special import bdtrc
 
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import parse_config
+from fedpriv.counting import numbered
 from fedpriv.data.federated import FederatedDataset
 from fedpriv.data.user_files import write_users
 from fedpriv.deploy.keys import Authority, node_keys, write_secret
@@ -81,7 +82,9 @@ def prepare_deployment(
     dataset = trainer.dataset
     plan = plan_for(config, trainer)
     if dataset.population < wanted.nodes:
-        raise InputError(f"--nodes: {wanted.nodes} for {dataset.population} users; write fewer")
+        raise InputError(
+            f"--nodes: {wanted.nodes} for {numbered(dataset.population, 'user')}; write fewer"
+        )
     out = wanted.out
     try:
         out.mkdir(parents=True)
@@ -92,11 +95,13 @@ def prepare_deployment(
         told("server/: the experiment and the public data")
         for node in range(wanted.nodes):
             _write_node(config, plan, dataset, node, wanted)
-            told(f"nodes/{node}/: policy and {len(_users(dataset, node, wanted))} users")
+            told(
+                f"nodes/{node}/: policy and {numbered(len(_users(dataset, node, wanted)), 'user')}"
+            )
         _write_compose(plan, wanted)
         if wanted.tls:
             _write_keys(wanted)
-            told(f"keys/: valid for {wanted.days} days")
+            told(f"keys/: valid for {numbered(wanted.days, 'day')}")
         (out / "runs").mkdir()
         _hand_over(out)
     except BaseException:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from fedpriv.counting import numbered
 from fedpriv.errors import InputError
 from fedpriv.privacy.auditing import (
     Membership,
@@ -151,7 +152,8 @@ def _membership(fields: dict[str, Any]) -> Membership:
 def audit_table(audit: Audit) -> FittedTable:
     """Return the audit as a table: what is claimed above what was measured."""
     title = (
-        f"{audit.name}: {audit.rounds} of {audit.planned_rounds} rounds, δ = {audit.delta:g}, "
+        f"{audit.name}: {audit.rounds} of {numbered(audit.planned_rounds, 'round')}, δ = "
+        f"{audit.delta:g}, "
         f"{KNOWN_SEED}"
     )
     columns = (Column("what", text=True, kept=True), Column("ε", kept=True))
@@ -205,10 +207,10 @@ def audit_section(audit: Audit, fingerprint: str) -> Section:
         f"{epsilon_text(value)} by {name.upper()}" for name, value in audit.epsilons.items()
     )
     sentences = [
-        f"A run of {audit.rounds} of the {audit.planned_rounds} rounds with {audit.canaries} "
-        f"canary users, each in or out by a fair coin, was attacked from outside, with seed "
-        f"{audit.seed}. The accountant's ε of these rounds is {claimed} at δ = {audit.delta:g} "
-        f"({KNOWN_SEED}).",
+        f"A run of {audit.rounds} of {numbered(audit.planned_rounds, 'planned round')} with "
+        f"{numbered(audit.canaries, 'canary user')}, each in or out by a fair coin, was attacked "
+        f"from outside, with seed {audit.seed}. The accountant's ε of these rounds is {claimed} at "
+        f"δ = {audit.delta:g} ({KNOWN_SEED}).",
         f"Measured: ε is at least {_down(bound.epsilon)} with confidence {sure} "
         f"({bound.correct} of {bound.guesses} guesses right; Steinke et al. 2023).",
         *(

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from fedpriv.counting import numbered
 from fedpriv.disk import write_whole
 from fedpriv.errors import InputError
 from fedpriv.privacy.band_planning import Choice, best
@@ -91,9 +92,9 @@ def _recipe_table(answer: BudgetAnswer) -> FittedTable:
         if answer.delta_pld is not None:
             delta += f", {significant_up(answer.delta_pld, 3)} by PLD"
     rows = {
-        "": ("population", f"{sampling.population:,} users"),
+        "": ("population", numbered(sampling.population, "user")),
         "sampling": ("sampling", f"{sampling.kind}, {sampling.adjacency.value} adjacency"),
-        "cohort": ("cohort", f"{cohort:,.15g} users, q = {cohort / sampling.population:.4g}"),
+        "cohort": ("cohort", f"{numbered(cohort, 'user')}, q = {cohort / sampling.population:.4g}"),
         "rounds": ("rounds", f"{recipe.rounds:,}{_paid(recipe)}"),
         "bands": (
             "bands",
@@ -257,7 +258,7 @@ def plan_plot(answer: BudgetAnswer, curves: Mapping[str, Curve], path: Path) -> 
 def _title(answer: BudgetAnswer) -> str:
     sampling = answer.recipe.sampling
     return (
-        f"{sampling.expected_cohort:,.15g} of {sampling.population:,} users a round "
+        f"{sampling.expected_cohort:,.15g} of {numbered(sampling.population, 'user')} a round "
         f"({sampling.kind.replace('_', ' ')} sampling), z = {answer.recipe.noise_multiplier:.4g}"
     )
 
@@ -275,7 +276,8 @@ def grid_table(recipe: Extrapolation, grid: Grid) -> RenderableType:
             Column(f"{cohort:,.15g}\nz {cell.noise_multiplier:.4g}")
             for cohort, cell in cohorts.items()
         ),
-        title=f"ε by {_accountants(grid)} after {recipe.rounds:,} rounds at δ = {recipe.delta:g}",
+        title=f"ε by {_accountants(grid)} after {numbered(recipe.rounds, 'round')} at δ = "
+        f"{recipe.delta:g}",
     )
     for population in _populations(grid):
         row = [cells.get((population, cohort)) for cohort in cohorts]
@@ -354,7 +356,8 @@ def _grid_values(grid: Grid) -> np.ndarray:
 
 def _grid_title(recipe: Extrapolation, grid: Grid) -> str:
     title = (
-        f"ε by {_accountants(grid)} after {recipe.rounds:,} rounds\nnoise on the mean held fixed"
+        f"ε by {_accountants(grid)} after {numbered(recipe.rounds, 'round')}\n"
+        "noise on the mean held fixed"
     )
     return title + ("; –: the cohort exceeds the population" if grid.left_out else "")
 

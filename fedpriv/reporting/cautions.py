@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedpriv.counting import numbered
 from fedpriv.privacy.advice import delta_advice, epsilon_advice
 from fedpriv.reporting.reader import Run
 from fedpriv.reporting.spent import Spent
@@ -40,8 +41,8 @@ def _of_rounds(run: Run) -> tuple[str, ...]:
     planned, found = run.config.rounds, list[str]()
     if silent:
         found.append(
-            f"{_so_many(silent, run)} released noise alone, since too few nodes answered: they "
-            "cost as much as any other, and taught the model nothing."
+            f"{_so_many(silent, run)} released noise alone, since too few nodes answered: at the "
+            "cost of any other round, and the model learnt nothing."
         )
     if lost:
         found.append(
@@ -57,12 +58,12 @@ def _of_rounds(run: Run) -> tuple[str, ...]:
         )
     elif run.finished_rounds < planned:
         found.append(
-            f"{run.finished_rounds:,} of {planned:,} planned rounds are finished: the run was "
-            "stopped or interrupted, or it is still going on."
+            f"Finished: {run.finished_rounds:,} of {numbered(planned, 'planned round')}; the run "
+            "was stopped or interrupted, or it is still going on."
         )
     return tuple(found)
 
 
 def _so_many(rows: Sequence[Mapping[str, Any]], run: Run) -> str:
     rounds = round_ranges([row["round"] for row in rows])
-    return f"{len(rows):,} of {len(run.rows):,} rounds ({rounds})"
+    return f"{len(rows):,} of {numbered(len(run.rows), 'round')} ({rounds})"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from fedpriv.counting import numbered
 from fedpriv.privacy.ledger import Release
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.training.checkpoint import checkpoint_files
@@ -49,8 +50,8 @@ class Evidence:
             if (unpaid := set(range(1, last + 1)) - charged)
         ]
         found += [
-            f"When {name} was written the ledger had {count} lines, and they were others than "
-            "now: lines have been cut off or written anew."
+            f"When {name} was written the ledger had {numbered(count, 'line')}, other than what "
+            "it has now: lines have been cut off or written anew."
             for name, (count, last_hash) in self.sealed.items()
             if last_hash not in hashes[count - 1 : count]
         ]

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedpriv.components import Kind
-from fedpriv.data import partition
+from fedpriv.counting import in_words, numbered
 from fedpriv.data.describe import Description
 from fedpriv.errors import InputError
 from fedpriv.reporting.run_directory import write_whole
@@ -113,15 +113,15 @@ def lines(description: Description) -> list[str]:
     shape = " x ".join(map(str, public["input_shape"]))
     sizes, reason = private["examples"], description.reason
     fewer = private["looked_at"] < private["population"]
-    some = f"{private['population']} users, of whom were read: " if fewer else ""
+    some = f"{numbered(private['population'], 'user')}, of whom were read: " if fewer else ""
     kind = public["facts"]["example"]
     noun = "example" if kind in ("unknown", "joined") else kind
     said = [
         public["description"],
-        f"public: {public['classes']} classes, inputs {shape}, {public['held_out']} held-out "
-        f"examples; {facts}",
+        f"public: {numbered(public['classes'], 'class', 'classes')}, inputs {shape}, "
+        f"{numbered(public['held_out'], 'held-out example')}; {facts}",
         PRIVATE,
-        f"{some}{partition.in_words(description.sizes.tolist(), noun)}, {sizes['median']:g} in the "
+        f"{some}{in_words(description.sizes.tolist(), noun)}, {sizes['median']:g} in the "
         f"median; {private['skipped']} skipped" + (f", first: {reason}" if reason else ""),
         *(f"note: {note}" for note in description.notes),
         "users by number of examples",

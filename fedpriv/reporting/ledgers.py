@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from fedpriv.counting import numbered
 from fedpriv.errors import InputError
 from fedpriv.privacy.advice import delta_advice, epsilon_advice
 from fedpriv.privacy.charging import Bill
@@ -302,7 +303,7 @@ def verified_lines(verified: Verified) -> RenderableType:
     metrics = "metrics.jsonl agrees with it" if verified.compared else "no metrics to compare with"
     return Group(
         Text(f"{one_line(str(opened.path))}: intact"),
-        Text(f"{len(opened.account.releases):,} releases, rounds {rounds}"),
+        Text(f"{numbered(len(opened.account.releases), 'release')}, rounds {rounds}"),
         Text(metrics),
         Text(verified.opened.evidence.sentence()),
         *_whose(opened.account.header),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedpriv import __version__, yaml_text
+from fedpriv.counting import numbered
 from fedpriv.privacy.ledger import read_ledger
 from fedpriv.reporting.reader import Run, run_labels
 from fedpriv.reporting.run_directory import RunDirectory
@@ -117,7 +118,8 @@ def _about(exported: Exported) -> str:
     run, model = exported.run, exported.run.config.model
     sentences = [
         f"Trained by [fedpriv](https://pypi.org/project/fedpriv/) {__version__}, federated, for "
-        f"{run.finished_rounds} rounds: a model `{model.name}` of {exported.parameters:,} numbers."
+        f"{numbered(run.finished_rounds, 'round')}: a model `{model.name}` of "
+        f"{exported.parameters:,} numbers."
     ]
     if exported.round != run.finished_rounds:
         sentences.append(f"It is that of round {exported.round}, the best by its held-out measure.")

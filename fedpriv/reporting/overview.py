@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from fedpriv.counting import numbered
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.sampling import Adjacency
 from fedpriv.reporting.reader import Run
@@ -90,23 +91,24 @@ def _sure(run: Run) -> str:
 
 def _unit(run: Run) -> str:
     what = {"user": "one user", "example": "one example of a silo"}[run.header.unit]
-    whose = "silos" if run.header.unit == "example" else "users"
-    return f"{what}, of {run.header.population:,} {whose}"
+    whose = "silo" if run.header.unit == "example" else "user"
+    return f"{what}, of {numbered(run.header.population, whose)}"
 
 
 # -------------------------------------------------------------------- plain sentences
 
 
 def _trained(run: Run) -> str:
-    who, sampling = run.mechanism.members, run.sampling
+    sampling = run.sampling
+    everybody = numbered(sampling.population, run.mechanism.members.removesuffix("s"))
     some = (
-        f"all {sampling.population:,}"
+        f"all of {everybody}"
         if sampling.kind == "all"
-        else f"about {sampling.expected_cohort:,.4g} of {sampling.population:,}"
+        else f"about {sampling.expected_cohort:,.4g} of {everybody}"
     )
     return (
-        f"A model ({run.config.model.name}) was trained for {run.finished_rounds:,} rounds, each "
-        f"with {some} {who}."
+        f"A model ({run.config.model.name}) was trained for "
+        f"{numbered(run.finished_rounds, 'round')}, each with {some}."
     )
 
 
@@ -115,7 +117,8 @@ def _measured(run: Run) -> str:
     if row is None:
         return "It has not been measured yet."
     count, interval = row["held_out"].get("examples"), interval_of(run)
-    said = f"On {f'{count:,} ' if count else ''}held-out examples its {quality.name} is "
+    seen = numbered(count, "held-out example") if count else "held-out examples"
+    said = f"On {seen} its {quality.name} is "
     said += run.measured.told
     if interval is None:
         return f"{said}; what would tell how far chance may have moved it was not recorded."

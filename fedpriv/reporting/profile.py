@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedpriv.counting import numbered
 from fedpriv.disk import write_whole
 from fedpriv.reporting.terminal import Column, FittedTable
 from fedpriv.training.spans import Span
@@ -52,7 +53,7 @@ class Profile:
         return table
 
     def _title(self) -> str:
-        title = f"where the time of {self._rounds} rounds went"
+        title = f"where the time of {numbered(self._rounds, 'round')} went"
         timed = any(spans for who, spans in self._spans.items() if who != _SERVER)
         return f"{title} (workers': simulation only)" if timed else title
 

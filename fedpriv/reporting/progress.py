@@ -16,8 +16,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from fedpriv.counting import numbered
 from fedpriv.data.federated import notes_of
-from fedpriv.data.partition import numbered
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.reporting.terminal import fitting, one_line, print_lines
 from fedpriv.reporting.wording import (
@@ -88,7 +88,7 @@ class ProgressLines:
             self.say(f"simulation only: {sentence}")
         self._print(
             f"model {config.model.name} with {plan.layout.total:,} parameters in "
-            f"{len(plan.layout.names)} blocks; server {config.server.optimizer}; "
+            f"{numbered(len(plan.layout.names), 'block')}; server {config.server.optimizer}; "
             f"{numbered(config.rounds, 'round')} of {plan.sampling.expected_cohort:g} "
             f"{self._who} expected"
         )
@@ -122,7 +122,7 @@ class ProgressLines:
         if experiment.over:
             self._print(f"ended after round {experiment.finished_rounds}: nothing is left to train")
         elif experiment.finished:
-            self._print(f"all {config.rounds} rounds are finished: nothing is left to train")
+            self._print(f"nothing is left to train: {numbered(config.rounds, 'round')} finished")
         elif experiment.finished_rounds:
             self._print(f"resuming after round {experiment.finished_rounds}")
 
@@ -171,15 +171,15 @@ class ProgressLines:
     def _seen_parts(self, seen: dict[str, Any]) -> list[Text]:
         """Return what users' own values say of a round, which no mechanism released."""
         loss = "nobody trained" if seen["loss"] is None else f"loss {seen['loss']:.3f}"
-        counted = {
-            f"{self._who} contributed nothing": seen["non_finite"],
-            "examples skipped": seen["skipped"],
-            "memories reset": seen.get("memory_reset"),
-        }
+        counted = (
+            (seen["non_finite"], self._who.removesuffix("s"), "", "contributed nothing"),
+            (seen["skipped"], "example", "", "skipped"),
+            (seen.get("memory_reset"), "memory", "memories", "reset"),
+        )
         return [
             Text(f"cohort {seen['cohort']}, {loss}"),
             Text(f"{seen['users_per_second']:.0f} {self._who}/s"),
-            *(Text(f"{n} {what}", style="yellow") for what, n in counted.items() if n),
+            *(Text(f"{numbered(n, *of)} {what}", style="yellow") for n, *of, what in counted if n),
         ]
 
     def _warn_of_budget(self, epsilon: float | None) -> None:

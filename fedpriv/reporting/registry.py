@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fedpriv import __version__
+from fedpriv.counting import numbered
 from fedpriv.errors import InputError
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import read_ledger
@@ -96,8 +97,8 @@ def registry_entry(run: Run) -> dict[str, Any]:
             },
             "administrative": {
                 "sources": None,
-                "notes": f"{len(run.releases)} releases; SHA-256 of the ledger's last line: "
-                f"{ledger.hashes[-1]}.",
+                "notes": f"{numbered(len(run.releases), 'release')}; SHA-256 of the ledger's "
+                f"last line: {ledger.hashes[-1]}.",
                 "registry_authors": None,
             },
         },

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from fedpriv.counting import numbered
 from fedpriv.privacy.ledger import read_ledger
 from fedpriv.reporting.reader import PARAMETER, Run
 from fedpriv.reporting.run_directory import RunDirectory
@@ -41,7 +42,9 @@ def signed(run: Run) -> list[Signed]:
     return [
         *_models(run),
         Signed(
-            "Head of the ledger", f"{head}, of {len(run.releases):,} releases", private=run.seeded
+            "Head of the ledger",
+            f"{head}, of {numbered(len(run.releases), 'release')}",
+            private=run.seeded,
         ),
         Signed("Configuration", run.header.fingerprint, private=run.seeded),
         Signed("Made by", f"fedpriv {versions.get('fedpriv', 'of unknown version')}"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from fedpriv.algorithms.registry import cited, make_algorithm
+from fedpriv.counting import numbered
 from fedpriv.errors import InputError
 from fedpriv.privacy.advice import LARGE_DELTA, REASONABLE, STRONG
 from fedpriv.privacy.clipping_rules import AdaptiveOptions, GlobalOptions, PerLayerOptions
@@ -23,7 +24,7 @@ from fedpriv.reporting.data_statement import (
 from fedpriv.reporting.reader import Run
 from fedpriv.reporting.run_directory import TUNED
 from fedpriv.reporting.spent import Spent
-from fedpriv.reporting.wording import round_ranges
+from fedpriv.reporting.wording import named_rounds
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,9 @@ _ORDER = (
 
 def _unit(run: Run) -> tuple[str, ...]:
     if not run.private:
-        return (f"None. The data of {run.header.population:,} users were used unprotected.",)
+        return (
+            f"None. The data of {numbered(run.header.population, 'user')} were used unprotected.",
+        )
     return (
         f"One {run.header.unit}: everything that it contributed, in all rounds, out of a "
         f"population of {run.header.population:,}.",
@@ -271,8 +274,8 @@ def _sampling(run: Run) -> tuple[str, ...]:
     how = {
         "poisson": f"Each round every user is drawn independently with probability "
         f"q = {cohort:g}/{n:,} = {cohort / n:.4g}.",
-        "fixed_size": f"Each round exactly {cohort:g} of the {n:,} users are drawn, uniformly and "
-        "without replacement.",
+        "fixed_size": f"Each round draws exactly {cohort:g} of {numbered(n, 'user')}, uniformly "
+        "and without replacement.",
         "min_separation": "A user takes part at most once in a public number of rounds.",
         "random_allocation": "For each user one of a public number of rounds is drawn, again "
         "and again.",
@@ -292,17 +295,17 @@ def _sampling(run: Run) -> tuple[str, ...]:
 def _releases(run: Run, account: Spent) -> tuple[str, ...]:
     count, rounds = len(run.releases), len({release.round for release in run.releases})
     sentences = [
-        f"The ledger holds {count} release{'s' if count != 1 else ''}: the noisy sums of {rounds} "
-        f"round{'s' if rounds != 1 else ''}, of {run.config.rounds} planned."
+        f"The ledger holds {numbered(count, 'release')}: the noisy sums of "
+        f"{numbered(rounds, 'round')}, of {run.config.rounds} planned."
         if run.private
-        else f"The ledger holds {count} releases of sums that are not protected, of "
+        else f"The ledger holds {numbered(count, 'release')} of sums that are not protected, of "
         f"{run.config.rounds} planned."
     ]
     repeated = [release.round for release in run.releases if release.attempt > 0]
     if repeated:
         sentences.append(
-            f"{len(repeated)} of them repeat a round that had been charged before (rounds "
-            f"{round_ranges(repeated)}), with a fresh cohort and fresh noise; each is charged as "
+            f"Repeats of a round that had been charged before: {len(repeated)} "
+            f"({named_rounds(repeated)}), with a fresh cohort and fresh noise; each is charged as "
             "a draw of its own."
         )
     else:
@@ -310,7 +313,7 @@ def _releases(run: Run, account: Spent) -> tuple[str, ...]:
     unfinished = [r.round for r in run.releases if r.round > run.finished_rounds]
     if unfinished:
         sentences.append(
-            f"Rounds {round_ranges(unfinished)} are charged but not finished; they count."
+            f"Charged, though not finished, and counted here: {named_rounds(unfinished)}."
         )
     return (*sentences, *_chosen(run, account))
 
@@ -321,16 +324,17 @@ def _chosen(run: Run, account: Spent) -> tuple[str, ...]:
     if best is not None and evaluation.keep_best:
         sentences.append(
             f"The model of round {best.round} of {run.finished_rounds} is kept as the best of "
-            f"{best.measured} that were measured, by held-out {best.told}. The choice looks at all "
-            "of them and else at held-out data alone: it is post-processing, and costs the ε of "
-            "all rounds, not of those before it. Its measure flatters it, as the best of several."
+            f"{numbered(best.measured, 'measured one')}, by held-out {best.told}. The choice "
+            "looks at all of them and else at held-out data alone: it is post-processing, and "
+            "costs the ε of all rounds, not of those before it. Its measure flatters it, as the "
+            "best of several."
         )
     if run.ended_early:
         sentences.append(
             f"The run ended after round {run.finished_rounds} of {run.config.rounds}, when "
-            f"{evaluation.stop_after} evaluations had brought no better model. When to end "
-            "depends on what was released, so that what is promised, here and everywhere, is the "
-            f"ε of all the rounds that it might have had.{_charged(account)}"
+            f"{numbered(evaluation.stop_after or 0, 'evaluation')} had brought no better model. "
+            "When to end depends on what was released, so that what is promised, here and "
+            f"everywhere, is the ε of all the rounds that it might have had.{_charged(account)}"
         )
     return tuple(sentences)
 
@@ -388,7 +392,7 @@ def _tier(epsilon: float) -> str:
 def _delta(delta: float, population: int) -> tuple[str, ...]:
     share = delta * population
     return (
-        f"δ = {delta:g} for N = {population:,} users: {share:.3g} times 1/N.",
+        f"δ = {delta:g} is {share:.3g} times 1/N, for N = {numbered(population, 'user')}.",
         "A δ near 1/N would allow a mechanism that now and then publishes somebody's data outright;"
         " it should be far below."
         if share > LARGE_DELTA
@@ -487,15 +491,15 @@ def _attendance(run: Run) -> tuple[str, ...]:
         "too few nodes took part at first in": [r for r in run.rows if r.get("tries", 1) > 1],
     }
     told = [
-        f"{what} {len(rows)} (rounds {round_ranges([row['round'] for row in rows])})"
+        f"{what} {len(rows)} ({named_rounds([row['round'] for row in rows])})"
         for what, rows in counts.items()
         if rows
     ]
     if not told:
         return ()
     return (
-        f"Of {len(run.rows)} rounds {'; '.join(told)}. Users of a node that is missing contribute "
-        "zero, and noise, denominator and charge stay as they are.",
+        f"Of {numbered(len(run.rows), 'round')} {'; '.join(told)}. Users of a node that is "
+        "missing contribute zero, and noise, denominator and charge stay as they are.",
     )
 
 

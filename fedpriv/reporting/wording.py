@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedpriv.counting import numbered
 from fedpriv.privacy.figures import epsilon_text
 
 #: Stands beside each ε of a run whose sampling and noise anyone can draw again who has its config.
@@ -41,6 +42,11 @@ def round_ranges(rounds: Sequence[int]) -> str:
         else:
             ranges.append([round_, round_])
     return ", ".join(f"{a}–{b}" if a < b else f"{a}" for a, b in ranges)
+
+
+def named_rounds(rounds: Sequence[int]) -> str:
+    """Return `rounds 1–5, 8`, or `round 3` for one."""
+    return f"round{'s' * (len(set(rounds)) > 1)} {round_ranges(rounds)}"
 
 
 def value_range(values: Sequence[float | None]) -> str:
@@ -99,7 +105,7 @@ def spent_parts(row: Mapping[str, Any], seeded: bool) -> list[str]:
 def missing_text(row: Mapping[str, Any]) -> str:
     """Return which nodes were missing in the round of a metrics row; empty for none."""
     counted = {"lost": row["nodes_lost"], "absent": row.get("nodes_absent", 0)}
-    parts = [f"{count} nodes {what}" for what, count in counted.items() if count]
+    parts = [f"{numbered(count, 'node')} {what}" for what, count in counted.items() if count]
     if row.get("tries", 1) > 1:
         parts.append(f"tried {row['tries']} times")
     return ", ".join(parts)

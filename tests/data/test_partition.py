@@ -135,18 +135,3 @@ def test_a_number_of_users_that_would_leave_one_empty_is_refused(deal, users):
 def test_too_many_shards_are_refused_with_the_largest_number_of_users():
     with pytest.raises(InputError, match=r"data\.users must be at most 10 .*shards_per_user=3"):
         partition.shards(np.zeros(30), 11, 3, np.random.default_rng(0))
-
-
-@pytest.mark.parametrize(
-    ("sizes", "said"),
-    [
-        ([25, 25], "2 users with 25 records each, 50 in all"),
-        ([1, 1, 1], "3 users with 1 record each, 3 in all"),
-        ([0, 1], "2 users with 0 to 1 record each, 1 in all"),
-        ([2, 5], "2 users with 2 to 5 records each, 7 in all"),
-        ([4], "1 user with 4 records"),
-        ([], "0 users with 0 records each, 0 in all"),
-    ],
-)
-def test_sizes_are_said_as_people_say_them(sizes, said):
-    assert partition.in_words(sizes, "record") == said

@@ -156,7 +156,7 @@ def test_a_run_that_is_not_finished_says_so_and_one_without_privacy_promises_not
     metrics = path / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
     (said,) = cautions_of(path)
-    assert said.startswith("5 of 6 planned rounds are finished")
+    assert said.startswith("Finished: 5 of 6 planned rounds;")
     assert "ε" not in said
 
 
@@ -216,3 +216,15 @@ def test_model_ledger_and_settings_are_signed_and_what_users_bear_on_is_marked(
 
 def test_without_a_checkpoint_there_is_no_model_to_sign_for(make_run) -> None:
     assert "there is no model to sign for" in write_report([make_run()]).read_text()
+
+
+@pytest.mark.parametrize("privacy", [{}, {"privacy": None}])
+def test_one_is_no_several(make_run, privacy) -> None:
+    one = make_run(rounds=1, evaluation={"every": 1}, attempts={1: 2}, **privacy)
+    change_rows(one, lambda row: row.update(nodes_lost=1))
+    text = render([one], "md") + write_report([one]).read_text()
+    assert "1 round" in text
+    assert (
+        re.findall(r"(?<![\d.,])1 (?:rounds|users|releases|nodes|silos|\w+ examples)\b", text) == []
+    )
+    assert "rounds 1)" not in text

@@ -74,7 +74,7 @@ def test_losses_are_said() -> None:
     broken = row(1, 0.5, nodes_lost=1)
     broken["simulation_only"] |= {"non_finite": 2, "skipped": 5}
     text = shown(broken)
-    assert "1 nodes lost" in text
+    assert "1 node lost" in text
     assert "2 users contributed nothing" in text
     assert "5 examples skipped" in text
 

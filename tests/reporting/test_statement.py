@@ -124,7 +124,7 @@ def test_zero_out_is_said(make_run) -> None:
 
 def test_a_repeated_round_is_said(make_run) -> None:
     statement = statement_of(make_run(attempts={2: 2}))
-    assert "1 of them repeat" in text_of(statement, "releases")
+    assert "charged before: 1 (round 2)" in text_of(statement, "releases")
     assert statement.releases[0].count == 7
 
 
