@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedpriv.data.audio import AudioFile, BadRow
 from fedpriv.data.files import is_clean, is_hidden, text_lines, unreachable
-from fedpriv.data.idx_images import require_path
+from fedpriv.data.parts import absent, require_path
 from fedpriv.data.speakers import (
     NOBODY,
     BySpeaker,
@@ -75,9 +75,8 @@ def read_table(path: Path, clips: Path) -> BySpeaker:
                 else:
                     doubtful.append((speaker, recording))
     except FileNotFoundError:
-        raise InputError(
-            f"data.path: {path} is missing; publicly distributed as {COMMON_VOICE_HOME}"
-        ) from None
+        what = f"a folder of tables ({COMMON_VOICE_HOME}), and in data.speech some that it has"
+        raise absent(path, what) from None
     except OSError as error:
         raise unreachable(path, error) from None
     if not speakers:

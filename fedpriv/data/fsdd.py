@@ -16,7 +16,7 @@ from fedpriv.data import partition
 from fedpriv.data.audio import JoinedFiles, load_soundfile
 from fedpriv.data.facts import DataFacts
 from fedpriv.data.files import visible
-from fedpriv.data.idx_images import require_path
+from fedpriv.data.parts import named_path, require_folder
 from fedpriv.data.sources import PARTITION_STREAM
 from fedpriv.data.speakers import choose_speakers
 from fedpriv.data.speech import FederatedSpeech, RecordedOptions, SpeechConfig, choose_alphabet
@@ -99,7 +99,7 @@ def build_fsdd(options: FsddOptions, seed: int) -> FederatedSpeech:
     and for settings that the files cannot satisfy.
     """
     load_soundfile()
-    digits = read_digits(require_path(options, FSDD_HOME))
+    digits = read_digits(named_path(options.path, f"the folder of fsdd ({FSDD_HOME})"))
     training, held_out = _split(digits, options)
     shares = _deal(training, options, seed)
     strings = options.examples_per_user or STRINGS_PER_USER
@@ -133,6 +133,7 @@ def read_digits(folder: Path) -> list[Digit]:
 
     Files of other names are left alone. Raises InputError when there is no recording.
     """
+    require_folder(folder, f"the folder of fsdd ({FSDD_HOME})")
     inner = folder / "recordings"
     matches = [
         (Path(entry.path), match)
@@ -140,9 +141,8 @@ def read_digits(folder: Path) -> list[Digit]:
         if (match := FILE_NAME.fullmatch(entry.name))
     ]
     if not matches:
-        state = "holds no" if folder.is_dir() else "is not a folder; it should hold"
         raise InputError(
-            f"data.path: {folder} {state} recordings named {{digit}}_{{speaker}}_{{index}}.wav; "
+            f"data.path: {folder} holds no recordings named {{digit}}_{{speaker}}_{{index}}.wav; "
             f"publicly distributed as {FSDD_HOME}"
         )
     return [Digit(path, int(m[1]), m[2], int(m[3])) for path, m in matches]

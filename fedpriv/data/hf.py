@@ -21,7 +21,7 @@ from fedpriv.data.content import Content, Files
 from fedpriv.data.federated import Examples
 from fedpriv.data.images import decoded
 from fedpriv.data.partition import Indices
-from fedpriv.data.parts import Inside
+from fedpriv.data.parts import Inside, named_path, require_folder
 from fedpriv.data.prediction import PredictOptions, first_shape, of_a_node
 from fedpriv.data.records import (
     FederatedRecords,
@@ -197,16 +197,15 @@ def load_parts(options: ColumnsOptions) -> tuple[Any, Any]:
         InputError: the folder is none of `datasets`, or has no such part.
     """
     datasets = needed("datasets", f"data.name: {options.name}")
-    if options.path is None:
-        raise InputError(
-            f"data.path must name the folder of {options.name}, which save_to_disk wrote"
-        )
+    what = f"the folder of {options.name}, which save_to_disk wrote"
+    path = named_path(options.path, what)
+    require_folder(path, what)
     try:
-        found = datasets.load_from_disk(str(options.path))
+        found = datasets.load_from_disk(str(path))
     except (OSError, ValueError, TypeError, KeyError) as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(
-            f"data.path: {options.path} is no folder that save_to_disk wrote ({said})"
+            f"data.path: {path.absolute()} is no folder that save_to_disk wrote ({said})"
         ) from None
     if not isinstance(found, dict):
         if options.held_out is not None:

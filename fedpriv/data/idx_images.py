@@ -11,6 +11,7 @@ from fedpriv.data.federated import LabelledImages, PartitionedImages, PixelScale
 from fedpriv.data.files import visible
 from fedpriv.data.idx import find_idx, read_idx
 from fedpriv.data.options import FolderOptions
+from fedpriv.data.parts import named_path, require_folder
 from fedpriv.data.sources import ImageSource, federate
 from fedpriv.errors import InputError
 
@@ -55,7 +56,9 @@ def build_idx_images(options: FolderOptions, seed: int) -> PartitionedImages:
     Images are kept as distributed; EMNIST's are transposed.
     Raises InputError for a missing folder or file and for wrong content.
     """
-    folder, prefix = _locate(require_path(options, IDX_HOMES))
+    what = f"the folder of {options.name} ({IDX_HOMES})"
+    folder, prefix = _locate(named_path(options.path, what))
+    require_folder(folder, what)
     labels = EMNIST_LABELS.get(prefix, DIGIT_LABELS)
     test = f"{prefix}test" if prefix in EMNIST_LABELS else f"{prefix}t10k"
     splits = (f"{prefix}train", test)
@@ -70,20 +73,12 @@ def build_idx_images(options: FolderOptions, seed: int) -> PartitionedImages:
     return federate(source, options, seed)
 
 
-def require_path(options: FolderOptions, homes: str) -> Path:
-    """Return `data.path`, or raise InputError, which says where the files are distributed."""
-    if options.path is None:
-        raise InputError(f"data.path must name the folder of {options.name} ({homes})")
-    return options.path.expanduser()
-
-
 def require_files(folder: Path, names: list[str], homes: str) -> None:
     """Raise InputError, listing what is missing, unless the folder holds all the idx files."""
     missing = [name for name in names if find_idx(folder / name) is None]
     if missing:
-        state = "lacks" if folder.is_dir() else "is not a folder; it should hold"
         raise InputError(
-            f"data.path: {folder} {state} {', '.join(missing)} "
+            f"data.path: {folder} lacks {', '.join(missing)} "
             f"(each plain or .gz); publicly distributed at {homes}"
         )
 

@@ -19,7 +19,7 @@ from fedpriv.data.federated import Examples
 from fedpriv.data.files import visible
 from fedpriv.data.images import SUFFIXES, ImageForm
 from fedpriv.data.partition import Indices
-from fedpriv.data.parts import misread, nothing_held_out, require_there
+from fedpriv.data.parts import misread, named_path, nothing_held_out, require_folder
 from fedpriv.data.prediction import of_a_node
 from fedpriv.data.records import (
     NOBODY,
@@ -112,7 +112,9 @@ def build_image_folder(options: ImageFolderOptions, seed: int) -> FederatedRecor
     `class/file` does as well. Files whose user or class no path says belong to nobody.
     Raises InputError for a missing folder, and for one without images.
     """
-    folder = require_folder(options)
+    what = f"the folder of {options.name}"
+    folder = named_path(options.path, what)
+    require_folder(folder, what)
     paths = [path for path in files_below(folder) if Path(path).suffix.lower() in SUFFIXES]
     if not paths:
         raise InputError(
@@ -192,20 +194,6 @@ def _require_one_decodes(folder: Path, form: ImageForm, paths: Sequence[str]) ->
         else:
             return
     raise InputError(f"data.path: none of the images can be used: {reason}")
-
-
-def require_folder(options: OwnFolderOptions) -> Path:
-    """Return `data.path`, which must be a folder.
-
-    Raises:
-        InputError: it is not.
-    """
-    if options.path is None:
-        raise InputError(f"data.path must name the folder of {options.name}")
-    require_there(options.path, f"the folder of {options.name}")
-    if not options.path.is_dir():
-        raise InputError(f"data.path: {options.path} is not a folder")
-    return options.path
 
 
 def files_below(folder: Path) -> list[str]:

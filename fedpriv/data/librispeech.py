@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fedpriv.data.audio import AudioFile, BadRow
 from fedpriv.data.files import is_clean, text_lines, unreachable, visible
-from fedpriv.data.idx_images import require_path
+from fedpriv.data.parts import require_folder, require_path
 from fedpriv.data.speakers import BySpeaker, Corpus, PartsOptions, federate_speakers, read_parts
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.errors import InputError
@@ -52,15 +52,16 @@ def read_subset(folder: Path) -> BySpeaker:
     utterance of its chapter, are listed too: they are bad recordings. Raises InputError for no
     recordings, and EnvironmentFault for what cannot be read.
     """
+    what = f"a folder of subsets ({LIBRISPEECH_HOME}), and in data.speech some that it has"
+    require_folder(folder, what)
     speakers: dict[str, list[AudioFile]] = {}
     for speaker in filter(os.DirEntry.is_dir, visible(folder)):
         for chapter in filter(os.DirEntry.is_dir, visible(Path(speaker.path))):
             if found := _read_chapter(Path(chapter.path), f"{speaker.name}-{chapter.name}"):
                 speakers.setdefault(speaker.name, []).extend(found)
     if not speakers:
-        state = "holds no" if folder.is_dir() else "is not a folder; it should hold"
         raise InputError(
-            f"data.path: {folder} {state} recordings named "
+            f"data.path: {folder} holds no recordings named "
             "{speaker}/{chapter}/{speaker}-{chapter}-{utterance}.flac; publicly distributed as "
             f"{LIBRISPEECH_HOME}"
         )

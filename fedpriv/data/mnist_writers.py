@@ -15,9 +15,9 @@ from fedpriv.data.idx_images import (
     image_files,
     read_images,
     require_files,
-    require_path,
 )
 from fedpriv.data.options import FolderOptions
+from fedpriv.data.parts import require_path
 from fedpriv.data.sources import ImageSource, federate
 from fedpriv.errors import InputError
 

@@ -12,6 +12,7 @@ from pydantic import AfterValidator
 from fedpriv.errors import InputError
 
 if TYPE_CHECKING:
+    from fedpriv.data.options import FolderOptions
     from fedpriv.data.records import OwnFolderOptions
 
 # What people call the part of a folder that is measured on, and the one that is trained on.
@@ -64,7 +65,46 @@ def require_there(path: Path, what: str) -> None:
         InputError: it is not.
     """
     if not path.exists():
-        raise InputError(f"data.path: {path.absolute()} does not exist; name {what}")
+        raise absent(path, what)
+
+
+def absent(path: Path, what: str) -> InputError:
+    """Return what is wrong where `path`, which should be `what`, is not there."""
+    return InputError(f"data.path: {path.absolute()} does not exist; name {what}")
+
+
+def named_path(path: Path | None, what: str) -> Path:
+    """Return `data.path`, which should be `what`, there or not.
+
+    Raises:
+        InputError: the config names none.
+    """
+    if path is None:
+        raise InputError(f"data.path must name {what}")
+    return path.expanduser()
+
+
+def require_path(options: FolderOptions, home: str) -> Path:
+    """Return `data.path`, the folder of a data set that is distributed at `home`.
+
+    Raises:
+        InputError: it is none.
+    """
+    what = f"the folder of {options.name} ({home})"
+    path = named_path(options.path, what)
+    require_folder(path, what)
+    return path
+
+
+def require_folder(path: Path, what: str) -> None:
+    """Check that a folder at or below `data.path` is there, which should be `what`.
+
+    Raises:
+        InputError: it is not.
+    """
+    require_there(path, what)
+    if not path.is_dir():
+        raise InputError(f"data.path: {path.absolute()} is not a folder; name {what}")
 
 
 def nothing_held_out(folder: Path, part: str | None, found: bool, what: str) -> str:

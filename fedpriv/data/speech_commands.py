@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedpriv.data.audio import AudioFile
 from fedpriv.data.files import text_lines, unreachable, visible
-from fedpriv.data.idx_images import require_path
+from fedpriv.data.parts import require_path
 from fedpriv.data.speakers import BySpeaker, Corpus, federate_speakers
 from fedpriv.data.speech import FederatedSpeech, RecordedOptions
 from fedpriv.errors import InputError

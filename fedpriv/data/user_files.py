@@ -27,12 +27,15 @@ from fedpriv.data.facts import DataFacts
 from fedpriv.data.federated import Examples, FederatedDataset
 from fedpriv.data.files import failure, is_hidden, unreachable
 from fedpriv.data.options import DataOptions
+from fedpriv.data.parts import named_path, require_folder
 from fedpriv.errors import InputError
 from fedpriv.sections import NO_BEARING, KeptPath
 
 FACTS, HELD_OUT, USERS, SUFFIX = "facts.json", "held_out.safetensors", "users", ".safetensors"
 # What a file system lets a name have.
 _LONGEST_NAME = 255
+# What data.path should be.
+_WHOLE = f"the folder that has {FACTS} and {USERS}/, as fedpriv deploy prepare writes it"
 
 
 class UserFilesOptions(DataOptions):
@@ -127,22 +130,21 @@ def build_user_files(options: UserFilesOptions, seed: int) -> UserFiles:
     Raises:
         InputError: there is no such folder, or its facts.json is none.
     """
-    if options.path is None:
-        raise InputError("data.path: write the folder that has facts.json and users/")
-    public = _public(options.path / FACTS)
-    users = options.path / USERS
+    path = named_path(options.path, _WHOLE)
+    require_folder(path, _WHOLE)
+    public, users = _public(path / FACTS), path / USERS
     try:
         names = sorted(file.name for file in users.iterdir()) if users.is_dir() else []
     except OSError as error:
         raise unreachable(str(users), error) from None
     found = [name for name in names if name.endswith(SUFFIX) and not is_hidden(name)]
     return UserFiles(
-        path=options.path,
+        path=path,
         user_ids=tuple(unquote(name.removesuffix(SUFFIX)) for name in found),
         classes=public.classes,
         input_shape=public.input_shape,
         description=public.description,
-        facts=DataFacts.of(public.facts, str(options.path / FACTS)),
+        facts=DataFacts.of(public.facts, str(path / FACTS)),
     )
 
 

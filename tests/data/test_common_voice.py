@@ -269,7 +269,7 @@ def test_a_malformed_table(folder, content, message):
 
 
 def test_a_missing_table(folder):
-    expected = r"data\.path: .*invalidated\.tsv is missing; .*Mozilla Common Voice"
+    expected = r"data\.path: .*invalidated\.tsv does not exist; name .*Mozilla Common Voice"
     with pytest.raises(InputError, match=expected):
         build(folder, speech={"train_subsets": ("invalidated",)})
     with pytest.raises(InputError, match=r"data\.path must name the folder of common_voice"):

@@ -10,6 +10,7 @@ from own_data import HELD_OUT, write_images, write_table, write_texts
 from schema import data_options
 
 from fedpriv.data import build_dataset
+from fedpriv.data.registry import DATASETS
 from fedpriv.errors import InputError
 
 TABLE = {"name": "table", "user": "user", "target": "target", "features": "x."}
@@ -81,3 +82,20 @@ def test_a_path_that_is_not_there_is_said(tmp_path, kind, monkeypatch):
         said = re.escape(f"data.path: {tmp_path / name} does not exist; name ")
         with pytest.raises(InputError, match=f"^{said}"):
             build_dataset(data_options(**options, path=name, held_out="test"), 3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("common_voice", "fsdd", "hf", "idx_images", "image_folder", "librispeech"),
+        *("mnist_writers", "speech_commands", "table", "text", "user_files"),
+    ],
+)
+def test_a_path_that_is_not_there_is_told_alike_by_all_that_read_files(tmp_path, name):
+    gone, users = tmp_path / "gone", {} if name == "user_files" else {"users": 2}
+    told = {gone: f"data.path: {gone} does not exist; name ", None: "data.path must name "}
+    for path, said in told.items():
+        options = DATASETS.parse({"name": name, "path": path and str(path), **users})
+        with pytest.raises(InputError) as caught:
+            build_dataset(options, seed=0)
+        assert str(caught.value).startswith(said)

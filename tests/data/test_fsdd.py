@@ -221,7 +221,7 @@ def test_as_many_users_as_recordings(folder):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: None, "is not a folder; it should hold recordings named"),
+        (lambda path: None, "does not exist; name the folder of fsdd"),
         (Path.mkdir, r"holds no recordings named \{digit\}_\{speaker\}_\{index\}\.wav; publicly"),
     ],
 )

@@ -57,7 +57,9 @@ def test_missing_files_are_listed_with_their_homes(mnist_folder):
 
 
 def test_missing_folder(tmp_path):
-    with pytest.raises(InputError, match=r"data\.path: .*nowhere is not a folder; .*train-images"):
+    with pytest.raises(
+        InputError, match=r"data\.path: .*nowhere does not exist; name the folder of idx_images"
+    ):
         build_dataset(config(tmp_path / "nowhere"), seed=1)
 
 

@@ -213,8 +213,8 @@ def test_a_disk_that_is_gone_is_no_bad_recording(folder):
 @pytest.mark.parametrize(
     ("speech", "message"),
     [
-        ({"train_subsets": ("train",)}, "train is not a folder; it should hold"),
-        ({"held_out_subsets": ("test-other",)}, "test-other is not a folder"),
+        ({"train_subsets": ("train",)}, "train does not exist; name a folder of subsets"),
+        ({"held_out_subsets": ("test-other",)}, "test-other does not exist"),
         ({"public_subsets": ("empty",)}, "empty holds no recordings named"),
     ],
 )

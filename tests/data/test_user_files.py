@@ -101,7 +101,7 @@ def test_a_file_that_is_none_is_one_line_about_it(folder, change, said):
 
 
 def test_bad_folders_are_one_line(tmp_path, folder):
-    with pytest.raises(InputError, match=r"data\.path: write the folder"):
+    with pytest.raises(InputError, match=r"data\.path must name the folder"):
         build_dataset(DATASETS.parse({"name": "user_files"}), 17)
     with pytest.raises(InputError, match="deploy prepare writes it"):
         read(tmp_path / "nowhere")
