@@ -76,12 +76,19 @@ class Experiment:
         trainer = self.trainer
         if not self.config.runtime.deployment:
             trainer.task.require(trainer.dataset)
-        self.held_out = tuple(
-            trainer.task.prepare(trainer.model, part).to(trainer.device)
-            for part in trainer.dataset.evaluation()
-        )
+        self.held_out = tuple(map(self._measurable, trainer.dataset.evaluation()))
         if not any(len(part) for part in self.held_out):
             raise InputError("data: none of the held-out examples can be used")
+
+    def _measurable(self, part: Batch) -> Batch:
+        """Return held-out examples as they are measured on.
+
+        Raises:
+            InputError: the model could not be.
+        """
+        prepared = self.trainer.task.prepare(self.trainer.model, part)
+        self.trainer.task.require_targets(prepared, self.trainer.dataset.classes)
+        return prepared.to(self.trainer.device)
 
     @property
     def config(self) -> ExperimentConfig:

@@ -44,10 +44,12 @@ class Task(Protocol[B]):
         """
 
     def require_targets(self, examples: B, classes: int) -> None:
-        """Check, on the host, what a GPU cannot refuse without ending all that it does.
+        """Check prepared examples, on the host, where the model would fail on their values.
+
+        A GPU cannot refuse them without ending all that it does.
 
         Raises:
-            InputError: a user's examples would do that.
+            InputError: it would, as with a target that is no class of the data's.
         """
 
     def largest_step(
@@ -157,14 +159,17 @@ def require_shape(outputs: Tensor, wanted: tuple[int, ...], what: str) -> None:
 def require_classes(targets: Tensor, classes: int) -> None:
     """Check that a model has a class for every target.
 
-    A CPU refuses one that it has not. On a GPU it would end the process's use of the GPU, and so
-    the training of all others, or read memory that is not the loss's.
+    On a GPU one that it has not would end the process's use of the GPU, and so the training of all
+    others, or read memory that is not the loss's.
 
     Raises:
         InputError: it has not.
     """
     if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
-        raise InputError(f"data: a user has a target that is not one of the {classes} classes")
+        raise InputError(
+            f"data: a target is not one of the {classes} classes, 0 to {classes - 1}; let the data "
+            "set give these alone, or say that it has more classes"
+        )
 
 
 def require_kind(name: str, fits: bool, learns: str, targets: Tensor) -> None:

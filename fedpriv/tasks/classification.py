@@ -39,7 +39,7 @@ class Classification(Plain):
             InputError: their targets are no classes.
         """
         targets = examples.targets
-        fits = targets.dim() == 1 and not targets.is_floating_point()
+        fits = targets.dim() == 1 and targets.dtype == torch.int64
         require_kind("classification", fits, "classes, int64 [n]", targets)
         return examples
 

@@ -12,7 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedpriv.counting import numbered
 from fedpriv.data.federated import Examples
+from fedpriv.errors import InputError
 from fedpriv.tasks.base import Plain, in_order, outputs_of, require_kind, require_shape
 from fedpriv.tasks.quality import Quality
 from fedpriv.tasks.registry import TaskOptions
@@ -45,6 +47,16 @@ class Regression(Plain):
         fits = examples.targets.is_floating_point()
         require_kind("regression", fits, "numbers, float32 [n, outputs]", examples.targets)
         return examples
+
+    def require_targets(self, examples: Examples, classes: int) -> None:
+        """Take as many numbers an example as there are outputs: see `Task`."""
+        width = examples.targets[:1].numel() if examples.targets.dim() > 1 else 1
+        if len(examples) and width != classes:
+            raise InputError(
+                f"data: a target is {numbered(width, 'number')}, and the data set's classes, here "
+                f"its outputs, are {classes}; let it give targets float32 [n, {classes}], or say "
+                f"classes = {width}"
+            )
 
     def require_model(self, model: nn.Module, examples: Examples, classes: int) -> None:
         """Take one with a number for each output: see `Task`."""

@@ -135,8 +135,7 @@ class CohortTrainer:
         cached = self.cache.get(key)
         if cached is None:
             found = self.task.prepare(self.model, self.dataset.user(user))
-            if self.device.type != "cpu":
-                self.task.require_targets(found, self.dataset.classes)
+            self.task.require_targets(found, self.dataset.classes)
             cached = self.cache.put(key, found)
         return cached
 

@@ -26,6 +26,7 @@ def try_model(model: nn.Module, task: Task[Any], examples: Batch, classes: int, 
     device = next(model.parameters()).device
     few = examples.take(torch.arange(min(_FEW, len(examples)))).to(device)
     model.train()
+    task.require_targets(few, classes)
     told = told_as(f"model.name: {name} fails on examples of these data")
     with torch.no_grad(), drawing_from(0, device), unchanged_buffers(model), told:
         try:
