@@ -56,7 +56,7 @@ def build_idx_images(options: FolderOptions, seed: int) -> PartitionedImages:
     Images are kept as distributed; EMNIST's are transposed.
     Raises InputError for a missing folder or file and for wrong content.
     """
-    what = f"the folder of {options.name} ({IDX_HOMES})"
+    what = f"the folder of {options.name}, with {TRAINING_IMAGES} and the others ({IDX_HOMES})"
     folder, prefix = _locate(named_path(options.path, what))
     require_folder(folder, what)
     labels = EMNIST_LABELS.get(prefix, DIGIT_LABELS)
