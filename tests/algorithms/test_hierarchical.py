@@ -132,6 +132,23 @@ def test_without_noise_edges_that_never_go_on_alone_are_fedavg(tmp_path, changes
     assert (parameters(ends[0]) - start).norm() > 0.01
 
 
+def test_a_user_who_keeps_what_was_cut_off_sends_to_its_own_edge(tmp_path):
+    """Where nothing is cut off it sends what it would send without a memory."""
+    ends = []
+    for kind in ("none", "user"):
+        changes = {
+            "server": SGD,
+            "rounds": 2,
+            "privacy__noise_multiplier": 0.0,
+            "privacy__sampling": {"kind": "all"},
+            "privacy__clipping": {"kind": "global", "bound": 100.0},
+            "privacy__error_feedback": kind,
+        }
+        ends.append(edge_models(train_small(tmp_path / kind, **changes, algorithm=named(3, 3))[1]))
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
+    assert (ends[0] - ends[0].mean(0)).norm() > 0.01
+
+
 def test_a_model_that_vmap_runs_starts_from_its_edge_too():
     model = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.Flatten(), nn.LazyLinear(10))
     model(torch.zeros(1, 1, 8, 8))
