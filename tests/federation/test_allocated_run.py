@@ -164,9 +164,10 @@ def test_a_plan_counts_blocks():
         sampling="random_allocation",
     )
     found = answer(question)
-    assert found.recipe.event().rounds == 10
+    event, blocks = found.recipe.charged(40)
+    assert (event.rounds, blocks) == (10, 4)
     accountant = RdpAccountant(Adjacency.ADD_OR_REMOVE_ONE)
-    accountant.compose(found.recipe.event(), 4)
+    accountant.compose(event, blocks)
     assert found.total.first.epsilon_rdp == pytest.approx(accountant.epsilon(1e-4))
     with pytest.raises(InputError, match="a whole number of cohorts"):
         answer(BudgetQuestion(**{**vars(question), "cohort": 70}))
