@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,10 @@ def test_the_mechanism_of_the_page_on_extending_is_one(tmp_path):
     source = plan.mechanism.noise(plan.sizes, plan.randomness, lambda round_: 0)
     loud, usual = (source.draw(r, 0, plan.mechanism.gaussian).std() for r in (1, 2))
     assert 1.3 < loud / usual < 1.7
+
+
+def test_extras_whose_installation_was_measured_are_there():
+    project = tomllib.loads(text_of(ROOT / "pyproject.toml"))["project"]
+    measured = re.findall(r"^\| `fedpriv\[([\w-]+)\]` \|", text_of(DOCS / "speed.md"), re.MULTILINE)
+    assert len(measured) > 5
+    assert set(measured) <= set(project["optional-dependencies"])
