@@ -172,7 +172,7 @@ class Recorder:
             return
         self._slowed = why
         alone, users = (sum(getattr(s, name) for s in record.sums) for name in ("alone", "users"))
-        who = f"one after another, {alone} of {numbered(users, 'user')}: " if alone else ""
+        who = f"{alone} of {numbered(users, 'user')} trained one after another: " if alone else ""
         self._observer.say(f"round {record.round}: {who}{why} (metrics.jsonl has it)")
 
     def _dropped(self, record: RoundRecord) -> str:

@@ -223,7 +223,7 @@ def test_what_is_asked_for_is_the_best_model_where_it_was_kept(tmp_path):
     assert out.exit_code == 0, out.output
     card = (tmp_path / "best" / "README.md").read_text()
     assert f"It is that of round {best}, the best by its held-out measure." in card
-    assert f"The model of round {best} of 5 is kept as the best of 5 that were measured" in card
+    assert f"The model of round {best} of 5 is kept as the best of 5 measured ones" in card
     value = directory.read_metrics()[best - 1]["held_out"]["accuracy"]
     assert f"value: {value}" in card
     exported = load_file(tmp_path / "best" / "model.safetensors")

@@ -128,14 +128,19 @@ class CohortTrainer:
             return "one after another" + (f": {self.why}" if self.why else "")
         return f"{self.stack} at a time" + (", run by vmap" if self.vmapped else "")
 
-    def prepared(self, user: int) -> Batch:
-        """Return the user's examples as they are trained on, before augmentation, on the host."""
+    def prepared(self, user: int, whole: bool = True) -> Batch:
+        """Return the user's examples as they are trained on, before augmentation, on the host.
+
+        One that the task cannot learn is an error of all of them, unless they are not to be `whole`
+        and whoever takes them leaves it out.
+        """
         # Nodes of one process share the cache, and each numbers its own users from 0.
         key = (self.dataset, user)
         cached = self.cache.get(key)
         if cached is None:
             found = self.task.prepare(self.model, self.dataset.user(user))
-            self.task.require_targets(found, self.dataset.classes)
+            if whole:
+                self.task.require_targets(found, self.dataset.classes)
             cached = self.cache.put(key, found)
         return cached
 

@@ -229,7 +229,7 @@ def _silo(
 ) -> Silo:
     """Return silo `number` at `draw`, a round and an attempt; `own` are the words of its id."""
     return Silo(
-        examples=trainer.prepared(number),
+        examples=trainer.prepared(number, whole=not trainer.tolerant),
         sampling=secret.numpy(Purpose.EXAMPLE_SAMPLING, *draw, *own),
         noise=secret.numpy(Purpose.EXAMPLE_NOISE, *draw, *own),
         augmentation=secret.torch(Purpose.EXAMPLE_AUGMENTATION, *draw, *own),
@@ -245,8 +245,11 @@ def _usable(model: nn.Module, examples: Any, trainer: CohortTrainer) -> Any:
     """
 
     def can(index: Tensor) -> bool:
+        some = examples.take(index)
         try:
-            trainer.task.losses(model, examples.take(index).to(trainer.device))
+            # On the host first: a GPU would not outlive a target of no class.
+            trainer.task.require_targets(some, trainer.dataset.classes)
+            trainer.task.losses(model, some.to(trainer.device))
         except OF_THE_MACHINE:
             raise
         except Exception:

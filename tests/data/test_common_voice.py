@@ -53,7 +53,7 @@ def test_contributors_are_users(folder):
     assert clips(dataset.held_out) == [7, 8]
     assert dataset.alphabet.characters == ENGLISH
     assert dataset.description == (
-        "common_voice (en: train): 3 speakers as users; 2 recordings by 1 speakers for test"
+        "common_voice (en: train): 3 speakers as users; 2 recordings by 1 speaker for test"
     )
     assert dataset.sizes == "3 users with 1 to 2 recordings each, 4 in all"
 

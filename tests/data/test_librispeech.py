@@ -61,7 +61,7 @@ def test_readers_are_users(folder):
     assert dataset.alphabet.characters == ENGLISH
     assert dataset.description == (
         "librispeech (train-clean-100, train-other-500): 3 speakers as users; "
-        "2 recordings by 1 speakers for test"
+        "2 recordings by 1 speaker for test"
     )
     assert dataset.sizes == "3 users with 2 to 4 recordings each, 9 in all"
     assert dataset.facts.document() == {

@@ -47,7 +47,7 @@ def test_speakers_are_users(folder):
     assert names(dataset.held_out) == FILES[4:6]
     assert dataset.description == (
         "speech_commands (Google Speech Commands): 2 speakers as users; "
-        "2 recordings by 1 speakers for test"
+        "2 recordings by 1 speaker for test"
     )
     assert dataset.sizes == "2 users with 1 to 3 recordings each, 4 in all"
     assert (dataset.facts.users, dataset.facts.held_out) == ("person", "others")

@@ -133,9 +133,22 @@ def test_silos_are_trained_on_one_device(gradients):
         delta, secret = config.privacy.delta, build_randomness(config, "data")
         return train_silos(of, level, start, [0, 1], 1, 0, secret, delta, gradients).total
 
-    expected = total(trainer)
+    def with_a_bad_one(dataset, index):
+        examples = user(dataset, index)
+        targets = examples.targets.clone()
+        targets[0] += 10
+        return replace(examples, targets=targets)
+
+    expected, user = total(trainer), type(trainer.dataset).user
     with pretended_gpu():
         assert apart(total(on_gpu(trainer)), expected) < 1e-4
+    # An example that cannot be taken is left out alone, there as here, and decides nothing else.
+    with mock.patch.object(type(trainer.dataset), "user", with_a_bad_one):
+        tolerant = replace(trainer, tolerant=True, cache=UserCache(0))
+        expected = total(tolerant)
+        assert float(expected.norm()) > 0
+        with pretended_gpu():
+            assert apart(total(replace(on_gpu(tolerant), cache=UserCache(0))), expected) < 1e-4
 
 
 def test_the_pretended_gpu_refuses_what_a_gpu_refuses():

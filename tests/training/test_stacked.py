@@ -72,6 +72,10 @@ class Images:
     def user_ids(self) -> list[str]:
         return [f"user-{number}" for number in range(self.population)]
 
+    @property
+    def classes(self) -> int:
+        return 3
+
     def user(self, index: int) -> Examples:
         if self.counts[index] == 0:
             raise InputError(f"user {index} has nothing")
@@ -730,6 +734,10 @@ class Mumbled:
     @property
     def user_ids(self) -> list[str]:
         return self.whole.user_ids
+
+    @property
+    def classes(self) -> int:
+        return self.whole.classes
 
     def user(self, index: int) -> Utterances:
         spoken = self.whole.user(index)

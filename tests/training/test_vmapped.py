@@ -56,6 +56,10 @@ class Pictures(Images):
 class Texts(Images):
     """User i holds `counts[i]` sequences of 8 tokens out of 11, some of which are shorter."""
 
+    @property
+    def classes(self) -> int:
+        return 11
+
     def user(self, index: int) -> Examples:
         generator = torch.Generator().manual_seed(index)
         tokens = torch.randint(11, (self.counts[index], 9), generator=generator)
@@ -345,7 +349,7 @@ def test_a_run_says_once_that_a_stack_falls_back_and_keeps_it(tmp_path):
     directory = experiment.create(prepared)
     experiment.train(prepared, directory, observer, drive_on(None))
     (said,) = [each for each in observer.sentences if "after another" in each]
-    begins = r"round 1: \d+ of \d+ users were trained one after another: vmap pays from"
+    begins = r"round 1: \d+ of \d+ users trained one after another: vmap pays from"
     assert re.match(begins, said)
     rows = directory.read_metrics()
     assert all(row["simulation_only"]["slowed"] in said for row in rows)
