@@ -84,7 +84,13 @@ def spent_text(row: Mapping[str, Any]) -> str:
     for payer in ("silo", "user", "group"):
         if f"{payer}s" in row:
             median = epsilon_text(row[f"{payer}s"]["median"])
-            return f"ε of the worst {payer} {shown}, of the median one {median} by RDP, {delta}"
+            if accountant == "rdp":
+                return f"ε of the worst {payer} {shown}, of the median one {median} by RDP, {delta}"
+            # By one accountant, or the median may look worse than the worst.
+            worst = epsilon_text(row["epsilon"]["rdp"])
+            return (
+                f"ε of the worst {payer} {shown} (RDP: {worst}, the median one {median}), {delta}"
+            )
     return f"ε {shown}, {delta}"
 
 

@@ -54,5 +54,8 @@ def test_a_round_says_the_smallest_epsilon_and_who_proves_it() -> None:
     assert spent_text(row | {"epsilon": {"rdp": None}}) == "no privacy"
     silos = {"silos": {"worst": 7.0001, "median": 3.0001, "worst_silo": 1}}
     assert spent_text(row | silos) == (
-        "ε of the worst silo 6.955 by PLD, of the median one 3.001 by RDP, δ 0.0001"
+        "ε of the worst silo 6.955 by PLD (RDP: 7.001, the median one 3.001), δ 0.0001"
+    )
+    assert spent_text(row | silos | {"epsilon": {"rdp": 7.0001}}) == (
+        "ε of the worst silo 7.001 by RDP, of the median one 3.001 by RDP, δ 0.0001"
     )
