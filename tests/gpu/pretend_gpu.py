@@ -12,6 +12,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -21,10 +22,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_flatten, tree_map_only
 
+import fedpriv
 from fedpriv.privacy.randomness import Purpose, Randomness
 from fedpriv.training.local import LocalTraining
 
 GPU = torch.device("meta")
+_PACKAGE = f"{Path(fedpriv.__file__).parent}/"
 _aten = torch.ops.aten
 # What a host has to wait for: the answer has a shape, or is a number, that depends on numbers.
 _WAITED_FOR = {
@@ -154,11 +157,11 @@ class PretendGpu(TorchDispatchMode):
 
 def _asked_by() -> str:
     """Return the line of fedpriv that asks."""
-    lines = [f for f in traceback.extract_stack() if "/fedpriv/" in f.filename]
+    lines = [f for f in traceback.extract_stack() if f.filename.startswith(_PACKAGE)]
     if not lines:
         return "elsewhere"
     where = lines[-1]
-    return f"{where.filename.rpartition('/fedpriv/')[2]}:{where.lineno} {where.line}"
+    return f"{where.filename.removeprefix(_PACKAGE)}:{where.lineno} {where.line}"
 
 
 class _Made(TorchFunctionMode):
