@@ -47,6 +47,20 @@ class InProcessGrid(LocalGrid):
         return super().answer(message)
 
 
+class BreaksIn(InProcessGrid):
+    """Fails where the nodes are asked for a round."""
+
+    def __init__(self, round_: int) -> None:
+        super().__init__()
+        self.round = round_
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        messages = list(messages)
+        if any(m.content["config"].get("round") == self.round for m in messages):
+            raise RuntimeError("crash")
+        return super().push_messages(messages)
+
+
 class Silent:
     """An observer that only remembers."""
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from in_process import SILOS, SMALL, InProcessGrid, resume_small, small_config, train_small
+from in_process import (
+    SILOS,
+    SMALL,
+    BreaksIn,
+    InProcessGrid,
+    resume_small,
+    small_config,
+    train_small,
+)
 from scipy.linalg import toeplitz
 from torch import nn
 
@@ -301,15 +309,8 @@ def test_a_run_that_is_resumed_between_two_averages_goes_on_with_every_edge(tmp_
     whole, prepared = train_small(tmp_path / "whole", **settings)
     assert prepared.server.shared.norm() > 0
 
-    class Broken(InProcessGrid):
-        def push_messages(self, messages):
-            messages = list(messages)
-            if any(m.content["config"].get("round") == 3 for m in messages):
-                raise RuntimeError("crash")
-            return super().push_messages(messages)
-
     with pytest.raises(RuntimeError, match="crash"):
-        train_small(tmp_path / "other", Broken(), **settings)
+        train_small(tmp_path / "other", BreaksIn(3), **settings)
     _, resumed = resume_small(tmp_path / "other")
     assert parameters(resumed).equal(parameters(prepared))
     assert resumed.server.shared.equal(prepared.server.shared)

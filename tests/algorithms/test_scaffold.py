@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dp_accounting.rdp import RdpAccountant
-from in_process import SILOS, InProcessGrid, resume_small, small_config, train_small
+from in_process import SILOS, BreaksIn, resume_small, small_config, train_small
 from scipy import stats
 
 from fedpriv import audit, experiment
@@ -113,22 +113,11 @@ def test_a_resumed_run_goes_on_with_every_control(tmp_path):
     train_small(tmp_path / "run", **{**settings, "rounds": 3})
     assert prepared.server.shared.norm() > 0
     with pytest.raises(RuntimeError, match="crash"):
-        _crashed(tmp_path / "other", settings)
+        train_small(tmp_path / "other", BreaksIn(3), **settings)
     _, resumed = resume_small(tmp_path / "other")
     assert parameters(resumed).equal(parameters(prepared))
     assert resumed.server.shared.equal(prepared.server.shared)
     assert list(Ledger.open(tmp_path / "other" / "ledger.jsonl")) == list(Ledger.open(whole.ledger))
-
-
-def _crashed(folder, settings):
-    class Broken(InProcessGrid):
-        def push_messages(self, messages):
-            messages = list(messages)
-            if any(m.content["config"].get("round") == 3 for m in messages):
-                raise RuntimeError("crash")
-            return super().push_messages(messages)
-
-    train_small(folder, Broken(), **settings)
 
 
 # ---------------------------------------------------------------- what it costs
