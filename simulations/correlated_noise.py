@@ -122,10 +122,9 @@ def moved(run: fedpriv.Run) -> dict[str, float]:
 
 def best(results: pd.DataFrame) -> pd.DataFrame:
     """Return what the best server rate of each cell comes to, mean and spread over seeds."""
-    cells = results.groupby([*CELL, "rate"])
-    means = cells.quality.agg(["mean", "min", "max"]).join(cells[["prefix", "error"]].first())
-    means = means.reset_index()
-    return means.loc[means.groupby(CELL)["mean"].idxmax()]
+    run = [*CELL, "rate"]
+    noise = results.groupby(run)[["prefix", "error"]].first()
+    return study.best(results, CELL, "quality").join(noise, on=run)
 
 
 def figure(results: pd.DataFrame) -> Figure:

@@ -98,9 +98,7 @@ def changed(name: str, noise: str) -> dict[str, Any]:
 
 def best(results: pd.DataFrame) -> pd.DataFrame:
     """Return what the best server rate of each algorithm comes to, mean and spread over seeds."""
-    cell = ["noise", "algorithm"]
-    means = results.groupby([*cell, "rate"]).accuracy.agg(["mean", "min", "max"]).reset_index()
-    return means.loc[means.groupby(cell)["mean"].idxmax()]
+    return study.best(results, ["noise", "algorithm"], "accuracy")
 
 
 def figure(results: pd.DataFrame) -> Figure:

@@ -109,9 +109,7 @@ def inflated(run: fedpriv.Run, patterns: list[str]) -> dict[str, float]:
 def best(results: pd.DataFrame) -> pd.DataFrame:
     """Return what the best server rate of each cell comes to, mean and spread over seeds."""
     measured = measure_of(results)
-    means = results.groupby([*CELL, "rate"])[measured].agg(["mean", "min", "max"]).reset_index()
-    cells = means.groupby(CELL)["mean"]
-    return means.loc[cells.idxmin() if measured == "wer" else cells.idxmax()]
+    return study.best(results, CELL, measured, lowest=measured == "wer")
 
 
 def figure(results: pd.DataFrame) -> Figure:

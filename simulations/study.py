@@ -29,6 +29,15 @@ def update_norm(run: fedpriv.Run) -> float:
     return float((seen["simulation_only.norm"] * users).sum() / users.sum())
 
 
+def best(
+    results: pd.DataFrame, cell: list[str], measured: str, lowest: bool = False
+) -> pd.DataFrame:
+    """Return what the best server `rate` of each cell comes to, mean and spread over seeds."""
+    means = results.groupby([*cell, "rate"])[measured].agg(["mean", "min", "max"]).reset_index()
+    cells = means.groupby(cell)["mean"]
+    return means.loc[cells.idxmin() if lowest else cells.idxmax()]
+
+
 def run(
     script: str,
     measure: Callable[..., pd.DataFrame],
