@@ -69,17 +69,17 @@ class RoundRecord:
         payments: Payments,
         summed: tuple[Tensor, Tensor],
         sums: tuple[CohortSum, ...],
+        noise: tuple[float, ...],
         **known: Any,
     ) -> RoundRecord:
         """Return the record of the round of `draw`; `summed` are its total and average update.
 
         The total is what came in, before noise unless others have added theirs. `known` are the
-        attributes that only the server knows.
+        attributes that only the server knows. `noise` is that of the average: see `Draw.noise`.
         """
         total, average = summed
         layout = payments.plan.layout
         update = payments.plan.update_in(total.split(layout.total))
-        noise = draw.noise(payments.plan, len(sums))
         return cls(
             round=draw.round,
             epsilon=payments.epsilon(),

@@ -157,6 +157,7 @@ class PrivateFedAvg(RunLoop):
             self._payments,
             (total, step),
             sums=tuple(sums.values()),
+            noise=noise,
             lr=self.server.lr(server_round),
             seconds=time.perf_counter() - self._started,
             nodes_lost=self._nodes.lost,
