@@ -77,6 +77,11 @@ class SeedModelConfig(Section):
     pretrain: Annotated[PretrainConfig | None, NO_BEARING] = Field(
         default=None, description="How to make the file where it is missing; null: it must exist."
     )
+    reinitialize: tuple[str, ...] = Field(
+        default=(),
+        description="Patterns of parameters that begin as in a run without a seed model, such as "
+        "[head.*] for a new output layer; the file may lack them, or have them in other shapes.",
+    )
 
     @model_validator(mode="after")
     def _can_be_found(self) -> SeedModelConfig:

@@ -75,9 +75,10 @@ def load_seed_model(config: ExperimentConfig, model: nn.Module) -> None:
         InputError: it is missing or another one, has other blocks than `model`, or numbers that
             are not finite.
     """
-    assert config.seed_model is not None
-    assert config.seed_model.sha256 is not None
-    load_seed_blocks(seed_path(config), config.seed_model.sha256, model)
+    seed = config.seed_model
+    assert seed is not None
+    assert seed.sha256 is not None
+    load_seed_blocks(seed_path(config), seed.sha256, model, seed.reinitialize)
 
 
 def read_measures(path: Path) -> dict[str, Any]:

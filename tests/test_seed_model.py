@@ -22,6 +22,7 @@ from fedpriv.models.parameters import parameters_of
 from fedpriv.seed_model import load_seed_model, read_measures, seed_path, with_seed_model
 from fedpriv.training.checkpoint import checkpoint_files, digest_of
 
+HEAD = {"head.weight", "head.bias"}
 RECIPE = {"steps": 6, "batch_size": 4, "lr": 0.01, "every": 2}
 
 
@@ -51,8 +52,9 @@ class Watching:
         pass
 
 
-def config(recipe=RECIPE, path=None, sha256=None, **changes) -> ExperimentConfig:
+def config(recipe=RECIPE, path=None, sha256=None, reinitialize=(), **changes) -> ExperimentConfig:
     seed = {"pretrain": recipe, "path": path and str(path), "sha256": sha256}
+    seed |= {"reinitialize": reinitialize}
     return small_config(**SPEECH_CHANGES | changes, seed_model=seed)
 
 
@@ -267,6 +269,58 @@ def test_a_file_of_another_shape_is_refused_in_a_line(made, change):
     with pytest.raises(InputError, match=r"seed_model\.path: .* of another shape") as error:
         experiment.prepare(settings)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("train", ["all", "head"])
+@pytest.mark.parametrize("change", ["same", "shape", "missing"])
+def test_a_new_output_layer_begins_as_without_a_seed_model(made, change, train):
+    blocks = load_file(made)
+    if change == "shape":
+        blocks["head.bias"] = torch.zeros(9)
+    elif change == "missing":
+        del blocks["head.bias"], blocks["head.weight"]
+    save_file(blocks, made)
+    settings = found(config(recipe=None, path=made, reinitialize=["head.*"], model__train=train))
+    model = experiment.prepare(settings).trainer.model
+    start = {name: p.detach() for name, p in model.named_parameters()}
+    random = parameters_of(build_trainer(small_config(**SPEECH_CHANGES)).model)
+    assert len(start) > len(HEAD)
+    for name, block in start.items():
+        assert torch.equal(block, random[name] if name in HEAD else blocks[name]), name
+
+
+@pytest.mark.parametrize("change", ["shape", "missing", "additional"])
+def test_all_but_the_new_layer_must_fit(made, change):
+    blocks = load_file(made)
+    name = next(name for name in blocks if name not in HEAD)
+    if change == "shape":
+        blocks[name] = torch.zeros(9, 8, 7)
+    elif change == "missing":
+        del blocks[name]
+    else:
+        name, blocks["more"] = "more", torch.zeros(2)
+    save_file(blocks, made)
+    settings = found(config(recipe=None, path=made, reinitialize=["head.*"]))
+    with pytest.raises(InputError, match=rf"of another shape .*{name} is .*reinitialize"):
+        experiment.prepare(settings)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "words"),
+    [(["haed.*"], r"no parameter matches 'haed\.\*'.*head\.bias"), (["*"], "leave seed_model out")],
+)
+def test_patterns_of_none_and_of_all_are_refused(made, patterns, words):
+    settings = found(config(recipe=None, path=made, reinitialize=patterns))
+    with pytest.raises(InputError, match=rf"seed_model\.reinitialize: .*{words}") as error:
+        experiment.prepare(settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_new_output_layer_makes_another_run(made):
+    whole, anew = (
+        found(config(recipe=None, path=made, reinitialize=each)) for each in ([], ["head.*"])
+    )
+    assert whole.fingerprint("") != anew.fingerprint("")
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])

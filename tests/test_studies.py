@@ -1,6 +1,9 @@
 """The studies: what was measured can be drawn, and one of them is measured again, in small."""
 
 import importlib
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,6 +40,21 @@ def test_what_was_measured_can_be_drawn(imported, name):
     labelled = [text for axes in plotted.axes for text in axes.get_legend_handles_labels()[1]]
     assert labelled
     plt.close(plotted)
+
+
+def test_the_engines_benchmark_compares_what_vmap_runs_and_says_what_it_does_not():
+    script = SIMULATIONS / "benchmarks" / "models_of_others.py"
+    told = subprocess.run(
+        [sys.executable, script, "cnn-4k", "cnn-300k", "--turns", "1", "--stack", "8"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert told.returncode == 0, told.stderr
+    stacked, alone = told.stdout.splitlines()
+    assert re.match(r"cnn-4k: 3,706 parameters; .* together: \d+\.\d\d .*run by vmap", stacked)
+    assert alone.startswith("cnn-300k: trained one by one: the convolutions")
 
 
 def test_a_study_measures_the_table_that_is_there(imported, monkeypatch, tmp_path):

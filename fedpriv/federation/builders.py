@@ -192,8 +192,8 @@ def _pretrained(config: ExperimentConfig) -> Callable[[nn.Module], None] | None:
         )
     if seed.path is None or seed.sha256 is None or not seed.path.exists():
         return None
-    path, digest = seed.path, seed.sha256
-    return lambda model: load_seed_blocks(path, digest, model)
+    path, digest, anew = seed.path, seed.sha256, seed.reinitialize
+    return lambda model: load_seed_blocks(path, digest, model, anew)
 
 
 def _as_begun(config: ExperimentConfig, model: nn.Module) -> nn.Module:

@@ -6,6 +6,8 @@ nothing was checked, the sentence says so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedpriv.data.facts import Example, HeldOut, Public, Users
 from fedpriv.errors import InputError
 from fedpriv.reporting.reader import Run
@@ -91,6 +93,15 @@ def _adapters_start(run: Run) -> tuple[str, ...]:
     )
 
 
+def _without(patterns: Sequence[str]) -> tuple[str, ...]:
+    if not patterns:
+        return ()
+    return (
+        f"Parameters that match {' or '.join(patterns)} are not of it: they began as in a run "
+        "without a seed model.",
+    )
+
+
 def _whole_start(run: Run) -> tuple[str, ...]:
     seed_model = run.config.seed_model
     if run.config.app is not None:
@@ -119,6 +130,7 @@ def _whole_start(run: Run) -> tuple[str, ...]:
         raise InputError(f"{run.path}/environment.json: seed_model: unknown origin {said!r}")
     return (
         f"A seed model ({made[said]}), SHA-256 {(seed_model.sha256 or 'not recorded')[:16]}….",
+        *_without(seed_model.reinitialize),
         *((_PUBLIC[run.facts.public],) if said == "pretrained" else ()),
         "ε says nothing about the people whose data trained it: they must be nobody of the "
         "population, and their data public or theirs to give.",

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -91,23 +90,25 @@ def tokens(generator: torch.Generator) -> Examples:
     return Examples(drawn[:, :-1], drawn[:, 1:])
 
 
-#: Each a model, a user's examples, and the task.
-CASES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Any], Any]] = {
+#: Each a model, a user's examples, the number of classes of their targets, and the task.
+CASES: dict[str, tuple[Callable[[], nn.Module], Callable[..., Any], int, Any]] = {
     "cnn-4k": (
         lambda: convolutional(8, 16, channels=1, hidden=32, side=8),
         images(1, 8),
+        10,
         Classification(),
     ),
     "cnn-300k": (
         lambda: convolutional(32, 64, 128, channels=3, hidden=100, side=32),
         images(3, 32),
+        10,
         Classification(),
     ),
-    "timm-vit-tiny": (timm_vit, images(3, 32), Classification()),
-    "hf-vit-small": (lambda: hf_vit(32, 2, 2), images(3, 32), Classification()),
-    "hf-vit-tiny": (lambda: hf_vit(192, 12, 3), images(3, 32), Classification()),
-    "gpt2-32": (lambda: gpt2(32, 5), tokens, NextToken()),
-    "gpt2-64": (lambda: gpt2(64, 2), tokens, NextToken()),
+    "timm-vit-tiny": (timm_vit, images(3, 32), 10, Classification()),
+    "hf-vit-small": (lambda: hf_vit(32, 2, 2), images(3, 32), 10, Classification()),
+    "hf-vit-tiny": (lambda: hf_vit(192, 12, 3), images(3, 32), 10, Classification()),
+    "gpt2-32": (lambda: gpt2(32, 5), tokens, 64, NextToken()),
+    "gpt2-64": (lambda: gpt2(64, 2), tokens, 64, NextToken()),
 }
 
 
@@ -116,6 +117,7 @@ class Population:
     """Users with equally many examples."""
 
     make: Callable[[torch.Generator], Examples | Utterances]
+    classes: int
     population: int = USERS
 
     @property
@@ -131,8 +133,8 @@ class Population:
 def trainers(name: str, stack: int | None, force: bool) -> tuple[CohortTrainer, str]:
     """Return what trains many at once, and how a run of it would be told."""
     torch.manual_seed(0)
-    build, make, task = CASES[name]
-    model, dataset = build(), Population(make)
+    build, make, classes, task = CASES[name]
+    model, dataset = build(), Population(make, classes)
     found = vmapped.vmapping_of(model, task, dataset.user(0), BATCH)
     why = found if isinstance(found, str) else ""
     if why and force:
@@ -173,6 +175,9 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in options.names:
         many, told = trainers(name, options.stack, options.force)
+        if many.engine == "sequential":
+            print(f"{name}: trained one by one: {told}", flush=True)
+            continue
         one = replace(many, engine="sequential")
         start = Layout.of(many.model).join(parameters_of(many.model)).clone()
         users = min(USERS, 2 * many.stack)
@@ -185,9 +190,9 @@ def main() -> None:
         print(
             f"{name}: {len(start):,} parameters; {1 / alone:.1f} users a second alone, "
             f"{1 / together:.1f} together: {alone / together:.2f} "
-            f"({ratios[0]:.2f} to {ratios[-1]:.2f}); {told}"
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f}); {told}",
+            flush=True,
         )
-        sys.stdout.flush()
 
 
 if __name__ == "__main__":
