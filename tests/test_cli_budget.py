@@ -157,6 +157,20 @@ def test_bands_and_separation_are_planned_for_the_server_of_a_config(fedpriv, tm
     assert_one_line(fedpriv(*options, "--set", "rounds=3"), "--set: goes with --config")
 
 
+@pytest.mark.parametrize(
+    ("options", "separation", "block"),
+    [
+        (PLAN, None, None),
+        ([*PLAN, "--sampling", "min_separation", "--separation", "4"], 4, None),
+        ([*PLAN, "--sampling", "random_allocation"], None, 50),
+    ],
+)
+def test_rounds_between_a_users_and_of_a_block_are_told_apart(fedpriv, options, separation, block):
+    noise = ["--noise-multiplier", "2"]
+    document = strict(ok(fedpriv("budget", "plan", *options, *noise, "--format", "json")))
+    assert (document["separation"], document["block"]) == (separation, block)
+
+
 def test_what_pld_cannot_prove_is_null_and_said(fedpriv):
     options = ["--noise-multiplier", "1", "--sampling", "fixed_size", "--format", "json"]
     code, out, err = fedpriv("budget", "plan", *PLAN, *options)

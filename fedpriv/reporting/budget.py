@@ -23,6 +23,7 @@ from fedpriv.privacy.charging import Cost
 from fedpriv.privacy.extrapolation import Cell, Extrapolation, Grid
 from fedpriv.privacy.figures import epsilon_text, rounded_up, significant_up
 from fedpriv.privacy.planning import BudgetAnswer, Curve, Recipe
+from fedpriv.privacy.sampling import MinSeparationSampling, RandomAllocation, Sampling
 from fedpriv.reporting.strict_json import strict
 from fedpriv.reporting.terminal import Column, FittedTable
 
@@ -184,6 +185,7 @@ def plan_document(answer: BudgetAnswer, tried: Sequence[Choice] = ()) -> dict[st
 
     `epsilon`, by `accountant`, and its kin are those after all rounds at the first δ;
     `deltas` has all δ after all rounds, `after` has all δ after the first rounds and on.
+    `separation` is that of min_separation, `block` the rounds of one of random_allocation.
     """
     recipe, question = answer.recipe, answer.question
     return {
@@ -195,7 +197,8 @@ def plan_document(answer: BudgetAnswer, tried: Sequence[Choice] = ()) -> dict[st
         "noise_multiplier": recipe.noise_multiplier,
         "rounds": recipe.rounds,
         "bands": recipe.bands,
-        "separation": getattr(recipe.sampling, "rounds", None),
+        "separation": _rounds_of(recipe.sampling, MinSeparationSampling),
+        "block": _rounds_of(recipe.sampling, RandomAllocation),
         "budget": question.epsilon,
         **asdict(answer.total.first),
         "delta_rdp": answer.delta_rdp,
@@ -205,6 +208,12 @@ def plan_document(answer: BudgetAnswer, tried: Sequence[Choice] = ()) -> dict[st
         "notes": answer.notes,
         **({"tried": [asdict(each) for each in tried]} if tried else {}),
     }
+
+
+def _rounds_of(
+    sampling: Sampling, kind: type[MinSeparationSampling | RandomAllocation]
+) -> int | None:
+    return sampling.rounds if isinstance(sampling, kind) else None
 
 
 def _rows_after(answer: BudgetAnswer) -> list[dict[str, Any]]:
