@@ -79,8 +79,8 @@ class SeedModelConfig(Section):
     )
     reinitialize: tuple[str, ...] = Field(
         default=(),
-        description="Patterns of parameters that begin as in a run without a seed model, such as "
-        "[head.*] for a new output layer; the file may lack them, or have them in other shapes.",
+        description="Patterns of parameters that begin anew, such as [head.*] for a new output "
+        "layer; the file may lack them, or have them in other shapes.",
     )
 
     @model_validator(mode="after")

@@ -111,7 +111,7 @@ def make_seed_model(
     config: ExperimentConfig, recipe: PretrainConfig, listener: Listener, stop: threading.Event
 ) -> None:
     """Pre-train the config's seed model and write its file, whole or not at all."""
-    whole = config.model_copy(update={"model": config.model.whole()})
+    whole = config.model_copy(update={"model": config.model.whole(), "seed_model": None})
     training = _pretraining(config, recipe, build_trainer(whole))
     path, fingerprint = seed_path(config), _fingerprint(config)
     folder = path.with_suffix(".checkpoints")

@@ -273,7 +273,7 @@ def test_a_file_of_another_shape_is_refused_in_a_line(made, change):
 
 @pytest.mark.parametrize("train", ["all", "head"])
 @pytest.mark.parametrize("change", ["same", "shape", "missing"])
-def test_a_new_output_layer_begins_as_without_a_seed_model(made, change, train):
+def test_a_new_output_layer_begins_anew(made, change, train):
     blocks = load_file(made)
     if change == "shape":
         blocks["head.bias"] = torch.zeros(9)
@@ -283,10 +283,24 @@ def test_a_new_output_layer_begins_as_without_a_seed_model(made, change, train):
     settings = found(config(recipe=None, path=made, reinitialize=["head.*"], model__train=train))
     model = experiment.prepare(settings).trainer.model
     start = {name: p.detach() for name, p in model.named_parameters()}
-    random = parameters_of(build_trainer(small_config(**SPEECH_CHANGES)).model)
-    assert len(start) > len(HEAD)
-    for name, block in start.items():
-        assert torch.equal(block, random[name] if name in HEAD else blocks[name]), name
+    before = parameters_of(build_trainer(small_config(**SPEECH_CHANGES)).model)
+    assert start.keys() == before.keys()
+    assert all(torch.equal(start[name], blocks[name]) for name in start.keys() - HEAD)
+    # Its scale is that of any beginning, and its numbers are those of no run with this seed.
+    new, old = start["head.weight"], before["head.weight"]
+    assert new.std().item() == pytest.approx(old.std().item(), rel=0.2)
+    assert abs(torch.corrcoef(torch.stack([new.flatten(), old.flatten()]))[0, 1]) < 0.3
+    assert not start["head.bias"].any()
+    again = experiment.prepare(settings).trainer.model
+    assert torch.equal(dict(again.named_parameters())["head.weight"], new)
+
+
+def test_the_seed_models_own_training_does_not_depend_on_what_begins_anew_later():
+    whole, anew = (found(config(reinitialize=each)) for each in ([], ["head.*"]))
+    digest = whole.seed_model.sha256
+    whole.seed_model.path.unlink()
+    assert found(config(reinitialize=["head.*"])).seed_model.sha256 == digest
+    assert anew.seed_model.path == whole.seed_model.path
 
 
 @pytest.mark.parametrize("change", ["shape", "missing", "additional"])

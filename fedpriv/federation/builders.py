@@ -5,6 +5,7 @@ Nothing here imports an accountant: nodes account for nothing, and start a secon
 
 from __future__ import annotations
 
+import hashlib
 import math
 import platform
 from collections.abc import Callable, Sequence
@@ -127,6 +128,18 @@ def population_of(config: ExperimentConfig, dataset: FederatedDataset) -> int:
     return config.data.users or dataset.population
 
 
+def _start_seed(config: ExperimentConfig) -> int:
+    """Return the seed of the numbers that a model begins with.
+
+    What begins anew beside a seed model must not begin with what that one may have begun with, by
+    the same seed: the rest of it grew beside those numbers, and has half learnt the new layer.
+    """
+    if config.seed_model is None or not config.seed_model.reinitialize:
+        return config.seed
+    drawn = hashlib.sha256(f"reinitialize {config.seed}".encode()).digest()
+    return int.from_bytes(drawn[:4])
+
+
 def _built_model(
     config: ExperimentConfig,
     dataset: FederatedDataset,
@@ -141,7 +154,7 @@ def _built_model(
 
     def built(pretrained: Callable[[nn.Module], None] | None = None) -> nn.Module:
         shape, classes = dataset.input_shape, dataset.classes
-        return build_model(config.model, shape, classes, config.seed, pretrained)
+        return build_model(config.model, shape, classes, _start_seed(config), pretrained)
 
     runtime = config.runtime
     elsewhere = runtime.deployment or runtime.ray_address is not None

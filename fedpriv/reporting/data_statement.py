@@ -96,10 +96,7 @@ def _adapters_start(run: Run) -> tuple[str, ...]:
 def _without(patterns: Sequence[str]) -> tuple[str, ...]:
     if not patterns:
         return ()
-    return (
-        f"Parameters that match {' or '.join(patterns)} are not of it: they began as in a run "
-        "without a seed model.",
-    )
+    return (f"Parameters that match {' or '.join(patterns)} are not of it: they began anew.",)
 
 
 def _whole_start(run: Run) -> tuple[str, ...]:

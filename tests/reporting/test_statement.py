@@ -283,7 +283,7 @@ def test_of_a_seed_model_is_said_what_was_recorded(make_run, origin, words) -> N
 def test_the_statement_names_what_is_not_of_the_seed_model(make_run) -> None:
     seed = {"path": "seed.safetensors", "reinitialize": ["head.*", "embed"]}
     start = text_of(statement_of(make_run(seed_model=seed)), "start")
-    assert "Parameters that match head.* or embed are not of it: they began as in" in start
+    assert "Parameters that match head.* or embed are not of it: they began anew." in start
 
 
 # ---------------------------------------------------------------- unknown kinds
