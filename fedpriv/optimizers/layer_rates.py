@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 
 from fedpriv.errors import InputError
 
+_LARGEST = 1e12
 # What a layer of many is called up to its number: "blocks.3." of "blocks.3.mlp.up.weight".
 _NUMBERED = re.compile(r"^(.*?\.)?\d+\.")
 
@@ -29,7 +30,8 @@ def layer_multipliers(
     the head, layer L+1.
 
     Raises:
-        InputError: a pattern matches nothing, or no layer has a number to decay by.
+        InputError: a pattern matches nothing, no layer has a number to decay by, or an m_h is so
+            small or large that no arithmetic can be trusted to undo it.
 
     >>> layer_multipliers({"head.*": 3.0}, 0.5, ["embed", "blocks.0.w", "blocks.1.w", "head.bias"])
     (0.125, 0.25, 0.5, 3.0)
@@ -48,6 +50,13 @@ def layer_multipliers(
     if decay is not None:
         depths = _depths(names)
         found = [m * decay ** (max(depths) - depth) for m, depth in zip(found, depths, strict=True)]
+    for name, m in zip(names, found, strict=True):
+        if not 1 / _LARGEST <= m <= _LARGEST:
+            raise InputError(
+                f"{'local.multipliers' if decay is None else 'local.layer_decay'}: {name} would "
+                f"learn at {m:.3g} times the rate, by all that match it; write what comes to "
+                f"{1 / _LARGEST:g} to {_LARGEST:g}"
+            )
     return () if all(m == 1 for m in found) else tuple(found)
 
 

@@ -74,9 +74,9 @@ class PerLayerClipping:
         bounds = _on(norms.device, self.block_bounds, norms.dtype)
         if not self.normalize:
             return _shrink(norms, bounds)
-        to_bound = torch.where(norms > 0, bounds / norms, torch.ones_like(norms))
+        to_bound = torch.where(norms == 0, torch.ones_like(norms), bounds / norms)
         total = torch.linalg.vector_norm(norms, dim=-1, keepdim=True)
-        return torch.where(total > self.bound, to_bound, torch.ones_like(norms))
+        return torch.where(total <= self.bound, torch.ones_like(norms), to_bound)
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def _on(device: torch.device, numbers: tuple[float, ...], dtype: torch.dtype) ->
 
 
 def _shrink(norms: Tensor, bounds: Tensor) -> Tensor:
-    """Return min(1, bound/norm), and one for a zero norm."""
-    return torch.where(norms > bounds, bounds / norms, torch.ones_like(norms))
+    """Return min(1, bound/norm), one for a zero norm, and NaN for a norm that is no number."""
+    return torch.where(norms <= bounds, torch.ones_like(norms), bounds / norms)
 
 
 def uniform_split(bound: float, sizes: Sequence[int]) -> tuple[float, ...]:
@@ -387,8 +387,14 @@ def _any_left_out(finite: Tensor) -> bool:
 
 
 def _safe_scales(norms: Tensor, rule: ClippingRule) -> Tensor:
-    """Return the rule's factors `[..., H]`, such that rounding lifts nothing above its bound."""
-    return rule.scales(norms * (1 + _MARGIN)).clamp(max=_LARGEST_SCALE)
+    """Return the rule's factors `[..., H]`, such that rounding lifts nothing above its bound.
+
+    They are zeros where the rule would let more than its bound pass, or where that is not known: a
+    norm that was divided may be no number.
+    """
+    scales = rule.scales(norms * (1 + _MARGIN)).clamp(max=_LARGEST_SCALE)
+    within = torch.linalg.vector_norm(scales * norms, dim=-1, keepdim=True) <= rule.bound
+    return torch.where(within, scales, torch.zeros_like(scales))
 
 
 def _scaled(block: Tensor, scale: float) -> Tensor:

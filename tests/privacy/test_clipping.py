@@ -5,7 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedpriv.privacy import SPLITS, GlobalClipping, PerLayerClipping, Unclipped, clip
+from fedpriv.privacy import (
+    SPLITS,
+    GlobalClipping,
+    PerLayerClipping,
+    Unclipped,
+    clip,
+    clip_and_sum,
+)
+from fedpriv.privacy.clipping import PayloadClipping, UndoneClipping
 
 NUMBERS = st.one_of(
     st.floats(width=32),
@@ -14,6 +22,9 @@ NUMBERS = st.one_of(
 )
 BLOCKS = st.lists(st.lists(NUMBERS, min_size=1, max_size=9), min_size=1, max_size=5)
 BOUNDS = st.floats(1e-6, 1e6)
+MULTIPLIERS = st.one_of(
+    st.floats(0, 1e6), st.sampled_from([0.0, 5e-324, 1e-200, 1e200, math.inf, math.nan])
+)
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
 
 
@@ -44,6 +55,34 @@ def test_no_rule_ever_lets_a_contribution_exceed_the_bound(blocks, bound, dtype)
         contribution = clip(update, rule)
         assert all(b.dtype == torch.float32 for b in contribution.blocks.values())
         assert exact_norm(contribution.blocks) <= rule.bound
+
+
+@settings(max_examples=400, deadline=None)
+@given(BLOCKS, BOUNDS, DTYPES, st.data())
+def test_nor_does_one_that_divides_by_multipliers_of_any_size(blocks, bound, dtype, data):
+    """What is divided by 0, or by what is nearly 0, is no number or infinite."""
+    update = update_of(blocks, dtype)
+    several = st.lists(MULTIPLIERS, min_size=len(blocks), max_size=len(blocks))
+    multipliers = tuple(data.draw(several))
+    for rule in rules(bound, [len(block) for block in blocks]):
+        undone = UndoneClipping(rule, multipliers)
+        assert exact_norm(clip(update, undone).blocks) <= bound
+        payloads = PayloadClipping(("model", "control"), (undone, undone))
+        sent = clip(update | {f"control {name}": b for name, b in update.items()}, payloads)
+        model = {name: b for name, b in sent.blocks.items() if name in update}
+        assert exact_norm(model) <= bound
+
+
+@pytest.mark.parametrize("scale", [2.0, -2.0, math.nan, math.inf])
+def test_a_rule_that_does_not_keep_its_bound_contributes_nothing(scale):
+    class Careless(GlobalClipping):
+        def scales(self, norms):
+            return torch.full_like(norms, scale)
+
+    update = update_of([[3.0, 4.0], [1.0]], torch.float32)
+    assert exact_norm(clip(update, Careless(1.0)).blocks) == 0
+    summed = clip_and_sum(torch.tensor([[3.0, 4.0, 1.0]]), [2, 1], Careless(1.0))
+    assert not summed.total.any()
 
 
 @settings(max_examples=100, deadline=None)
