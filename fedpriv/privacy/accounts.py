@@ -30,7 +30,8 @@ class PayerCosts:
     Attributes:
         worst: the largest ε of a silo.
         worst_payer: the first of them that has it.
-        median: the median over all silos, those that never took part (ε = 0) among them.
+        median: the median over all silos, those that never took part (ε = 0) among them. Of groups
+            of which a user of one may be replaced by one of another: the worst.
     """
 
     worst: float
@@ -94,11 +95,17 @@ class CommonAccount:
 
 
 class PayerAccounts:
-    """An account for each of `silos` silos under one adjacency of examples."""
+    """An account for each of `silos` silos under one adjacency of examples.
 
-    def __init__(self, adjacency: Adjacency, silos: int) -> None:
+    `payer` is what pays: see `Mechanism.payer`.
+    """
+
+    def __init__(self, adjacency: Adjacency, silos: int, payer: str | None = None) -> None:
         self._adjacency = adjacency
         self._silos = silos
+        # A person's group follows from the id. One who is replaced by a person of another group
+        # is gone from the rounds of the one and in those of the other.
+        self._exchanged = payer == "group" and adjacency is Adjacency.REPLACE_ONE
         # Of those that took part: a population may be large, and most runs have users, not silos.
         self._charged: defaultdict[int, Counter[dp_accounting.DpEvent]] = defaultdict(Counter)
 
@@ -133,7 +140,8 @@ class PayerAccounts:
         """Return the worst and the median ε at `delta`."""
         epsilons = self.epsilons(delta)
         worst = int(np.argmax(epsilons))
-        return PayerCosts(float(epsilons[worst]), worst, float(np.median(epsilons)))
+        median = epsilons[worst] if self._exchanged else np.median(epsilons)
+        return PayerCosts(float(epsilons[worst]), worst, float(median))
 
     def above(
         self, budget: Budget, payers: Iterable[int] | None, event: dp_accounting.DpEvent
@@ -169,7 +177,7 @@ def accounts_of(mechanism: Mechanism) -> Accounts:
     """Return the accounts of a run of `mechanism`, of whom nobody has spent anything yet."""
     if mechanism.payer is None:
         return CommonAccount(mechanism.adjacency)
-    return PayerAccounts(mechanism.adjacency, mechanism.accounts)
+    return PayerAccounts(mechanism.adjacency, mechanism.accounts, mechanism.payer)
 
 
 def most_charged(releases: Sequence[Release]) -> Sequence[Release]:

@@ -89,7 +89,9 @@ def _epsilons(
 
 
 def _silo_accounts(run: Run, releases: Iterable[Release]) -> PayerAccounts:
-    accounts = PayerAccounts(run.adjacency, run.mechanism.accounts_of(run.releases[-1]))
+    accounts = PayerAccounts(
+        run.adjacency, run.mechanism.accounts_of(run.releases[-1]), run.mechanism.payer
+    )
     accounts.charge_all(releases)
     return accounts
 

@@ -515,7 +515,7 @@ def _logged(run: Run) -> tuple[str, ...]:
     also = " In environment.json: how many examples users have." if sizes else ""
     if run.config.runtime.profile:
         also += " In trace.json: how long users' training took."
-    if run.config.privacy is not None and run.config.privacy.error_feedback.kind != "none":
+    if _keeps_memories(run):
         also += " In the folder memory: what users keep between rounds."
     if not run.private:
         return (f"Everything, without protection; of the users' own values: {seen}.{also}",)
@@ -526,6 +526,15 @@ def _logged(run: Run) -> tuple[str, ...]:
         held_out_sentence(run),
         "The learning rate and the norm of the averaged update are functions of what was released.",
     )
+
+
+def _keeps_memories(run: Run) -> bool:
+    privacy, algorithm = run.config.privacy, run.config.algorithm
+    if privacy is not None and privacy.error_feedback.kind != "none":
+        return True
+    if algorithm.unread:  # what it keeps, only its own code says
+        return (run.path / "memory").is_dir()
+    return make_algorithm(algorithm).keeps
 
 
 def _known_of_nodes(run: Run) -> tuple[str, ...]:

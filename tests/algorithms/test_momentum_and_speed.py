@@ -181,8 +181,11 @@ def test_each_trains_with_privacy_at_the_price_of_fedavg(tmp_path, name):
     for release in Ledger.open(directory.ledger):
         assert release.noise_multiplier == 1.0
     algorithm = prepared.trainer.algorithm
+    text = render([directory.path], "md")
     if algorithm.keeps:
-        assert algorithm.cite in render([directory.path], "md")
+        assert algorithm.cite in text
+    assert (directory.path / "memory").is_dir() == algorithm.keeps
+    assert ("In the folder memory: what users keep" in text) == algorithm.keeps
 
 
 @pytest.mark.parametrize(

@@ -273,6 +273,14 @@ def test_each_group_pays_what_its_columns_of_the_matrix_say(
             squared = len(times)  # columns that end with the run are counted whole
         event = dp_accounting.GaussianDpEvent(Z / moves / math.sqrt(squared))
         assert found == pytest.approx(Reference().compose(event).get_epsilon(DELTA), rel=1e-6)
+    # Who is replaced by a person of another group is gone from one group and appears in another.
+    of_groups = PayerAccounts(adjacency, mechanism.accounts, mechanism.payer)
+    of_groups.charge_all(releases)
+    costs = of_groups.costs(DELTA)
+    epsilons = accounts.epsilons(DELTA)
+    assert costs.worst == epsilons.max()
+    exchanged = adjacency is Adjacency.REPLACE_ONE
+    assert costs.median == (epsilons.max() if exchanged else np.median(epsilons))
     charged = most_charged(releases)
     assert {release.group for release in charged} == {0}
     planned = charge({mechanism.event(): mechanism.paid(17)}, adjacency, [DELTA]).first

@@ -72,12 +72,15 @@ def test_what_names_nothing_or_stands_still_is_refused(local, reason):
 @pytest.mark.parametrize(
     ("local", "reason"),
     [
-        ({"layer_decay": 1e-200}, r"local\.layer_decay: embed.weight would learn at 0 times the rate"),
+        (
+            {"layer_decay": 1e-200},
+            r"local\.layer_decay: embed.weight would learn at 0 times the rate",
+        ),
         ({"layer_decay": 1e-7}, r"embed.weight would learn at 1e-14 times"),
         ({"multipliers": {"*" * n: 1e6 for n in range(1, 4)}}, r"multipliers: .* at 1e\+18 times"),
         (
             {"multipliers": {f"{'*' * n}embed.weight": 1e-6 for n in range(60)}},
-            r"local\.multipliers: embed.weight would learn at 0 times .*write what comes to 1e-12 to",
+            r"local\.multipliers: embed.weight would learn at 0 times .*write what comes",
         ),
     ],
     ids=["a layer's", "nearly", "too fast", "of many patterns"],
