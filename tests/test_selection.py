@@ -1,6 +1,7 @@
 """The best model is kept, and a run ends early, by public measures of what it released."""
 
 import json
+import shutil
 from collections import Counter
 
 import pytest
@@ -25,6 +26,7 @@ from fedpriv.errors import InputError, Interrupted
 from fedpriv.privacy.charging import charge
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import read_ledger
+from fedpriv.reporting.ledgers import open_ledger
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.spent import spent
 from fedpriv.reporting.statement import privacy_statement
@@ -197,6 +199,23 @@ def test_of_a_run_that_ended_early_every_place_says_what_was_promised(ended):
     assert shown in table
     assert epsilon_text(charged) not in table
     assert "ended early: ε is that of all rounds that it might have had" in table
+
+
+@pytest.mark.parametrize(("left", "checkpoints"), [(2, True), (0, True), (0, False)])
+def test_nothing_is_claimed_where_nobody_knows_whether_a_run_ended_early(
+    tmp_path, left, checkpoints
+):
+    settings = with_evaluation(STILL, stop_after=2) | {"rounds": 6}
+    directory, _ = train_small(tmp_path / "run", InProcessGrid(), **settings, **CASES["users"])
+    lines = directory.metrics.read_text().splitlines(keepends=True)
+    directory.metrics.write_text("".join(lines[:left]))
+    if not checkpoints:
+        shutil.rmtree(directory.checkpoints)
+    assert open_ledger(directory.path).missing
+    for command in ("verify", "merge"):
+        done = CliRunner().invoke(app, ["ledger", command, str(directory.path)])
+        assert isinstance(done.exception, InputError)
+        assert "IS NOT COMPLETE: metrics.jsonl lacks round" in str(done.exception)
 
 
 def asked(*words):

@@ -60,6 +60,8 @@ def _of_rounds(run: Run) -> tuple[str, ...]:
         found.append(
             f"Finished: {run.finished_rounds:,} of {numbered(planned, 'planned round')}; the run "
             "was stopped or interrupted, or it is still going on."
+            + " Should what was released have been the reason, as where a model diverges, what "
+            "may be claimed is the ε of all planned rounds alone." * run.private
         )
     return tuple(found)
 

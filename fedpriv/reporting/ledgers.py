@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,16 +94,25 @@ def open_ledger(path: Path) -> Opened:
     evidence = read_evidence(file.parent) if file.name == "ledger.jsonl" else NO_EVIDENCE
     read = read_ledger(file)
     folder = file.parent if (file.parent / "config.yaml").is_file() else None
-    ahead = () if folder is None else _ahead(RunDirectory(folder), read.releases)
+    ahead, missing = tuple[Release, ...](), evidence.unpaid(read.releases, read.hashes)
+    if folder is not None and (config := RunDirectory(folder).config()).evaluation.stop_after:
+        # Whether it ended early, and so what it costs, only the metrics of all rounds say.
+        rows = RunDirectory(folder).read_metrics()
+        ahead = releases_ahead(config, rows, read.releases)
+        missing = evidence.missing(read.releases, read.hashes) or _unmeasured(rows, read.releases)
     account = Account(str(path), read.header, read.releases, ahead)
-    missing = evidence.unpaid(read.releases, read.hashes)
     return Opened(file, folder, account, read.torn_bytes > 0, evidence, missing)
 
 
-def _ahead(directory: RunDirectory, releases: tuple[Release, ...]) -> tuple[Release, ...]:
-    """Return the releases that the run in a directory answers for and never made."""
-    rows = directory.read_metrics()
-    return releases_ahead(directory.config(), rows, releases) if rows else ()
+def _unmeasured(rows: Sequence[Mapping[str, Any]], releases: Sequence[Release]) -> tuple[str, ...]:
+    """Return that rounds before the last charged one, which was perhaps not finished, lack rows."""
+    last = max((release.round for release in releases), default=0)
+    if last <= (rows[-1]["round"] if rows else 0) + 1:
+        return ()
+    return (
+        f"metrics.jsonl lacks rounds that came before round {last}, which is charged: without "
+        "them nobody knows whether evaluation.stop_after has ended the run, and what it costs.",
+    )
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,17 @@ def test_a_run_that_is_not_finished_says_so_and_one_without_privacy_promises_not
     assert "ε" not in said
 
 
+def test_a_private_run_that_stopped_says_what_holds_if_its_releases_were_the_reason(
+    make_run,
+) -> None:
+    path = make_run()
+    metrics = path / "metrics.jsonl"
+    assert not any(said.startswith("Finished") for said in cautions_of(path))
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
+    (said,) = [each for each in cautions_of(path) if each.startswith("Finished")]
+    assert said.endswith("what may be claimed is the ε of all planned rounds alone.")
+
+
 # ---------------------------------------------------------------- classes
 
 
