@@ -7,26 +7,25 @@ updates that were divided by these multipliers, and multiplied by them after the
 as well as per-layer clipping, the gain is that of the local rates alone; if per-layer clipping wins
 at multiplier 1, and with noise only, it is that of the clipping.
 
-results.csv holds global, undone and dim at multipliers 1 and 10, with Adam and LAMB, three seeds,
-40 rounds, rates from 0.005 to 0.16, of which the best is inside everywhere:
+What came out is in docs/results.md, "Layers with learning rates of their own". results.csv was made
+by several calls, each of which adds its rows to those that are there:
 
-    rules=global,undone,dim multipliers=1,10 rates=0.005,0.01,0.02,0.04,0.08,0.16 rounds=40
-    noises="ε = 8,none"
-
-At ε = 8 and multiplier 10 undone has 0.862 (Adam) and 0.842 (LAMB), dim 0.859 and 0.835, global
-0.805 and 0.730; at multiplier 1, where undone is global with other noise, 0.855 and 0.829, 0.855
-and 0.841, 0.865 and 0.813. Without noise all are within 0.007 (Adam) and 0.017 (LAMB). So here the
-gain of per-layer clipping is that of undoing the local rates.
+    runtime.workers=1 rates=0.01,0.02,0.04,0.08 rounds=40
+    runtime.workers=1 rates=0.16 rounds=40 "noises=ε = 8" optimizers=adam multipliers=10,30
+    config=vit_mnist_writers.yaml data.path=FOLDER privacy.sampling.expected_cohort=50 rounds=60
+        runtime.workers=1 rules=global,undone,dim multipliers=1,10 "noises=ε = 8,none"
+    config=asr_digits.yaml blocks=head.* seed_model.reinitialize=[head.*] runtime.workers=1
+        privacy.sampling.expected_cohort=64 rules=global,undone,dim multipliers=1,10 "noises=ε = 8"
 
     python simulations/learning_rate_multipliers.py                  # finished runs are kept
     python simulations/learning_rate_multipliers.py rates=0.01,0.02 seeds=17,18 noises="ε = 8"
     python simulations/learning_rate_multipliers.py show
 
 takes config=, blocks=, rules=, multipliers=, optimizers=, noises=, rates=, seeds= and rounds=, each
-a list with commas, and writes results.csv and figure.png into
-simulations/results/learning_rate_multipliers: a row a run, with the mean share of the squared norm,
-and the coherence over users, of the inflated blocks. Table and figure choose the best server rate
-of each cell, over all seeds.
+a list with commas, and changes of the config by their keys, and writes results.csv and figure.png
+into simulations/results/learning_rate_multipliers: a row a run, with the mean share of the squared
+norm, and the coherence over users, of the inflated blocks. Table and figure choose the best server
+rate of each cell, over all seeds.
 """
 
 from __future__ import annotations
@@ -38,7 +37,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 import study
+import yaml
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 import fedpriv
 
@@ -61,22 +63,40 @@ DEFAULTS = {
     "multipliers": "1,3,10,30",
     "optimizers": "adam,lamb",
     "noises": ",".join(NOISES),
-    "rates": "0.005,0.01,0.02,0.04",
+    "rates": "0.01,0.02,0.04,0.08",
     "seeds": "17,18,19",
     "rounds": "",
 }
-CELL = ["noise", "optimizer", "multiplier", "rule"]
+DATA = {"vit_digits": "digits", "vit_mnist_writers": "writers", "asr_digits": "speech"}
+CELL = ["data", "noise", "optimizer", "multiplier", "rule"]
+COLUMNS = [*CELL, "rate", "seed", "accuracy", "wer", "epsilon", "delta", "share", "coherence"]
 STYLES = dict(zip(RULES, (study.BLACK, study.GREEN, study.BLUE, study.SKY, study.RED), strict=True))
 
 
 def measure(*arguments: str) -> pd.DataFrame:
-    told = DEFAULTS | dict(argument.split("=", 1) for argument in arguments)
+    told = dict(argument.split("=", 1) for argument in arguments)
+    changes = {key: yaml.safe_load(told.pop(key)) for key in list(told) if "." in key}
+    told = DEFAULTS | told
     lists = {key: value.split(",") for key, value in told.items()}
     path = study.CONFIGS / told["config"]
-    changes = {"rounds": int(told["rounds"])} if told["rounds"] else {}
-    experiment = fedpriv.Experiment.load(path, changes, name=f"{Path(path).stem}-multipliers")
-    bound = experiment.config.privacy.clipping.bound
-    values = {
+    sections = {"rounds": int(told["rounds"])} if told["rounds"] else {}
+    experiment = fedpriv.Experiment.load(
+        path, changes, name=f"{Path(path).stem}-multipliers", **sections
+    )
+    values = grid(lists, experiment.config.privacy.clipping.bound)
+    swept = fedpriv.sweep(experiment, values, seeds=[int(seed) for seed in lists["seeds"]])
+    seen = pd.DataFrame([inflated(run, lists["blocks"]) for run in swept.run])
+    table = swept.rename(columns={"server.optimizer": "optimizer", "server.lr": "rate"}).join(seen)
+    table = table.assign(data=DATA.get(path.stem, path.stem), multiplier=table.multiplier.map(int))
+    there = study.results_of("learning_rate_multipliers")
+    parts = [pd.read_csv(there), table] if there.exists() else [table]
+    joined = pd.concat([part.reindex(columns=COLUMNS) for part in parts])
+    joined = joined.drop_duplicates([*CELL, "rate", "seed"], keep="last")
+    return joined.sort_values([*CELL, "rate", "seed"])
+
+
+def grid(lists: dict[str, list[str]], bound: float) -> dict[str, Any]:
+    return {
         "rule": {
             rule: {"privacy.clipping": RULES[rule] | {"bound": bound}} for rule in lists["rules"]
         },
@@ -88,14 +108,10 @@ def measure(*arguments: str) -> pd.DataFrame:
         "server.optimizer": lists["optimizers"],
         "server.lr": [float(rate) for rate in lists["rates"]],
     }
-    swept = fedpriv.sweep(experiment, values, seeds=[int(seed) for seed in lists["seeds"]])
-    seen = pd.DataFrame([inflated(run, lists["blocks"]) for run in swept.run])
-    table = swept.rename(columns={"server.optimizer": "optimizer", "server.lr": "rate"}).join(seen)
-    return table[[*CELL, "rate", "seed", measure_of(table), "epsilon", "delta", *seen.columns]]
 
 
 def measure_of(results: pd.DataFrame) -> str:
-    return "wer" if "wer" in results else "accuracy"
+    return "accuracy" if results.wer.isna().all() else "wer"
 
 
 def inflated(run: fedpriv.Run, patterns: list[str]) -> dict[str, float]:
@@ -108,43 +124,60 @@ def inflated(run: fedpriv.Run, patterns: list[str]) -> dict[str, float]:
 
 def best(results: pd.DataFrame) -> pd.DataFrame:
     """Return what the best server rate of each cell comes to, mean and spread over seeds."""
-    measured = measure_of(results)
-    return study.best(results, CELL, measured, lowest=measured == "wer")
+    found = []
+    for _, of_data in results.groupby("data", sort=False):
+        measured = measure_of(of_data)
+        found.append(study.best(of_data, CELL, measured, lowest=measured == "wer"))
+    return pd.concat(found)
 
 
 def figure(results: pd.DataFrame) -> Figure:
-    found, noises = best(results), [n for n in NOISES if n in set(results.noise)]
-    optimizers = list(dict.fromkeys(results.optimizer))
+    found, noises = best(results), [n for n in reversed(NOISES) if n in set(results.noise)]
+    rows = found[["data", "optimizer"]].drop_duplicates().itertuples(index=False, name=None)
+    pairs = sorted(rows, key=lambda pair: ([*DATA.values()].index(pair[0]), pair[1]))
     plotted, panels = plt.subplots(
-        len(optimizers),
+        len(pairs),
         len(noises),
-        figsize=(1 + 3 * len(noises), 0.6 + 2.4 * len(optimizers)),
+        figsize=(1 + 3 * len(noises), 0.6 + 2.1 * len(pairs)),
         sharex=True,
-        sharey=True,
+        sharey="row",
         squeeze=False,
         layout="constrained",
     )
-    for row, optimizer in zip(panels, optimizers, strict=True):
+    for row, (data, optimizer) in zip(panels, pairs, strict=True):
+        here = found[(found.data == data) & (found.optimizer == optimizer)]
         for axes, noise in zip(row, noises, strict=True):
-            here = found[(found.optimizer == optimizer) & (found.noise == noise)]
-            for rule, rows in here.groupby("rule"):
-                low, high = rows["mean"] - rows["min"], rows["max"] - rows["mean"]
-                axes.errorbar(
-                    rows.multiplier, rows["mean"], (low, high), fmt="o-", color=STYLES[rule],
-                    markersize=3, capsize=2, label=rule,
-                )  # fmt: skip
-            axes.set_title(f"{optimizer}, noise: {noise}", fontsize=9)
-            axes.set_xscale("log")
-            axes.grid(alpha=0.3)
-    for axes in panels[-1]:
-        axes.set_xlabel("multiplier of the local rate")
-    panels[0, 0].set_ylabel(f"held-out {measure_of(results)}")
-    panels[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=8)
+            draw(axes, here[here.noise == noise], f"{data}, {optimizer}, noise: {noise}")
+        measured = measure_of(results[results.data == data])
+        row[0].set_ylabel("word error rate" if measured == "wer" else "held-out accuracy")
+        if measured == "wer":
+            row[0].invert_yaxis()  # better is higher everywhere
+    plotted.supxlabel("multiplier of the local rate", fontsize=9)
+    handles = [Line2D([], [], color=STYLES[rule], marker="o", markersize=3) for rule in RULES]
+    panels[0, -1].legend(handles, list(RULES), loc="lower left", frameon=False, fontsize=8)
     return plotted
 
 
+def draw(axes: Axes, here: pd.DataFrame, title: str) -> None:
+    if here.empty:
+        axes.axis("off")
+        return
+    for rule, rows in here.groupby("rule"):
+        low, high = rows["mean"] - rows["min"], rows["max"] - rows["mean"]
+        axes.errorbar(
+            rows.multiplier, rows["mean"], (low, high), fmt="o-", color=STYLES[rule],
+            markersize=3, capsize=2, label=rule,
+        )  # fmt: skip
+    axes.set_title(title, fontsize=9)
+    axes.set_xscale("log")
+    axes.set_xticks([1, 3, 10, 30], ["1", "3", "10", "30"])
+    axes.minorticks_off()
+    axes.tick_params(labelbottom=True)
+    axes.grid(alpha=0.3)
+
+
 def table(results: pd.DataFrame) -> pd.DataFrame:
-    index = ["noise", "optimizer", "multiplier"]
+    index = ["data", "noise", "optimizer", "multiplier"]
     return best(results).pivot(index=index, columns="rule", values="mean").round(3)
 
 
