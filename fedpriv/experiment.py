@@ -397,6 +397,8 @@ def opened(
 ) -> Iterator[tuple[Ledger, threading.Event]]:
     """Take a run's directory for this process; yield its ledger, and what says that it is to stop.
 
+    What the run began with stays in its plan, even where something else would be found here.
+
     Raises:
         InputError: another process has it, or its ledger is damaged, another run's, or lacks lines.
     """
@@ -408,6 +410,7 @@ def opened(
                 f"release was never used, {len(ledger)} are charged"
             )
         _check_state(run, directory, ledger)
+        run.plan = run.plan.as_begun(ledger)
         directory.keep_metrics(run.finished_rounds)
         yield ledger, stop
 

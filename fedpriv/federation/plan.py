@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import cast
@@ -33,6 +33,7 @@ from fedpriv.privacy.calibration import noise_multiplier_for
 from fedpriv.privacy.charging import Budget, Cost, charge
 from fedpriv.privacy.clipping import AdaptiveBounds, GlobalClipping, Unclipped
 from fedpriv.privacy.factorizations import Workload
+from fedpriv.privacy.ledger import Release
 from fedpriv.privacy.mechanisms.allocated import AllocatedMechanism
 from fedpriv.privacy.mechanisms.base import Mechanism, NoiseSource
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism, GaussianMechanism
@@ -148,6 +149,18 @@ class Plan:
             return self.config.rounds
         with told(self.mechanism):
             return self.mechanism.affordable(self.limit, self.config.rounds)
+
+    def as_begun(self, releases: Iterable[Release]) -> Plan:
+        """Return the plan of a run that goes on after `releases`: see `Mechanism.as_begun`.
+
+        Raises:
+            InputError: they do not say enough to go on.
+        """
+        first = next(iter(releases), None)
+        if first is None:
+            return self
+        with told(self.mechanism):
+            return replace(self, mechanism=self.mechanism.as_begun(first))
 
     def noise(self, attempts: Callable[[int], int]) -> NoiseSource:
         """Return where the server's noise comes from: see `Mechanism.noise`.

@@ -30,7 +30,8 @@ Floats = NDArray[np.float64]
 
 # Columns of a workload that an optimisation looks at; errors that are told are of all of them.
 _LOOKED_AT = 256
-# Digits of what an optimisation finds: the last ones differ between machines, and change nothing.
+# Digits of what an optimisation finds: more would be no use. Machines need not agree on them, since
+# the last bit of a number may lead a search elsewhere: ledgers record what was found.
 _DIGITS = 6
 
 
@@ -81,7 +82,7 @@ class Factorization(Protocol):
 
     @property
     def parameters(self) -> tuple[float, ...]:
-        """Numbers from which `named` makes it again, with their number of rounds."""
+        """Numbers from which `on_record` makes it again, with their number of rounds."""
         ...
 
     @property
@@ -406,3 +407,8 @@ DENSE: dict[str, Callable[[tuple[float, ...], int], Factorization]] = {
     "bisr": InverseBanded,
     "blt": Buffered,
 }
+
+
+def on_record(name: str, parameters: tuple[float, ...], rounds: int) -> Factorization:
+    """Return the factorisation that was made for a run of so many rounds, from its numbers."""
+    return DENSE[name](parameters, rounds) if name in DENSE else Banded(parameters, name)

@@ -165,7 +165,8 @@ class Release:
             how many rounds a user is in exactly one.
         factorization: correlated noise: how C was made; None for square_root.
         horizon: correlated noise whose C is dense: T, the rounds that C was made for.
-        parameters: and the numbers that it is made of.
+        parameters: correlated noise: the numbers that C is made of; None for square_root, whose
+            bands follow from their number, and in earlier versions for optimized.
         slot: random_allocation: the round's place in its block, from 1, which pays for the block.
     """
 
@@ -560,7 +561,8 @@ _OF_KIND = {
     "payloads": ("payloads",),
     "separation": ("separation",),
     "factorization": ("factorization",),
-    "horizon": ("horizon", "parameters"),
+    "horizon": ("horizon",),
+    "parameters": ("parameters",),
     "slot": ("slot",),
 }
 

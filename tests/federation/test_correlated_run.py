@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 from dp_accounting.rdp import RdpAccountant
-from in_process import SILOS, InProcessGrid, resume_small, small_config, train_small
+from in_process import SILOS, BreaksIn, InProcessGrid, resume_small, small_config, train_small
 from scipy.linalg import toeplitz
 
 from fedpriv import experiment
 from fedpriv.errors import BudgetError, InputError
 from fedpriv.federation.plan import workload_of
 from fedpriv.federation.strategy import PrivateFedAvg
-from fedpriv.privacy import Ledger, Purpose, Workload
+from fedpriv.privacy import CorrelatedMechanism, Ledger, Purpose, Workload
+from fedpriv.privacy import factorizations as matrices
 from fedpriv.privacy.band_planning import best, choices, chosen
+from fedpriv.privacy.factorizations import Banded, Buffered, InverseBanded
 from fedpriv.privacy.mechanisms.correlated import group_of
 from fedpriv.privacy.planning import BudgetQuestion, answer
 from fedpriv.reporting.ledgers import verify
@@ -211,6 +213,47 @@ def test_a_run_whose_coins_nobody_trusts(factorization, bands, tmp_path):
         (directory.path / "checkpoints" / f"round-{round_:06d}.safetensors").unlink()
     _, resumed = resume_small(directory.path)
     assert parameters(resumed).equal(whole)
+
+
+OTHERS = {
+    "optimized": Banded((0.8, 0.6), "optimized"),
+    "bisr": InverseBanded((1.0, -0.4), 7),
+    "blt": Buffered((0.99, 0.2, 0.01, 0.9), 7),
+}
+
+
+@pytest.mark.parametrize(("factorization", "bands"), [("optimized", 3), ("bisr", 2), ("blt", 2)])
+def test_a_run_goes_on_with_the_matrix_that_it_began_with(
+    factorization, bands, tmp_path, monkeypatch
+):
+    """Another machine may find another one, and with it another z."""
+    target = {"privacy__noise_multiplier": None, "privacy__target_epsilon": 6.0}
+    settings = separated(factorization, bands, **target)
+    whole, prepared = train_small(tmp_path / "whole", **settings)
+    planned = prepared.plan.planned_cost()
+    with pytest.raises(RuntimeError, match="crash"):
+        train_small(tmp_path / "run", BreaksIn(5), **settings)
+    monkeypatch.setitem(matrices.MADE, factorization, lambda *_: OTHERS[factorization])
+    directory, resumed = resume_small(tmp_path / "run")
+    assert parameters(resumed).equal(parameters(prepared))
+    assert list(Ledger.open(directory.ledger)) == list(Ledger.open(whole.ledger))
+    assert resumed.plan.planned_cost() == planned
+    assert verify(directory.path).bill == verify(whole.path).bill
+
+
+def test_a_run_whose_bands_nobody_wrote_down_is_read_and_does_not_go_on(tmp_path, monkeypatch):
+    """Earlier versions did not write down what they had optimised."""
+    record = CorrelatedMechanism.record
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            CorrelatedMechanism, "record", lambda *given: record(*given) | {"parameters": None}
+        )
+        with pytest.raises(RuntimeError, match="crash"):
+            train_small(tmp_path / "run", BreaksIn(5), **separated("optimized", 3))
+    assert verify(tmp_path / "run").bill.first.epsilon > 0
+    with pytest.raises(InputError, match="optimized: the ledger of this run does not say") as told:
+        resume_small(tmp_path / "run")
+    assert "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize("factorization", ["optimized", "bisr"])

@@ -203,6 +203,14 @@ class Mechanism:
         """Return the mechanism with other clip bounds, and noise in proportion."""
         return replace(self, gaussian=self.gaussian.at(bounds))
 
+    def as_begun(self, first: Release) -> Self:
+        """Return the mechanism of a run that goes on, whose first release on record is `first`.
+
+        Raises:
+            InputError: the record does not say enough to go on.
+        """
+        return self
+
     def of_round(self, round_: int, attempt: int, attempts: Callable[[int], int]) -> Self:
         """Return the mechanism as it is in a round.
 

@@ -19,12 +19,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from fedpriv.errors import InputError
 from fedpriv.privacy.factorizations import (
     DENSE,
     MADE,
     Factorization,
     Workload,
     inverse_of,
+    on_record,
     sensitivity_shares,
 )
 from fedpriv.privacy.mechanisms.base import (
@@ -120,6 +122,7 @@ class CorrelatedMechanism(Mechanism):
         user_ids: the ids of those who are there, by place. Private.
         factorization: how C is made.
         workload: what the server makes of the noise; None for the prefix sums of a round alone.
+        begun_with: C of a run that goes on, as it is on record; None where it is made here.
 
     Raises:
         ValueError: a sampling without a proof, a user drawn with a probability above 1, more bands
@@ -146,6 +149,7 @@ class CorrelatedMechanism(Mechanism):
         ),
     ] = "square_root"
     workload: Workload | None = None
+    begun_with: Factorization | None = None
 
     kind = "correlated"
     samplings = ("poisson", "min_separation")
@@ -203,6 +207,8 @@ class CorrelatedMechanism(Mechanism):
     @property
     def matrix(self) -> Factorization:
         """C."""
+        if self.begun_with is not None:
+            return self.begun_with
         workload = self.workload or Workload((1.0,))
         return MADE[self.factorization](self.bands, workload, self.groups)
 
@@ -210,6 +216,25 @@ class CorrelatedMechanism(Mechanism):
     def accounts(self) -> int:
         """One a group."""
         return self.groups
+
+    def as_begun(self, first: Release) -> CorrelatedMechanism:
+        """Return the mechanism with the C and the z of the first release on record.
+
+        The noise that a round takes back was made by them. What is found here may be others: the
+        last bit of a number leads the search for C elsewhere on another machine, and z follows.
+        """
+        gaussian = replace(self.gaussian, noise_multiplier=first.noise_multiplier)
+        name = first.factorization
+        if name is None:
+            return replace(self, gaussian=gaussian)
+        if first.parameters is None:
+            raise InputError(
+                f"privacy.mechanism.factorization: {name}: the ledger of this run does not say "
+                "which bands its noise was made with, and others may be found here; go on with "
+                "the version of fedpriv that began it, or begin a new run"
+            )
+        made = on_record(name, first.parameters, first.horizon or 0)
+        return replace(self, gaussian=gaussian, begun_with=made)
 
     def cohort(self, round_: int, generator: np.random.Generator) -> np.ndarray:
         """Return those of the round's group whose coin says so.
@@ -277,13 +302,14 @@ class CorrelatedMechanism(Mechanism):
         """Return the record of a release, whose `stddev` is that of a row of Z."""
         assert payers is not None
         separated = isinstance(self.sampling, MinSeparationSampling)
+        searched = self.factorization != "square_root"  # whose bands follow from their number
         return super().record(payers) | {
             "bands": self.bands,
             "group": payers[0],
             "separation": self.groups if separated else None,
-            "factorization": None if self.factorization == "square_root" else self.factorization,
+            "factorization": self.factorization if searched else None,
             "horizon": self._rounds if self.dense else None,
-            "parameters": self.matrix.parameters if self.dense else None,
+            "parameters": self.matrix.parameters if searched else None,
         }
 
     def _group(self, round_: int) -> int:
@@ -314,7 +340,7 @@ class CorrelatedMechanism(Mechanism):
         if release.factorization in DENSE:
             if not release.parameters:  # an empty C would be the cheapest
                 return _unsampled(sampling, gaussian, math.inf)
-            made = DENSE[release.factorization](release.parameters, release.horizon or 0)
+            made = on_record(release.factorization, release.parameters, release.horizon or 0)
             shares = sensitivity_shares(made, release.horizon or 0, release.separation or 1)
             planned = release.round <= len(shares)
             share = float(shares[release.round - 1]) if planned else math.inf

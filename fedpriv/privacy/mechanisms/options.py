@@ -28,7 +28,7 @@ SERVER_NOISE = Kind(
         "correlated": "fedpriv.privacy.mechanisms.correlated:CorrelatedMechanism",
     },
     base="fedpriv.privacy.mechanisms.options:MechanismOptions",
-    facts=("sampling", "gaussian", "user_ids", "workload"),
+    facts=("sampling", "gaussian", "user_ids", "workload", "begun_with"),
     group="fedpriv.mechanisms",
     name_key="kind",
     default="independent",

@@ -32,6 +32,7 @@ _OF_THE_KIND = (
     "accounts",
     "accounts_of",
     "affordable",
+    "as_begun",
     "asks_all_nodes",
     "charged",
     "cohort",
