@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedpriv.errors import InputError
+from fedpriv.privacy.correlated_checks import uncovered
 from fedpriv.privacy.factorizations import MADE
 from fedpriv.privacy.sampling import PROVEN, Adjacency
 
@@ -46,7 +47,7 @@ def require_known(path: Path, header: Header, releases: Sequence[Release]) -> No
 
 
 def require_begun(path: Path, releases: Sequence[Release]) -> None:
-    """Raise InputError where a release says that an earlier one paid for it, and none did."""
+    """Raise InputError where a release costs more than its line says: see `unpaid`."""
     begun: list[Release] = []
     for release in releases:
         if (reason := unpaid(begun, release)) is not None:
@@ -57,18 +58,19 @@ def require_begun(path: Path, releases: Sequence[Release]) -> None:
 
 
 def unpaid(before: Sequence[Release], release: Release) -> str | None:
-    """Return why a release is not paid for by its block's first one, where it says that it is.
+    """Return why a release costs more than its line says, by what stands before it; else None.
 
-    `before` are the releases before it, at least those of its block, each paid for. One with more
-    noise than was paid for is its block's with noise added afterwards, which costs nothing; less
-    was not paid for.
+    `before` are the releases before it, at least those of its block, each paid for. A release of a
+    block of rounds that its first one did not pay for, or with less noise than was paid for, is
+    dearer; one with more is its block's with noise added afterwards, which costs nothing. So is
+    correlated noise that no proof covers.
     """
     if (release.sampling == "random_allocation") != (release.slot is not None):
         return (
             f"round {release.round} has a place in a block of rounds, or none, against its sampling"
         )
     if release.slot is None:
-        return None
+        return uncovered(before[0] if before else None, release)
     length = release.separation
     if not (isinstance(length, int) and 1 <= release.slot <= length):
         return f"round {release.round} has no place in a block of {length!r} rounds"

@@ -13,6 +13,7 @@ from dp_accounting.rdp import RdpAccountant as Reference
 from scipy import stats
 from scipy.linalg import toeplitz
 
+from fedpriv.errors import InputError
 from fedpriv.privacy import (
     Adjacency,
     Budget,
@@ -39,7 +40,8 @@ from fedpriv.privacy import (
     read_ledger,
 )
 from fedpriv.privacy.auditing import one_run_bound
-from fedpriv.privacy.factorizations import inverse_of, square_root
+from fedpriv.privacy.factorizations import Buffered, inverse_of, square_root
+from fedpriv.privacy.ledger import _fields
 from fedpriv.privacy.mechanisms.correlated import group_of
 from fedpriv.privacy.mechanisms.registry import mechanism_of
 
@@ -335,6 +337,107 @@ def test_a_record_with_more_bands_than_rounds_between_claims_nothing():
     # Without its numbers C would be the identity, which is the cheapest of all.
     blt = replace(dense, factorization="blt", parameters=None)
     assert isinstance(blt.event(), dp_accounting.NonPrivateDpEvent)
+
+
+def forged(folder, mechanism: CorrelatedMechanism, changed: dict, start: int = 1):
+    """A ledger whose hashes fit, and whose lines from round `start` on say something else."""
+    releases = recorded(mechanism, folder)
+    header = Header("print", 1000, DELTA, mechanism.adjacency.value, **mechanism.header)
+    ledger = Ledger.create(folder / "forged.jsonl", header)
+    for release in releases:
+        told = {name: said(release) if callable(said) else said for name, said in changed.items()}
+        line = replace(release, **told) if release.round >= start else release
+        ledger._write({"kind": "release", **_fields(line)})  # as nobody who appends can
+    return folder / "forged.jsonl"
+
+
+BLT, BISR, BANDS_OF_5 = ("blt", 2), ("bisr", 4), ("optimized", 3)
+FORGED = {
+    "amplified": (BLT, {"sampling": "poisson", "separation": None}, "no proof with poisson"),
+    "amplified apart": (BANDS_OF_5, {"sampling": "poisson"}, "no groups of users that fit"),
+    "fixed": (BANDS_OF_5, {"sampling": "fixed_size"}, "no proof with fixed_size"),
+    "apart": (BANDS_OF_5, {"separation": None}, "no groups of users that fit"),
+    "groups of their own": (BLT, {"group": lambda release: release.round}, "the groups in turn"),
+    "no group": (BLT, {"group": None}, "the groups in turn"),
+    "round 0": (BANDS_OF_5, {"round": 0, "group": 4}, "the groups in turn"),
+    "too many groups": (
+        BLT,
+        {"separation": 30, "group": lambda r: (r.round - 1) % 30},
+        "one of 30",
+    ),
+    "of others": (BLT, {"users": (3,)}, "says that others pay"),
+    "counted": (BLT, {"counts": 1, "count_stddev": 1.0}, "says that others pay"),
+    "no numbers": (BLT, {"parameters": None}, "no matrix"),
+    "no horizon": (BISR, {"horizon": None}, "no matrix"),
+    "too few": (BISR, {"parameters": (1.0, -0.5)}, "no matrix"),
+    "not finite": (BLT, {"parameters": (math.nan, 0.5, 0.1, 0.1)}, "no matrix"),
+    "singular": (BISR, {"parameters": (0.0, 1.0, 1.0, 1.0)}, "no matrix"),
+    "growing": (BLT, {"parameters": (1e200, 0.5, 0.1, 0.1)}, "no matrix"),
+    "long": (BANDS_OF_5, {"parameters": (0.9, 0.5, 0.2)}, "no matrix"),
+    "many": (BANDS_OF_5, {"parameters": (0.5,) * 4}, "no matrix"),
+}
+#: What none of the lines may say that come later.
+CHANGED = {
+    "parameters": (BLT, {"parameters": (0.5, 0.5, 1.0, 1.0)}),
+    "bands' parameters": (BANDS_OF_5, {"parameters": (0.8, 0.6)}),
+    "horizon": (BLT, {"horizon": 600}),
+    "factorization": (BANDS_OF_5, {"factorization": None, "parameters": None}),
+    "bands": (BANDS_OF_5, {"bands": 4}),
+    "groups": (BISR, {"separation": 6, "group": lambda release: (release.round - 1) % 6}),
+    "sampling": (("square_root", 5), {"sampling": "poisson", "separation": None}),
+    "noise": (BLT, {"stddev": 2 * Z * BOUND, "noise_multiplier": 2 * Z}),
+    "bound": (BLT, {"bound": BOUND / 2, "sensitivity": BOUND / 2, "noise_multiplier": 2 * Z}),
+    "independent": (BLT, {"bands": None, "sampling": "poisson", "separation": None}),
+}
+
+
+@pytest.mark.parametrize(("made", "changed", "reason"), FORGED.values(), ids=FORGED)
+def test_a_ledger_of_correlated_noise_that_no_proof_covers_is_refused(
+    made, changed, reason, tmp_path
+):
+    with pytest.raises(InputError, match=reason) as told:
+        read_ledger(forged(tmp_path, separated(*made), changed))
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(("made", "changed"), CHANGED.values(), ids=CHANGED)
+def test_a_ledger_whose_noise_is_made_in_two_ways_is_refused(made, changed, tmp_path):
+    with pytest.raises(InputError, match=r"round 6 has other .* than the run began with"):
+        read_ledger(forged(tmp_path, separated(*made), changed, start=6))
+
+
+def test_a_run_cannot_go_on_with_another_matrix(tmp_path):
+    mechanism = separated(*BLT)
+    recorded(mechanism, tmp_path, rounds=5)
+    ledger = Ledger.open(tmp_path / "ledger.jsonl")
+    other = replace(mechanism, begun_with=Buffered((0.9, 0.5, 0.3, 0.2), 17))
+    with pytest.raises(InputError, match=r"round 6 has other .* the kind of machine"):
+        ledger.append(Release.of(6, 0, other, "digest", (0,)))
+    ledger.append(Release.of(6, 0, mechanism, "digest", (0,)))
+
+
+def test_last_bits_and_bands_that_nobody_wrote_down_are_no_reason_to_refuse_a_ledger(tmp_path):
+    """Other machines' logarithms, and ledgers of versions that recorded dense matrices alone."""
+
+    def nudged(release):
+        return tuple(math.nextafter(number, 2) for number in release.parameters)
+
+    (tmp_path / "dense").mkdir()
+    path = forged(tmp_path / "dense", separated(*BLT), {"parameters": nudged}, start=6)
+    assert len(read_ledger(path).releases) == 17
+    path = forged(tmp_path, separated(*BANDS_OF_5), {"parameters": None})
+    assert len(read_ledger(path).releases) == 17
+
+
+def test_a_group_pays_for_nothing_but_correlated_noise(tmp_path):
+    header = Header("print", 1000, DELTA, "add_or_remove_one")
+    ledger = Ledger.create(tmp_path / "ledger.jsonl", header)
+    release = Release.of(1, 0, CentralMechanism(PoissonSampling(1000, 50.0), GAUSSIAN), "digest")
+    for round_ in (1, 2):
+        line = _fields(replace(release, round=round_)) | {"group": round_}
+        ledger._write({"kind": "release", **line})
+    with pytest.raises(InputError, match="round 1 has a group that pays"):
+        read_ledger(tmp_path / "ledger.jsonl")
 
 
 def test_buffers_and_bands_that_have_no_proof_are_refused():
