@@ -36,15 +36,13 @@ def uncovered(first: Release | None, release: Release) -> str | None:
     if release.bands is None:
         if release.group is not None:
             return f"round {release.round} has a group that pays, and no correlated noise"
-        return None if first is None or first.bands is None else _changed("bands", release)
+        return None
     if (reason := _no_groups(release) or _wrong_payers(release)) is not None:
         return reason
     if first is None:
-        return (
-            None
-            if _has_a_matrix(release)
-            else (f"round {release.round} records no matrix that correlated noise is made with")
-        )
+        if _has_a_matrix(release):
+            return None
+        return f"round {release.round} records no matrix that correlated noise is made with"
     for name in _OF_THE_RUN:
         if getattr(first, name) != getattr(release, name):
             return _changed(name, release)

@@ -23,7 +23,13 @@ from fedpriv.disk import fsync
 from fedpriv.errors import InputError
 from fedpriv.privacy.accounting import Accountant
 from fedpriv.privacy.clipping import GlobalClipping
-from fedpriv.privacy.ledger_checks import VERSION, require_begun, require_known, unpaid
+from fedpriv.privacy.ledger_checks import (
+    VERSION,
+    require_begun,
+    require_known,
+    require_one_kind,
+    unpaid,
+)
 from fedpriv.privacy.mechanisms.base import Mechanism
 from fedpriv.privacy.mechanisms.gaussian import CountNoise, GaussianMechanism
 from fedpriv.privacy.mechanisms.registry import MECHANISMS
@@ -500,6 +506,7 @@ def read_ledger(path: Path) -> LedgerFile:
     if set(kinds) - {"places", "release"}:
         raise InputError(f"{path}: written by another version of fedpriv")
     require_known(path, header, releases)
+    require_one_kind(path, header, releases)
     require_begun(path, releases)
     return LedgerFile(
         header, releases, hashes[1], tuple(hashes[2:]), whole, len(data) - whole, places

@@ -46,6 +46,21 @@ def require_known(path: Path, header: Header, releases: Sequence[Release]) -> No
                 )
 
 
+def require_one_kind(path: Path, header: Header, releases: Sequence[Release]) -> None:
+    """Raise InputError where a release is of another mechanism than the header says.
+
+    By the header it is known who pays: of another mechanism's releases it would be somebody else.
+    """
+    for release in releases:
+        kind = release.mechanism
+        for name, said in kind.header.items():
+            if (found := getattr(header, name)) != said:
+                raise InputError(
+                    f"{path}: round {release.round} is of mechanism {kind.kind}, and the header "
+                    f"says {name} {found!r} where that has {said!r}: edited, dropped or reordered"
+                )
+
+
 def require_begun(path: Path, releases: Sequence[Release]) -> None:
     """Raise InputError where a release costs more than its line says: see `unpaid`."""
     begun: list[Release] = []

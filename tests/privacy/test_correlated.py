@@ -26,6 +26,7 @@ from fedpriv.privacy import (
     GlobalClipping,
     Header,
     Ledger,
+    LocalMechanism,
     MinSeparationSampling,
     PayerAccounts,
     PerLayerClipping,
@@ -365,7 +366,6 @@ FORGED = {
         {"separation": 30, "group": lambda r: (r.round - 1) % 30},
         "one of 30",
     ),
-    "of others": (BLT, {"users": (3,)}, "says that others pay"),
     "counted": (BLT, {"counts": 1, "count_stddev": 1.0}, "says that others pay"),
     "no numbers": (BLT, {"parameters": None}, "no matrix"),
     "no horizon": (BISR, {"horizon": None}, "no matrix"),
@@ -387,7 +387,6 @@ CHANGED = {
     "sampling": (("square_root", 5), {"sampling": "poisson", "separation": None}),
     "noise": (BLT, {"stddev": 2 * Z * BOUND, "noise_multiplier": 2 * Z}),
     "bound": (BLT, {"bound": BOUND / 2, "sensitivity": BOUND / 2, "noise_multiplier": 2 * Z}),
-    "independent": (BLT, {"bands": None, "sampling": "poisson", "separation": None}),
 }
 
 
@@ -429,6 +428,23 @@ def test_last_bits_and_bands_that_nobody_wrote_down_are_no_reason_to_refuse_a_le
     assert len(read_ledger(path).releases) == 17
 
 
+def test_a_ledger_whose_header_is_of_another_mechanism_is_refused(tmp_path):
+    """Groups pay for correlated noise, and all users for independent noise, by the header alone."""
+    independent = CentralMechanism(PoissonSampling(1000, 50.0), GAUSSIAN)
+    for name, mechanism, said in (
+        ("groups", independent, CorrelatedMechanism),
+        ("all", correlated(3), CentralMechanism),
+    ):
+        header = Header("print", 1000, DELTA, "add_or_remove_one", **said.header)
+        ledger = Ledger.create(tmp_path / f"{name}.jsonl", header)
+        payers = mechanism.payers(1, np.zeros(0))
+        ledger.append(Release.of(1, 0, mechanism, "digest", payers))
+        with pytest.raises(
+            InputError, match=r"round 1 is of mechanism .*the header says mechanism"
+        ):
+            read_ledger(tmp_path / f"{name}.jsonl")
+
+
 def test_a_group_pays_for_nothing_but_correlated_noise(tmp_path):
     header = Header("print", 1000, DELTA, "add_or_remove_one")
     ledger = Ledger.create(tmp_path / "ledger.jsonl", header)
@@ -438,6 +454,13 @@ def test_a_group_pays_for_nothing_but_correlated_noise(tmp_path):
         ledger._write({"kind": "release", **line})
     with pytest.raises(InputError, match="round 1 has a group that pays"):
         read_ledger(tmp_path / "ledger.jsonl")
+
+    header = replace(header, **LocalMechanism.header)
+    ledger = Ledger.create(tmp_path / "users.jsonl", header)
+    line = _fields(Release.of(1, 0, correlated(3), "digest", (0,))) | {"users": (3,)}
+    ledger._write({"kind": "release", **line})
+    with pytest.raises(InputError, match="says that others pay"):
+        read_ledger(tmp_path / "users.jsonl")
 
 
 def test_buffers_and_bands_that_have_no_proof_are_refused():
