@@ -152,7 +152,10 @@ def build_image_folder(options: ImageFolderOptions, seed: int) -> FederatedRecor
         labels=labels,
         misread=absent
         or misread(
-            folder, options, (p for p in paths if "/" in p), () if options.pattern else owners
+            folder,
+            options,
+            # An image that lies in no folder is in no part.
+            (each for each in split.owned(paths, public) if "/" in each[0]),
         ),
     )
     return federate_records(source, options, seed)

@@ -34,27 +34,42 @@ def inside(name: str) -> str:
 Inside = Annotated[str, AfterValidator(inside)]
 
 
-def misread(
-    folder: Path, options: OwnFolderOptions, paths: Iterable[str], owners: Iterable[str] = ()
-) -> str:
+def misread(folder: Path, options: OwnFolderOptions, owned: Iterable[tuple[str, str]]) -> str:
     """Return what is wrong where a part is taken for what users have; "" where nothing seems to be.
 
-    `paths`, from `folder` on, are those of files that are users' own, or are in folders there;
-    `owners` are named after such a folder.
+    `owned` are the files that are users' own, each by its path from `folder` on, with the user's
+    name where the path says it, else "".
     """
-    named = {path.partition("/")[0] for path in paths} if options.held_out is None else set()
-    for name in sorted(named):
-        if name.partition(".")[0].lower().replace("-", "_") in _MEASURED:
-            return (
-                f"data.held_out: {folder} has {name}, which is what a part to measure on is "
-                f"called, and here it would be users'; write held_out: {name}, or rename it"
-            )
-    whole = sorted(owner for owner in set(owners) if owner.lower() in _TRAINED)
-    if whole and options.partition.kind == "natural":
+    pairs = set(owned)
+    parts = sorted(filter(None, (_measured_part(*pair) for pair in pairs)))
+    if parts:
+        since = f", since held_out is {options.held_out}" if options.held_out else ""
+        return (
+            f"data.held_out: {folder} has {parts[0]}, which is what a part to measure on is "
+            f"called, and here it would be users'{since}; write held_out: {parts[0]}, or move it "
+            f"out of {folder}, or rename it if it is a user's"
+        )
+    whole = sorted({owner for _, owner in pairs if owner.lower() in _TRAINED})
+    if whole and options.partition.kind == "natural" and not getattr(options, "pattern", None):
         return (
             f"data.path: all of {folder / whole[0]} would be one user; write the folder that "
             f"holds a folder for each user, such as path: {folder / whole[0]}, or a data.pattern"
         )
+    return ""
+
+
+def _measured_part(path: str, owner: str) -> str:
+    """Return the part of a path, from its start on, that is called as what is measured on is.
+
+    That is the first name, or the one that a pattern takes for a user's. Others, such as a class
+    or a text of a user, may be called anything.
+    """
+    names = path.split("/")
+    for depth, name in enumerate(names):
+        bare = name.partition(".")[0]
+        is_users = depth == 0 or (owner and owner in (name, bare))
+        if is_users and bare.lower().replace("-", "_") in _MEASURED:
+            return "/".join(names[: depth + 1])
     return ""
 
 

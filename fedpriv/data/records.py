@@ -154,6 +154,18 @@ class Split:
         """How many different owners the rows of users name."""
         return len(set(self.owners[self.training]) - {NOBODY})
 
+    def owned(
+        self, paths: Sequence[str], public: Sequence[bool] | NDArray[np.bool_] | None
+    ) -> Iterator[tuple[str, str]]:
+        """Yield the paths that are users' own, each with the user's name, of all rows' paths.
+
+        `public` as in `of`; who is held out by the name alone is a user here too.
+        """
+        held = [False] * len(paths) if public is None else public
+        for path, owner, apart in zip(paths, self.owners, held, strict=True):
+            if not apart and (owner != NOBODY or not self.named):
+                yield path, owner
+
     def deal(
         self, options: OwnOptions, labels: NDArray[np.int64] | None, seed: int
     ) -> Mapping[str, Indices]:

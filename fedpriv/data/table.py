@@ -169,16 +169,10 @@ def build_table(options: TableOptions, seed: int) -> FederatedRecords:
         input_shape=records.shape,
         example="row",
         labels=labels if named else None,
-        misread=absent or _misread(table, options),
+        misread=absent or misread(table.folder, options, ((name, "") for name in table.owned)),
         task="classification" if named else "regression",
     )
     return federate_records(source, options, seed)
-
-
-def _misread(table: Table, options: TableOptions) -> str:
-    if options.path != table.folder:
-        return ""
-    return misread(table.folder, options, (path.name for path, _ in table.files))
 
 
 def _owners(table: Table, options: TableOptions) -> list[str]:

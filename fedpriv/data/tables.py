@@ -36,6 +36,7 @@ class Table:
         unread: how many lines have too many cells, and were left out.
         folder: where the files lie.
         columns: of the users' files, each once.
+        owned: what the users' files are called, where all of a folder were read.
     """
 
     frame: pd.DataFrame
@@ -44,6 +45,7 @@ class Table:
     unread: int
     folder: Path
     columns: Sequence[str]
+    owned: Sequence[str]
 
     def where(self, row: int) -> str:
         """Return a row's place, in words."""
@@ -98,7 +100,8 @@ def read_table(path: Path | None, held_out: str | None) -> Table:
     first = sum(count for _, count in files[: len(users)])
     held = np.arange(len(frame)) >= first if held_out else None
     columns = dict.fromkeys(str(name) for each in frames[: len(users)] for name in each.columns)
-    return Table(frame, files, held, unread, folder, list(columns))
+    owned = [file.name for file in users] if path.is_dir() else []
+    return Table(frame, files, held, unread, folder, list(columns), owned)
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:

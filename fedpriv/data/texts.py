@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -234,7 +234,7 @@ def build_text(options: TextOptions, seed: int) -> FederatedRecords:
         example="block",
         task="next_token",
         several=True,
-        misread=absent or _misread(options, texts, owners),
+        misread=absent or misread(_folder(options), options, _owned(texts, split, public)),
     )
     return federate_records(source, options, seed)
 
@@ -250,10 +250,14 @@ def _folder(options: TextOptions) -> Path:
     return options.path if options.path.is_dir() else options.path.parent
 
 
-def _misread(options: TextOptions, texts: Any, owners: Sequence[str]) -> str:
-    if not isinstance(texts, TextFiles):
-        return ""
-    return misread(texts.folder, options, texts.paths, () if options.pattern else owners)
+def _owned(
+    texts: Texts, split: Split, public: NDArray[np.bool_] | None
+) -> Iterable[tuple[str, str]]:
+    """Return the files that are users' own, as `misread` reads them."""
+    if isinstance(texts, TextFiles):
+        return split.owned(texts.paths, public)
+    assert isinstance(texts, TextColumn)
+    return [(name, "") for name in texts.table.owned]
 
 
 def read_text(path: Path) -> str:

@@ -4,9 +4,10 @@ Of a simulation: at a node nobody's name ends anything.
 """
 
 import re
+import shutil
 
 import pytest
-from own_data import HELD_OUT, write_images, write_table, write_texts
+from own_data import HELD_OUT, USERS, write_images, write_lines, write_table, write_texts
 from schema import data_options
 
 from fedpriv.data import build_dataset
@@ -40,6 +41,66 @@ def test_a_forgotten_part_is_named_with_what_to_write(tmp_path, kind, called):
     assert called not in named.user_ids
     part.rename(part.with_name(f"tester{part.suffix}"))
     build_dataset(data_options(**options), 3).require_usable()
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("called", ["val", "Valid", "testing"])
+def test_a_second_part_beside_the_named_one_is_told_and_not_trained_on(tmp_path, kind, called):
+    write, options = KINDS[kind]
+    folder = write(tmp_path / "data")
+    part = part_of(folder)
+    second = part.with_name(called + part.suffix)
+    (shutil.copytree if part.is_dir() else shutil.copy)(part, second)
+    for named, other in ((part, second), (second, part)):
+        options = {**options, "path": folder, "held_out": named.name}
+        said = rf"data\.held_out: .* has {other.name}, .*; write held_out: {other.name}, or move it"
+        with pytest.raises(InputError, match=said):
+            build_dataset(data_options(**options), 3).require_usable()
+    second.rename(tmp_path / "elsewhere")
+    build_dataset(data_options(**{**options, "held_out": part.name}), 3).require_usable()
+
+
+def test_a_forgotten_table_of_texts_is_told(tmp_path):
+    folder = write_lines(tmp_path / "data")
+    options = {"name": "text", "path": folder, "user": "role", "text": "line", "block": 8}
+    with pytest.raises(InputError, match=r"has test\.csv, .* write held_out: test\.csv, or"):
+        build_dataset(data_options(**options), 3).require_usable()
+    named = build_dataset(data_options(**options, held_out="test.csv"), 3)
+    named.require_usable()
+    assert named.population == len(USERS)
+    shutil.copy(folder / "test.csv", folder / "val.csv")
+    with pytest.raises(InputError, match=r"has val\.csv, .*, since held_out is test\.csv; write"):
+        build_dataset(data_options(**options, held_out="test.csv"), 3).require_usable()
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern"),
+    [
+        ("image_folder", "in/(?P<user>[^/]+)/.*"),
+        ("text", "in/(?P<user>[^/]+)/.*"),
+        ("text", r"in/(?P<user>[^/.]+)\.txt"),
+    ],
+)
+def test_a_part_that_a_pattern_takes_for_a_user_is_told(tmp_path, kind, pattern):
+    write, options = KINDS[kind]
+    write(tmp_path / "data" / "in")
+    part_of(tmp_path / "data" / "in").rename(tmp_path / "data" / HELD_OUT)
+    for user in USERS:
+        if kind == "text":
+            shutil.copy(tmp_path / "data" / HELD_OUT / "0.txt", tmp_path / f"data/in/{user}.txt")
+    options = {**options, "path": tmp_path / "data", "pattern": pattern, "held_out": HELD_OUT}
+    build_dataset(data_options(**options), 3).require_usable()
+    # What the pattern does not read is nobody's, and what lies in a user's folder is the user's.
+    for at in ("val", f"in/{USERS[0]}/val"):
+        shutil.copytree(tmp_path / "data" / HELD_OUT, tmp_path / "data" / at)
+    build_dataset(data_options(**options), 3).require_usable()
+    shutil.copytree(tmp_path / "data" / HELD_OUT, tmp_path / "data" / "in" / "val")
+    told = "in/val"
+    if pattern.endswith("txt"):
+        shutil.copy(tmp_path / "data" / HELD_OUT / "0.txt", tmp_path / "data/in/val.txt")
+        told = r"in/val\.txt"
+    with pytest.raises(InputError, match=rf"has {told}, .* write held_out: {told}, or move"):
+        build_dataset(data_options(**options), 3).require_usable()
 
 
 @pytest.mark.parametrize("kind", ["image_folder", "text"])
