@@ -168,3 +168,24 @@ def test_classes_are_called_by_their_names(fedpriv, config):
     assert [line.split()[0] for line in out.splitlines()[-2:]] == list(CLASSES)
     _, out, _ = fedpriv("describe", config, "--format", "json")
     assert json.loads(out)["public"]["class_names"] == list(CLASSES)
+
+
+def test_a_bad_record_that_stops_a_run_stops_a_description_with_the_same_line(
+    fedpriv, config, tmp_path, monkeypatch, capsys
+):
+    table = tmp_path / "data" / "people.csv"
+    rows = table.read_text().splitlines()
+    rows[4] = rows[4].replace(rows[4].split(",")[1], "much")
+    table.write_text("\n".join(rows))
+    everybody = "privacy.sampling.expected_cohort=10"
+    given = [str(config), "--set", "data.on_bad=stop", "--set", everybody]
+    code, out, err = fedpriv("describe", *given)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {table}: row 4: x0 is no number; ")
+    assert "data.on_bad: skip" in err
+    assert len(err.splitlines()) == 1
+    monkeypatch.setattr(sys, "argv", ["fedpriv", "run", *given])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert err in capsys.readouterr().err

@@ -66,7 +66,7 @@ def describe(
     `places` is `data.users`.
 
     Raises:
-        InputError: there is no user.
+        InputError: there is no user, or what one has would end a run.
     """
     places_of = {user_id: place for place, user_id in enumerate(dataset.user_ids)}
     if not places_of:
@@ -75,12 +75,7 @@ def describe(
     by_class = getattr(dataset, "task", "classification") == "classification"
     sizes, labels, skipped, reason = [], [], 0, ""
     for user_id in chosen:
-        try:
-            examples = dataset.user(places_of[user_id])
-        except InputError as error:  # such as one without examples
-            sizes.append(0)
-            reason = reason or str(error)
-            continue
+        examples = dataset.user(places_of[user_id])
         sizes.append(len(examples))
         skipped += examples.skipped
         if examples.skipped and not reason and hasattr(dataset, "why_skipped"):

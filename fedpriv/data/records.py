@@ -337,7 +337,7 @@ class FederatedRecords:
                 read = self.records.read(int(row))
             except InputError as error:
                 if self.on_bad == "stop":
-                    raise
+                    raise _stopped_by(error) from None
                 reason = str(error) if reason == none else reason
             else:
                 if len(self.records.pack([read])):
@@ -351,12 +351,16 @@ class FederatedRecords:
         for row in rows:
             try:
                 read.append(self.records.read(int(row)))
-            except InputError:
+            except InputError as error:
                 if self.on_bad == "stop":
-                    raise
+                    raise _stopped_by(error) from None
                 skipped += 1
         examples = self.records.pack(read)
         return replace(examples, skipped=examples.skipped + skipped)
+
+
+def _stopped_by(error: InputError) -> InputError:
+    return InputError(f"{error}; mend it, or leave such records out with data.on_bad: skip")
 
 
 @dataclass(frozen=True)
