@@ -378,6 +378,9 @@ class RecordSource:
         task: what is learnt.
         several: whether a record may become several examples.
         misread: see `misread`.
+        usable: which rows can be used, as far as that is known unread, beside their classes; None
+            where it is not.
+        lazy: whether others may turn out bad when they are read.
     """
 
     title: str
@@ -390,6 +393,22 @@ class RecordSource:
     task: str = "classification"
     several: bool = False
     misread: str = ""
+    usable: NDArray[np.bool_] | None = None
+    lazy: bool = True
+
+    @property
+    def of_other_classes(self) -> NDArray[np.bool_]:
+        """Which rows have a class that is none of the known ones, as far as that is known."""
+        if self.labels is None or self.task != "classification":
+            return np.zeros(len(self.split.owners), bool)
+        return self.labels == UNKNOWN
+
+    @property
+    def bad(self) -> NDArray[np.bool_]:
+        """Which other rows cannot be used, as far as that is known."""
+        if self.usable is None:
+            return np.zeros(len(self.split.owners), bool)
+        return ~self.usable & ~self.of_other_classes
 
 
 def federate_records(source: RecordSource, options: OwnOptions, seed: int) -> FederatedRecords:
@@ -427,8 +446,8 @@ def with_users(
         task=source.task,
         on_bad=options.on_bad,
         description=f"{source.title}: {counting.numbered(options.users or len(parts), 'user')} "
-        f"({dealt}); {counting.numbered(len(split.held_out), f'{options.evaluation} record')}",
-        sizes=_sizes(parts, source),
+        f"({dealt}); {_held_out(source, options)}",
+        sizes=_sizes(parts, source, options.on_bad),
         facts=DataFacts(
             users="person" if natural else "dealt",
             example=source.example,
@@ -452,17 +471,35 @@ def _together(split: Split, by_owner: bool) -> list[Indices]:
     return [rows[first : first + _PART] for first in range(0, len(rows), _PART)]
 
 
-def _sizes(parts: Sequence[Indices], source: RecordSource) -> str:
-    said = counting.in_words(list(map(len, parts)), "text" if source.several else "record")
+def _held_out(source: RecordSource, options: ReadOptions) -> str:
+    """Return how many records are measured on, in words; public."""
+    rows = source.split.held_out
+    left_out = int((source.of_other_classes | source.bad)[rows].sum())
+    said = counting.numbered(len(rows) - left_out, f"{options.evaluation} record")
+    said += _if_read(source, options.on_bad)
+    return said + f", {left_out} that cannot be used left out" * bool(left_out)
+
+
+def _sizes(parts: Sequence[Indices], source: RecordSource, on_bad: str) -> str:
+    """Return how many records users are trained on, and why others are not, in words; private."""
+    other, bad = source.of_other_classes, source.bad
+    used = [int((~(other | bad)[part]).sum()) for part in parts]
+    said = counting.in_words(used, "text" if source.several else "record")
+    said += _if_read(source, on_bad)
     if source.several:
         said += f", to be cut into blocks of {source.input_shape[0]} tokens"
     if source.split.strays:
         said += f"; {counting.numbered(source.split.strays, 'record')} of nobody, left out"
-    if source.labels is not None and source.task == "classification":
-        training = source.labels[source.split.training]
-        if wrong := int((training == UNKNOWN).sum()):
-            said += f"; {wrong} of other classes, left out"
+    if wrong := sum(int(other[part].sum()) for part in parts):
+        said += f"; {wrong:,} of other classes, left out"
+    if wrong := sum(int(bad[part].sum()) for part in parts):
+        said += f"; {wrong:,} that cannot be used, left out"
     return said
+
+
+def _if_read(source: RecordSource, on_bad: str) -> str:
+    """Say of a number of records that some may not count; nobody knows who has not read them."""
+    return ", as far as they can be read" if source.lazy and on_bad == "skip" else ""
 
 
 def stacked(

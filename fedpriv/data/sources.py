@@ -1,9 +1,11 @@
 """From labelled images to users: the part that all image data sets have in common."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fedpriv import counting
 from fedpriv.data import partition
@@ -64,7 +66,7 @@ def federate(source: ImageSource, options: DealtOptions, seed: int) -> Partition
         scale=source.scale,
         classes=source.classes,
         description=_describe(source, options, options.users or len(parts)),
-        sizes=counting.in_words(list(map(len, parts)), "training example") + _wrong_labels(source),
+        sizes=_sizes(parts, source),
         facts=_facts(source, options),
     )
 
@@ -161,9 +163,10 @@ def _facts(source: ImageSource, options: DealtOptions) -> DataFacts:
 
 
 def _describe(source: ImageSource, options: DealtOptions, users: int) -> str:
+    held_out = int(_known(source.test.labels, source).sum())
     return (
         f"{source.title}: {counting.numbered(users, 'user')} ({how_dealt(options)}); "
-        f"{counting.numbered(len(source.test), f'{options.evaluation} example')}"
+        f"{counting.numbered(held_out, f'{options.evaluation} example')}"
     )
 
 
@@ -176,7 +179,15 @@ def how_dealt(options: DealtOptions) -> str:
     return options.partition.kind + settings.get(options.partition.kind, "")
 
 
-def _wrong_labels(source: ImageSource) -> str:
-    labels = source.training.labels
-    wrong = int(((labels < 0) | (labels >= source.classes)).sum())
-    return f"; {wrong} training examples with wrong labels, left out" if wrong else ""
+def _known(labels: Tensor, source: ImageSource) -> NDArray[np.bool_]:
+    """Return which labels are classes: examples of others are left out."""
+    return ((labels >= 0) & (labels < source.classes)).numpy()
+
+
+def _sizes(parts: Sequence[partition.Indices], source: ImageSource) -> str:
+    """Return how many examples users are trained on, and how many are left out, in words."""
+    known = _known(source.training.labels, source)
+    used = [int(known[part].sum()) for part in parts]
+    said = counting.in_words(used, "training example")
+    wrong = sum(map(len, parts)) - sum(used)
+    return said + f"; {wrong:,} training examples with wrong labels, left out" * bool(wrong)

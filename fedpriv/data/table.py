@@ -90,12 +90,23 @@ class Rows:
         """Shape of one input."""
         return self.options.image.shape if self.features is None else self.features.shape[1:]
 
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """Which rows `read` takes, whatever their class: of images, those that name a file."""
+        if self.features is not None:
+            usable: NDArray[np.bool_] = np.asarray(np.isfinite(self.features).all(axis=1))
+        else:
+            usable = np.array([_names_a_file(name) for name in self.files], bool)
+        if self.labels.ndim > 1:
+            usable &= np.isfinite(self.labels).all(axis=1)
+        return usable
+
     def read(self, row: int) -> tuple[Tensor, Tensor]:
         """Return one row's input and target."""
         where = self.table.where(row)
         target = self._target(row, where)
         if self.features is None:
-            if not (name := self.files[row]) or "\0" in name:
+            if not _names_a_file(name := self.files[row]):
                 raise InputError(f"{where}: names no file")
             return self.options.image.read(self.table.folder / name), target
         values = self.features[row]
@@ -171,6 +182,8 @@ def build_table(options: TableOptions, seed: int) -> FederatedRecords:
         labels=labels if named else None,
         misread=absent or misread(table.folder, options, ((name, "") for name in table.owned)),
         task="classification" if named else "regression",
+        usable=records.usable,
+        lazy=options.files is not None,
     )
     return federate_records(source, options, seed)
 
@@ -193,6 +206,10 @@ def _target_columns(table: Table, options: TableOptions) -> list[str]:
     if options.files is not None:
         table.column("data.files", options.files)
     return [table.column("data.target", name) for name in names]
+
+
+def _names_a_file(name: str) -> bool:
+    return bool(name) and "\0" not in name
 
 
 def _first(values: NDArray[np.float32], names: Sequence[str]) -> str:

@@ -132,7 +132,7 @@ class TextColumn:
     def text(self, row: int) -> str:
         """Return a cell, which must be UTF-8."""
         text = self.texts[row]
-        if not text or not is_clean(text):
+        if not _is_text(text):
             raise InputError(f"{self.table.where(row)}: its text is empty, or not UTF-8")
         return text
 
@@ -144,6 +144,10 @@ class TextColumn:
         """Add the cells."""
         for row in rows:
             content.add(self.texts[row].encode("utf-8", "surrogateescape"))
+
+
+def _is_text(cell: str) -> bool:
+    return bool(cell) and is_clean(cell)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,6 +238,8 @@ def build_text(options: TextOptions, seed: int) -> FederatedRecords:
         example="block",
         task="next_token",
         several=True,
+        usable=_usable(texts),
+        lazy=isinstance(texts, TextFiles),
         misread=absent or misread(_folder(options), options, _owned(texts, split, public)),
     )
     return federate_records(source, options, seed)
@@ -258,6 +264,12 @@ def _owned(
         return split.owned(texts.paths, public)
     assert isinstance(texts, TextColumn)
     return [(name, "") for name in texts.table.owned]
+
+
+def _usable(texts: Texts) -> NDArray[np.bool_] | None:
+    if not isinstance(texts, TextColumn):
+        return None
+    return np.array([_is_text(cell) for cell in texts.texts], bool)
 
 
 def read_text(path: Path) -> str:

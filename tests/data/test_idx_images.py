@@ -80,6 +80,8 @@ def test_a_wrong_label_costs_its_own_example_alone(split_writer, mnist_folder, l
         and "; 1 training examples with wrong labels, left out" in dataset.sizes
     )
     users = [(before.user(index), dataset.user(index)) for index in range(6)]
+    assert f" {sum(len(now) for _, now in users)} in all" in dataset.sizes
+    assert f"; {len(held_out(dataset))} {evaluation} examples" in dataset.description
     hit = {index for index, (_, now) in enumerate(users) if now.skipped}
     assert sum(now.skipped for _, now in users) == (1 if evaluation == "development" else 2)
     for index, (was, now) in enumerate(users):

@@ -1,5 +1,7 @@
 """Rows of a table become users' examples; no cell decides how another is read."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pyarrow.csv
@@ -8,6 +10,7 @@ import pytest
 import torch
 from held_out import held_out
 from own_data import (
+    CASES,
     CLASSES,
     USERS,
     rows_of,
@@ -213,3 +216,53 @@ def test_without_pyarrow_the_line_has_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "import_module", absent)
     with pytest.raises(InputError, match=r"needs pyarrow: pip install 'fedpriv\[parquet\]'"):
         built(tmp_path, held_out="test.parquet")
+
+
+def counted(dataset):
+    """How many users and records its words say are trained on, and how many are measured on."""
+    users = re.match(r"(\d+) users with .* each, (\d+) in all", dataset.sizes)
+    measured = re.search(r"; (\d+) test record", dataset.description)
+    return int(users[1]), int(users[2]), int(measured[1])
+
+
+def read_from(dataset):
+    """How many there are, by reading all of them."""
+    users = users_of(dataset).values()
+    return len(users), sum(map(len, users)), sum(map(len, dataset.evaluation()))
+
+
+@pytest.mark.parametrize("predict", ["class", "number"])
+@pytest.mark.parametrize("limit", [None, 3])
+def test_what_cannot_be_used_is_in_no_count_of_what_is(folder, predict, limit):
+    rows = table_rows()
+    rows[0] |= BAD_ROWS["a feature that is no number"]
+    rows[9]["target"], rows[9]["height"] = "horse", "high"
+    rows[14]["user"] = ""
+    pd.DataFrame(rows).to_csv(folder / "people.csv", index=False)
+    held = pd.read_csv(folder / "test.csv", dtype=str)
+    held.loc[[2, 7], "x0"] = "much"
+    held.to_csv(folder / "test.csv", index=False)
+    options = {"classes": list(CLASSES)}
+    if predict == "number":
+        options = {"predict": "number", "target": "height", "features": "x."}
+    dataset = built(folder, held_out="test.csv", examples_per_user=limit, **options)
+    assert counted(dataset) == read_from(dataset)
+    assert counted(dataset)[2] == 10
+    assert "2 that cannot be used left out" in dataset.description
+    assert "1 record of nobody, left out" in dataset.sizes
+    assert "as far as they can be read" not in dataset.sizes + dataset.description
+    if limit is None:
+        wrong = "1 of other classes, left out" if predict == "class" else "2 that cannot be used"
+        assert wrong in dataset.sizes
+
+
+def test_of_what_is_only_read_later_no_count_is_claimed(tmp_path):
+    folder = write_table_of_images(tmp_path)
+    options = CASES["table of images"]["data"]
+    skips, stops = (
+        build_dataset(data_options(**{**options, "path": folder / "people.tsv", "on_bad": on}), 3)
+        for on in ("skip", "stop")
+    )
+    for said in (skips.sizes, skips.description):
+        assert "as far as they can be read" in said
+    assert "as far as" not in stops.sizes + stops.description

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from held_out import held_out
-from own_data import HELD_OUT, USERS, text_of, write_lines, write_texts
+from own_data import CASES, HELD_OUT, USERS, text_of, write_lines, write_texts
 from pydantic import ValidationError
 from schema import data_options
 
@@ -209,3 +209,15 @@ def test_blocks_of_a_tables_texts_are_told_too(tmp_path):
     columns = {"user": "role", "text": "line"}
     assert not built(tmp_path, **options, **columns).notes
     assert "is padding" in built(tmp_path, **options, **columns, block=4096).notes[0]
+
+
+def test_cells_without_text_are_in_no_count(tmp_path):
+    folder = write_lines(tmp_path / "lines")
+    lines = (folder / "people.csv").read_text().splitlines()
+    lines[2] = lines[2].split(",")[0] + ","
+    (folder / "people.csv").write_text("\n".join(lines))
+    options = {**CASES["text in a table"]["data"], "path": folder / "people.csv"}
+    dataset = build_dataset(data_options(**options), 3)
+    assert sum(dataset.user(place).skipped for place in range(len(USERS))) == 1
+    assert f"{2 * len(USERS) - 1} in all, to be cut" in dataset.sizes
+    assert "1 that cannot be used, left out" in dataset.sizes
