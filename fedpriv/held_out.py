@@ -122,6 +122,15 @@ def write_held_out(dataset: FederatedDataset, name: str, path: Path) -> None:
         raise InputError(f"{path}: cannot be written ({error})") from None
 
 
+def is_held_out(path: Path) -> bool:
+    """Say whether a file is one that `write_held_out` has written."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("format") == _FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
 def read_held_out(path: Path, name: str) -> HeldOutFile:
     """Return the data set without users in a file, which a config calls `name`.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from in_process import SILOS, SMALL, train_small
+from matplotlib.figure import Figure
 from test_cli import assert_one_line, call
 
 from fedpriv.privacy import (
@@ -205,6 +206,28 @@ def test_plots_are_written(fedpriv, tmp_path):
     ok(fedpriv("budget", "extrapolate", *SPEECH, "--scale-cohort", "1,10,100", "--plot", grid))
     assert "<svg" in plan.read_text()
     assert grid.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_a_plot_is_drawn_over_a_plot_and_over_nothing_of_somebody_elses(fedpriv, tmp_path, kind):
+    commands = {
+        "plan": [*PLAN, "--noise-multiplier", "1"],
+        "extrapolate": [*SPEECH, "--scale-cohort", "1,10"],
+    }
+    for command, given in commands.items():
+        path = tmp_path / f"{command}.{kind}"
+        for _ in range(2):
+            ok(fedpriv("budget", command, *given, "--plot", path))
+        figure = Figure()
+        figure.add_subplot()
+        figure.savefig(path)
+        theirs = path.read_bytes()
+        assert_one_line(
+            fedpriv("budget", command, *given, "--plot", path),
+            "--plot",
+            "is there already, and fedpriv did not write it; name another file",
+        )
+        assert path.read_bytes() == theirs
 
 
 NOISE = ["--noise-multiplier", "1"]

@@ -102,6 +102,18 @@ def test_a_picture_is_drawn_where_out_says(fedpriv, config, tmp_path):
         assert word in err
 
 
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_a_picture_is_drawn_over_a_picture_of_fedprivs_alone(fedpriv, config, tmp_path, kind):
+    path = tmp_path / f"d.{kind}"
+    for _ in range(2):
+        assert fedpriv("describe", config, "--out", path)[0] == 0
+    path.write_text("mine")
+    code, out, err = fedpriv("describe", config, "--out", path)
+    assert (code, out) == (2, "")
+    assert f"--out: {path} is there already, and fedpriv did not write it" in err
+    assert path.read_text() == "mine"
+
+
 def test_so_many_users_are_read_at_most(fedpriv, config):
     code, out, _ = fedpriv("describe", config, "--users", 3, "--format", "json")
     private = json.loads(out)["private"]

@@ -140,9 +140,18 @@ def test_the_command_writes_it_and_wrong_files_are_refused_in_a_line(tmp_path):
     done = CliRunner().invoke(commands, ["config", "held-out", str(config), str(file)])
     assert done.exit_code == 0, done.output
     assert read_held_out(file, "digits").classes == 10
+    again = CliRunner().invoke(commands, ["config", "held-out", str(config), str(file)])
+    assert again.exit_code == 0, again.output
     with pytest.raises(InputError, match=r"of data.name: digits, and the config's is other"):
         read_held_out(file, "other")
     save_file({"x": torch.zeros(1)}, file)
+    for theirs in (file, config):
+        kept = theirs.read_bytes()
+        done = CliRunner().invoke(commands, ["config", "held-out", str(config), str(theirs)])
+        assert str(done.exception) == (
+            f"FILE: {theirs} is there already, and fedpriv did not write it; name another file"
+        )
+        assert theirs.read_bytes() == kept
     for wrong in (file, config, tmp_path / "nothing", tmp_path):
         with pytest.raises(InputError, match=r"evaluation.held_out: .*fedpriv config held-out"):
             read_held_out(wrong, "digits")

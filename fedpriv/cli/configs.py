@@ -64,11 +64,13 @@ def held_out(config: ConfigPath, file: Written, overrides: Overrides = None) -> 
     """Write what the server of a deployment of CONFIG needs of its data: no users are in it."""
     from fedpriv.config_files import load_config
     from fedpriv.data.registry import build_dataset
-    from fedpriv.held_out import write_held_out
+    from fedpriv.held_out import is_held_out, write_held_out
+    from fedpriv.reporting.own_files import require_replaceable
     from fedpriv.reporting.run_directory import require_no_record
 
     loaded = load_config(config, overrides or [])
     require_no_record(file, "FILE")
+    require_replaceable(file, "FILE", ours=is_held_out)
     with saying(errors, "reading the data"):
         write_held_out(build_dataset(loaded.data, loaded.seed), loaded.data.name, file)
     print(f"{one_line(str(file))}: held-out examples of {loaded.data.name}, and no users")

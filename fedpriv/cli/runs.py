@@ -126,12 +126,14 @@ def report(
     ] = None,
 ) -> None:
     """Report on a run, or compare several."""
+    from fedpriv.reporting.own_files import require_replaceable
     from fedpriv.reporting.report import render
     from fedpriv.reporting.run_directory import require_no_record
 
     check_format(format, "html", "md", "json", "csv")
     if output is not None:
         require_no_record(output, "--output")
+        require_replaceable(output, "--output")
     if format == "html":
         _conclude(directories, output)
         return

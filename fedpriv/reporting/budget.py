@@ -24,6 +24,7 @@ from fedpriv.privacy.extrapolation import Cell, Extrapolation, Grid
 from fedpriv.privacy.figures import epsilon_text, rounded_up, significant_up
 from fedpriv.privacy.planning import BudgetAnswer, Curve, Recipe
 from fedpriv.privacy.sampling import MinSeparationSampling, RandomAllocation, Sampling
+from fedpriv.reporting.own_files import picture_mark, require_replaceable
 from fedpriv.reporting.strict_json import strict
 from fedpriv.reporting.terminal import Column, FittedTable
 
@@ -398,11 +399,15 @@ def _short(value: float) -> str:
 
 
 def check_plot_path(path: Path) -> None:
-    """Raise InputError unless `path` names a PNG or SVG file in a folder that exists."""
+    """Raise InputError unless `path` names a PNG or SVG file in a folder that exists.
+
+    So it does for a picture that fedpriv did not draw.
+    """
     if path.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"--plot: write a file that ends with .png or .svg, got {path}")
     if not path.parent.is_dir():
         raise InputError(f"--plot: there is no folder {path.parent}; make it, or name another")
+    require_replaceable(path, "--plot")
 
 
 @contextmanager
@@ -415,7 +420,8 @@ def _figure(width: float, height: float, path: Path) -> Iterator[tuple[Figure, A
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.add_subplot()
         drawn = io.BytesIO()
-        figure.savefig(drawn, dpi=150, format=path.suffix[1:].lower())
+        kind = path.suffix[1:].lower()
+        figure.savefig(drawn, dpi=150, format=kind, metadata=picture_mark(path))
         try:
             write_whole(path, drawn.getvalue())
         except OSError as error:

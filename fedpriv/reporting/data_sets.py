@@ -18,6 +18,7 @@ from fedpriv.components import Kind
 from fedpriv.counting import in_words, numbered
 from fedpriv.data.describe import Description
 from fedpriv.errors import InputError
+from fedpriv.reporting.own_files import picture_mark, require_replaceable
 from fedpriv.reporting.run_directory import write_whole
 
 PRIVATE = "PRIVATE: functions of users' data, which no mechanism released; do not publish them"
@@ -156,11 +157,15 @@ def _bars(names: list[str], counts: NDArray[np.int64]) -> list[str]:
 
 
 def check_picture_path(path: Path) -> None:
-    """Raise InputError unless `path` names a PNG or SVG file in a folder that exists."""
+    """Raise InputError unless `path` names a PNG or SVG file in a folder that exists.
+
+    So it does for a picture that fedpriv did not draw.
+    """
     if path.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"--out: write a file that ends with .png or .svg, got {path}")
     if not path.parent.is_dir():
         raise InputError(f"--out: there is no folder {path.parent}; make it, or name another")
+    require_replaceable(path, "--out")
 
 
 def write_picture(description: Description, path: Path) -> None:
@@ -190,5 +195,6 @@ def write_picture(description: Description, path: Path) -> None:
             axes[1].set_ylabel("share of each class")
         figure.suptitle("private: not for publication", x=0.01, ha="left", fontweight="bold")
         drawn = io.BytesIO()
-        figure.savefig(drawn, dpi=150, format=path.suffix[1:].lower())
+        kind = path.suffix[1:].lower()
+        figure.savefig(drawn, dpi=150, format=kind, metadata=picture_mark(path))
     write_whole(path, drawn.getvalue(), "picture")

@@ -14,6 +14,7 @@ from fedpriv.errors import InputError
 from fedpriv.reporting.audit import Audit, audit_section, audit_verdict, read_audit
 from fedpriv.reporting.markdown import markdown
 from fedpriv.reporting.overview import class_rows
+from fedpriv.reporting.own_files import CSV_COLUMNS, MARKDOWN, require_replaceable
 from fedpriv.reporting.page import Reported, html
 from fedpriv.reporting.reader import Run, read_run, run_labels
 from fedpriv.reporting.run_directory import write_whole
@@ -36,11 +37,14 @@ def write_report(directories: Sequence[Path], output: Path | None = None) -> Pat
             in the current folder for several.
 
     Raises:
-        InputError: no directory, one without a run, or an output that cannot be written.
+        InputError: no directory, one without a run, or an output that cannot be written, or is a
+            file that fedpriv did not write.
     """
+    own = len(directories) == 1 and output is None
+    target = directories[0] / "report.html" if own else output or Path("comparison.html")
+    if not own:
+        require_replaceable(target, "--output")
     reported = _reported(directories)
-    default = directories[0] / "report.html" if len(directories) == 1 else Path("comparison.html")
-    target = output or default
     write_whole(target, html(reported), "report")
     return target
 
@@ -57,7 +61,7 @@ def render(directories: Sequence[Path], format: Literal["md", "json", "csv"]) ->
     """
     reported = _reported(directories)
     if format == "md":
-        return markdown(reported)
+        return f"{MARKDOWN}\n{markdown(reported)}"
     if format == "csv":
         return _csv(reported)
     return to_json({"runs": [_document(each) for each in reported], **_compared(reported)})
@@ -150,13 +154,7 @@ def _costs(each: Reported) -> dict[str, Any]:
 
 def _csv(reported: Sequence[Reported]) -> str:
     rows = [
-        {
-            "run": each.label,
-            "directory": str(each.run.path),
-            "randomness": randomness(each.run.seeded),
-            "contradictions": " ".join(each.account.disagreements),
-            **_flat(row),
-        }
+        {**dict(zip(CSV_COLUMNS, _of_run(each), strict=True)), **_flat(row)}
         for each in reported
         for row in each.run.rows
     ]
@@ -166,6 +164,11 @@ def _csv(reported: Sequence[Reported]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _of_run(each: Reported) -> tuple[str, str, str, str]:
+    contradictions = " ".join(each.account.disagreements)
+    return each.label, str(each.run.path), randomness(each.run.seeded), contradictions
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:

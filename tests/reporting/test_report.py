@@ -174,6 +174,58 @@ def test_a_report_is_written_over_no_record_of_a_run(tmp_path, name, problem, fo
     assert target.is_dir() or target.read_text() == "kept"
 
 
+@pytest.mark.parametrize("format", ["html", "md", "json", "csv"])
+def test_a_report_is_written_over_a_report_and_over_nothing_of_somebody_elses(
+    make_run, tmp_path, format
+):
+    target = tmp_path / f"mine.{format}"
+    asked = ["report", str(make_run()), "--format", format, "--output", str(target)]
+
+    def written():
+        return CliRunner().invoke(app, asked)
+
+    # What `mktemp` makes, a first report, and one over it.
+    target.touch()
+    for _ in range(2):
+        assert written().exit_code == 0
+        assert target.stat().st_size > 500
+    # One of another format, too: it is fedpriv's as well.
+    for other in {"html", "md", "json", "csv"} - {format}:
+        again = CliRunner().invoke(app, [*asked[:3], other, *asked[4:]])
+        assert again.exit_code == 0
+    for theirs in (
+        "rounds: 3\n",
+        "# Notes\n",
+        '{"runs": []}',
+        '{"runs": [{}]}',
+        "[1]",
+        "run,loss\n1,2\n",
+    ):
+        target.write_text(theirs)
+        refused = written().exception
+        assert isinstance(refused, InputError)
+        assert str(refused) == (
+            f"--output: {target} is there already, and fedpriv did not write it; name another file"
+        )
+        assert target.read_text() == theirs
+
+
+def test_a_comparison_and_a_report_from_python_are_written_over_no_other_page(
+    make_run, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    runs = [make_run("one"), make_run("two")]
+    mine = Path("comparison.html")
+    mine.write_text("<!doctype html><title>mine</title>")
+    for given, output in ((runs, None), (runs[:1], mine)):
+        with pytest.raises(InputError, match=r"comparison\.html is there already"):
+            write_report(given, output)
+    assert "mine" in mine.read_text()
+    # The run's own page is written anew, whoever touched it.
+    (runs[0] / "report.html").write_text("changed")
+    assert "<svg" in write_report(runs[:1]).read_text()
+
+
 @pytest.mark.parametrize("name", ["", ".", "/"])
 def test_an_output_without_a_name_is_a_folder(name):
     with pytest.raises(InputError, match=r"--output: \S+ is a folder; name a file in it"):
