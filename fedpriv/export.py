@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +21,11 @@ from fedpriv.data.utterances import Utterances
 from fedpriv.disk import has_no_room
 from fedpriv.errors import InputError
 from fedpriv.experiment import Experiment, Which, reopen_model
+from fedpriv.failures import failure_of
 from fedpriv.imports import command_for
 from fedpriv.models.lora import merged
+from fedpriv.models.options import ModelOptions
+from fedpriv.models.registry import MODELS
 from fedpriv.reporting.model_card import Exported, metadata_of, model_card
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.registry import left_open, registry_entry
@@ -30,6 +34,9 @@ from fedpriv.tasks.base import outputs_of
 from fedpriv.training.checkpoint import digest_of
 
 _CPU = torch.device("cpu")
+
+#: By how much outputs of equal models may differ, as a part of the largest.
+_ROUNDING = 1e-5
 
 
 def export(path: Path, to: str, out: Path | None = None, which: Which | None = None) -> Path:
@@ -188,15 +195,88 @@ def _as_hf(
             "--to: hf builds the model anew as its library does, without model.convert; write "
             "safetensors"
         )
-    if _library(model) == "transformers":
-        # In one file, where its metadata are found.
-        model.save_pretrained(folder, max_shard_size="1000GB")  # type: ignore[operator]
-    else:
-        from timm.models import save_for_hf
+    library = _library(model)
+    try:
+        with _silent(library):
+            if library == "transformers":
+                # In one file, where its metadata are found.
+                model.save_pretrained(folder, max_shard_size="1000GB")  # type: ignore[operator]
+            else:
+                from timm.models import save_for_hf
 
-        save_for_hf(model, str(folder), safe_serialization=True)
+                given = _options_of_timm(prepared.config.model)
+                save_for_hf(model, str(folder), model_args=given, safe_serialization=True)
+            same = _computes_as(model, _read_again(model, library, folder), prepared)
+    except OSError:
+        raise
+    except Exception as error:  # whatever the library, or code of the model's own, raises
+        raise InputError(
+            f"--to: {library} cannot write this model as hf and read it again "
+            f"({failure_of(error)[:200]}); write safetensors"
+        ) from error
+    if not same:
+        raise InputError(
+            f"--to: what {library} reads of this model as hf computes something else, since the "
+            f"format does not hold all that {prepared.config.model.name} makes of it; write "
+            "safetensors"
+        )
     file = folder / "model.safetensors"
     save_file(load_file(file), file, dict(metadata))
+
+
+@contextmanager
+def _silent(library: str) -> Iterator[None]:
+    """Keep a library's bars and warnings to itself: what matters is said in a line of ours."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        if library == "timm":
+            yield
+            return
+        from transformers.utils import logging as bars
+
+        shown = bars.is_progress_bar_enabled()
+        bars.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if shown:
+                bars.enable_progress_bar()
+    finally:
+        logging.disable(before)
+
+
+def _options_of_timm(options: ModelOptions) -> dict[str, Any]:
+    """Return what a function of timm was called with: only `timm.create_model` takes note of it."""
+    own = getattr(MODELS.of(options).make, "__module__", "").startswith("timm.")
+    return dict(options.model_extra or {}) if own else {}
+
+
+def _read_again(model: nn.Module, library: str, folder: Path) -> nn.Module:
+    """Return the model that whoever has the folder, and the library alone, reads of it."""
+    if library == "timm":
+        import timm
+
+        return timm.create_model(f"local-dir:{folder.absolute()}", pretrained=True).eval()
+    # A class derived from one of the library's is known to its author alone.
+    known = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers"))
+    read: nn.Module = known.from_pretrained(folder).eval()  # type: ignore[attr-defined]
+    return read
+
+
+def _computes_as(model: nn.Module, read: nn.Module, prepared: Experiment) -> bool:
+    """Say whether two models give the same for some held-out examples."""
+    examples = next(part for part in prepared.held_out if len(part))
+    few = examples.take(torch.arange(min(8, len(examples)))).to(_CPU)
+    with torch.no_grad():
+        if isinstance(few, Examples):
+            told, wanted = (outputs_of(each, few.inputs) for each in (read, model))
+        else:
+            task = prepared.trainer.task
+            told, wanted = (task.losses(each, few) for each in (read, model))
+    # The two may round differently, as where their attention is not of one kind.
+    room = _ROUNDING * float(wanted.abs().max())
+    return told.shape == wanted.shape and torch.allclose(told, wanted, rtol=0, atol=room)
 
 
 def _library(model: nn.Module) -> str:

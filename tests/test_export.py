@@ -111,6 +111,45 @@ def test_timm_reads_its_own_format(runs, tmp_path):
     torch.testing.assert_close(told, expected(prepared), rtol=0, atol=1e-5)
 
 
+BY_PATH = {"name": "timm.models:vit_tiny_patch16_224", "img_size": 8, "in_chans": 1}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"patch_size": 4, "num_heads": 6, "num_classes": 10},
+        {"patch_size": 2, "embed_dim": 24, "depth": 1, "num_heads": 2, "num_classes": 10},
+    ],
+)
+def test_timm_reads_a_model_that_the_config_names_by_its_path(options, tmp_path):
+    import timm
+
+    # Louder than in training, so that attention is far from even, and heads matter.
+    _, prepared = train_small(
+        tmp_path / "run", rounds=1, model=BY_PATH | options, privacy=None, cohort=8, server__lr=0.2
+    )
+    where = export(tmp_path / "run", "hf")
+    model = timm.create_model(f"local-dir:{where}", pretrained=True).eval()
+    assert model.blocks[0].attn.num_heads == options["num_heads"]
+    told = outputs(model, inputs_of(prepared))
+    torch.testing.assert_close(told, expected(prepared), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["half_told:timm_vit", "half_told:hf_vit"])
+def test_what_the_folders_reader_would_compute_otherwise_is_refused(name, tmp_path, capfd):
+    folder = tmp_path / "run"
+    data = {"name": "synthetic_images", "users": 6, "synthetic": {"side": 16}}
+    free = {"privacy": None, "cohort": 4, "server__lr": 0.2}
+    train_small(folder, rounds=1, code=OUTSIDE, data=data, model={"name": name}, **free)
+    capfd.readouterr()
+    with pytest.raises(InputError, match=r"^--to: what .* computes something else") as error:
+        export(folder, "hf")
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+    assert not [each for each in folder.iterdir() if "export" in each.name]
+    export(folder, "safetensors")
+
+
 @pytest.mark.parametrize("name", sorted(RUNS))
 def test_onnxruntime_computes_the_same_for_any_number_of_inputs(runs, name, tmp_path):
     pytest.importorskip("onnxscript")
