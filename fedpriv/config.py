@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fedpriv import yaml_text
 from fedpriv.algorithms.registry import ALGORITHMS, AlgorithmOptions, make_algorithm
@@ -62,6 +62,12 @@ class PretrainConfig(Section):
     )
 
 
+def _listed(patterns: Any) -> Any:
+    if isinstance(patterns, str):
+        raise ValueError(f"write a list: [{patterns}]")
+    return patterns
+
+
 class SeedModelConfig(Section):
     """The model that the private training starts from, trained on public data alone."""
 
@@ -77,10 +83,10 @@ class SeedModelConfig(Section):
     pretrain: Annotated[PretrainConfig | None, NO_BEARING] = Field(
         default=None, description="How to make the file where it is missing; null: it must exist."
     )
-    reinitialize: tuple[str, ...] = Field(
+    reinitialize: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
         default=(),
         description="Patterns of parameters that begin anew, such as [head.*] for a new output "
-        "layer; the file may lack them, or have them in other shapes.",
+        "layer; the file, or the model, may lack them, or have them in other shapes.",
     )
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ from fedpriv.threads import threads_of_torch
 from fedpriv.training.checkpoint import digest_of, write_tensors
 from fedpriv.training.cohort import CohortTrainer
 from fedpriv.training.pretrain import Listener, Pretraining, measures_of, pretrain
-from fedpriv.training.seed_file import load_seed_blocks, read_seed_model
+from fedpriv.training.seed_file import load_seed_blocks, read_seed_model, require_used
 from fedpriv.training.user_cache import UserCache
 
 
@@ -50,13 +50,27 @@ def with_seed_model(
     """
     if config.seed_model is None:
         return config
-    path = seed_path(config)
-    if not path.exists():
-        if config.seed_model.pretrain is None:
-            raise InputError(f"seed_model.path: there is no {path}; name a file that is there")
-        make_seed_model(config, config.seed_model.pretrain, listener, stop)
+    path, recipe = seed_path(config), config.seed_model.pretrain
+    if recipe is not None and not path.exists():
+        make_seed_model(config, recipe, listener, stop)
         if stop.is_set():
             raise Interrupted(f"stopped after pre-training; the seed model is {path}")
+    return with_seed_file(config)
+
+
+def with_seed_file(config: ExperimentConfig) -> ExperimentConfig:
+    """Return `config` with path and digest of its seed model, which is never made here.
+
+    One that is missing and can be made is left as the config says.
+
+    Raises:
+        InputError: the file is missing and nothing says how to make it, or is another one.
+    """
+    if config.seed_model is None:
+        return config
+    path = seed_path(config)
+    if config.seed_model.pretrain is not None and not path.exists():
+        return config
     digest = digest_of(read_seed_model(path))
     if config.seed_model.sha256 not in (None, digest):
         raise InputError(
@@ -113,6 +127,9 @@ def make_seed_model(
     """Pre-train the config's seed model and write its file, whole or not at all."""
     whole = config.model_copy(update={"model": config.model.whole(), "seed_model": None})
     training = _pretraining(config, recipe, build_trainer(whole))
+    # What begins anew later must be of it: said now, and not when it is trained.
+    names = parameters_of(training.model).keys()
+    require_used(config.seed_model.reinitialize if config.seed_model else (), names, names)
     path, fingerprint = seed_path(config), _fingerprint(config)
     folder = path.with_suffix(".checkpoints")
     try:

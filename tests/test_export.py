@@ -11,7 +11,7 @@ import torch
 import yaml
 from in_process import train_small
 from safetensors import safe_open
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model
 from tiny_speech import SPEECH_CHANGES
 from typer.testing import CliRunner
 
@@ -26,6 +26,7 @@ from fedpriv.privacy.ledger import read_ledger
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.spent import spent
 from fedpriv.reporting.wording import KNOWN_SEED
+from fedpriv.training.checkpoint import digest_of
 
 OUTSIDE = str(Path(__file__).parent / "outside")
 LORA = {"train": "lora", "lora": {"r": 2}}
@@ -289,6 +290,25 @@ def test_a_models_file_is_a_seed_model(runs, tmp_path):
     before = dict(prepared.server.model.named_parameters())
     for name, parameter in again.server.model.named_parameters():
         assert parameter.equal(before[name]) == (not name.startswith("head."))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "hf", "timm"])
+def test_so_it_is_of_models_from_outside_tied_or_not(runs, name, tmp_path):
+    folder, prepared = runs[name]
+    model, changes = RUNS[name]
+    file = export(folder, "safetensors", tmp_path / "out") / "model.safetensors"
+    _, again = train_small(
+        tmp_path / "run",
+        rounds=1,
+        code=OUTSIDE,
+        model=model["model"] | {"train": "head", "lora": None},
+        **changes,
+        seed_model={"path": str(file), "sha256": digest_of(load_file(file))},
+    )
+    before = dict(merged(prepared.server.model).named_parameters())
+    frozen = {n: p for n, p in again.server.model.named_parameters() if not p.requires_grad}
+    assert frozen
+    assert all(torch.equal(parameter, before[each]) for each, parameter in frozen.items())
 
 
 def with_digest(file: Path) -> dict[str, str]:

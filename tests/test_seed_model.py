@@ -10,8 +10,10 @@ from in_process import InProcessGrid, Silent, drive_on, resume_small, small_conf
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_speech import SPEECH_CHANGES, TonesOptions, build_tones, tiny_speech
+from typer.testing import CliRunner
 
 from fedpriv import experiment, seed_model
+from fedpriv.cli import app
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import load_config
 from fedpriv.data.registry import DATASETS
@@ -330,6 +332,51 @@ def test_patterns_of_none_and_of_all_are_refused(made, patterns, words):
     assert "\n" not in str(error.value)
 
 
+def test_a_pattern_of_none_is_refused_before_a_seed_model_is_trained():
+    listener = Watching()
+    with pytest.raises(InputError, match=r"seed_model\.reinitialize: no parameter .*'haed\.\*'"):
+        found(config(reinitialize=["haed.*"]), listener)
+    assert listener.steps == []
+    assert not seed_path(config()).parent.exists()
+
+
+def test_patterns_are_a_list():
+    with pytest.raises(InputError, match=r"seed_model\.reinitialize: write a list: \[head\.\*\]"):
+        config(reinitialize="head.*")
+
+
+@pytest.mark.parametrize("train", ["all", "head"])
+@pytest.mark.parametrize("wrong", ["missing", "digest", "shape", "pattern", "torch"])
+def test_validating_a_config_says_what_a_run_would(made, wrong, train):
+    patterns = []
+    if wrong == "missing":
+        made.unlink()
+    elif wrong == "shape":
+        save_file(load_file(made) | {"head.bias": torch.zeros(9)}, made)
+    elif wrong == "pattern":
+        patterns = ["haed.*"]
+    elif wrong == "torch":
+        torch.save({"head.bias": torch.zeros(3)}, made)
+    sha256 = "0" * 64 if wrong == "digest" else None
+    settings = config(None, made, sha256, patterns, model__train=train)
+    Path("config.yaml").write_text(settings.to_yaml())
+    before = sorted(Path().iterdir())
+    done = CliRunner().invoke(app, ["config", "validate", "config.yaml"])
+    with pytest.raises(InputError, match=r"^seed_model\.") as error:
+        experiment.prepare(found(settings))
+    assert str(done.exception) == str(error.value)
+    assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("path", [None, "made"])
+def test_a_config_whose_seed_model_fits_or_can_be_made_is_valid(made, path):
+    Path("config.yaml").write_text(config(path=path and made).to_yaml())
+    done = CliRunner().invoke(app, ["config", "validate", "config.yaml"])
+    assert "valid" in done.output
+    assert done.exit_code == 0
+    assert not Path("runs").exists()
+
+
 def test_a_new_output_layer_makes_another_run(made):
     whole, anew = (
         found(config(recipe=None, path=made, reinitialize=each)) for each in ([], ["head.*"])
@@ -467,7 +514,7 @@ def test_a_run_without_a_checkpoint_needs_the_file(made):
     experiment.create(experiment.prepare(found(config(recipe=None, path=made, run_dir="run"))))
     assert experiment.reopen(Path("run"))[1].finished_rounds == 0
     made.unlink()
-    with pytest.raises(InputError, match=r"seed_model\.path: cannot read"):
+    with pytest.raises(InputError, match=r"seed_model\.path: there is no .*seed\.safetensors; "):
         experiment.reopen(Path("run"))
 
 

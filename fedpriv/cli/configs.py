@@ -34,10 +34,13 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     from fedpriv.data.federated import notes_of
     from fedpriv.privacy.figures import epsilon_text
     from fedpriv.reporting.wording import beside_epsilon
+    from fedpriv.seed_model import with_seed_file
 
     loaded = load_config(config, overrides or [])
     with saying(errors, "reading the data and computing ε"):
-        prepared = experiment.prepare(loaded, seeded=False)
+        found = with_seed_file(loaded)
+        # As a run begins, as far as that is known without training a seed model.
+        prepared = experiment.prepare(found, seeded=found is not loaded)
     planned = prepared.plan.planned_cost()
     cost = "without privacy"
     if planned is not None:

@@ -192,7 +192,8 @@ def _pretrained(config: ExperimentConfig) -> Callable[[nn.Module], None] | None:
     are asked for.
 
     Raises:
-        InputError: the nodes are on machines that do not have its file.
+        InputError: the nodes are on machines that do not have its file, or a run that began with
+            it has lost it.
     """
     seed = config.seed_model
     if seed is None or config.model.train == "all":
@@ -203,8 +204,15 @@ def _pretrained(config: ExperimentConfig) -> Callable[[nn.Module], None] | None:
             "stay as they are; write a model of your own that reads its weights on each node, or "
             "train: all"
         )
-    if seed.path is None or seed.sha256 is None or not seed.path.exists():
+    if seed.path is None or seed.sha256 is None:
         return None
+    if not seed.path.exists():
+        if config.model.frozen_sha256 is None:
+            return None
+        raise InputError(
+            f"seed_model.path: there is no {seed.path}; put the file that the run began with "
+            "there, since what is not trained is in that file alone"
+        )
     path, digest, anew = seed.path, seed.sha256, seed.reinitialize
     return lambda model: load_seed_blocks(path, digest, model, anew)
 

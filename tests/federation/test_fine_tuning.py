@@ -296,6 +296,18 @@ def test_a_seed_model_is_what_the_frozen_part_is_of(part, seed, tmp_path):
     assert start["head.weight"].equal(blocks["head.weight"])
 
 
+@pytest.mark.parametrize("part", [{"train": "head"}, LORA])
+def test_where_its_file_has_gone_a_run_says_so(part, seed, tmp_path):
+    path, blocks = seed
+    changes = {f"model__{key}": value for key, value in part.items()}
+    changes["seed_model"] = {"path": str(path), "sha256": digest_of(blocks)}
+    directory, _ = train_small(tmp_path / "run", rounds=1, **changes)
+    path.unlink()
+    for opened in (experiment.reopen, experiment.reopen_model):
+        with pytest.raises(InputError, match=r"^seed_model\.path: there is no .*seed\.saf.*; put"):
+            opened(directory.path)
+
+
 def test_nodes_of_a_deployment_do_not_have_its_file(seed):
     path, blocks = seed
     changes = {"seed_model": {"path": str(path), "sha256": digest_of(blocks)}}
