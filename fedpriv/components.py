@@ -40,7 +40,7 @@ from fedpriv.failures import failure_of, told_as
 from fedpriv.imports import command_for
 from fedpriv.origins import Origin, module_beside, origin_of, origin_of_object
 from fedpriv.sections import NO_BEARING, Section
-from fedpriv.signatures import PLAIN, is_plain, kept, parameters_of_call, types_of
+from fedpriv.signatures import PLAIN, can_be_checked, is_plain, kept, parameters_of_call, types_of
 
 _MADE_BY = (type, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 
@@ -365,10 +365,18 @@ class Kind:
                 raise InputError(
                     f"{name}: {parameter.name} cannot be passed by keyword; wrap it in a function"
                 )
+            hint = kept(hints.get(parameter.name, Any))
             if parameter.default is parameter.empty:
-                fields[parameter.name] = (kept(hints.get(parameter.name, Any)), ...)
+                if not can_be_checked(hint):
+                    kind = getattr(hint, "__name__", hint)
+                    raise InputError(
+                        f"{name} needs {parameter.name}, a {kind}, which "
+                        "a config cannot hold; write a function of plain options that makes it and "
+                        f"returns the {self.noun}, and name that (docs/extending.md)"
+                    )
+                fields[parameter.name] = (hint, ...)
             elif is_plain(parameter.default):
-                fields[parameter.name] = (kept(hints.get(parameter.name, Any)), parameter.default)
+                fields[parameter.name] = (hint if can_be_checked(hint) else Any, parameter.default)
         others = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         made = create_model(
             f"{base.__name__} of {name}", __base__=base, __module__=__name__, **fields

@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import ConfigDict, create_model
+
 from fedpriv.errors import InputError
 from fedpriv.sections import KeptPath
 
@@ -36,17 +38,29 @@ def types_of(make: Callable[..., Any]) -> dict[str, Any]:
         return {}
     try:
         return typing.get_type_hints(told, include_extras=True)
-    except (NameError, TypeError, AttributeError):
+    except Exception:  # an annotation may be any expression, and so raise anything
         pass
     # One that is known to type checkers alone says nothing of the others.
     found: dict[str, Any] = {}
     for name, hint in getattr(told, "__annotations__", {}).items():
         one = types.SimpleNamespace(__annotations__={name: hint})
-        with suppress(NameError, TypeError, AttributeError):
+        with suppress(Exception):
             found |= typing.get_type_hints(
                 one, getattr(told, "__globals__", {}), include_extras=True
             )
     return found
+
+
+def can_be_checked(annotation: Any) -> bool:
+    """Say whether values can be checked against an annotation: all that it names is known."""
+    if annotation is Any or annotation in PLAIN:
+        return True
+    try:
+        # Of arbitrary types, as options are.
+        told = ConfigDict(arbitrary_types_allowed=True)
+        return create_model("one", __config__=told, one=(annotation, ...)).__pydantic_complete__
+    except Exception:  # as types_of, of what lies in classes that it is made of
+        return False
 
 
 def kept(annotation: Any) -> Any:

@@ -128,6 +128,49 @@ def test_a_module_that_cannot_be_imported_says_why(mine, code, line):
     assert "\n" not in str(refused.value)
 
 
+# What nobody can check: Nowhere is known to type checkers alone, and so is what is made of it.
+UNKNOWN = """
+from dataclasses import dataclass
+from torch import nn
+
+@dataclass
+class Half:
+    kind: "Nowhere"
+
+def needs(input_shape, classes, shape: Half): ...
+def open_too(input_shape, classes, shape: Half, **more): ...
+def may_have(input_shape, classes, shape: "Half | str | None" = None, width: int = 1):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+def in_words(input_shape, classes, shape: "a word", over: "1 / 0" = None, width: int = 1):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+"""
+
+
+@pytest.mark.parametrize("name", ["mine:needs", "mine:open_too"])
+@pytest.mark.parametrize("options", [{}, {"shape": {"kind": 1}}])
+def test_an_object_that_no_config_can_hold_is_told_in_a_line(tmp_path, name, options):
+    path = written(tmp_path / "project", UNKNOWN, name=name, **options)
+    with pytest.raises(InputError, match=r"model\.name: .* needs shape, a Half, .*a function"):
+        load_config(path)
+
+
+def test_a_class_of_transformers_asks_for_a_function():
+    wanted = r"^model\.name: .*ViTForImageClassification needs config, a ViTConfig, .*extending"
+    with pytest.raises(InputError, match=wanted) as error:
+        small_config(model={"name": "transformers:ViTForImageClassification"})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["mine:may_have", "mine:in_words"])
+def test_an_annotation_that_nobody_knows_leaves_the_other_options_checked(tmp_path, name):
+    path = written(tmp_path / "project", UNKNOWN, name=name, shape="round")
+    config = load_config(path)
+    assert config.model.shape == "round"
+    assert built(config)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    with pytest.raises(InputError, match=r"model\.width"):
+        load_config(path, ["model.width=wide"])
+
+
 def test_a_builder_that_fails_says_so_in_a_line(mine):
     config = load_config(mine, ["model={name: mine:failing}"])
     with pytest.raises(InputError, match=r"model\.name: mine:failing fails: no width .mine.py, "):
