@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fedpriv.data.audio import read_audio
+from fedpriv.data.files import is_clean
 from fedpriv.data.images import SUFFIXES, ImageForm
 from fedpriv.data.speech import FederatedSpeech
 from fedpriv.data.utterances import Utterances
@@ -47,7 +49,10 @@ def _told(prepared: Experiment, model: nn.Module, what: str, tokens: int) -> Ite
         yield _continued(prepared, model, what, tokens)
     else:
         inputs = _inputs(prepared, Path(what)).to(prepared.trainer.device)
+        _require_finite(inputs, f"{what}:", "has a value that is no finite number; write numbers")
         outputs = outputs_of(model, inputs).cpu()
+        scale = "is no number; scale it as the run's data are, by data.mean and data.std, say"
+        _require_finite(outputs, f"{what}: what the model makes of", scale)
         for row in outputs:
             yield _numbers(row) if isinstance(task, Regression) else _classes(prepared, row)
 
@@ -81,10 +86,23 @@ def _inputs(prepared: Experiment, path: Path) -> Tensor:
     )
 
 
+def _require_finite(rows: Tensor, before: str, after: str) -> None:
+    """Check that all is finite that is read, or told, of each input.
+
+    Raises:
+        InputError: it is not, with the first input of which it is not.
+    """
+    finite = rows.flatten(1).isfinite().all(1)
+    if not finite.all():
+        raise InputError(f"INPUT: {before} input {int(finite.int().argmin()) + 1} {after}")
+
+
 def _array(path: Path, shape: tuple[int, ...]) -> Tensor:
     try:
         found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if not isinstance(found, np.ndarray):  # whatever the name says
+            raise ValueError("it is an archive")
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise InputError(f"INPUT: {path}: cannot be read ({error})") from None
     if found.shape == shape:
         found = found[None]
@@ -93,7 +111,10 @@ def _array(path: Path, shape: tuple[int, ...]) -> Tensor:
             f"INPUT: {path} holds {found.dtype} {found.shape}; the model reads numbers of shape "
             f"{shape}, or several of them"
         )
-    return torch.from_numpy(found.astype(np.float32))
+    if not len(found):
+        raise InputError(f"INPUT: {path} holds no input; write one, or several, of shape {shape}")
+    with np.errstate(over="ignore"):  # told as what is not finite
+        return torch.from_numpy(found.astype(np.float32))
 
 
 def _transcript(prepared: Experiment, model: Any, path: Path) -> str:
@@ -102,6 +123,8 @@ def _transcript(prepared: Experiment, model: Any, path: Path) -> str:
     assert isinstance(task, Recognition)
     rate = dataset.input_shape[0]
     wave = torch.from_numpy(read_audio(path, rate, dataset.speech.max_seconds))
+    if not len(wave) or wave.min() == wave.max():  # no recording, in training either
+        raise InputError(f"INPUT: {path}: is empty or silent; name a sound with speech in it")
     # Whatever one character is: a sound that has room for none is left out, as in training.
     sound = Utterances.pack([wave], [torch.ones(1, dtype=torch.int64)])
     features = task.prepare(model, sound).to(prepared.trainer.device)
@@ -120,6 +143,8 @@ def _continued(prepared: Experiment, model: nn.Module, text: str, tokens: int) -
             f"INPUT: the data set {prepared.config.data.name} does not say which text its tokens "
             "are of"
         )
+    if not is_clean(text):
+        raise InputError("INPUT: the text is not UTF-8; write it in UTF-8")
     found = [int(each) for each in known.encode(text)]
     if not found:
         raise InputError("INPUT: write some text")

@@ -56,11 +56,26 @@ def test_the_likeliest_classes_of_an_array_are_printed(run, tmp_path):
     [
         ("wrong.npy", r"holds float64 \(3, 3\); the model reads numbers of shape \(1, 8, 8\)"),
         ("none.npy", r"none\.npy: cannot be read"),
+        ("nan.npy", r"nan\.npy: input 2 has a value that is no finite number; write numbers"),
+        ("large.npy", r"large\.npy: input 1 has a value that is no finite number; write numbers"),
+        ("far.npy", r"far\.npy: what the model makes of input 3 is no number; .* data\.mean"),
+        ("empty.npy", r"empty\.npy holds no input; write one, or several, of shape \(1, 8, 8\)"),
+        ("several.npy", r"several\.npy: cannot be read \(it is an archive\)"),
+        ("torn.npy", r"torn\.npy: cannot be read"),
         ("image.png", r"of the data set digits only a \.npy file can be read"),
     ],
 )
 def test_what_the_model_does_not_read_is_told(run, name, told, tmp_path):
     np.save(tmp_path / "wrong.npy", np.zeros((3, 3)))
+    three = np.zeros((3, 1, 8, 8))
+    for number, (bad, value) in enumerate({"large": 1e300, "nan": np.nan, "far": 3e38}.items()):
+        given = three.copy()
+        given[number, 0, :3, :4] = value
+        np.save(tmp_path / f"{bad}.npy", given)
+    np.save(tmp_path / "empty.npy", three[:0])
+    with (tmp_path / "several.npy").open("wb") as file:
+        np.savez(file, three=three)
+    (tmp_path / "torn.npy").write_bytes((tmp_path / "several.npy").read_bytes()[:99])
     with pytest.raises(InputError, match=told) as caught:
         predicted(run[0], str(tmp_path / name))
     assert "\n" not in str(caught.value)
@@ -96,6 +111,13 @@ def test_a_sound_is_transcribed(tmp_path, monkeypatch):
         (characters,) = task.decode(*model(part.inputs, part.lengths))
     expected = task.alphabet.decode(characters)
     assert predicted(directory.path, str(tmp_path / "one.wav")).strip() == expected.strip()
+    # As a recording in training is, which is left out then.
+    gap = np.where(np.arange(len(wave)) == 9, np.nan, wave)
+    for name, bad in {"empty": wave[:0], "silent": 0 * wave, "gap": gap}.items():
+        soundfile.write(tmp_path / f"{name}.wav", bad, RATE, subtype="FLOAT")
+        with pytest.raises(InputError, match=rf"{name}\.wav") as caught:
+            predicted(directory.path, str(tmp_path / f"{name}.wav"))
+        assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="nothing"):
         predicted(directory.path, str(tmp_path / "nothing.wav"))
 
@@ -125,6 +147,8 @@ def test_a_text_goes_on_with_the_likeliest_tokens():
     assert list(_told(prepared, Next(), "xy", 6)) == ["xyzabcde"]
     with pytest.raises(InputError, match="write some text"):
         list(_told(prepared, Next(), "", 6))
+    with pytest.raises(InputError, match="INPUT: the text is not UTF-8"):
+        list(_told(prepared, Next(), "x\udce9", 6))
     dataset.records = None
     with pytest.raises(InputError, match="digits does not say which text its tokens are of"):
         list(_told(prepared, Next(), "xy", 6))
