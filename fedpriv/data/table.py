@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from fedpriv.counting import numbered
 from fedpriv.data.classes import class_names, encoded, target_of
 from fedpriv.data.content import Content, Files
 from fedpriv.data.federated import Examples
+from fedpriv.data.files import is_clean
 from fedpriv.data.partition import Indices
 from fedpriv.data.parts import misread, nothing_held_out
 from fedpriv.data.prediction import PredictOptions, of_a_node
@@ -127,6 +129,20 @@ class Rows:
         whole = self.labels.ndim == 1
         like = torch.zeros((), dtype=torch.int64) if whole else torch.zeros(self.labels.shape[1])
         return stacked(read, self.shape, like)
+
+    def note(self, parts: Sequence[Indices]) -> str:
+        """Say where cells are not UTF-8, of which a user or class is not recognised; else ""."""
+        named = (self.options.user, *self.targets)
+        there = [name for name in named if name in self.table.frame.columns]
+        cells = zip(*map(self.table.texts, there), strict=True)
+        wrong = [row for row, said in enumerate(cells) if not all(map(is_clean, said))]
+        if not wrong:
+            return ""
+        return (
+            f"data.path: {numbered(len(wrong), 'row')} of {', '.join(there):.80}: not in UTF-8, "
+            f"first {self.table.where(wrong[0])}: such users and classes are taken for others; "
+            "save the file as UTF-8"
+        )
 
     def tell(self, content: Content, rows: Indices, files: Files) -> None:
         """Add what rows say, and the images that they name."""

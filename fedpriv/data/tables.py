@@ -92,7 +92,7 @@ def read_table(path: Path | None, held_out: str | None) -> Table:
         )
     frames, files, unread = [], [], 0
     for file in (*users, *public):
-        frame, left_out = _read(file)
+        frame, left_out = _read(file, "data.held_out" if file in public else "data.path")
         frames.append(frame)
         files.append((file, len(frame)))
         unread += left_out
@@ -119,8 +119,8 @@ def _is_table(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _read(path: Path) -> tuple[pd.DataFrame, int]:
-    """Read one file; return how many lines were left out, too."""
+def _read(path: Path, key: str) -> tuple[pd.DataFrame, int]:
+    """Read one file, which is named under `key`; return how many lines were left out, too."""
     try:
         if path.name.lower().endswith(_PARQUET):
             needed("pyarrow", f"{path}: reading Parquet")
@@ -129,19 +129,30 @@ def _read(path: Path) -> tuple[pd.DataFrame, int]:
             _require_names_of_their_own(path, read_schema(path).names)
             return pd.read_parquet(path, engine="pyarrow"), 0
         return _read_text(path)
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
     except UnicodeError:
         raise InputError(
-            f"{path}: is no text in UTF-8; save it so, or end its name with {_PARQUET} if it is "
-            "that"
+            f"{key}: {path}: is no text in UTF-8; save it so, or end its name with {_PARQUET} if "
+            "it is that"
         ) from None
-    except OSError as error:
-        if error.errno is None:  # pyarrow's, of files that are none of its own
-            raise InputError(f"{path}: cannot be read as a table ({_said(error)})") from None
-        raise unreachable(path, error) from None
+    except pd.errors.EmptyDataError:
+        raise InputError(
+            f"{key}: {path} is empty; write the columns' names in its first line, and rows below"
+        ) from None
     except Exception as error:  # whatever a reader raises on files that are none of its own
-        raise InputError(f"{path}: cannot be read as a table ({_said(error)})") from None
+        # pyarrow's OSErrors of such files have no number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise unreachable(path, error) from None
+        raise InputError(
+            f"{key}: {path}: cannot be read as a table ({_said(error)}); {_mend(path)}"
+        ) from None
+
+
+def _mend(path: Path) -> str:
+    if path.name.lower().endswith(_PARQUET):
+        return "write it anew, or end its name as what it is"
+    return 'close each quote (") that is opened, and write as many cells in each row as columns'
 
 
 def _read_text(path: Path) -> tuple[pd.DataFrame, int]:
@@ -158,12 +169,25 @@ def _read_text(path: Path) -> tuple[pd.DataFrame, int]:
         encoding_errors="surrogateescape",
         low_memory=False,
     )
-    _require_names_of_their_own(path, read(header=None, nrows=1).iloc[0])
+    names = read(header=None, nrows=1).iloc[0]
+    _require_separated(path, names, _SEPARATORS[suffix])
+    _require_names_of_their_own(path, names)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", pd.errors.ParserWarning)
         frame = read(on_bad_lines="warn")
     left_out = sum(str(each.message).count("Skipping line") for each in told)
     return frame, left_out
+
+
+def _require_separated(path: Path, names: Sequence[str], separator: str) -> None:
+    """Refuse a table whose cells another separator keeps apart: all would be one column."""
+    called = {",": "commas", "\t": "tabs", ";": "semicolons"}
+    found = [each for each in called if each in str(names[0]) and each != separator]
+    if len(names) == 1 and found:
+        raise InputError(
+            f"{path}: {called[separator]} are read between its cells, and its first line has "
+            f"{called[found[0]]}; save it with {called[separator]}"
+        )
 
 
 def _require_names_of_their_own(path: Path, names: Iterable[str]) -> None:

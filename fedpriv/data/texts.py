@@ -376,6 +376,9 @@ def _tokens(
 def _public(path: Path) -> Iterator[str]:
     names = files_below(path) if path.is_dir() else [""]
     if not path.exists():
-        raise InputError(f"data.tokenizer.public: there is no {path}")
+        raise InputError(
+            f"data.tokenizer.public: there is no {path}; name a file or folder of public text "
+            "within the folder of data.path"
+        )
     for name in names:
         yield read_text(path / name)

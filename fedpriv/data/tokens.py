@@ -135,6 +135,11 @@ def read_tokens(path: Path) -> LearntTokens:
     Raises:
         InputError: it is none.
     """
+    if not path.is_file():
+        raise InputError(
+            f"data.tokenizer.file: there is no file {path}; name a tokenizer.json within the "
+            "folder of data.path"
+        )
     tokenizers = _library()
     try:
         tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))

@@ -135,7 +135,7 @@ def test_people_in_both_parts_are_told(folder):
 
 def test_what_is_no_table_is_one_line(folder):
     (folder / "people.csv").write_bytes(b"")
-    with pytest.raises(InputError, match=r"people\.csv: cannot be read as a table"):
+    with pytest.raises(InputError, match=r"data\.path: \S+people\.csv is empty; write"):
         built(folder)
     (folder / "people.csv").unlink()
     (folder / "people.parquet").write_bytes(b"PAR1 and no more")
@@ -168,7 +168,7 @@ def rewritten(folder, change, encoding="utf-8"):
 @pytest.mark.parametrize(
     ("change", "options", "told"),
     [
-        (lambda text: text.replace(",", ";"), {}, r"data\.user: .*people\.csv has no column user;"),
+        (lambda text: text.replace("user", "who", 1), {}, r"data\.user: .*has no column user;"),
         (lambda text: text.replace("x1", "x9", 1), {}, r"people\.csv: row 1: x1 is no number$"),
         (str, {"features": ("x0", "user")}, r"people\.csv: row 1: user is no number$"),
         (
@@ -266,3 +266,43 @@ def test_of_what_is_only_read_later_no_count_is_claimed(tmp_path):
     for said in (skips.sizes, skips.description):
         assert "as far as they can be read" in said
     assert "as far as" not in stops.sizes + stops.description
+
+
+def test_cells_that_are_not_utf_8_are_told_and_cost_nobody_else(folder):
+    assert built(folder).notes == ()
+    path = folder / "people.csv"
+    lines = path.read_text().splitlines()
+    for row in (3, 8):
+        lines[row] = lines[row].replace("cat", "chät").replace("dog", "chät")
+    path.write_bytes("\n".join(lines).encode("latin-1"))
+    dataset = built(folder)
+    (note,) = dataset.notes
+    assert note.startswith("data.path: 2 rows of user, target: not in UTF-8")
+    assert f"first {path}: row 3: " in note
+    assert note.endswith("save the file as UTF-8")
+    assert [dataset.user(place).skipped for place in range(4)] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("x.csv", b"", "is empty; write the columns' names in its first line"),
+        ("x.csv", b"user;x0;target\na;1;cat\n", "commas are read .* has semicolons; save it with"),
+        ("x.csv", b"user\tx0\ttarget\na\t1\tcat\n", "commas are read .* has tabs; save it with"),
+        ("x.tsv", b"user,x0,target\na,1,cat\n", "tabs are read .* has commas; save it with tabs"),
+        ("x.csv", b'user,x0,target\na,"1,cat\n', 'cannot be read .*; close each quote \\("\\)'),
+        ("x.csv", b"user,x0,x0\na,1,2\n", "several columns are called 'x0'; give each a name"),
+        ("x.parquet", b"PAR1xxxx", "cannot be read as a table .*; write it anew, or end its name"),
+    ],
+)
+@pytest.mark.parametrize("key", ["path", "held_out"])
+def test_a_file_that_is_no_table_is_told_with_its_key_and_what_to_write(
+    folder, key, name, content, told
+):
+    (folder / name).write_bytes(content)
+    options = {"path": folder / name} if key == "path" else {"held_out": name}
+    if key == "held_out":
+        options["path"] = folder / "people.csv"
+    with pytest.raises(InputError, match=rf"^data\.{key}: \S+{re.escape(name)}.*{told}") as caught:
+        built(folder, **options)
+    assert "\n" not in str(caught.value)

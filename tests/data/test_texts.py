@@ -221,3 +221,18 @@ def test_cells_without_text_are_in_no_count(tmp_path):
     assert sum(dataset.user(place).skipped for place in range(len(USERS))) == 1
     assert f"{2 * len(USERS) - 1} in all, to be cut" in dataset.sizes
     assert "1 that cannot be used, left out" in dataset.sizes
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "told"),
+    [
+        ({"kind": "file", "file": "no.json"}, "file: there is no file .*no.json; name a tokenizer"),
+        (
+            {"kind": "bpe", "public": "no.txt"},
+            "public: there is no .*no.txt; name a file or folder",
+        ),
+    ],
+)
+def test_a_tokenizers_file_that_is_not_there_is_said_with_what_to_name(folder, tokenizer, told):
+    with pytest.raises(InputError, match=rf"^data\.tokenizer\.{told}.*within the folder of data"):
+        built(folder, tokenizer=tokenizer)
