@@ -13,6 +13,13 @@ class InputError(FedprivError):
     exit_code = 2
 
 
+class Diverged(InputError):  # noqa: N818 - says what became of a run
+    """What a round released made a model that no later round can teach anything.
+
+    It is a function of what was released: a tuning counts such a trial, as the worst of all.
+    """
+
+
 class DamagedFile(FedprivError):  # noqa: N818 - says what is wrong, as the others do
     """A file that fedpriv wrote is not what it wrote; no InputError, which a run might skip."""
 

@@ -12,14 +12,14 @@ from fedpriv.errors import FedprivError, InputError
 
 
 @contextmanager
-def told_as(what: str) -> Iterator[None]:
+def told_as(what: str, kind: type[InputError] = InputError) -> Iterator[None]:
     """Tell whatever the body raises as `what: what it says (file, line)`.
 
     What fedpriv itself has to say passes as it is, and so does a lack of memory, which is the
     machine's.
 
     Raises:
-        InputError: the body raised.
+        InputError: the body raised; of that `kind`.
     """
     try:
         yield
@@ -28,7 +28,7 @@ def told_as(what: str) -> Iterator[None]:
     except Exception as error:
         if _of_a_gpu(error):
             raise
-        raise InputError(f"{what}: {_failure(error, _beyond_the_body(error))}") from error
+        raise kind(f"{what}: {_failure(error, _beyond_the_body(error))}") from error
 
 
 def failure_of(error: Exception) -> str:

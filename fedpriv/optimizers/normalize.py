@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fedpriv.components import Kind, Options
-from fedpriv.errors import InputError
+from fedpriv.errors import Diverged, InputError
 from fedpriv.failures import told_as
 
 Update = dict[str, Tensor]
@@ -90,11 +90,12 @@ class Normalization:
         """Return the normalised blocks; `noise` are the deviations of the noise on each.
 
         Raises:
-            InputError: the normaliser failed, or returned something else.
+            Diverged: the normaliser failed.
+            InputError: it returned something else.
         """
         self._calls += 1
         known = [dict(noise or {})] if getattr(self._made, "knows_noise", False) else []
-        with told_as(f"server.normalize: {self._name} fails"):
+        with told_as(f"server.normalize: {self._name} fails", Diverged):
             blocks = self._made(dict(update), *known)
         if not isinstance(blocks, dict) or {k: _shape(b) for k, b in blocks.items()} != {
             k: b.shape for k, b in update.items()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fedpriv.components import Named, Slot
 from fedpriv.draws import drawing_from
-from fedpriv.errors import InputError
+from fedpriv.errors import Diverged, InputError
 from fedpriv.failures import told_as
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.optimizers.kinds import OPTIMIZERS
@@ -132,7 +132,7 @@ class Server:
             noise: the standard deviation of the noise on each block; empty for none.
 
         Raises:
-            InputError: the normaliser or the optimizer failed.
+            Diverged: the normaliser or the optimizer failed.
         """
         names = self.layout.names
         parts = zip(self.layout.split(average).items(), self._undone, strict=True)
@@ -146,7 +146,7 @@ class Server:
             parameter.grad = blocks[name].to(parameter, copy=True)
         scale_learning_rates(self._optimizer, factor(self._schedule, round_, self._rounds))
         drawn = drawing_from(seed, self._parameters[0].device)
-        with drawn, told_as(f"server.optimizer: {self._name} fails"):
+        with drawn, told_as(f"server.optimizer: {self._name} fails", Diverged):
             self._optimizer.step()
         self._optimizer.zero_grad()
 
@@ -154,11 +154,11 @@ class Server:
         """Check what the step of a round has left.
 
         Raises:
-            InputError: the model has numbers that are not finite. No later round could teach it
+            Diverged: the model has numbers that are not finite. No later round could teach it
                 anything, and each would be paid for.
         """
         if not torch.stack([p.isfinite().all() for p in self._parameters]).all():
-            raise InputError(
+            raise Diverged(
                 f"server: round {round_} left numbers in the model that are not finite; start "
                 "another run with a lower server.lr, another server.optimizer or server.normalize"
             )
