@@ -211,19 +211,7 @@ class RunDirectory:
         return file
 
     def _locked(self) -> IO[bytes]:
-        file = (self.path / ".lock").open("wb")
-        try:
-            disk.lock(file)
-        except BlockingIOError:
-            file.close()
-            raise InputError(f"{self.path}: another process is already running this run") from None
-        except OSError as error:
-            file.close()
-            raise InputError(
-                f"run_dir: {self.path} lies on a file system without locks ({error.strerror}): two "
-                "processes could run it at once; write a run_dir on another disk"
-            ) from None
-        return file
+        return take(self.path, "another process is already running this run")
 
     def open_ledger(self, header: Header) -> Ledger:
         """Open the run's ledger, or start it where nothing can have been released yet.
@@ -272,6 +260,28 @@ class RunDirectory:
         """Drop the lines of rounds after `up_to_round`, which will be run again."""
         rows = [row for row in self.read_metrics() if row["round"] <= up_to_round]
         disk.write_whole(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def take(folder: Path, busy: str) -> IO[bytes]:
+    """Take a folder for this process; the lock is held until the file is closed.
+
+    Raises:
+        InputError: another process has it, which is what `busy` says, or nobody can tell.
+        OSError: the folder cannot be written.
+    """
+    file = (folder / ".lock").open("wb")
+    try:
+        disk.lock(file)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"{folder}: {busy}") from None
+    except OSError as error:
+        file.close()
+        raise InputError(
+            f"run_dir: {folder} lies on a file system without locks ({error.strerror}): two "
+            "processes could run it at once; write a run_dir on another disk"
+        ) from None
+    return file
 
 
 def require_no_record(path: Path, option: str) -> None:
