@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
+    from fedpriv.experiment import Observer
     from fedpriv.federation.plan import Cost
     from fedpriv.reporting.audit import Audit
 
@@ -192,8 +193,12 @@ class Experiment:
         changes = {"runtime.grid": grid, "run_dir": None if run_dir is None else str(run_dir)}
         return self.with_({k: v for k, v in changes.items() if v is not None}).config
 
-    def _trained_in(self, run_dir: Path, grid: str, progress: bool) -> Run:
+    def _trained_in(
+        self, run_dir: Path, grid: str, progress: bool, lines: Observer | None = None
+    ) -> Run:
         """Return the run of this experiment in a directory, which is begun or gone on with first.
+
+        `lines` are told of its rounds, in place of lines of its own.
 
         Raises:
             InputError: there is a run of another experiment.
@@ -201,7 +206,8 @@ class Experiment:
         from fedpriv import experiment
         from fedpriv.reporting.run_directory import RunDirectory
 
-        prepared = _prepared(self._placed(grid, run_dir), progress)
+        # Said anew of each trial it would tell how many there are.
+        prepared = _prepared(self._placed(grid, run_dir), progress, saying_so=lines is None)
         if not (run_dir / "config.yaml").is_file():
             directory = experiment.create(prepared)
         else:
@@ -214,7 +220,7 @@ class Experiment:
             experiment.restore(prepared, directory)
         if not prepared.finished:
             with suppress(BudgetError):  # it has the rounds that it had
-                _trained(prepared, directory, progress)
+                _trained(prepared, directory, progress, lines)
         return Run.open(run_dir)
 
     def __repr__(self) -> str:
@@ -258,10 +264,13 @@ class Run:
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """One row a round, by round; `simulation_only.` stands before what nobody may publish."""
+        """One row a round, by round; `simulation_only.` stands before what nobody may publish.
+
+        Of a trial of a tuning it has no ε: none of its rounds has one of its own.
+        """
         import pandas as pd
 
-        rows = [_flat(row) for row in self._read.rows]
+        rows = [_flat(row) for row in self._read.told_rows]
         return pd.DataFrame(rows).set_index("round")
 
     @cached_property
@@ -288,11 +297,14 @@ class Run:
         """Return ε at the run's δ, by "rdp" or "pld", or by the tighter; None without privacy.
 
         Of a run that `evaluation.stop_after` ended it is that of all the rounds that it might have
-        had, which is what was promised.
+        had, which is what was promised; of the best of a tuning it is what the tuning cost.
 
         Raises:
-            InputError: there is none by that accountant.
+            InputError: there is none by that accountant, or it is a trial of which nothing says
+                what choosing it cost.
         """
+        if self._read.private and self._read.trial and self._read.unclaimed:
+            raise InputError(f"{self.path}: nobody knows its ε: {self._read.unclaimed}")
         found = self._spent.epsilons
         if accountant is None or not found:
             return min(found.values(), default=None)
@@ -460,7 +472,7 @@ def _summed_up(run: Run) -> dict[str, Any]:
     return {
         "rounds": read.finished_rounds,
         measured.quality.key: measured.final,
-        "epsilon": math.inf if run.epsilon() is None else run.epsilon(),
+        "epsilon": min(run._spent.epsilons.values(), default=math.inf),
         "delta": read.delta,
         "noise_multiplier": last.noise_multiplier if read.private else 0.0,
         "bound": last.bound if read.private else math.inf,
@@ -500,11 +512,11 @@ def _copied(document: Any) -> Any:
     return document
 
 
-def _prepared(config: ExperimentConfig, progress: bool) -> Any:
+def _prepared(config: ExperimentConfig, progress: bool, saying_so: bool = True) -> Any:
     from fedpriv import experiment
 
     seeded = _seeded(config, progress)
-    with saying(beside(progress), "reading the data and computing ε"):
+    with saying(beside(progress and saying_so), "reading the data and computing ε"):
         return experiment.prepare(seeded)
 
 
@@ -519,9 +531,12 @@ def _seeded(config: ExperimentConfig, progress: bool) -> ExperimentConfig:
         return with_seed_model(config, lines, stop)
 
 
-def _trained(prepared: Any, directory: Any, progress: bool) -> None:
+def _trained(prepared: Any, directory: Any, progress: bool, lines: Observer | None = None) -> None:
     from fedpriv import experiment
-    from fedpriv.reporting.progress import ProgressLines
+    from fedpriv.reporting.progress import lines_of
 
-    with ProgressLines(beside(progress)) as lines:
+    if lines is not None:
         experiment.train(prepared, directory, lines)
+        return
+    with lines_of(prepared.config, beside(progress)) as own:
+        experiment.train(prepared, directory, own)

@@ -135,6 +135,11 @@ def check(config: ExperimentConfig, settings: AuditSettings) -> None:
             "privacy.noise_multiplier: 0 makes ε infinite: there is no claim to audit; write the "
             "noise that the run will have"
         )
+    if config.trial:
+        raise InputError(
+            "trial: this is the config of one trial of a tuning, whose ε is that of the tuning, "
+            "and an audit measures one run; write 0"
+        )
     if config.runtime.deployment:
         raise InputError(
             "runtime.deployment: true trains real users, among whom no canaries are planted: audit "

@@ -155,6 +155,7 @@ def header_of(plan: Plan) -> Header:
         population=plan.sampling.population,
         delta=plan.delta,
         adjacency=plan.adjacency.value,
+        trial=plan.config.trial,
         outside=tuple(
             f"{key}: {found.told()}" for key, found in sorted(outside(plan.config).items())
         ),

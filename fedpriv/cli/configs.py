@@ -41,8 +41,9 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
         found = with_seed_file(loaded)
         # As a run begins, as far as that is known without training a seed model.
         prepared = experiment.prepare(found, seeded=found is not loaded)
-    planned = prepared.plan.planned_cost()
-    cost = "without privacy"
+    # Of a trial the ε is that of its tuning, which a config does not know.
+    planned = None if loaded.trial else prepared.plan.planned_cost()
+    cost = "what the tuning does that it is a trial of" if loaded.trial else "without privacy"
     if planned is not None:
         shown, name = epsilon_text(planned.epsilon), planned.accountant.upper()
         cost = f"ε = {shown} by {name} at δ={planned.delta:g}"
@@ -54,7 +55,7 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     if not prepared.config.runtime.deployment:
         notes = notes_of(prepared.trainer.dataset, prepared.config.data.users)
         say(f"simulation only: {note}" for note in notes)
-    say(prepared.plan.advice())
+    say(() if loaded.trial else prepared.plan.advice())
     rounds = numbered(prepared.config.rounds, "round")
     verb = "costs" if prepared.config.rounds == 1 else "cost"
     print(f"{one_line(str(config))}: valid; {rounds} {verb} {cost}")

@@ -28,6 +28,7 @@ def show_ledger(path: LedgerPath, format: LedgerFormat = "table") -> None:
 
     check_format(format, "table", "json")
     opened = ledgers.open_ledger(path)
+    opened.require_priced()
     with working(errors, "computing ε"):
         bill = opened.account.bill(opened.account.header.delta)
     say([*opened.notes, *ledgers.bill_notes(opened, bill)])
@@ -77,6 +78,7 @@ def merge(
     opened = [ledgers.open_ledger(path) for path in paths]
     for each in opened:
         each.require_complete()
+        each.require_priced()
     with working(errors, "computing ε of all together"):
         merged = composition.merge([each.account for each in opened], delta)
     say(ledgers.merge_notes(opened, merged))

@@ -263,13 +263,14 @@ def _ray_starting(runtime: RuntimeConfig) -> Iterator[Callable[[], None]]:
 def _train(directory: RunDirectory, prepared: Experiment, verbose: bool) -> None:
     """Run the rounds that are left; the report is written also where the run was stopped."""
     from fedpriv import experiment
-    from fedpriv.reporting.progress import ProgressLines
+    from fedpriv.reporting.progress import lines_of
 
     how_to_go_on = f"continue with: fedpriv resume {in_a_shell(directory.path)}"
     with _if_no_room(how_to_go_on):
         try:
             # Ray prints what dies, and whoever's code it is may print, where documents go.
-            with ProgressLines(errors, verbose) as progress, redirect_stdout(sys.stderr):
+            lines = lines_of(prepared.config, errors, verbose)
+            with lines as progress, redirect_stdout(sys.stderr):
                 experiment.train(prepared, directory, progress)
         except (BudgetError, Interrupted) as stopped:
             if directory.read_metrics():

@@ -33,7 +33,7 @@ def tune(
     overrides: Overrides = None,
     grid: Grid = None,
     trials: Annotated[
-        str, typer.Option(help="law of the number of trials: logarithmic, geometric or poisson")
+        str, typer.Option(help="law of their number: logarithmic, geometric or poisson")
     ] = "geometric",
     mean: Annotated[float, typer.Option(help="how many trials are expected")] = 10.0,
     run_dir: Annotated[
@@ -45,6 +45,9 @@ def tune(
 
     What that costs is counted (Papernot, Steinke 2022). Again in the same folder it is another
     tuning of the same users, and adds to it; after Ctrl-C the same command goes on.
+
+    A bar on a terminal, or a line a trial elsewhere, says how far it is. Like all marked
+    "simulation only" it is as private as the data: it tells how many trials there are.
     """
     from fedpriv.privacy.figures import epsilon_text
     from fedpriv.tuning import tune as tuned

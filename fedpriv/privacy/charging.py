@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Literal
 
 import dp_accounting
+from dp_accounting.dp_event import RepeatAndSelectDpEvent
 
 from fedpriv.privacy.accounting import PLD_UP_TO, PldAccountant, RdpAccountant
 from fedpriv.privacy.allocation import NoDistribution
@@ -131,6 +132,8 @@ def pld_epsilon(
         return None, NO_PRIVACY.without_pld
     if by_rdp > PLD_UP_TO:
         return None, f"no PLD: it is left out where RDP gives an ε above {PLD_UP_TO:g}"
+    if any(isinstance(event, RepeatAndSelectDpEvent) for event in events):
+        return None, "no PLD: of the best of several trials a price is known by RDP alone"
     charged = frozenset((event, count) for event, count in events.items() if count)
     try:
         epsilon = _composed_epsilon(charged, adjacency, delta)

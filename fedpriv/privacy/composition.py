@@ -20,6 +20,7 @@ from fedpriv.privacy.accounts import most_charged
 from fedpriv.privacy.charging import NO_PRIVACY, Bill, charge
 from fedpriv.privacy.ledger import Header, Release
 from fedpriv.privacy.sampling import Adjacency
+from fedpriv.privacy.trials import Tuning
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,15 @@ class Account:
         releases: every release that it charges, in order.
         ahead: those that it also answers for, since its run ended early by what it had released,
             and might have made them (docs/privacy.md, "The best model, and when to end").
+        tunings: of the best of several trials, those that it was chosen by; its release then costs
+            what they cost, and not what it was charged itself (docs/privacy.md, "Tuning").
     """
 
     name: str
     header: Header
     releases: tuple[Release, ...]
     ahead: tuple[Release, ...] = ()
+    tunings: tuple[Tuning, ...] = ()
 
     @property
     def adjacency(self) -> Adjacency:
@@ -45,6 +49,12 @@ class Account:
         return Adjacency(self.header.adjacency)
 
     def events(self) -> Counter[dp_accounting.DpEvent]:
+        """Return what it costs, in events: its own, or those of the tunings that chose it."""
+        if self.tunings:
+            return Counter(tuning.event() for tuning in self.tunings)
+        return self.own_events()
+
+    def own_events(self) -> Counter[dp_accounting.DpEvent]:
         """Return how many releases there are of each event, for whoever pays most.
 
         That is every user, or the silo that took part most often.
@@ -121,6 +131,12 @@ def _check_distinct(one: Account, other: Account) -> None:
         raise InputError(
             f"{one.name} and {other.name} have noise from one seed: the difference of their "
             "releases is free of it, and no ε holds for both together; write another seed"
+        )
+    if {each.source for each in one.tunings} & {each.source for each in other.tunings}:
+        raise InputError(
+            f"{one.name} and {other.name} were chosen by one tuning, or by two that began with one "
+            "seed, of which no ε is known together; give the later one of a folder alone, whose ε "
+            "is that of all tunings there, or tune with another seed"
         )
 
 

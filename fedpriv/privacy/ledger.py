@@ -55,6 +55,8 @@ class Header:
         outside: what the run was made of that is not fedpriv's own, each with where it came from.
         mechanism: what `unit` and `noise_by` leave open: correlated; allocated, where users were
             allocated to rounds; "" for noise and cohorts that are drawn anew in each round.
+        trial: the label of a trial of a tuning, whose release costs more than what its ledger is
+            charged with; 0 for none.
     """
 
     fingerprint: str
@@ -68,11 +70,12 @@ class Header:
     data: str = ""
     outside: tuple[str, ...] = ()
     mechanism: str = ""
+    trial: int = 0
 
     def fields(self) -> dict[str, Any]:
         """Return what the first line holds; what is private is put aside, as in all files."""
         fields = asdict(self)
-        for name in ("noise_by", "mechanism", "outside"):
+        for name in ("noise_by", "mechanism", "outside", "trial"):
             if fields[name] == getattr(Header, name):
                 del fields[name]
         private = ("fingerprint", "data") if self.mode == "simulation" else ()

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -88,14 +88,72 @@ def composed(events: Mapping[dp_accounting.DpEvent, int]) -> dp_accounting.DpEve
     return dp_accounting.ComposedDpEvent(parts)
 
 
-def price(
-    tunings: Sequence[tuple[Trials, Mapping[dp_accounting.DpEvent, int]]],
-    adjacency: Adjacency,
-    delta: float,
-) -> Cost:
-    """Return what tunings over the same users cost together, by RDP.
+@dataclass(frozen=True)
+class Tuning:
+    """A tuning as it is counted.
 
-    Each is its trials, and the events of a trial that pays most.
+    Attributes:
+        trials: the law of their number.
+        charged: the events of a trial that pays most.
+        source: what its number, its points and its trials' noise were drawn from. Two of one
+            source are not independent, and nothing is known of both together.
     """
-    events = Counter(trials.event(composed(events)) for trials, events in tunings)
+
+    trials: Trials
+    charged: Mapping[dp_accounting.DpEvent, int]
+    source: int = 0
+
+    def event(self) -> dp_accounting.DpEvent:
+        """Return the event of the release of its best trial."""
+        return self.trials.event(composed(self.charged))
+
+    def document(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        charged = [{"event": _document(e), "times": n} for e, n in self.charged.items()]
+        law = {"law": self.trials.law, "mean": self.trials.mean}
+        return {**law, "source": self.source, "charged": charged}
+
+    @classmethod
+    def of_document(cls, found: Mapping[str, Any]) -> Tuning:
+        """Return the tuning that `document` made one of.
+
+        Raises:
+            InputError, KeyError, TypeError, ValueError: it is none.
+        """
+        charged = {_event(each["event"]): int(each["times"]) for each in found["charged"]}
+        if not charged or min(charged.values()) < 1:
+            raise ValueError("a trial is charged for something")
+        return cls(Trials(found["law"], found["mean"]), charged, int(found["source"]))
+
+
+def price(tunings: Sequence[Tuning], adjacency: Adjacency, delta: float) -> Cost:
+    """Return what tunings over the same users cost together, by RDP."""
+    events = Counter(tuning.event() for tuning in tunings)
     return charge(events, adjacency, [delta], ("rdp",)).first
+
+
+def _document(event: dp_accounting.DpEvent) -> dict[str, Any]:
+    """Return the event of a round, of one of the kinds that trials may have, for JSON."""
+    import dp_accounting
+
+    if isinstance(event, dp_accounting.PoissonSampledDpEvent):
+        return {"probability": event.sampling_probability, "of": _document(event.event)}
+    if isinstance(event, dp_accounting.SampledWithoutReplacementDpEvent):
+        size = {"population": event.source_dataset_size, "cohort": event.sample_size}
+        return {**size, "of": _document(event.event)}
+    if isinstance(event, dp_accounting.GaussianDpEvent):
+        return {"noise_multiplier": event.noise_multiplier}
+    raise ValueError(f"no trial is charged for {event}")
+
+
+def _event(found: Mapping[str, Any]) -> dp_accounting.DpEvent:
+    """Return the event that `_document` made one of."""
+    import dp_accounting
+
+    if "noise_multiplier" in found:
+        return dp_accounting.GaussianDpEvent(float(found["noise_multiplier"]))
+    inner = _event(found["of"])
+    if "probability" in found:
+        return dp_accounting.PoissonSampledDpEvent(float(found["probability"]), inner)
+    sizes = int(found["population"]), int(found["cohort"])
+    return dp_accounting.SampledWithoutReplacementDpEvent(*sizes, inner)

@@ -9,7 +9,7 @@ from fedpriv.counting import numbered
 from fedpriv.privacy.advice import delta_advice, epsilon_advice
 from fedpriv.reporting.reader import Run
 from fedpriv.reporting.spent import Spent
-from fedpriv.reporting.wording import beside_epsilon, round_ranges
+from fedpriv.reporting.wording import CHOSEN, beside_epsilon, round_ranges
 
 
 def cautions(run: Run, account: Spent) -> tuple[str, ...]:
@@ -18,12 +18,13 @@ def cautions(run: Run, account: Spent) -> tuple[str, ...]:
 
 
 def _of_privacy(run: Run, account: Spent) -> tuple[str, ...]:
-    if not run.private or run.delta is None or not run.complete:
+    if not run.private or run.delta is None or run.unclaimed:
         return ()
     protected = _protected(run)
     of_delta = delta_advice(run.delta, *protected) if protected else None
     of_epsilon = epsilon_advice(min(account.epsilons.values()), beside_epsilon(run.seeded))
-    return tuple(f"{said}." for said in (of_delta, of_epsilon) if said)
+    chosen = "It is the best of several trials: " + CHOSEN if run.choice else None
+    return tuple(f"{said}." for said in (of_delta, of_epsilon, chosen) if said)
 
 
 def _protected(run: Run) -> tuple[int, str] | None:

@@ -19,14 +19,15 @@ def conclusion(run: Run, account: Spent) -> str:
     contradicted = " ITS METRICS OR CONFIG CONTRADICT ITS LEDGER: see the report." * bool(
         account.disagreements
     )
-    if not run.complete:
-        return f"{begun}. Nothing can be claimed: lines of the ledger are missing.{contradicted}"
+    if run.unclaimed:
+        return f"{begun}. Nothing can be claimed: {run.unclaimed}.{contradicted}"
     decides, payer = min(account.epsilons, key=account.epsilons.__getitem__), run.mechanism.payer
     whose = f" of the worst {payer}" if payer else ""
-    early = f", of all {run.config.rounds:,} planned rounds" if run.ahead else ""
+    whole = f", of all {run.config.rounds:,} planned rounds" if run.ahead else ""
+    whole = ", of the tuning that chose it" if run.choice else whole
     return (
         f"{begun} at ε = {epsilon_text(account.epsilons[decides])}{whose} ({decides.upper()}"
-        f"{early}), δ = {run.delta:g}{beside_epsilon(run.seeded)}{'.' if contradicted else ''}"
+        f"{whole}), δ = {run.delta:g}{beside_epsilon(run.seeded)}{'.' if contradicted else ''}"
         f"{contradicted}"
     )
 

@@ -20,12 +20,13 @@ from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import Header, Release, read_ledger
 from fedpriv.privacy.mechanisms.registry import mechanism_of
 from fedpriv.reporting.budget import cost_text
+from fedpriv.reporting.choice import UNTOLD, read_choice
 from fedpriv.reporting.completeness import NO_EVIDENCE, Evidence, read_evidence
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.run_directory import RunDirectory, newest_below
 from fedpriv.reporting.spent import spent
 from fedpriv.reporting.terminal import Column, FittedTable, one_line
-from fedpriv.reporting.wording import ENDED_EARLY, KNOWN_SEED, beside_epsilon, round_ranges
+from fedpriv.reporting.wording import CHOSEN, ENDED_EARLY, KNOWN_SEED, beside_epsilon, round_ranges
 from fedpriv.selection import releases_ahead
 
 
@@ -40,6 +41,7 @@ class Opened:
         torn: whether its last line was never finished, and so charges nothing.
         evidence: what lies beside it and shows what was finished.
         missing: what the ledger lacks by that evidence, a sentence each.
+        trial: the label of the trial of a tuning that it is of; 0 for none.
     """
 
     path: Path
@@ -48,6 +50,7 @@ class Opened:
     torn: bool
     evidence: Evidence
     missing: tuple[str, ...]
+    trial: int = 0
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -57,7 +60,9 @@ class Opened:
             notes.append(
                 f"{self.path}: the last line is torn; it was never used and charges nothing"
             )
-        if self.account.ahead:
+        if self.account.tunings:
+            notes.append(f"{self.path}: its run is the best of several trials; {CHOSEN}")
+        elif self.account.ahead:
             notes.append(f"{self.path}: its run ended early; {ENDED_EARLY}; {self._charged}")
         if outside := self.account.header.outside:
             notes.append(
@@ -75,6 +80,14 @@ class Opened:
         """Raise InputError where lines are missing: what it costs would be too little."""
         if self.missing:
             raise InputError(f"{self.path} IS NOT COMPLETE: {' '.join(self.missing)}")
+
+    def require_priced(self) -> None:
+        """Raise InputError for a trial of which nothing says what choosing it cost."""
+        if self.trial and not self.account.tunings:
+            raise InputError(
+                f"{self.path}: nobody knows what it cost: {UNTOLD}; name the folder of the run "
+                "that fedpriv tune says is best"
+            )
 
 
 def open_ledger(path: Path) -> Opened:
@@ -94,14 +107,20 @@ def open_ledger(path: Path) -> Opened:
     evidence = read_evidence(file.parent) if file.name == "ledger.jsonl" else NO_EVIDENCE
     read = read_ledger(file)
     folder = file.parent if (file.parent / "config.yaml").is_file() else None
+    config = RunDirectory(folder).config() if folder else None
     ahead, missing = tuple[Release, ...](), evidence.unpaid(read.releases, read.hashes)
-    if folder is not None and (config := RunDirectory(folder).config()).evaluation.stop_after:
+    if config is not None and config.evaluation.stop_after:
         # Whether it ended early, and so what it costs, only the metrics of all rounds say.
-        rows = RunDirectory(folder).read_metrics()
+        rows = RunDirectory(file.parent).read_metrics()
         ahead = releases_ahead(config, rows, read.releases)
         missing = evidence.missing(read.releases, read.hashes) or _unmeasured(rows, read.releases)
     account = Account(str(path), read.header, read.releases, ahead)
-    return Opened(file, folder, account, read.torn_bytes > 0, evidence, missing)
+    # Earlier ledgers do not say it themselves.
+    trial = read.header.trial or (config.trial if config else 0)
+    if file.name == "ledger.jsonl":
+        choice = read_choice(file.parent, read.header, trial, account.own_events())
+        account = replace(account, tunings=choice.tunings if choice else ())
+    return Opened(file, folder, account, read.torn_bytes > 0, evidence, missing, trial)
 
 
 def _unmeasured(rows: Sequence[Mapping[str, Any]], releases: Sequence[Release]) -> tuple[str, ...]:
@@ -142,6 +161,7 @@ def verify(path: Path) -> Verified:
     """
     opened = open_ledger(path)
     opened.require_complete()
+    opened.require_priced()
     compared = opened.run is not None and bool(opened.evidence.finished)
     if compared and opened.run is not None:
         disagreements = spent(read_run(opened.run)).disagreements
@@ -161,6 +181,7 @@ def ledger_document(opened: Opened, bill: Bill) -> dict[str, Any]:
         "header": {"noise_by": account.header.noise_by, **account.header.fields()},
         "releases": len(account.releases),
         "releases_ahead": len(account.ahead),
+        "tunings": [each.document() for each in account.tunings],
         "torn_last_line": opened.torn,
         "randomness": _known(opened).strip(" ()") or None,
         "missing": opened.missing,
@@ -203,6 +224,7 @@ def verified_document(verified: Verified) -> dict[str, Any]:
         "complete": True if verified.opened.evidence.independent else None,
         "releases": len(account.releases),
         "releases_ahead": len(account.ahead),
+        "tunings": [each.document() for each in account.tunings],
         "rounds": round_ranges([release.round for release in account.releases]),
         "population": account.header.population,
         "unit": account.header.unit,

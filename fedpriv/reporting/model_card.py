@@ -53,7 +53,7 @@ def metadata_of(exported: Exported) -> dict[str, str]:
     """
     run = exported.run
     account = spent(run)
-    claimed = run.private and run.complete and not account.disagreements
+    claimed = run.private and not run.unclaimed and not account.disagreements
     ledger = read_ledger(RunDirectory(run.path).ledger)
     head = ledger.hashes[-1] if ledger.hashes else ledger.header_hash
     known = {

@@ -133,6 +133,8 @@ def _measured(run: Run) -> str:
 def _promised(run: Run, decides: Guarantee | None) -> tuple[str, ...]:
     if not run.private:
         return (NO_PRIVACY,)
+    if decides is None and run.complete:
+        return (f"Nobody knows what it has cost: {run.unclaimed}.",)
     if decides is None:
         return ("Lines of its ledger are missing, so that nobody knows what it has cost.",)
     unit = run.header.unit
@@ -149,6 +151,7 @@ def _promised(run: Run, decides: Guarantee | None) -> tuple[str, ...]:
         f"{given} makes no outcome of {of} more than {_factor(decides)} times as likely, except "
         f"with probability δ = {decides.delta:g}: that is the promise of ε = {decides.shown}, by "
         f"{decides.accountant.upper()}"
+        + (", for all trials of the tuning that chose it" if run.choice else "")
         + (f", to the worst {payer}" if payer else "")
         + (f" ({KNOWN_SEED})." if run.seeded else "."),
     )
@@ -233,6 +236,6 @@ def no_classes(run: Run) -> str:
 
 def epsilon_of_the_median(run: Run, account: Spent) -> tuple[str, str] | None:
     """Return who pays apart, and the median one's ε by RDP; None where all pay alike."""
-    if account.costs is None or not run.complete or run.mechanism.payer is None:
+    if account.costs is None or run.unclaimed or run.mechanism.payer is None:
         return None
     return run.mechanism.payer, epsilon_text(account.costs.median)

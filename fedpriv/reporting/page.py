@@ -192,7 +192,9 @@ def _facts(each: Reported) -> list[Fact]:
 
 def _measured(each: Reported) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows of the table of rounds that were measured, thinned where too many."""
-    names = list(each.account.epsilons) if each.run.complete else []
+    # No round of a trial has an ε of its own.
+    shown = not (each.run.unclaimed or each.run.trial)
+    names = list(each.account.epsilons) if shown else []
     keys = sorted({key for row in each.run.rows for key in row.get("held_out", {})})
     heads = ["round", *(f"ε {name}" for name in names), *keys, "learning rate", "update norm"]
     by_round = zip(each.run.rows, rdp_by_round(each.run), strict=True)

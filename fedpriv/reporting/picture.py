@@ -60,22 +60,32 @@ def _draw_epsilon(axes: Axes, run: Run) -> None:
         why = "no privacy"
     elif not run.complete:
         why = "ε is unknown: lines are missing"
+    elif run.unclaimed:
+        why = "ε is unknown: it is one of several trials"
     elif account.disagreements:
         why = "the run's figures contradict its ledger"
     if why:
         axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", color="#B00020")
         axes.set_yticks([])
         return
+    if run.choice:
+        axes.axhline(min(account.epsilons.values()), color=_VERMILLION, label="tuning, by RDP")
+    else:
+        _draw_rounds(axes, run, epsilons)
+    if run.ahead and not run.choice:
+        promised = min(account.epsilons.values())
+        axes.axhline(promised, color=_VERMILLION, label="promised: of all planned rounds")
+    axes.set_ylabel(f"ε spent, at δ = {run.delta:g}")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="lower right", frameon=False)
+
+
+def _draw_rounds(axes: Axes, run: Run, epsilons: list[float]) -> None:
+    """Draw what all rounds up to each have cost, and the budget."""
     axes.plot([row["round"] for row in run.rows], epsilons, color=_BLUE, label="ε by RDP")
     tight = [(r["round"], r["epsilon"]["pld"]) for r in run.rows if r["epsilon"].get("pld")]
     if tight:
         axes.plot(*zip(*tight, strict=True), "s", markersize=4, color=_VERMILLION, label="by PLD")
-    if run.ahead:
-        promised = min(account.epsilons.values())
-        axes.axhline(promised, color=_VERMILLION, label="promised: of all planned rounds")
     budget = run.config.privacy.budget.epsilon if run.config.privacy else None
     if budget is not None:
         axes.axhline(budget, linestyle="--", color="0.4", label="budget")
-    axes.set_ylabel(f"ε spent, at δ = {run.delta:g}")
-    axes.set_ylim(bottom=0)
-    axes.legend(loc="lower right", frameon=False)

@@ -84,13 +84,19 @@ def _promised(runs: Sequence[Marked]) -> str:
         f"{epsilon_text(min(spent(marked.run).epsilons.values()))}, that of all rounds that it "
         "might have had."
         for marked in runs
-        if marked.run.private and marked.run.ahead
+        if marked.run.private and marked.run.ahead and not marked.run.trial
     ]
-    return "".join(promised)
+    chosen = [
+        f" {marked.mark or 'It'} is the best of several trials, at the ε of the tuning that chose "
+        "it: no round has another."
+        for marked in runs
+        if marked.run.choice
+    ]
+    return "".join([*promised, *chosen])
 
 
 def _epsilon_lines(marked: Marked) -> list[_Line]:
-    if not marked.run.private or not marked.run.complete:
+    if not marked.run.private or marked.run.unclaimed or marked.run.trial:
         return []
     rows = marked.run.rows
     lines = [_line(_rounds(marked.run), rdp_by_round(marked.run), marked, "rdp", 0)]
@@ -104,7 +110,7 @@ def _budgets(axes: Axes, runs: Sequence[Marked]) -> None:
     budgets = {
         marked.run.config.privacy.budget.epsilon
         for marked in runs
-        if marked.run.private and marked.run.config.privacy
+        if marked.run.private and marked.run.config.privacy and not marked.run.trial
     }
     for budget in sorted(budget for budget in budgets if budget is not None):
         axes.axhline(budget, color=FAINT, linewidth=1, linestyle=dash(1))
@@ -173,8 +179,11 @@ def _measured_alike(runs: Sequence[Marked]) -> list[Marked]:
 
 def _quality_lines(marked: Marked) -> list[_Line]:
     run = marked.run
-    if not run.private or not run.complete or not run.measured.values:
+    if not run.private or run.unclaimed or not run.measured.values:
         return []
+    if run.choice:
+        price = min(spent(run).epsilons.values())
+        return [_line([price], [run.measured.final], marked, "tuned", 0, "o")]
     rdp = dict(zip(_rounds(run), rdp_by_round(run), strict=True))
     pld = {row["round"]: row["epsilon"].get("pld") for row in run.rows}
     rounds, values = run.measured.rounds, run.measured.values

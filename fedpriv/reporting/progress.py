@@ -30,6 +30,7 @@ from fedpriv.reporting.wording import (
 from fedpriv.tasks.quality import WORD_ERROR_RATE, quality_of
 
 if TYPE_CHECKING:
+    from fedpriv.config import ExperimentConfig
     from fedpriv.experiment import Experiment
 
 
@@ -195,6 +196,53 @@ class ProgressLines:
     def say(self, sentence: str) -> None:
         """Print a sentence."""
         self._print(Text(one_line(sentence), style="yellow"))
+
+
+class TrialLines:
+    """Shows how far a tuning is, and nothing of how good or how private its trials are.
+
+    How many there are is as private as the data, and so is all that one of them says.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._trial = "simulation only: one of several trials"
+        self._progress = _bar(console, "round")
+        self._task = self._progress.add_task("tuning", total=None, status=self._trial)
+
+    def __enter__(self) -> TrialLines:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def next(self, number: int, trials: int) -> None:
+        """Say which trial comes, counted from 1."""
+        self._trial = f"simulation only: trial {number} of {trials}"
+        self._progress.update(self._task, completed=0, status=self._trial)
+        if not self._console.is_terminal:
+            print_lines(self._console, self._trial)
+
+    def begin(self, experiment: Experiment) -> None:
+        """Move the bar to where the trial goes on."""
+        done, rounds = experiment.finished_rounds, experiment.config.rounds
+        self._progress.update(self._task, total=rounds, completed=done)
+
+    def finished(self, row: dict[str, Any]) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=row["round"])
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence on a trial."""
+        print_lines(self._console, Text(one_line(f"{self._trial}: {sentence}"), style="yellow"))
+
+
+def lines_of(
+    config: ExperimentConfig, console: Console, verbose: bool = False
+) -> ProgressLines | TrialLines:
+    """Return what shows how far a run is: of a trial of a tuning neither quality nor ε."""
+    return TrialLines(console) if config.trial else ProgressLines(console, verbose)
 
 
 class AuditLines:

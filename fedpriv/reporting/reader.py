@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from safetensors import SafetensorError, safe_open
 from fedpriv.config import ExperimentConfig
 from fedpriv.data.facts import DataFacts
 from fedpriv.errors import InputError
+from fedpriv.privacy.accounts import most_charged
 from fedpriv.privacy.ledger import Header, Release, read_ledger
 from fedpriv.privacy.mechanisms.base import Mechanism
 from fedpriv.privacy.mechanisms.registry import mechanism_of
 from fedpriv.privacy.sampling import Adjacency, Sampling
+from fedpriv.reporting.choice import UNTOLD, Choice, read_choice
 from fedpriv.reporting.completeness import NO_EVIDENCE, Evidence, read_evidence
 from fedpriv.reporting.run_directory import RunDirectory
 from fedpriv.selection import Selection, ended_early, releases_ahead, selection
@@ -26,6 +29,8 @@ from fedpriv.training.checkpoint import checkpoint_files
 
 #: What a checkpoint calls the model's parameters, as against the optimizer's state.
 PARAMETER = "parameter/"
+# What a line of metrics says of ε, and by whom.
+_OF_EPSILON = ("epsilon", "without_pld", "groups")
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class Run:
         evidence: what lies beside the ledger and shows what was finished.
         missing: what the ledger or the metrics lack by that evidence, a sentence each.
         complete: whether the ledger lacks nothing by it.
+        choice: what chose it among the trials of tunings; None for a run that is no trial, and for
+            a trial of which nothing says it.
     """
 
     path: Path
@@ -80,6 +87,26 @@ class Run:
     evidence: Evidence = NO_EVIDENCE
     missing: tuple[str, ...] = ()
     complete: bool = True
+    choice: Choice | None = None
+
+    @property
+    def trial(self) -> int:
+        """Its label among the trials of a tuning; 0 where it is none. The ledger decides."""
+        return self.header.trial or self.config.trial
+
+    @property
+    def unclaimed(self) -> str | None:
+        """Why nothing can be claimed of it, though its releases are noisy; None where it can."""
+        if not self.complete:
+            return "lines of the ledger are missing"
+        return UNTOLD if self.trial and self.choice is None else None
+
+    @property
+    def told_rows(self) -> tuple[dict[str, Any], ...]:
+        """The metrics as they are handed on: of a trial without ε, which no round of it has."""
+        if not self.trial:
+            return self.rows
+        return tuple({k: v for k, v in row.items() if k not in _OF_EPSILON} for row in self.rows)
 
     @property
     def private(self) -> bool:
@@ -187,7 +214,7 @@ def read_run(path: Path) -> Run:
     ledger = read_ledger(directory.ledger)
     if not ledger.releases:
         raise InputError(f"{directory.ledger}: charges nothing, although rounds are finished")
-    return Run(
+    run = Run(
         path=path,
         config=directory.config(),
         environment=directory.environment(),
@@ -199,6 +226,9 @@ def read_run(path: Path) -> Run:
         missing=evidence.missing(ledger.releases, ledger.hashes),
         complete=not evidence.unpaid(ledger.releases, ledger.hashes),
     )
+    charged = most_charged((*run.releases, *run.ahead)) if run.trial else ()
+    own = Counter(release.event() for release in charged)
+    return replace(run, choice=read_choice(path, run.header, run.trial, own))
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:

@@ -36,7 +36,7 @@ def registry_entry(run: Run) -> dict[str, Any]:
             "--to: registry is for deployments; this is a simulation, and whoever knows its seed "
             "can subtract the noise"
         )
-    if not run.private or not run.complete or account.disagreements:
+    if not run.private or run.unclaimed or account.disagreements:
         raise InputError(
             "--to: registry is for runs of which something may be claimed; fedpriv report says why "
             "nothing may be of this one"

@@ -118,7 +118,7 @@ def _document(each: Reported) -> dict[str, Any]:
         "directory": str(run.path),
         "private": run.private,
         "randomness": randomness(run.seeded),
-        "epsilon": dict(each.account.epsilons) if run.complete else {},
+        "epsilon": {} if run.unclaimed else dict(each.account.epsilons),
         "charged": dict(each.account.charged),
         **_costs(each),
         "delta": run.delta if run.private else None,
@@ -134,7 +134,7 @@ def _document(each: Reported) -> dict[str, Any]:
         "statement": asdict(each.statement),
         "ledger": {"noise_by": run.header.noise_by, **run.header.fields()},
         "releases": [asdict(release) for release in run.releases],
-        "metrics": run.rows,
+        "metrics": run.told_rows,
         "config": run.config.document(),
         "environment": run.environment,
     }
@@ -154,9 +154,13 @@ def _costs(each: Reported) -> dict[str, Any]:
 
 def _csv(reported: Sequence[Reported]) -> str:
     rows = [
-        {**dict(zip(CSV_COLUMNS, _of_run(each), strict=True)), **_flat(row)}
+        {
+            **dict(zip(CSV_COLUMNS, _of_run(each), strict=True)),
+            **_of_the_choice(each),
+            **_flat(row),
+        }
         for each in reported
-        for row in each.run.rows
+        for row in each.run.told_rows
     ]
     heads = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
@@ -169,6 +173,11 @@ def _csv(reported: Sequence[Reported]) -> str:
 def _of_run(each: Reported) -> tuple[str, str, str, str]:
     contradictions = " ".join(each.account.disagreements)
     return each.label, str(each.run.path), randomness(each.run.seeded), contradictions
+
+
+def _of_the_choice(each: Reported) -> dict[str, Any]:
+    """Return ε of a run that a tuning chose, which its lines do not have."""
+    return {"tuning.epsilon": min(each.account.epsilons.values())} if each.run.choice else {}
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:

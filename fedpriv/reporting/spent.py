@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dp_accounting import NonPrivateDpEvent
+
 from fedpriv.privacy.accounting import ACCOUNTANTS, Accountant
 from fedpriv.privacy.accounts import PayerAccounts, PayerCosts, most_charged
 from fedpriv.privacy.allocation import NoDistribution
 from fedpriv.privacy.charging import pld_epsilon
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.ledger import Release
+from fedpriv.reporting.choice import AGREEMENT
 from fedpriv.reporting.reader import Run
-
-# Two computations of one ε may differ in the last digits between machines and NumPy versions.
-_AGREEMENT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Spent:
             for; empty for a run without privacy.
         epsilons: by accountant, the finite ε at the run's δ; empty for a run without privacy.
             Where the run ended early by what it had released it is that of all the rounds that
-            it might have had: no other was promised.
+            it might have had: no other was promised. Of the best of a tuning it is what the tuning
+            cost, and inf for a trial of which nothing says what choosing it cost.
         without_pld: why there is none by PLD; None where there is, or nobody asked for it.
         charged: where the run ended early, the ε of what it released, which is no promise; empty
             where it did not.
@@ -55,6 +56,8 @@ def spent(run: Run) -> Spent:
         return Spent({}, {}, _disagreements(run, {}))
     accountants, charged, reason = _epsilons(run, run.releases, run.delta)
     found = _disagreements(run, charged)
+    if run.trial:
+        return _of_a_trial(run, run.delta, found)
     releases, epsilons = run.releases, charged
     if run.ahead:
         releases = (*run.releases, *run.ahead)
@@ -70,6 +73,33 @@ def spent(run: Run) -> Spent:
         adversaries=run.mechanism.adversaries(releases, run.adjacency, run.delta),
         without_pld=reason,
         charged=charged if run.ahead else {},
+    )
+
+
+def _of_a_trial(run: Run, delta: float, disagreements: tuple[str, ...]) -> Spent:
+    """Return what the release of a trial cost: what the tunings did that chose it.
+
+    Against those who saw other trials too nothing holds, and of what the median group paid no less
+    is known than of the worst.
+    """
+    chose = () if run.choice is None else run.choice.tunings
+    events = Counter(tuning.event() for tuning in chose) or Counter([NonPrivateDpEvent()])
+    accountant = ACCOUNTANTS["rdp"](run.adjacency)
+    for event, count in events.items():
+        accountant.compose(event, count)
+    epsilon, costs = accountant.epsilon(delta), None
+    if run.mechanism.payer is not None:
+        worst = _silo_accounts(run, run.releases).costs(delta).worst_payer
+        costs = PayerCosts(epsilon, worst, epsilon)
+    _, reason = pld_epsilon(events, run.adjacency, delta, epsilon)
+    saw_more = run.mechanism.adversaries(run.releases, run.adjacency, delta)
+    return Spent(
+        accountants={"rdp": accountant},
+        epsilons={"rdp": epsilon},
+        disagreements=disagreements,
+        costs=costs,
+        adversaries=dict.fromkeys(saw_more, math.inf),
+        without_pld=reason,
     )
 
 
@@ -211,7 +241,7 @@ def _between(low: float, value: float, high: float) -> bool:
 
 
 def _at_most(low: float, high: float) -> bool:
-    return low <= high or math.isclose(low, high, rel_tol=_AGREEMENT)
+    return low <= high or math.isclose(low, high, rel_tol=AGREEMENT)
 
 
 def _contradiction(row: Mapping[str, Any], accountant: str, from_ledger: float) -> str:

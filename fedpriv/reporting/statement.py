@@ -101,17 +101,14 @@ class Statement:
 
 def privacy_statement(run: Run, account: Spent) -> Statement:
     """Return the statement of `run`, whose ledger comes to `account`."""
-    guarantees = sorted(
-        (_guarantee(run, account, name, epsilon) for name, epsilon in account.epsilons.items()),
-        key=lambda each: each.epsilon,
-    )
+    guarantees = () if run.unclaimed else _guarantees(run, account)
     return Statement(
         private=run.private,
         seeded=run.seeded,
-        headline=_headline(guarantees[0], run) if run.private else NO_PRIVACY,
+        headline=_headline(run, account) if run.private else NO_PRIVACY,
         alarms=account.disagreements,
         cautions=cautions(run, account),
-        guarantees=tuple(guarantees) if run.complete else (),
+        guarantees=guarantees,
         sections=sections_of(run, account),
         releases=release_groups(run.releases),
     )
@@ -186,14 +183,21 @@ def _markdown_table(releases: Iterable[ReleaseGroup]) -> str:
 # -------------------------------------------------------------------- the guarantee
 
 
-def _headline(best: Guarantee, run: Run) -> str:
-    if not run.complete:
+def _headline(run: Run, account: Spent) -> str:
+    bound = f"({epsilon_text(min(account.epsilons.values()))}, {run.delta:g})"
+    if run.unclaimed and run.complete:
+        return f"Nothing can be claimed: {run.unclaimed}."
+    if run.unclaimed:
         return (
             "Nothing can be claimed: lines of the ledger are missing. What is left of it comes to "
-            f"({best.shown}, {best.delta:g}){beside_epsilon(run.seeded)}, which is too little."
+            f"{bound}{beside_epsilon(run.seeded)}, which is too little."
         )
-    private = f"({best.shown}, {best.delta:g})-differentially private{beside_epsilon(run.seeded)}"
-    return run.mechanism.headline(private)
+    return run.mechanism.headline(f"{bound}-differentially private{beside_epsilon(run.seeded)}")
+
+
+def _guarantees(run: Run, account: Spent) -> tuple[Guarantee, ...]:
+    found = (_guarantee(run, account, name, each) for name, each in account.epsilons.items())
+    return tuple(sorted(found, key=lambda each: each.epsilon))
 
 
 def _guarantee(run: Run, account: Spent, name: str, epsilon: float) -> Guarantee:
@@ -204,7 +208,8 @@ def _guarantee(run: Run, account: Spent, name: str, epsilon: float) -> Guarantee
         epsilon=epsilon,
         shown=epsilon_text(epsilon),
         delta=run.delta,
-        method=_METHODS[name] + f" (dp-accounting {version('dp-accounting')}).",
+        method=_METHODS["choice" if run.choice else name]
+        + f" (dp-accounting {version('dp-accounting')}).",
         attacker=attacker,
         meaning=_meaning(
             attacker,
@@ -218,6 +223,8 @@ def _guarantee(run: Run, account: Spent, name: str, epsilon: float) -> Guarantee
 
 _METHODS = {
     "rdp": "Rényi differential privacy, composed over all releases and converted to (ε, δ)",
+    "choice": "Rényi differential privacy of the best of as many trials as are drawn, composed "
+    "over all tunings that chose it and converted to (ε, δ)",
     "pld": "Privacy loss distributions, composed numerically and rounded to the safe side",
 }
 

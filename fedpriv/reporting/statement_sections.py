@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from fedpriv.algorithms.registry import cited, make_algorithm
 from fedpriv.counting import numbered
-from fedpriv.errors import InputError
 from fedpriv.privacy.advice import LARGE_DELTA, REASONABLE, STRONG
 from fedpriv.privacy.clipping_rules import AdaptiveOptions, GlobalOptions, PerLayerOptions
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.mechanisms.base import HOSTED, Facts
 from fedpriv.privacy.mechanisms.gaussian import EXACT_SUMS
 from fedpriv.privacy.sampling import Adjacency
+from fedpriv.reporting.choice import UNTOLD
 from fedpriv.reporting.data_statement import (
     an_example,
     held_out_sentence,
@@ -22,7 +21,6 @@ from fedpriv.reporting.data_statement import (
     who_users_are,
 )
 from fedpriv.reporting.reader import Run
-from fedpriv.reporting.run_directory import TUNED
 from fedpriv.reporting.spent import Spent
 from fedpriv.reporting.wording import named_rounds
 
@@ -96,6 +94,7 @@ def _facts(run: Run, account: Spent, delta: float) -> Facts:
         noise_from_outside=any(
             line.startswith("privacy.mechanism: ") for line in run.header.outside
         ),
+        of_trials=bool(run.trial),
     )
 
 
@@ -350,26 +349,39 @@ def _charged(account: Spent) -> str:
 
 def _accounting(run: Run, account: Spent) -> tuple[str, ...]:
     ran_with = run.environment.get("versions", {}).get("dp-accounting", "an unknown version")
-    figures = "; ".join(
-        f"{name.upper()}: ε = {epsilon_text(epsilon)}" for name, epsilon in account.epsilons.items()
-    )
-    bounds = (
-        f"{figures}. Each is a valid upper bound, so the smallest is the one to quote, which "
-        f"targets and budgets are held against; {_tier(min(account.epsilons.values()))}."
-        if run.complete
-        else "As lines are missing, no ε of what is left is an upper bound."
-    )
     agreement = (
         "THE RUN'S OWN FIGURES CONTRADICT IT, as said above."
         if account.disagreements
         else "The figures that the run logged agree with it."
     )
+    whence = "tuned.json and the ledger" if run.choice else "the ledger alone"
     return (
-        f"ε is computed anew from the ledger alone by dp-accounting {version('dp-accounting')}; "
+        f"ε is computed anew from {whence} by dp-accounting {version('dp-accounting')}; "
         f"the run used {ran_with}. {agreement}",
-        bounds,
+        _bounds(run, account),
         *_without_pld(account),
         "The releases compose adaptively: each may depend on all before it.",
+    )
+
+
+def _bounds(run: Run, account: Spent) -> str:
+    """Return ε by each accountant, and what it is good for."""
+    if not run.complete:
+        return "As lines are missing, no ε of what is left is an upper bound."
+    if run.unclaimed:
+        return "An ε of its own releases alone would not contain what choosing it cost."
+    figures = "; ".join(
+        f"{name.upper()}: ε = {epsilon_text(epsilon)}" for name, epsilon in account.epsilons.items()
+    )
+    tier = _tier(min(account.epsilons.values()))
+    if run.choice:
+        return (
+            f"{figures}, of the tuning that chose it. It is a valid upper bound, and the one to "
+            f"quote; targets and budgets are held against each trial alone; {tier}."
+        )
+    return (
+        f"{figures}. Each is a valid upper bound, so the smallest is the one to quote, which "
+        f"targets and budgets are held against; {tier}."
     )
 
 
@@ -402,33 +414,23 @@ def _delta(delta: float, population: int) -> tuple[str, ...]:
 
 def _tuning(run: Run) -> tuple[str, ...]:
     """Say what choosing this run among others cost, where that was counted."""
-    path = run.path / TUNED
-    if not run.config.trial or not path.is_file():
+    if run.choice is None:
+        untold = f"{UNTOLD[0].upper()}{UNTOLD[1:]}: no ε of it can be claimed."
         return (
             "Not counted. If learning rates, clip bounds or anything else were chosen by looking "
             "at other runs on the same users, those runs cost privacy too, and this ε does not "
             "contain it.",
             "What was chosen on public or on other users' data costs nothing.",
-            *(
-                ("It is a trial of a tuning: what all trials cost is not recorded beside it.",)
-                if run.config.trial
-                else ()
-            ),
+            *((untold,) if run.trial else ()),
         )
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        laws = "; ".join(
-            f"{each['law']}, {each['mean']:g} expected, over {', '.join(each['keys'])}"
-            for each in told["tunings"]
-        )
-        epsilon, delta, quality = epsilon_text(told["epsilon"]), told["delta"], told["quality"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: not what a tuning writes") from None
     return (
-        f"Counted: choosing cost ε = {epsilon} at δ = {delta:g} by RDP, this run's own ε included, "
-        "and that is what its release costs (Papernot, Steinke 2022).",
-        f"This run is the best, by {quality} on held-out examples, of a number of trials that was "
-        f"drawn ({laws}). That number, and all other trials, must stay as private as the data.",
+        "Counted: every ε here is what choosing this run cost, its own releases included (Liu, "
+        "Talwar 2019; Papernot, Steinke 2022).",
+        f"This run is the best, by {run.choice.quality} on held-out examples, of a number of "
+        f"trials that was drawn ({run.choice.laws}). That number, and all other trials, must stay "
+        "as private as the data: whoever sees more than this run has no promise.",
+        "It counts all tunings that its folder had when it was chosen. A later one there adds to "
+        "what they cost together, which its own best run says.",
         "What was chosen otherwise by looking at runs on the same users is not counted.",
     )
 

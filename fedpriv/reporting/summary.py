@@ -11,7 +11,7 @@ from fedpriv.privacy.figures import epsilon_text
 from fedpriv.reporting.reader import Run, read_run, run_labels
 from fedpriv.reporting.spent import Spent, spent
 from fedpriv.reporting.terminal import Column, FittedTable
-from fedpriv.reporting.wording import ENDED_EARLY, KNOWN_SEED
+from fedpriv.reporting.wording import CHOSEN, ENDED_EARLY, KNOWN_SEED
 
 # What a narrow terminal has no room for goes from the end.
 _COLUMNS = (
@@ -39,7 +39,7 @@ def summary_table(runs: Sequence[Path]) -> FittedTable:
     """
     read = [read_run(path) for path in runs]
     labels = run_labels(read)
-    said = (_known_seeds(labels, read), _ended_early(labels, read))
+    said = (_known_seeds(labels, read), _ended_early(labels, read), _trials(labels, read))
     table = FittedTable(*_COLUMNS, caption="; ".join(filter(None, said)) or None)
     for label, run in zip(labels, read, strict=True):
         table.row(*_row(label, run))
@@ -59,6 +59,15 @@ def _ended_early(labels: Sequence[str], runs: Sequence[Run]) -> str | None:
     """Return whose ε is not that of the rounds beside it."""
     ended = [label for label, run in zip(labels, runs, strict=True) if run.private and run.ahead]
     return f"{', '.join(ended)} ended early: {ENDED_EARLY}" if ended else None
+
+
+def _trials(labels: Sequence[str], runs: Sequence[Run]) -> str | None:
+    """Return whose ε is that of a tuning, and of whom nothing can be claimed."""
+    of_each = list(zip(labels, runs, strict=True))
+    chosen = [label for label, run in of_each if run.choice]
+    said = [f"{', '.join(chosen)}, the best of several trials: {CHOSEN}"] if chosen else []
+    said += [f"{label}: {run.unclaimed}" for label, run in of_each if run.private and run.unclaimed]
+    return "; ".join(said) or None
 
 
 def seed_model_table(measures: Mapping[str, Mapping[str, float]], origin: str) -> FittedTable:
@@ -101,7 +110,11 @@ def _quality(run: Run) -> str:
 def _privacy(run: Run, account: Spent) -> list[str | Text]:
     if not run.private:
         return [Text("no privacy", style="bold red"), "–", "–", "–", "–"]
-    shown = {name: epsilon_text(epsilon) for name, epsilon in account.epsilons.items()}
+    shown = (
+        {}
+        if run.unclaimed
+        else {name: epsilon_text(epsilon) for name, epsilon in account.epsilons.items()}
+    )
     last = run.releases[-1]
     clipping = run.config.privacy.clipping.kind if run.config.privacy else ""
     return [

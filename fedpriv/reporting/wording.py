@@ -15,6 +15,9 @@ KNOWN_SEED = "simulation with a known seed"
 #: Says what ε of a run is that `evaluation.stop_after` ended.
 ENDED_EARLY = "ε is that of all rounds that it might have had, as it was promised"
 
+#: Says what ε of a run is that a tuning chose.
+CHOSEN = "ε is that of the tuning that chose it, and not of its own rounds"
+
 
 #: Stands beside several runs.
 ADDS_UP = (

@@ -104,6 +104,7 @@ class Facts:
         costs: what those who pay alone have spent; None where all users pay for every release.
         adversaries: RDP ε against those who see more than released models, by who they are.
         noise_from_outside: whether the server's noise is drawn by code that is not fedpriv's own.
+        of_trials: whether it is a trial of a tuning, of whose others its nodes know.
     """
 
     release: Release
@@ -123,6 +124,7 @@ class Facts:
     costs: PayerCosts | None = None
     adversaries: Mapping[str, float] = field(default_factory=dict)
     noise_from_outside: bool = False
+    of_trials: bool = False
 
 
 #: Sentences by the key of the statement's section that they answer.

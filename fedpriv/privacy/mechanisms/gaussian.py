@@ -249,6 +249,11 @@ def central_trust(facts: Facts) -> tuple[str, ...]:
 
 def _against_a_node(facts: Facts) -> str:
     """Return what holds against nodes, who see which of their own users were drawn."""
+    if facts.of_trials:
+        return (
+            "Nodes are NOT covered by this ε: they receive the models of all trials, and it holds "
+            "for those who see this run alone."
+        )
     if facts.sampling.kind == "fixed_size":
         return (
             "Nodes are NOT covered by this ε: a node knows how many of its own users were drawn, "
