@@ -162,12 +162,13 @@ def _checked(experiment: Experiment, values: Mapping[str, Sequence[Any]]) -> Pla
     """
     _require_keys(values)
     first = {key: each[0] for key, each in values.items()}
+    together = list(_combinations(values, first))
     plan, trainer = _plan_at(experiment, first)
     for key, each in values.items():
         for value in each[1:]:
             changed = {**first, key: value}
             _require_same_cost((first, plan), (changed, _plan_at(experiment, changed)[0]))
-    for point in _combinations(values, first):
+    for point in together:
         config = experiment.with_(point).config
         _require_private(config, point)
         other = build_plan(

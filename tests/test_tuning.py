@@ -2,8 +2,12 @@
 
 import copy
 import dataclasses
+import errno
+import fcntl
+import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -11,14 +15,18 @@ from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDp
 from dp_accounting.dp_event import RepeatAndSelectDpEvent
 from dp_accounting.rdp import RdpAccountant
 from in_process import SILOS, SMALL
+from rich.console import Console
 from scipy import stats
 from test_cli import assert_one_line, call
 
 import fedpriv
-from fedpriv import tuning
-from fedpriv.errors import InputError, Interrupted
+from fedpriv import api, tuning
+from fedpriv.errors import Diverged, InputError, Interrupted, WorkerLost
+from fedpriv.failures import told_as
+from fedpriv.optimizers.server import Server
 from fedpriv.preparation import ready_trainer
 from fedpriv.privacy import Adjacency, Ledger
+from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.trials import SHAPES, Trials, Tuning, price
 from fedpriv.reporting.report import render
 from fedpriv.tuning import tune
@@ -179,6 +187,14 @@ def test_where_no_trial_is_drawn_it_costs_the_same(tmp_path, monkeypatch):
     assert found.cost.epsilon == pytest.approx(expected(2, ("poisson", 3.0)), rel=1e-6)
 
 
+PRIVACY = SMALL["privacy"]
+CLIPPED = PRIVACY["clipping"]
+SEPARATED = EXPERIMENT.with_(
+    {
+        "privacy.mechanism": {"kind": "correlated", "bands": 2},
+        "privacy.sampling": {"kind": "min_separation", "rounds": 5, "expected_cohort": 4},
+    }
+)
 REFUSED = {
     "costs": (EXPERIMENT, {"privacy.noise_multiplier": [1.0, 2.0]}, "costs another ε"),
     "rounds": (EXPERIMENT, {"rounds": [1, 2]}, "costs another ε"),
@@ -187,6 +203,52 @@ REFUSED = {
     "judged": (EXPERIMENT, {"evaluation.every": [1, 2]}, "bears on who is protected"),
     "nothing": (EXPERIMENT, {}, "at least one value"),
     "no privacy": (EXPERIMENT.with_(privacy=None), GRID, "nothing to count"),
+    "a point without privacy": (EXPERIMENT, {"privacy": [PRIVACY, None]}, "nothing to count"),
+    "a point without noise": (EXPERIMENT, {"privacy.noise_multiplier": [0.0]}, "nothing to count"),
+    "users' noise": (EXPERIMENT, {"privacy.noise_by": ["users"]}, "have no price"),
+    "users' noise inside": (
+        EXPERIMENT,
+        {
+            "privacy": [
+                {**PRIVACY, "noise_by": "users", "clipping": {**CLIPPED, "bound": b}}
+                for b in (0.1, 0.2)
+            ]
+        },
+        "have no price",
+    ),
+    "nodes' noise": (EXPERIMENT, {"privacy.noise_by": ["nodes"]}, "whoever tunes sees every trial"),
+    "allocated": (
+        EXPERIMENT,
+        {"privacy.sampling": [{"kind": "random_allocation", "rounds": 6}]},
+        "random_allocation: nothing prices",
+    ),
+    "no first round": (EXPERIMENT, {"privacy.budget.epsilon": [0.01]}, "allows 0 rounds"),
+    "nothing measured": (
+        EXPERIMENT.with_({"rounds": 4, "privacy.budget.epsilon": 1.5}),
+        GRID,
+        "allows 1 round,",
+    ),
+    "budgets": (
+        EXPERIMENT.with_({"evaluation.every": 1}),
+        {"privacy.budget.epsilon": [1.5, 5.0]},
+        "costs another ε",
+    ),
+    "together": (
+        SEPARATED,
+        {"rounds": [8, 10], "server.lr": [0.1, 0.2], "privacy.sampling.rounds": [5, 4]},
+        "with rounds=10, server.lr=0.1, privacy.sampling.rounds=4 costs another ε than one with "
+        "rounds=8, server.lr=0.1, privacy.sampling.rounds=5,",
+    ),
+    "too many": (
+        EXPERIMENT,
+        {
+            key: [0.1 + each / 1000 for each in range(40)]
+            for key in ("rounds", "server.x", "privacy")
+        },
+        "64,000 combinations of rounds, server.x, .* at most 1,000",
+    ),
+    "told a tracker": (EXPERIMENT.with_(tracker={"name": "tensorboard"}), GRID, "^tracker: "),
+    "no values": (EXPERIMENT, {"server.lr": [object()]}, "cannot be written down"),
 }
 
 
@@ -254,3 +316,173 @@ def test_the_command_says_the_best_and_the_price(tmp_path, monkeypatch, capsys):
     assert "best: server.lr=0.02" in out
     assert "all tunings there cost ε = " in out
     assert tuning.TUNED in {each.name for each in (tmp_path / "t").rglob("*.json")}
+
+
+def test_a_large_grid_of_what_bears_on_no_price_is_looked_at_value_by_value():
+    rates = [0.01 * each for each in range(1, 11)]
+    grid = {"server.lr": rates, "local.lr": rates, "local.batch_size": [2, 3, 4, 5]}
+    points = list(tuning._combinations(grid, {key: each[0] for key, each in grid.items()}))
+    assert len(points) == 1
+    assert tuning._checked(EXPERIMENT, {key: each[:2] for key, each in grid.items()})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_price_is_of_the_grid_and_not_of_what_was_drawn(seed, tmp_path, monkeypatch):
+    """Trials that a budget ends, or that diverge, or are none, cost what each might have."""
+    limited = EXPERIMENT.with_({"rounds": 6, "seed": seed, "privacy.budget.epsilon": 1.8})
+    had = tuning._checked(limited, GRID).affordable_rounds()
+    assert 1 < had < 6
+    wanted = expected(had, ("poisson", 1.5))
+    for drawn in (0, 1, 2):
+        monkeypatch.setattr(Trials, "draw", lambda self, generator, n=drawn: n)
+        folder = tmp_path / str(drawn)
+        found = tune(limited, GRID, "poisson", 1.5, run_dir=folder, progress=False)
+        assert found.cost.epsilon == pytest.approx(wanted, rel=1e-6)
+
+
+# ---------------------------------------------------------------- trials that fail
+
+WILD = {"server.options": [{}, {"weight_decay": 1e38}]}
+PLAIN = EXPERIMENT.with_({"server.optimizer": "sgd", "evaluation.every": 1})
+
+
+def drawing(monkeypatch, count):
+    monkeypatch.setattr(Trials, "draw", lambda self, generator: count)
+
+
+def test_a_trial_that_diverged_is_the_worst_and_the_tuning_goes_on(tmp_path, monkeypatch):
+    drawing(monkeypatch, 6)
+    found = tune(PLAIN, WILD, "geometric", 6.0, run_dir=tmp_path / "t", progress=False)
+    (one,) = record(tmp_path / "t")["calls"]
+    private = one["simulation_only"]
+    diverged = [bool(point["server.options"]) for point in private["points"]]
+    assert any(diverged)
+    assert not all(diverged)
+    assert [quality is None for quality in private["qualities"]] == diverged
+    assert found.point == {"server.options": {}}
+    assert found.cost.epsilon == pytest.approx(expected(2, ("geometric", 6.0)), rel=1e-6)
+
+
+def test_a_trial_that_diverged_is_not_tried_and_charged_again(tmp_path, monkeypatch):
+    drawing(monkeypatch, 6)
+    honest, trained = fedpriv.Experiment._trained_in, []
+
+    def interrupted(*given):
+        if len(trained) == 5:
+            raise Interrupted("stopped")
+        trained.append(given)
+        return honest(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fedpriv.Experiment, "_trained_in", interrupted)
+        with pytest.raises(Interrupted):
+            tune(PLAIN, WILD, "geometric", 6.0, run_dir=tmp_path / "t", progress=False)
+    found = tune(PLAIN, WILD, "geometric", 6.0, run_dir=tmp_path / "t", progress=False)
+    assert found.cost.epsilon == pytest.approx(expected(2, ("geometric", 6.0)), rel=1e-6)
+    for place in (tmp_path / "t" / "simulation_only").iterdir():
+        rounds = [release.round for release in Ledger.open(place / "ledger.jsonl")]
+        assert len(rounds) == len(set(rounds))
+
+
+def test_where_all_diverge_it_is_one_line_and_counted(tmp_path, monkeypatch, capsys):
+    drawing(monkeypatch, 2)
+    path = tmp_path / "small.yaml"
+    path.write_text(PLAIN.config.to_yaml())
+    options = ["tune", str(path), "--set", "runtime.grid=local", "--run-dir", str(tmp_path / "t")]
+    grid = ["--grid", "server.options={weight_decay: 1e38}", "--mean", "2"]
+    refused = call(monkeypatch, capsys, *options, *grid)
+    *marked, reason = refused[2].strip().splitlines()
+    assert refused[:2] == (2, "")
+    assert reason.startswith("error: --grid: the held-out measure of no trial is a number")
+    assert f"ε = {epsilon_text(expected(2, ('geometric', 2.0)))} at δ = 0.001" in reason
+    assert all(line.startswith("simulation only: trial ") for line in marked)
+    (one,) = record(tmp_path / "t")["calls"]
+    assert one["finished"]
+    drawing(monkeypatch, 1)
+    again = tune(PLAIN, {"server.lr": [0.01]}, "poisson", 1.0, run_dir=tmp_path / "t")
+    both = expected(2, ("geometric", 2.0), ("poisson", 1.0))
+    assert again.cost.epsilon == pytest.approx(both, rel=1e-6)
+
+
+def test_an_optimizer_that_fails_on_what_was_released_is_the_worst_as_well(tmp_path, monkeypatch):
+    drawing(monkeypatch, 2)
+    honest, steps = Server.step, []
+
+    def fails_first(self, *given, **options):
+        steps.append(given)
+        if len(steps) == 2:
+            with told_as("server.optimizer: sgd fails", Diverged):
+                raise ValueError("no such matrix")
+        return honest(self, *given, **options)
+
+    monkeypatch.setattr(Server, "step", fails_first)
+    found = tune(PLAIN, GRID, "geometric", 2.0, run_dir=tmp_path / "t", progress=False)
+    (one,) = record(tmp_path / "t")["calls"]
+    assert [each is None for each in one["simulation_only"]["qualities"]] == [True, False]
+    assert found.cost.epsilon == pytest.approx(expected(2, ("geometric", 2.0)), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [OSError(errno.ENOSPC, "full"), MemoryError(), WorkerLost("Ray died"), Interrupted("^C")],
+)
+def test_what_the_machine_does_stops_a_tuning_that_goes_on_later(fault, tmp_path, monkeypatch):
+    drawing(monkeypatch, 2)
+
+    def raises(*given):
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fedpriv.Experiment, "_trained_in", raises)
+        with pytest.raises(type(fault)):
+            tune(PLAIN, GRID, "geometric", 2.0, run_dir=tmp_path / "t", progress=False)
+    assert not any(record(tmp_path / "t")["calls"][0]["simulation_only"]["done"])
+    assert tune(PLAIN, GRID, "geometric", 2.0, run_dir=tmp_path / "t", progress=False).best
+
+
+# ---------------------------------------------------------------- what is seen meanwhile
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nothing_of_a_trial_is_shown_but_how_far_it_is_and_that_is_marked(
+    terminal, tmp_path, monkeypatch
+):
+    drawing(monkeypatch, 2)
+    seen = io.StringIO()
+    console = Console(file=seen, force_terminal=terminal, width=140)
+    monkeypatch.setattr(tuning, "beside", lambda shown=True: console)
+    monkeypatch.setattr(api, "beside", lambda shown=True: console)
+    early = {"evaluation.stop_after": 1, "rounds": 4, "server.lr": 1e-12}
+    tune(PLAIN.with_(early), {"local.lr": [0.1, 0.2]}, "geometric", 2.0, run_dir=tmp_path / "t")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.getvalue())
+    assert "simulation only: trial 2 of 2" in text
+    assert not re.search(r"ε\s*=?\s*\d", text)
+    shown = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
+    assert all("simulation only:" in line for line in shown if re.search("trial|%", line)), shown
+    assert all("simulation only:" in line for line in shown if not terminal), shown
+
+
+# ---------------------------------------------------------------- one at a time
+
+
+def test_a_second_process_in_the_folder_gets_one_line(tmp_path, monkeypatch, capsys):
+    drawing(monkeypatch, 1)
+    path, folder = tmp_path / "small.yaml", tmp_path / "t"
+    path.write_text(EXPERIMENT.config.to_yaml())
+    options = ["tune", str(path), "--set", "runtime.grid=local", "--run-dir", str(folder)]
+    folder.mkdir()
+    held = (folder / ".lock").open("wb")
+    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    grid = ["--grid", "server.lr=0.02,0.05", "--mean", "2"]
+    refused = call(monkeypatch, capsys, *options, *grid)
+    assert_one_line(refused, f"{folder}: another process is tuning there")
+    assert refused[0] == 2
+    assert not (folder / "tuning.json").exists()
+    held.close()
+    assert call(monkeypatch, capsys, *options, *grid)[0] == 0
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"^run_dir: cannot write .*file/t"):
+        tune(EXPERIMENT, GRID, run_dir=tmp_path / "file" / "t", progress=False)
