@@ -64,8 +64,10 @@ def test_the_models_own_shapes_are_tried(monkeypatch):
 @pytest.mark.usefixtures("undecided")
 def test_a_run_ends_alike_with_the_switch_on_and_off(tmp_path):
     ends = []
+    # Adam would divide last bits by themselves, where a gradient is nearly zero.
+    plain = {"optimizer": "sgd", "lr": 1.0}
     for wanted in (False, True):
-        changes = {"rounds": 2, "privacy": None, "runtime__fast_products": wanted}
+        changes = {"rounds": 2, "privacy": None, "runtime__fast_products": wanted, "server": plain}
         _, prepared = train_small(tmp_path / str(wanted), **changes)
         ends.append(prepared.server.parameters())
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-4, atol=1e-5)

@@ -4,6 +4,7 @@ import statistics
 
 import pytest
 
+from fedpriv.reporting.own_files import MARKDOWN
 from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.report import render, write_report
 from fedpriv.reporting.settings import beside_defaults, between_runs, over_seeds
@@ -89,7 +90,7 @@ def test_a_deployment_has_a_seed_of_its_own_which_nobody_knows(make_run) -> None
 def test_of_several_runs_the_comparison_comes_first(make_run, tmp_path) -> None:
     runs = [make_run("a"), make_run("b", rounds=4)]
     text = render(runs, "md")
-    assert text.startswith("# 2 runs compared")
+    assert text.startswith(f"{MARKDOWN}\n# 2 runs compared")
     assert text.index("| rounds | 6 | 4 |") < text.index("# Privacy statement")
     page = write_report(runs, tmp_path / "both.html").read_text()
     assert page.index('id="differences"') < page.index('id="run-A"')
