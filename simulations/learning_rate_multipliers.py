@@ -10,12 +10,15 @@ at multiplier 1, and with noise only, it is that of the clipping.
 What came out is in docs/results.md, "Layers with learning rates of their own". results.csv was made
 by several calls, each of which adds its rows to those that are there:
 
-    runtime.workers=1 rates=0.01,0.02,0.04,0.08 rounds=40
-    runtime.workers=1 rates=0.16 rounds=40 "noises=ε = 8" optimizers=adam multipliers=10,30
+    runtime.workers=1 rounds=40
     config=vit_mnist_writers.yaml data.path=FOLDER privacy.sampling.expected_cohort=50 rounds=60
         runtime.workers=1 rules=global,undone,dim multipliers=1,10 "noises=ε = 8,none"
     config=asr_digits.yaml blocks=head.* seed_model.reinitialize=[head.*] runtime.workers=1
-        privacy.sampling.expected_cohort=64 rules=global,undone,dim multipliers=1,10 "noises=ε = 8"
+        privacy.sampling.expected_cohort=64 rules=global,undone,dim multipliers=1,10
+        "noises=ε = 8" optimizers=lamb rates=0.015,0.03 seeds=17,18
+
+of which the first left uniform and normalised at low and no noise out at multipliers 3 and 30.
+Others were of single cells, at rates beyond an edge at which the best had been.
 
     python simulations/learning_rate_multipliers.py                  # finished runs are kept
     python simulations/learning_rate_multipliers.py rates=0.01,0.02 seeds=17,18 noises="ε = 8"
