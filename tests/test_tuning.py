@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -156,22 +157,29 @@ def test_a_second_tuning_in_the_folder_adds_to_the_price(tuned, tmp_path):
         tune(EXPERIMENT.with_(rounds=3), GRID, run_dir=folder, progress=False)
 
 
-def test_an_interrupted_tuning_goes_on_with_the_same_trials(tmp_path, monkeypatch):
-    folder, whole = tmp_path / "tuning", tmp_path / "whole"
-    done = tune(EXPERIMENT, GRID, "geometric", 4.0, run_dir=whole, progress=False)
-    assert len(record(whole)["calls"][0]["simulation_only"]["points"]) > 1
+@contextmanager
+def interrupted_after(trials, monkeypatch):
+    """Within it a tuning is stopped, as by Ctrl-C, when that many trials are trained."""
     honest, trained = fedpriv.Experiment._trained_in, []
 
-    def once(*given):
-        if trained:
+    def interrupted(*given):
+        if len(trained) == trials:
             raise Interrupted("stopped")
         trained.append(given)
         return honest(*given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(fedpriv.Experiment, "_trained_in", once)
+        patched.setattr(fedpriv.Experiment, "_trained_in", interrupted)
         with pytest.raises(Interrupted):
-            tune(EXPERIMENT, GRID, "geometric", 4.0, run_dir=folder, progress=False)
+            yield
+
+
+def test_an_interrupted_tuning_goes_on_with_the_same_trials(tmp_path, monkeypatch):
+    folder, whole = tmp_path / "tuning", tmp_path / "whole"
+    done = tune(EXPERIMENT, GRID, "geometric", 4.0, run_dir=whole, progress=False)
+    assert len(record(whole)["calls"][0]["simulation_only"]["points"]) > 1
+    with interrupted_after(1, monkeypatch):
+        tune(EXPERIMENT, GRID, "geometric", 4.0, run_dir=folder, progress=False)
     with pytest.raises(InputError, match="with other trials is unfinished"):
         tune(EXPERIMENT, GRID, "geometric", 5.0, run_dir=folder, progress=False)
     found = tune(EXPERIMENT, GRID, "geometric", 4.0, run_dir=folder, progress=False)
@@ -365,18 +373,8 @@ def test_a_trial_that_diverged_is_the_worst_and_the_tuning_goes_on(tmp_path, mon
 
 def test_a_trial_that_diverged_is_not_tried_and_charged_again(tmp_path, monkeypatch):
     drawing(monkeypatch, 6)
-    honest, trained = fedpriv.Experiment._trained_in, []
-
-    def interrupted(*given):
-        if len(trained) == 5:
-            raise Interrupted("stopped")
-        trained.append(given)
-        return honest(*given)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(fedpriv.Experiment, "_trained_in", interrupted)
-        with pytest.raises(Interrupted):
-            tune(PLAIN, WILD, "geometric", 6.0, run_dir=tmp_path / "t", progress=False)
+    with interrupted_after(5, monkeypatch):
+        tune(PLAIN, WILD, "geometric", 6.0, run_dir=tmp_path / "t", progress=False)
     found = tune(PLAIN, WILD, "geometric", 6.0, run_dir=tmp_path / "t", progress=False)
     assert found.cost.epsilon == pytest.approx(expected(2, ("geometric", 6.0)), rel=1e-6)
     for place in (tmp_path / "t" / "simulation_only").iterdir():

@@ -277,12 +277,17 @@ def seed(tmp_path):
     return path, blocks
 
 
-@pytest.mark.parametrize("part", [{"train": "head"}, LORA])
-def test_a_seed_model_is_what_the_frozen_part_is_of(part, seed, tmp_path):
+def beginning_with(seed, part):
+    """The changes of a config that trains a part of what begins with the seed model."""
     path, blocks = seed
     changes = {f"model__{key}": value for key, value in part.items()}
-    changes["seed_model"] = {"path": str(path), "sha256": digest_of(blocks)}
-    directory, prepared = train_small(tmp_path / "run", rounds=2, **changes)
+    return changes | {"seed_model": {"path": str(path), "sha256": digest_of(blocks)}}
+
+
+@pytest.mark.parametrize("part", [{"train": "head"}, LORA])
+def test_a_seed_model_is_what_the_frozen_part_is_of(part, seed, tmp_path):
+    _, blocks = seed
+    directory, prepared = train_small(tmp_path / "run", rounds=2, **beginning_with(seed, part))
     frozen = frozen_of(prepared.server.model)
     assert len(frozen) == len(blocks) - 2
     assert all(
@@ -298,10 +303,8 @@ def test_a_seed_model_is_what_the_frozen_part_is_of(part, seed, tmp_path):
 
 @pytest.mark.parametrize("part", [{"train": "head"}, LORA])
 def test_where_its_file_has_gone_a_run_says_so(part, seed, tmp_path):
-    path, blocks = seed
-    changes = {f"model__{key}": value for key, value in part.items()}
-    changes["seed_model"] = {"path": str(path), "sha256": digest_of(blocks)}
-    directory, _ = train_small(tmp_path / "run", rounds=1, **changes)
+    path, _ = seed
+    directory, _ = train_small(tmp_path / "run", rounds=1, **beginning_with(seed, part))
     path.unlink()
     for opened in (experiment.reopen, experiment.reopen_model):
         with pytest.raises(InputError, match=r"^seed_model\.path: there is no .*seed\.saf.*; put"):
