@@ -36,6 +36,25 @@ def test_calibrated_noise_meets_the_target_and_wastes_nothing(sampling, epsilon)
     assert spent(z - 1e-5) > epsilon
 
 
+@pytest.mark.parametrize("epsilon", [30.0, 64.0, 99.0, 150.0])
+def test_a_run_is_said_to_cost_no_more_than_its_target(epsilon):
+    """By the rule that every statement goes by, which leaves PLD out where RDP proves little."""
+    sampling = PoissonSampling(539, 50.0)
+
+    def cost(z: float) -> float:
+        event = sampling.event(GaussianMechanism(z, GlobalClipping(0.05)))
+        return charge({event: 60}, sampling.adjacency, [1e-4]).first.epsilon
+
+    z = noise_multiplier_for(
+        epsilon,
+        1e-4,
+        60,
+        sampling.adjacency,
+        lambda z: sampling.event(GaussianMechanism(z, GlobalClipping(0.05))),
+    )
+    assert cost(z) <= epsilon < cost(z - 1e-4)
+
+
 def test_affordable_rounds_is_the_last_round_within_the_budget():
     sampling = PoissonSampling(1000, 100.0)
     event = sampling.event(GaussianMechanism(1.0, GlobalClipping(1.0)))
