@@ -258,6 +258,12 @@ class ExperimentConfig(Section):
                 f"algorithm.name: {self.algorithm.name} has users keep something in the run "
                 "directory of a simulation; a deployment's nodes have no store for it: write fedavg"
             )
+        if algorithm.scheduled and self.runtime.deployment:
+            raise ValueError(
+                f"algorithm.name: {self.algorithm.name} does not go with runtime.deployment: its "
+                "schedule is of virtual time, and what a step takes in a real silo may tell of its "
+                "data; write fedavg"
+            )
         if (reason := algorithm.refuses_beside(self.server, privacy)) is not None:
             raise ValueError(f"algorithm.name: {self.algorithm.name} does not go with {reason}")
         bounded = algorithm.payloads[1:] if privacy else ()
@@ -271,7 +277,8 @@ class ExperimentConfig(Section):
         several, own = bool(bounded) or algorithm.keeps, not algorithm.sends_as_is
         silos = privacy.unit == "example"
         refused = {
-            "unit: example": silos and (several or own or bool(algorithm.shared)),
+            "unit: example": silos
+            and (several or own or (bool(algorithm.shared) and not algorithm.scheduled)),
             f"noise_by: {privacy.noise_by}": several and privacy.noise_by != "server",
             f"sampling.kind: {privacy.sampling.kind}": algorithm.keeps
             and privacy.sampling.kind in ("fixed_size", "random_allocation"),

@@ -29,7 +29,8 @@ from fedpriv.models.parameters import Layout
 from fedpriv.optimizers.server import Server
 from fedpriv.preparation import plan_for, ready_trainer
 from fedpriv.privacy.clipping import undone
-from fedpriv.privacy.ledger import Header, Ledger, check_same_run, read_ledger
+from fedpriv.privacy.ledger import Header, Ledger, read_ledger
+from fedpriv.privacy.ledger_checks import check_same_run
 from fedpriv.recorder import BOUNDS, JOURNALS, News, Recorded, Recorder, keep_best
 from fedpriv.reporting.completeness import read_evidence
 from fedpriv.reporting.profile import Profile

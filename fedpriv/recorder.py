@@ -222,6 +222,8 @@ class Recorder:
             row |= self._costs(record.costs, record.payers or ())
         if record.noise_only:
             row["noise_only"] = True
+        if (algorithm := self._experiment.plan.algorithm).scheduled:
+            row["virtual_seconds"] = algorithm.turns(record.round)[-1].seconds
         if config.evaluates(record.round):
             row |= self._with_pld(record.epsilon)
             measures, quality = self._experiment.measure(record.round)

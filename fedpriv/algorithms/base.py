@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:  # configs are checked where torch is not imported
 
     from fedpriv.optimizers.server import ServerConfig
     from fedpriv.privacy.options import PrivacyConfig
+    from fedpriv.privacy.turns import Turn
     from fedpriv.training.local import LocalTraining
 
 
@@ -54,6 +56,8 @@ class Algorithm:
     keeps: ClassVar[bool] = False
     #: Whether the first payload is the update as local training has made it.
     sends_as_is: ClassVar[bool] = True
+    #: Whether a schedule says which silos send in which round: see `turns`.
+    scheduled: ClassVar[bool] = False
     #: How far users who take `local.steps` steps along one vector move for each unit of its length.
     travel: float = field(default=1.0, init=False, repr=False, compare=False)
 
@@ -92,6 +96,17 @@ class Algorithm:
         """Return which of the `slots` a user adds to: a public function of its id alone."""
         return 0
 
+    def turns(self, rounds: int) -> Sequence[Turn]:
+        """Return who takes part in each of the first `rounds` of an algorithm that is `scheduled`.
+
+        A function of public numbers alone. It is for silos of a simulation.
+        """
+        return ()
+
+    def weight(self, round_: int, silo: int) -> float:
+        """Return by what the change of a silo is multiplied before it is sent: public."""
+        return 1.0
+
     @property
     def proximal_mu(self) -> float:
         """μ, where the algorithm has one of its own."""
@@ -116,7 +131,7 @@ class Algorithm:
         Args:
             model: the model that the server sent: `[P]`.
             shared: `[len(self.shared), P]`, what it sent beside the model.
-            slot: which.
+            slot: which; of silos, whose start one by one, which silo.
         """
         return model
 

@@ -59,16 +59,9 @@ class Hierarchical(Algorithm):
 
     def refuses_beside(self, server: ServerConfig, privacy: PrivacyConfig | None) -> str | None:
         """Refuse what would move a mean of models elsewhere than the mean of moved models."""
-        if server.optimizer != "sgd" or any(server.options.values()):
-            return (
-                "server.optimizer other than sgd without options: each edge's model moves by its "
-                "own average, and an optimizer has state for one model; write optimizer: sgd"
-            )
-        if server.normalize is not None:
-            return (
-                "server.normalize: the mean of normalised averages is not the normalised mean, and "
-                "each edge moves by its own; write normalize: null"
-            )
+        why = "each edge's model moves by its own average"
+        if (reason := moves_otherwise(server, privacy, why)) is not None:
+            return reason
         if privacy is None:
             return None
         if privacy.unit == "example":
@@ -80,11 +73,6 @@ class Hierarchical(Algorithm):
             return (
                 "privacy.noise_by: users: each user would have to add noise to the sums of all "
                 "edges, each of which would have that of all users; write noise_by: server or nodes"
-            )
-        if privacy.clipping.undoes:
-            return (
-                "privacy.clipping.undo: what users divide by, the server multiplies again in the "
-                "model alone and not in what it keeps of edges; write undo: false"
             )
         return None
 
@@ -111,3 +99,23 @@ class Hierarchical(Algorithm):
             return torch.zeros_like(shared)
         sums = torch.stack(averages)
         return shared - (lr * (self.edges * sums - sums.sum(0))).to(shared)
+
+
+def moves_otherwise(server: ServerConfig, privacy: PrivacyConfig | None, why: str) -> str | None:
+    """Return what would move the model by something else than its rate times the average."""
+    if server.optimizer != "sgd" or any(server.options.values()):
+        return (
+            f"server.optimizer other than sgd without options: {why}, and an optimizer has state "
+            "for one model; write optimizer: sgd"
+        )
+    if server.normalize is not None:
+        return (
+            f"server.normalize: {why}, and the mean of normalised averages is not the normalised "
+            "mean; write normalize: null"
+        )
+    if privacy is not None and privacy.clipping.undoes:
+        return (
+            "privacy.clipping.undo: what users divide by, the server multiplies again in the "
+            f"model alone, and {why}; write undo: false"
+        )
+    return None

@@ -40,10 +40,11 @@ class OutsideAlgorithm(Algorithm):
                 f"algorithm.name: {self.name} makes a {type(made).__name__}, and must make an "
                 "Algorithm (fedpriv.algorithms.base)"
             )
-        if made.slots != 1:
+        if made.slots != 1 or made.scheduled:
+            what = "has a schedule" if made.scheduled else f"sums its users in {made.slots} slots"
             raise InputError(
-                f"algorithm.name: {self.name} sums its users in {made.slots} slots: only fedpriv's "
-                "own algorithms have more than one"
+                f"algorithm.name: {self.name} {what}: only fedpriv's own algorithms have a "
+                "schedule, or more than one slot"
             )
         for name in ("cite", "payloads", "shared", "keeps", "sends_as_is"):
             object.__setattr__(self, name, getattr(made, name))

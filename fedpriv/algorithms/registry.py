@@ -32,6 +32,7 @@ ALGORITHMS = Kind(
     registered={
         "fedavg": "fedpriv.algorithms.fedavg:FedAvg",
         "fedavg_m": "fedpriv.algorithms.fedavg_m:FedAvgM",
+        "fedcompass": "fedpriv.algorithms.fedcompass:FedCompass",
         "fednova": "fedpriv.algorithms.fednova:FedNova",
         "fedprox": "fedpriv.algorithms.fedprox:FedProx",
         "fedspeed": "fedpriv.algorithms.fedspeed:FedSpeed",
@@ -43,8 +44,6 @@ ALGORITHMS = Kind(
     group="fedpriv.algorithms",
     default="fedavg",
     refused={
-        "fedcompass": "it groups arrivals by measured speed (Li et al. 2024): a user's speed is "
-        "private, and there is no virtual time for silos here; write fedavg",
         "hidenseek": "users send signs of masks over frozen weights: clipping would bound them, "
         "but no model here is trained by masks; write model.train with fedavg",
     },

@@ -156,8 +156,7 @@ class Payments:
         if self.plan.limit is None:
             return
         # As the ledger will have it, so that its events are of one kind and can be counted.
-        event = _release_of(draw, "").event()
-        if (after := self._accounts.above(self.plan.limit, draw.payers, event)) is not None:
+        if (after := self._accounts.above(self.plan.limit, _release_of(draw, ""))) is not None:
             raise BudgetError(
                 f"round {draw.round} is not run: it would raise ε to "
                 f"{epsilon_text(after.epsilon)} by {after.accountant.upper()}, above the budget "

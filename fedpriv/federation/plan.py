@@ -41,12 +41,14 @@ from fedpriv.privacy.mechanisms.local import LocalMechanism
 from fedpriv.privacy.mechanisms.noise_trial import require_noise
 from fedpriv.privacy.mechanisms.options import SERVER_NOISE
 from fedpriv.privacy.mechanisms.outside import ToldSource, require_recorded, told
+from fedpriv.privacy.mechanisms.scheduled import ScheduledSilos
 from fedpriv.privacy.mechanisms.shares import SharedMechanism
 from fedpriv.privacy.mechanisms.silos import SiloMechanism
 from fedpriv.privacy.options import PrivacyConfig
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency, RandomAllocation, Sampling, build_sampling
 from fedpriv.privacy.sampling_options import SAMPLINGS
+from fedpriv.privacy.turns import Turn
 
 
 @dataclass(frozen=True)
@@ -241,13 +243,15 @@ def _with_gaussian(
     if privacy.unit == "example":
         if find_spec("opacus") is None:
             raise InputError("privacy.unit: example needs Opacus: pip install 'fedpriv[opacus]'")
-        silos = drawn()
+        silos, turns = drawn(), _turns(config, population)
 
         def of_silos(gaussian: GaussianMechanism) -> Mechanism:
             level = example_level_of(config, gaussian)
             # Silos that divide by their own size are checked as they train.
             level.check_delta(privacy.delta, examples=0)
-            return SiloMechanism.of(silos, level)
+            if turns is None:
+                return SiloMechanism.of(silos, level)
+            return ScheduledSilos(silos, gaussian, level, turns)
 
         return of_silos
     if privacy.noise_by == "users":
@@ -282,6 +286,24 @@ def _with_gaussian(
         return cast(Mechanism, mechanism)
 
     return of_the_server
+
+
+def _turns(config: ExperimentConfig, population: int) -> tuple[Turn, ...] | None:
+    """Return the schedule of the run's silos; None where they are drawn.
+
+    Raises:
+        InputError: it is of another number of silos.
+    """
+    algorithm = build_algorithm(config)
+    if not algorithm.scheduled:
+        return None
+    turns = tuple(algorithm.turns(config.rounds))
+    if len(algorithm.shared) != population:
+        raise InputError(
+            f"algorithm.seconds: {len(algorithm.shared)} numbers, and there are {population} silos "
+            "in the data: write one for each"
+        )
+    return turns
 
 
 def workload_of(server: ServerConfig, rounds: int) -> Workload:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,10 +54,8 @@ class Accounts(Protocol):
         """Return what those who pay apart have spent; None where nobody does."""
         ...
 
-    def above(
-        self, budget: Budget, payers: Iterable[int] | None, event: dp_accounting.DpEvent
-    ) -> Cost | None:
-        """Return what `payers` would have spent with one more `event`, where above `budget`."""
+    def above(self, budget: Budget, release: Release) -> Cost | None:
+        """Return what who pays would have spent with one more `release`, where above `budget`."""
         ...
 
 
@@ -85,10 +83,9 @@ class CommonAccount:
         """Return nothing: nobody pays apart."""
         return
 
-    def above(
-        self, budget: Budget, payers: Iterable[int] | None, event: dp_accounting.DpEvent
-    ) -> Cost | None:
-        """Return what all would have spent with one more `event`, where above `budget`."""
+    def above(self, budget: Budget, release: Release) -> Cost | None:
+        """Return what all would have spent with one more `release`, where above `budget`."""
+        event = release.event()
         if isinstance(event, dp_accounting.NoOpDpEvent):
             return None
         return budget.refuses(self._charged, event)
@@ -117,9 +114,10 @@ class PayerAccounts:
         """
         alike: Counter[tuple[dp_accounting.DpEvent, tuple[int, ...]]] = Counter()
         for release in releases:
-            if release.payers is None:
-                raise ValueError("a release that every user pays for has no silos to charge")
-            alike[release.event(), tuple(release.payers)] += 1
+            for event, payers in release.bills():
+                if payers is None:
+                    raise ValueError("a release that every user pays for has no silos to charge")
+                alike[event, tuple(payers)] += 1
         for (event, payers), count in alike.items():
             for silo in payers:
                 self._charged[silo][event] += count
@@ -143,18 +141,16 @@ class PayerAccounts:
         median = epsilons[worst] if self._exchanged else np.median(epsilons)
         return PayerCosts(float(epsilons[worst]), worst, float(median))
 
-    def above(
-        self, budget: Budget, payers: Iterable[int] | None, event: dp_accounting.DpEvent
-    ) -> Cost | None:
-        """Return the worst cost above `budget` among `payers` if each were charged `event`.
+    def above(self, budget: Budget, release: Release) -> Cost | None:
+        """Return the worst cost above `budget` among who pays if each were charged `release`.
 
         None where all stay within it; those that have paid the same are asked about once.
         """
-        charged = {
-            frozenset(paid.items()): paid
-            for paid in (self._charged.get(silo, Counter()) for silo in payers or ())
-        }
-        refused = (budget.refuses(paid, event) for paid in charged.values())
+        asked = {}
+        for event, payers in release.bills():
+            for paid in (self._charged.get(silo, Counter()) for silo in payers or ()):
+                asked[event, frozenset(paid.items())] = paid
+        refused = (budget.refuses(paid, event) for (event, _), paid in asked.items())
         return max(filter(None, refused), key=lambda cost: cost.epsilon, default=None)
 
     def _epsilon(
@@ -184,22 +180,38 @@ def most_charged(releases: Sequence[Release]) -> Sequence[Release]:
     """Return the releases that the party with the largest ε pays for.
 
     Every user pays for every release. Of silos, and of users with noise of their own, it is the
-    one that took part most often, since one config gives all its releases one event. Where all
-    events are unsampled Gaussians it is the one whose inverse squared multipliers add up to most.
-    Where events differ otherwise, all of them: an upper bound.
+    one that took part most often, since one config gives all its releases one event; of silos on a
+    schedule the one with most steps. Where all events are unsampled Gaussians it is the one whose
+    inverse squared multipliers add up to most. Where events differ otherwise, all of them: an upper
+    bound.
     """
     if any(release.payers is None for release in releases):
         return releases
-    events = [release.event() for release in releases]
-    gaussian = all(isinstance(event, dp_accounting.GaussianDpEvent) for event in events)
-    if len(set(events)) > 1 and not gaussian:
+    alike: Counter[tuple[dp_accounting.DpEvent, tuple[int, ...]]] = Counter()
+    for release in releases:
+        alike.update((event, tuple(payers or ())) for event, payers in release.bills())
+    weigh = _weight_of({event for event, _ in alike})
+    if weigh is None:
         return releases
     paid: defaultdict[int, list[float]] = defaultdict(list)
-    alike = Counter(zip((tuple(r.payers or ()) for r in releases), events, strict=True))
-    for (payers, event), count in alike.items():
+    for (event, payers), count in alike.items():
         for silo in payers:
-            paid[silo].append(count * (event.noise_multiplier**-2 if gaussian else 1.0))
+            paid[silo].append(count * weigh(event))
     if not paid:
         return []
     worst = min(paid, key=lambda silo: (-math.fsum(paid[silo]), silo))
-    return [release for release in releases if worst in (release.payers or ())]
+    return [each.billed_to(worst) for each in releases if worst in (each.payers or ())]
+
+
+def _weight_of(
+    events: Collection[dp_accounting.DpEvent],
+) -> Callable[[dp_accounting.DpEvent], float] | None:
+    """Return what says how much dearer one of `events` is than another; None where nothing does."""
+    if all(isinstance(event, dp_accounting.GaussianDpEvent) for event in events):
+        return lambda event: float(event.noise_multiplier**-2)
+    if len(events) == 1:
+        return lambda event: 1.0
+    repeated = all(isinstance(event, dp_accounting.SelfComposedDpEvent) for event in events)
+    if repeated and len({event.event for event in events}) == 1:
+        return lambda event: float(event.count)
+    return None

@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from fedpriv.privacy.accounting import Accountant
 from fedpriv.privacy.clipping import GlobalClipping
 from fedpriv.privacy.ledger_checks import (
     VERSION,
+    check_same_run,
     require_begun,
     require_known,
     require_one_kind,
@@ -177,6 +178,8 @@ class Release:
         parameters: correlated noise: the numbers that C is made of; None for square_root, whose
             bands follow from their number, and in earlier versions for optimized.
         slot: random_allocation: the round's place in its block, from 1, which pays for the block.
+        turns: silos on a schedule: the steps of each of `silos`; `steps` is then the most that a
+            silo takes in any round.
     """
 
     round: int
@@ -206,11 +209,13 @@ class Release:
     horizon: int | None = None
     parameters: tuple[float, ...] | None = None
     slot: int | None = None
+    turns: tuple[int, ...] | None = None
 
     @property
     def mechanism(self) -> type[Mechanism]:
         """The kind of mechanism that made it, by what it records."""
         kinds = {
+            "scheduled": self.turns,
             "silos": self.silos,
             "users": self.users,
             "nodes": self.shares,
@@ -241,7 +246,8 @@ class Release:
     def event(self) -> dp_accounting.DpEvent:
         """Return the privacy event, rebuilt from the noise and bounds on record.
 
-        Where not all users pay for it, it is the event of one who does.
+        Where not all users pay for it, it is the event of one who does; of silos on a schedule it
+        is that of the most steps, which none of them exceeds: see `bills`.
 
         The multiplier is computed from them, not taken from `noise_multiplier`, so that a record
         cannot claim more noise than it shows.
@@ -257,6 +263,23 @@ class Release:
         multiplier = _rounded_down(inverse_square**-0.5, self.noise_multiplier)
         gaussian = GaussianMechanism(multiplier, GlobalClipping(self.bound))
         return self.mechanism.event_of(self, gaussian)
+
+    def bills(self) -> list[tuple[dp_accounting.DpEvent, tuple[int, ...] | None]]:
+        """Return who pays for which event; None for all users."""
+        if self.turns is None or self.silos is None:
+            return [(self.event(), self.payers)]
+        alike: dict[int, list[int]] = {}
+        for silo, steps in zip(self.silos, self.turns, strict=True):
+            alike.setdefault(steps, []).append(silo)
+        return [
+            (replace(self, steps=steps).event(), tuple(silos)) for steps, silos in alike.items()
+        ]
+
+    def billed_to(self, payer: int) -> Release:
+        """Return the release with the event of `payer`, one of those who pay for it."""
+        if self.turns is None or self.silos is None:
+            return self
+        return replace(self, steps=self.turns[self.silos.index(payer)])
 
 
 def _rounded_down(multiplier: float, recorded: float) -> float:
@@ -408,42 +431,6 @@ class Ledger:
             os.fsync(file.fileno())
 
 
-def check_same_run(path: Path, found: Header, expected: Header) -> None:
-    """Raise InputError, with what differs, unless `found` is the header of the expected run."""
-    if found == expected:
-        return
-    check_version(path, found)
-    if found.outside != expected.outside:
-        raise InputError(
-            f"{path} was charged with {_listed(found.outside)} from outside, and what is there now "
-            f"is {_listed(expected.outside)}: a run continues only with the code that it began with"
-        )
-    if found.data != expected.data:
-        raise InputError(
-            f"{path} was charged for other data than there are now, or belongs to another "
-            "configuration: a run continues only with the users, and the examples of each user, "
-            "that it began with"
-        )
-    differing = (k for k, v in asdict(expected).items() if getattr(found, k) != v)
-    raise InputError(
-        f"{path} belongs to another configuration ({next(differing)} differs): "
-        "a run continues only with the configuration that it was charged under"
-    )
-
-
-def check_version(path: Path, found: Header) -> None:
-    """Raise InputError where another version of fedpriv began the run with the header `found`."""
-    if found.version != VERSION:
-        raise InputError(
-            f"{path} was written by another version of fedpriv, which identified runs by other "
-            "facts: the run can be reported on, but not continued"
-        )
-
-
-def _listed(outside: Sequence[str]) -> str:
-    return "; ".join(outside) or "nothing"
-
-
 def _seal(body: Mapping[str, Any], previous: str) -> tuple[bytes, str]:
     """Return the line for `body`, chained to the line with hash `previous`, and its hash."""
     chained = {**body, "previous": previous}
@@ -574,6 +561,7 @@ _OF_KIND = {
     "horizon": ("horizon",),
     "parameters": ("parameters",),
     "slot": ("slot",),
+    "turns": ("turns",),
 }
 
 
@@ -585,6 +573,8 @@ def _release(body: dict[str, Any]) -> Release:
         body["payloads"] = tuple((str(n), float(b), float(s)) for n, b, s in body["payloads"])
     if "parameters" in body:
         body["parameters"] = tuple(float(number) for number in body["parameters"])
+    if "turns" in body:
+        body["turns"] = tuple(int(steps) for steps in body["turns"])
     if "users" in body:
         body["users"] = tuple(body["users"])
     return Release(**body)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ _KNOWN_OF_HEADER: Mapping[str, tuple[Any, ...]] = {
     "version": (1, 2, VERSION),
     "unit": ("user", "example"),
     "noise_by": ("server", "nodes", "users"),
-    "mechanism": ("", "correlated", "allocated"),
+    "mechanism": ("", "correlated", "allocated", "scheduled"),
     "adjacency": _ADJACENCIES,
 }
 _KNOWN_OF_RELEASE: Mapping[str, tuple[Any, ...]] = {
@@ -33,6 +33,42 @@ _KNOWN_OF_RELEASE: Mapping[str, tuple[Any, ...]] = {
     "noise_shape": ("spherical", "per_block"),
     "factorization": (None, *MADE),
 }
+
+
+def check_same_run(path: Path, found: Header, expected: Header) -> None:
+    """Raise InputError, with what differs, unless `found` is the header of the expected run."""
+    if found == expected:
+        return
+    check_version(path, found)
+    if found.outside != expected.outside:
+        raise InputError(
+            f"{path} was charged with {_listed(found.outside)} from outside, and what is there now "
+            f"is {_listed(expected.outside)}: a run continues only with the code that it began with"
+        )
+    if found.data != expected.data:
+        raise InputError(
+            f"{path} was charged for other data than there are now, or belongs to another "
+            "configuration: a run continues only with the users, and the examples of each user, "
+            "that it began with"
+        )
+    differing = (k for k, v in asdict(expected).items() if getattr(found, k) != v)
+    raise InputError(
+        f"{path} belongs to another configuration ({next(differing)} differs): "
+        "a run continues only with the configuration that it was charged under"
+    )
+
+
+def check_version(path: Path, found: Header) -> None:
+    """Raise InputError where another version of fedpriv began the run with the header `found`."""
+    if found.version != VERSION:
+        raise InputError(
+            f"{path} was written by another version of fedpriv, which identified runs by other "
+            "facts: the run can be reported on, but not continued"
+        )
+
+
+def _listed(outside: Sequence[str]) -> str:
+    return "; ".join(outside) or "nothing"
 
 
 def require_known(path: Path, header: Header, releases: Sequence[Release]) -> None:
@@ -84,6 +120,8 @@ def unpaid(before: Sequence[Release], release: Release) -> str | None:
         return (
             f"round {release.round} has a place in a block of rounds, or none, against its sampling"
         )
+    if not _turns_are_told(release):
+        return f"round {release.round} says of its silos other steps than a schedule can have"
     if release.slot is None:
         return uncovered(before[0] if before else None, release)
     length = release.separation
@@ -117,6 +155,15 @@ def unpaid(before: Sequence[Release], release: Release) -> str | None:
             f"that it is in began with {paid:.12g}"
         )
     return None
+
+
+def _turns_are_told(release: Release) -> bool:
+    """Say whether each silo on a schedule has steps of its own, none more than the round's most."""
+    if release.turns is None:
+        return True
+    silos, most = release.silos or (), release.steps or 0
+    told = len(silos) == len(set(silos)) == len(release.turns)
+    return told and all(1 <= steps <= most for steps in release.turns)
 
 
 def _described(release: Release) -> tuple[Any, ...]:

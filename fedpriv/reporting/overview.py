@@ -101,14 +101,11 @@ def _unit(run: Run) -> str:
 def _trained(run: Run) -> str:
     sampling = run.sampling
     everybody = numbered(sampling.population, run.mechanism.members.removesuffix("s"))
-    some = (
-        f"all of {everybody}"
-        if sampling.kind == "all"
-        else f"about {sampling.expected_cohort:,.4g} of {everybody}"
-    )
+    all_of_them = "all" if sampling.kind == "all" else ""
+    some = run.mechanism.scheduled or all_of_them or f"about {sampling.expected_cohort:,.4g}"
     return (
         f"A model ({run.config.model.name}) was trained for "
-        f"{numbered(run.finished_rounds, 'round')}, each with {some}."
+        f"{numbered(run.finished_rounds, 'round')}, each with {some} of {everybody}."
     )
 
 

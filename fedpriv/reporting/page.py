@@ -177,7 +177,7 @@ def _facts(each: Reported) -> list[Fact]:
         facts.append(Fact("ε by RDP", median[1], f"of the median {median[0]}{known}"))
     facts += [
         Fact("Rounds", f"{run.finished_rounds:,}", f"of {run.config.rounds:,} planned"),
-        Fact("Cohort", f"{run.sampling.expected_cohort:g}", f"{who} of {last.population:,}"),
+        Fact("Cohort", run.mechanism.a_round(run.sampling), f"{who} of {last.population:,}"),
     ]
     if run.private:
         facts.append(Fact("Noise multiplier z", f"{last.noise_multiplier:.4g}"))
@@ -234,7 +234,7 @@ def comparison_cells(each: Reported) -> list[str]:
         f"{run.finished_rounds:,} of {run.config.rounds:,}",
         bound,
         f"{last.noise_multiplier:.4g}",
-        f"{run.sampling.expected_cohort:g} of {last.population:,}",
+        f"{run.mechanism.a_round(run.sampling)} of {last.population:,}",
         run.config.server_step,
         duration(run.seconds),
     ]

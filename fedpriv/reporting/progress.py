@@ -90,8 +90,8 @@ class ProgressLines:
         self._print(
             f"model {config.model.name} with {plan.layout.total:,} parameters in "
             f"{numbered(len(plan.layout.names), 'block')}; server {config.server.optimizer}; "
-            f"{numbered(config.rounds, 'round')} of {plan.sampling.expected_cohort:g} "
-            f"{self._who} expected"
+            f"{numbered(config.rounds, 'round')} of {mechanism.a_round(plan.sampling)} "
+            f"{self._who} {'on a schedule' if mechanism.scheduled else 'expected'}"
         )
         if experiment.engine is not None:
             self._print(experiment.engine)

@@ -37,6 +37,7 @@ _ALGORITHMS: dict[str, dict[str, Any]] = {
     "fedspeed": {},
     "fednova": {"effective_steps": 2},
     "hierarchical": {"edges": 2},
+    "fedcompass": {"seconds": [1.0], "min_steps": 1},
 }
 #: By the kind of setting: what each writes into the config. Those of one kind exclude each other.
 _SETTINGS: dict[str, dict[str, Any]] = {

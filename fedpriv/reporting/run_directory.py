@@ -31,7 +31,8 @@ from fedpriv import __version__, disk
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import load_config
 from fedpriv.errors import InputError
-from fedpriv.privacy.ledger import Header, Ledger, check_version, read_ledger
+from fedpriv.privacy.ledger import Header, Ledger, read_ledger
+from fedpriv.privacy.ledger_checks import check_version
 from fedpriv.reporting.terminal import in_a_shell
 
 #: What the best trial of a tuning knows of its price.

@@ -262,6 +262,12 @@ def _payloads(run: Run) -> tuple[str, ...]:
             f"bounds what it adds to all of them. An edge's sum is divided by 1/{edges} of the "
             "expected cohort (docs/privacy.md)."
         )
+    if algorithm.scheduled:
+        said.append(
+            f"{called}: a silo begins with the model as it was when it last sent, and what it "
+            "sends is weighted by how old that model has become: post-processing, by public "
+            "numbers (docs/privacy.md)."
+        )
     return tuple(said)
 
 

@@ -96,7 +96,7 @@ def _row(label: str, run: Run) -> list[str | Text]:
         f"{run.finished_rounds}/{run.config.rounds}",
         _quality(run),
         *_privacy(run, account),
-        f"{run.sampling.expected_cohort:g}",
+        run.mechanism.a_round(run.sampling),
         run.config.server_step,
     ]
 

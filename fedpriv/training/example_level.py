@@ -20,6 +20,7 @@ import torch
 from opacus import GradSampleModule
 from torch import Tensor, nn
 
+from fedpriv.algorithms.base import Algorithm
 from fedpriv.data.federated import Batch
 from fedpriv.draws import drawing_from
 from fedpriv.models.parameters import Layout, load_parameters, unchanged_buffers
@@ -190,6 +191,9 @@ def train_silos(
 ) -> CohortSum:
     """Train each of `silos` from the flat `parameters` and return the sum of their noisy changes.
 
+    `parameters` `[P·(1 + shared)]` are the model, then what the algorithm's server shares. Where
+    the algorithm is `scheduled` each silo takes the steps of its turn, and `level` has the most.
+
     `secret` gives each silo its sampling, noise, masks and dropout in this round and attempt. The
     examples of a sample draw masks and dropout from one stream, so that who else was drawn moves
     an example's place in it: whoever knew the stream could see more of one example than C. A
@@ -200,7 +204,8 @@ def train_silos(
         InputError: a silo's data cannot be used, or δ is too large for a silo of its size.
     """
     layout, watch = Layout.of(trainer.model), Stopwatch(trainer.timed, device=trainer.device)
-    start = parameters.to(trainer.device)
+    received = parameters.to(trainer.device).view(-1, layout.total)
+    algorithm, steps = trainer.algorithm, _steps_in(trainer.algorithm, round_)
     summed = _Summed(layout, len(level.bounds))
     with _per_example(trainer.model, GRADIENTS[gradients]) as model:
         for number in silos:
@@ -208,6 +213,8 @@ def train_silos(
                 own = id_words(trainer.dataset.user_ids[number])
                 silo = _silo(trainer, number, own, (round_, attempt), secret)
                 level.check_delta(delta, silo.size)
+                own_level = replace(level, steps=steps.get(number, level.steps))
+                start = algorithm.start(received[0], received[1:], number)
             # Dropout draws from the global generator.
             seed = secret.torch_seed(Purpose.EXAMPLE_DROPOUT, round_, attempt, *own)
             draws = drawing_from(seed, trainer.device)
@@ -215,9 +222,17 @@ def train_silos(
             with watch.measure("forward and backward"), draws, keeps:
                 if trainer.tolerant:
                     silo = replace(silo, examples=_usable(model, silo.examples, trainer))
-                trained = train_silo(model, start, silo, level, trainer.recipe, trainer.task)
-            summed.add(trained, silo)
+                trained = train_silo(model, start, silo, own_level, trainer.recipe, trainer.task)
+            summed.add(trained, silo, algorithm.weight(round_, number))
     return summed.result(watch)
+
+
+def _steps_in(algorithm: Algorithm, round_: int) -> dict[int, int]:
+    """Return the steps of each silo whose turn a round is; nothing where there is no schedule."""
+    if not algorithm.scheduled:
+        return {}
+    turn = algorithm.turns(round_)[-1]
+    return dict(zip(turn.silos, turn.steps, strict=True))
 
 
 def _silo(
@@ -291,7 +306,7 @@ class _Summed:
         self._block_clipped = torch.zeros(blocks, dtype=torch.float64)
         self._block_shares = torch.zeros(blocks, dtype=torch.float64)
 
-    def add(self, trained: TrainedSilo, silo: Silo) -> None:
+    def add(self, trained: TrainedSilo, silo: Silo, weight: float) -> None:
         change, moves, seen = trained
         self._moves += torch.tensor(moves, dtype=torch.float64)
         self._silos += 1
@@ -300,7 +315,7 @@ class _Summed:
         if not bool(torch.isfinite(change).all()):
             self._non_finite += 1
             return
-        self._total += change
+        self._total += weight * change
         self._loss += seen.loss * seen.weight
         self._norm += seen.norm * seen.weight
         self._clipped += seen.clipped * seen.weight

@@ -56,12 +56,12 @@ def test_each_silo_pays_for_the_steps_of_the_rounds_in_which_it_took_part():
     assert costs.median == pytest.approx((by_dp_accounting(1) + by_dp_accounting(2)) / 2)
     within = Budget(by_dp_accounting(3) * 1.001, DELTA, Adjacency.ADD_OR_REMOVE_ONE, ("rdp",), 4)
     below = replace(within, epsilon=by_dp_accounting(3) * 0.999)
-    assert accounts.above(within, [0, 3], LEVEL.event()) is None
-    refused = accounts.above(below, [0, 3], LEVEL.event())
+    assert accounts.above(within, release(9, [0, 3])) is None
+    refused = accounts.above(below, release(9, [0, 3]))
     assert refused is not None
     assert refused.epsilon == pytest.approx(by_dp_accounting(3))
-    assert accounts.above(below, [3], LEVEL.event()) is None
-    assert accounts.above(below, [], LEVEL.event()) is None
+    assert accounts.above(below, release(9, [3])) is None
+    assert accounts.above(below, release(9, [])) is None
 
 
 def test_what_the_worst_silo_pays_for_is_found_among_the_releases():
@@ -127,9 +127,8 @@ def test_samples_are_poisson():
 def test_parties_that_never_took_part_take_no_memory():
     accounts = PayerAccounts(Adjacency.ADD_OR_REMOVE_ONE, 10**12)
     accounts.charge_all([release(1, [10**12 - 1])])
-    event = release(1, [0]).event()
     budget = Budget(1e-6, 1e-5, Adjacency.ADD_OR_REMOVE_ONE, ("rdp",))
-    once, twice = (accounts.above(budget, [silo], event) for silo in (5, 10**12 - 1))
+    once, twice = (accounts.above(budget, release(2, [silo])) for silo in (5, 10**12 - 1))
     assert once is not None
     assert twice is not None
     assert 0 < once.epsilon < twice.epsilon

@@ -13,7 +13,10 @@ MODULES = (
     "privacy/charging.py",
     *(
         f"privacy/mechanisms/{name}.py"
-        for name in ("base", "gaussian", "allocated", "shares", "local", "silos", "correlated")
+        for name in (
+            *("base", "gaussian", "allocated", "shares", "local", "silos", "scheduled"),
+            "correlated",
+        )
     ),
     *(
         f"reporting/{name}.py"

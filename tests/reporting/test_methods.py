@@ -6,6 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from fedpriv.algorithms.fedcompass import FedCompass
 from fedpriv.algorithms.hierarchical import Hierarchical
 from fedpriv.algorithms.registry import ALGORITHMS
 from fedpriv.cli import app
@@ -75,6 +76,8 @@ def test_what_is_kept_is_counted_in_real_states():
     assert found["algorithm", "scaffold"] == "1 at the server, 1 at each user"
     assert found["algorithm", "scaffold_m"] == "2 at the server, 1 at each user"
     assert found["algorithm", "fedspeed"] == "1 at each user"
+    assert found["algorithm", "fedcompass"] == "silos at the server"
+    assert len(FedCompass((1.0, 2.0, 3.0), 1).shared) == 3
     assert found["algorithm", "hierarchical"] == "edges at the server"
     assert len(Hierarchical(5).shared) == 5
 

@@ -173,6 +173,8 @@ class Mechanism:
     whose: ClassVar[str] = ""
     #: What an attacker sees of a run.
     seen: ClassVar[str] = "released model"
+    #: How many take part in a round, where a schedule says it; "" for a number that is expected.
+    scheduled: ClassVar[str] = ""
 
     # ---------------------------------------------------------------- a round
 
@@ -349,6 +351,11 @@ class Mechanism:
     def unknown(cls, sampling: Sampling) -> str:
         """Return what else an attacker must not know, where ε relies on sampling."""
         return "" if sampling.kind == "all" else ", but not who was drawn,"
+
+    @classmethod
+    def a_round(cls, sampling: Sampling) -> str:
+        """Return how many take part in a round, as is known beforehand."""
+        return cls.scheduled or f"{sampling.expected_cohort:g}"
 
     @classmethod
     def drawn(cls, release: Release) -> str:

@@ -9,6 +9,7 @@ from fedpriv.privacy.mechanisms.base import Mechanism
 from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism
 from fedpriv.privacy.mechanisms.gaussian import CentralMechanism
 from fedpriv.privacy.mechanisms.local import LocalMechanism
+from fedpriv.privacy.mechanisms.scheduled import ScheduledSilos
 from fedpriv.privacy.mechanisms.shares import SharedMechanism
 from fedpriv.privacy.mechanisms.silos import SiloMechanism
 
@@ -23,6 +24,7 @@ MECHANISMS: dict[str, type[Mechanism]] = {
         SharedMechanism,
         LocalMechanism,
         SiloMechanism,
+        ScheduledSilos,
         CorrelatedMechanism,
         AllocatedMechanism,
     )

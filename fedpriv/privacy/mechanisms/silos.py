@@ -49,6 +49,9 @@ class SiloMechanism(PaidByTheDrawn):
     for_whom = " a silo that takes part in each"
     of_what = ", for one of its examples"
     whose = "each silo pays for the rounds in which it was drawn; the worst has spent:"
+    #: For what a silo spends its ε, and how its steps a round are, as the beginning of a number.
+    spends: ClassVar[str] = "the rounds in which it was drawn"
+    most: ClassVar[str] = ""
 
     @classmethod
     def of(cls, sampling: Sampling, level: ExampleLevel) -> SiloMechanism:
@@ -123,7 +126,7 @@ class SiloMechanism(PaidByTheDrawn):
         return {
             "unit": (
                 f"{facts.example} of one of {facts.population:,} silos. Each silo "
-                "spends an ε of its own, for the rounds in which it was drawn.",
+                f"spends an ε of its own, for {cls.spends}.",
                 worst_and_median(facts.costs, "silo"),
                 "NOT protected: a person with several examples in a silo, whose ε grows with their "
                 "number; a person with examples in several silos, who pays in each of them; and "
@@ -132,7 +135,7 @@ class SiloMechanism(PaidByTheDrawn):
             ),
             "adjacency": _adjacency(facts),
             "trust": _trust(facts),
-            "mechanism": _mechanism(facts),
+            "mechanism": _mechanism(facts, cls.most),
             "sampling": _sampling(facts),
             "delta": (
                 f"δ = {facts.delta:g} holds for each silo alone and lies below one over its public "
@@ -188,15 +191,16 @@ _TRUST_DEPLOYED = (
 )
 
 
-def _mechanism(facts: Facts) -> tuple[str, ...]:
+def _mechanism(facts: Facts, most: str) -> tuple[str, ...]:
     last = facts.release
     return (
-        f"DP-SGD (Abadi et al. 2016) inside each silo: {last.steps} steps a round, "
+        f"DP-SGD (Abadi et al. 2016) inside each silo: {most}{last.steps} steps a round, "
         f"{facts.gradient} so that an example adds a gradient of L2 norm at most C; one that is "
         "NaN or infinite adds zero.",
         f"Gaussian noise N(0, σ²), {_stddev(last)}, is added to the sum of each step, also "
         f"where a sample is empty. {_denominator(facts)}",
         *_counts(last),
+        *facts.feedback,
         "A silo sends the change of its parameters. The local optimizer, the average over the "
         f"expected number of silos, and the server optimizer ({facts.optimizer}) are "
         "post-processing.",
@@ -233,10 +237,17 @@ def _denominator(facts: Facts) -> str:
 
 def _sampling(facts: Facts) -> tuple[str, ...]:
     return (
-        f"In each step a silo draws each of its examples independently with probability "
-        f"q = {facts.release.sampling_rate:g}. Amplification by this sampling holds against those "
-        "who do not know what was drawn.",
+        sampled_steps(facts.release),
         f"{drawn_anew(facts.sampling, 'silo')} Who was drawn is "
         "public, so no amplification is claimed for it; a silo that was drawn pays, whether or not "
         "it answered.",
+    )
+
+
+def sampled_steps(release: Release) -> str:
+    """Return how the examples of a step are drawn."""
+    return (
+        "In each step a silo draws each of its examples independently with probability "
+        f"q = {release.sampling_rate:g}. Amplification by this sampling holds against those "
+        "who do not know what was drawn."
     )
