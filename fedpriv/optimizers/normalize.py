@@ -54,6 +54,7 @@ NORMALIZERS = Kind(
     noun="normaliser",
     registered={
         "dp_adam_bc": "fedpriv.optimizers.normalizers.dp_adam_bc:DpAdamBc",
+        "lanton": "fedpriv.optimizers.normalizers.lanton:Lanton",
         "layer_norm_l2": "fedpriv.optimizers.normalize:layer_norm_l2",
         "root": "fedpriv.optimizers.normalizers.root:Root",
         "scale": "fedpriv.optimizers.normalizers.scale:Scale",
@@ -67,8 +68,6 @@ NORMALIZERS = Kind(
         "ofvl_ms": "it balances the gradients of several tasks on the layers that they share (Xie "
         "et al. 2023): a user sends one update, and one a task would be a payload each, with noise "
         "of its own; write layer_norm_l2",
-        "lanton": "it estimates gradients' noise where they are computed (Hao et al. 2025), which "
-        "would be a second release; write dp_adam_bc, which knows the noise",
     },
 )
 

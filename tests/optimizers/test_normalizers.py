@@ -17,7 +17,7 @@ SHAPES = {
 }
 
 
-EACH = ["dp_adam_bc", "root", "scale", "sinkgd", "swan"]
+EACH = ["dp_adam_bc", "lanton", "root", "scale", "sinkgd", "swan"]
 
 
 def updates(rounds=3):
@@ -163,7 +163,76 @@ def test_root_cuts_outliers_off_and_iterates():
         np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["dp_adam_bc", "root", "scale"])
+#: How much each block changes from round to round.
+LAYERS = {
+    "positions.weight": ((4, 3), 1.0),
+    "quiet": ((5, 3), 0.1),
+    "loud": ((5, 3), 1.0),
+    "kernel": ((4, 2, 3), 0.3),
+    "gain": ((6,), 0.2),
+    "bias": ((6,), 1.0),
+    "head": ((3, 6), 0.2),
+}
+GROUPS = [["positions.weight", "head"], ["quiet", "loud", "kernel"], ["gain", "bias"]]
+
+
+def layers(rounds=3):
+    """Blocks that are the same in every round, but for noise."""
+    generator = np.random.default_rng(2)
+    means = {name: generator.standard_normal(shape) for name, (shape, _) in LAYERS.items()}
+    return [
+        {n: means[n] + noise * generator.standard_normal(s) for n, (s, noise) in LAYERS.items()}
+        for _ in range(rounds)
+    ]
+
+
+def lmo_and_dual(name, b, change):
+    """Table 1 of the paper; of RMS to RMS, of rows that are outputs."""
+    if name in GROUPS[0]:
+        return np.sign(b), np.abs(change).sum()
+    if name in GROUPS[2]:
+        return b / np.sqrt((b**2).mean()), np.sqrt(b.size) * np.sqrt((change**2).sum())
+    b, change = b.reshape(len(b), -1), change.reshape(len(b), -1)
+    left, _, right = np.linalg.svd(b, full_matrices=False)
+    more = np.sqrt(b.shape[0] / b.shape[1])
+    return more * left @ right, more * np.linalg.svd(change, compute_uv=False).sum()
+
+
+def test_lanton_takes_smaller_steps_where_averages_are_noisier():
+    """Hao et al. 2025, algorithm 1 with the practical option, against numbers by numpy."""
+    options = {"name": "lanton", "alpha": 2.0, "beta1": 0.8, "beta2": 0.6}
+    normalize, last = Normalization(NORMALIZERS.parse(options)), None
+    b, h = dict.fromkeys(LAYERS, 0.0), dict.fromkeys(LAYERS, 0.0)
+    for g in layers():
+        found = normalize({name: torch.as_tensor(block) for name, block in g.items()})
+        directions = {}
+        for name in LAYERS:
+            b[name] = 0.8 * b[name] + 0.2 * g[name]
+            change = 0 * g[name] if last is None else g[name] - last[name]
+            directions[name], dual = lmo_and_dual(name, b[name], change)
+            h[name] = 0.6 * h[name] + 0.4 * dual**2
+        alphas = {name: 2.0 / np.sqrt(2.0**2 + h[name]) for name in LAYERS}
+        for group in GROUPS:
+            rates = [np.sqrt(alphas[n] / max(alphas[m] for m in group)) for n in group]
+            for name, rate in zip(group, rates, strict=True):
+                expected = rate * directions[name].reshape(LAYERS[name][0])
+                np.testing.assert_allclose(found[name].numpy(), expected, rtol=1e-6, atol=1e-9)
+        # The rate of the least noisy is 1.
+        quiet, loud = (np.linalg.norm(found[name].numpy(), 2) for name in ("quiet", "loud"))
+        assert quiet == pytest.approx(np.sqrt(5 / 3))
+        assert loud == pytest.approx(quiet) if last is None else loud < 0.8 * quiet
+        last = g
+
+
+def test_lanton_leaves_directions_of_nothing_out():
+    """As momentum of rank 1 has them: its singular values are 1 and zeros."""
+    block = torch.outer(torch.arange(1.0, 5.0), torch.ones(3))
+    found = Normalization(NORMALIZERS.parse("lanton"))({"hidden": block, "head": torch.ones(1, 1)})
+    values = np.linalg.svd(found["hidden"].numpy(), compute_uv=False)
+    np.testing.assert_allclose(values, [np.sqrt(4 / 3), 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dp_adam_bc", "lanton", "root", "scale"])
 def test_what_they_keep_goes_on_to_the_bit(name):
     first, second = (Normalization(NORMALIZERS.parse(name)) for _ in range(2))
     noise, (before, between, after) = dict.fromkeys(SHAPES, 0.1), updates()

@@ -68,7 +68,7 @@ def test_what_is_kept_is_counted_in_real_states():
         "Zhu et al. 2024",
         *("betas", "eps", "rank", "scale", "scale_type", "update_proj_gap", "weight_decay"),
     )
-    normalizers = {"scale": 1, "root": 1, "dp_adam_bc": 2, "sinkgd": 0, "swan": 0}
+    normalizers = {"scale": 1, "root": 1, "dp_adam_bc": 2, "sinkgd": 0, "swan": 0, "lanton": 2}
     for name, numbers in normalizers.items():
         assert found["normalize", name] == (f"{numbers} at the server" if numbers else "")
     assert found["algorithm", "fedavg"] == ""
