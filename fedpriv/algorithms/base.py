@@ -58,6 +58,8 @@ class Algorithm:
     sends_as_is: ClassVar[bool] = True
     #: Whether a schedule says which silos send in which round: see `turns`.
     scheduled: ClassVar[bool] = False
+    #: Whether `combined` is a sum: of another nobody knows how much of it is noise.
+    adds_slots: ClassVar[bool] = True
     #: How far users who take `local.steps` steps along one vector move for each unit of its length.
     travel: float = field(default=1.0, init=False, repr=False, compare=False)
 
@@ -83,7 +85,7 @@ class Algorithm:
     def slots(self) -> int:
         """In how many vectors a round sums updates; a user adds to one of them: see `slot`.
 
-        The server's optimizer gets the sum of all. Users then send nothing beside the update.
+        The server's optimizer gets them `combined`. Users then send nothing beside the update.
         """
         return 1
 
@@ -155,6 +157,14 @@ class Algorithm:
     def kept(self, trained: Trained, sent: list[Tensor]) -> Tensor:
         """Return what users keep: `[U, P]`. `sent` are the payloads beside the update, clipped."""
         raise NotImplementedError
+
+    def combined(self, averages: Tensor) -> Tensor:
+        """Return the update that the server's optimizer gets of several slots: `[P]`.
+
+        Args:
+            averages: of each slot, released, divided by the whole expected cohort: `[slots, P]`.
+        """
+        return averages.sum(0)
 
     def server(self, averages: list[Tensor], shared: Tensor, fraction: float) -> Tensor:
         """Return what the server keeps after a round: `[len(shared), P]`.

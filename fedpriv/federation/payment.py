@@ -55,8 +55,11 @@ class Draw:
     def noise(self, plan: Plan, answers: int) -> tuple[float, ...]:
         """Return the standard deviation of the noise on each block of the averaged update.
 
-        `answers` are the sums of nodes that are in it. It is empty where `stddevs` is.
+        `answers` are the sums of nodes that are in it. It is empty where `stddevs` is, and where
+        the algorithm makes of its slots something else than their sum.
         """
+        if not plan.algorithm.adds_slots:
+            return ()
         with told(self.mechanism):
             stddevs = self.mechanism.stddevs(len(plan.sizes), self.round, answers)
         # Of slots it is the average of all: their sum, in which each has its noise.

@@ -89,10 +89,17 @@ class Plan:
         """Numbers of each block of a round's sum: of all payloads, or slots, one after another."""
         return self.layout.sizes * self.algorithm.vectors
 
-    def update_in(self, vectors: Sequence[Tensor]) -> Tensor:
-        """Return the update in the `vectors` of a round's sum, or average: `[P]`, of all slots."""
+    def sum_in(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Return the sum of all updates in the `vectors` of a round's sum: `[P]`, of all slots."""
         slots = self.algorithm.slots
         return vectors[0] if slots == 1 else torch.stack(list(vectors[:slots])).sum(0)
+
+    def update_in(self, averages: Sequence[Tensor]) -> Tensor:
+        """Return the update that the server makes of a round's released `averages`: `[P]`."""
+        algorithm = self.algorithm
+        if algorithm.slots == 1:
+            return averages[0]
+        return algorithm.combined(torch.stack(list(averages[: algorithm.slots])))
 
     @property
     def fingerprint(self) -> str:

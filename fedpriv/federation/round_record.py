@@ -79,7 +79,7 @@ class RoundRecord:
         """
         total, average = summed
         layout = payments.plan.layout
-        update = payments.plan.update_in(total.split(layout.total))
+        update = payments.plan.sum_in(total.split(layout.total))
         return cls(
             round=draw.round,
             epsilon=payments.epsilon(),

@@ -10,6 +10,8 @@ from typing import Literal
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from fedpriv.algorithms.fedavg import FedAvg
+from fedpriv.algorithms.registry import make_algorithm
 from fedpriv.privacy.figures import epsilon_text
 from fedpriv.privacy.sampling import Sampling
 from fedpriv.reporting.reader import Run
@@ -224,24 +226,30 @@ def update_and_noise(runs: Sequence[Marked]) -> Plot | None:
             "noise",
             "Update and noise",
             "The averaged update as it was released, and the norm that its noise alone has in "
-            "expectation, σ·√d/cohort for d parameters. Where the lines meet, what the server "
-            "steps along is nearly all noise.",
+            "expectation, σ·√d/cohort for d parameters, √E times that of E edges. "
+            "Where the lines meet, what the server steps along is nearly all noise.",
         )
 
 
 def noise_norms(run: Run) -> list[float] | None:
     """Return the expected norm of the noise on the average in each round, σ·√d/cohort.
 
-    None without noise, with noise that differs between blocks, or where d is unknown; and where
-    silos or users add it, or nodes more than σ.
+    Of sums that stand apart, each with its noise, it is that of all of them. None without noise,
+    with noise that differs between blocks, or where d is unknown; where silos or users add it, or
+    nodes more than σ; and where the algorithm makes something else of its sums than their sum.
     """
     spherical = all(release.noise_shape == "spherical" for release in run.releases)
     more = run.config.privacy is not None and run.config.privacy.lost_nodes > 0
     own = run.mechanism.payer is not None
     if not run.private or run.parameters is None or not spherical or own or more:
         return None
+    options = run.config.algorithm
+    # One from outside has one sum.
+    algorithm = FedAvg() if options.unread else make_algorithm(options)
+    if not algorithm.adds_slots:
+        return None
     stddevs = {release.round: release.stddev for release in run.releases}
-    scale = math.sqrt(run.parameters) / run.sampling.expected_cohort
+    scale = math.sqrt(run.parameters * algorithm.slots) / run.sampling.expected_cohort
     return [stddevs.get(row["round"], math.nan) * scale for row in run.rows]
 
 

@@ -30,6 +30,8 @@ from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.registry import build_model
 from fedpriv.privacy import Ledger, Purpose, Randomness
 from fedpriv.privacy.randomness import id_words
+from fedpriv.reporting.plots import noise_norms
+from fedpriv.reporting.reader import read_run
 from fedpriv.reporting.report import render
 from fedpriv.training.cohort import train_cohort
 from fedpriv.training.local import batches
@@ -299,6 +301,7 @@ def test_what_is_recorded_of_the_noise_is_that_of_the_mean_of_edges(tmp_path):
     # Users have sent next to nothing: what was released is the noise.
     expected = np.linalg.norm(list(row["noise_block_norms"].values()))
     assert row["aggregate_norm"] == pytest.approx(expected, rel=0.1)
+    assert noise_norms(read_run(directory.path)) == [pytest.approx(expected)]
 
 
 # ---------------------------------------------------------------- runs
