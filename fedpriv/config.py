@@ -302,8 +302,15 @@ class ExperimentConfig(Section):
         options, privacy = self.server.normalize, self.privacy
         if options is None or options.unread or privacy is None:
             return self
-        apart = privacy.unit == "example" or privacy.noise_by == "users"
-        if apart and getattr(NORMALIZERS.of(options).make, "knows_noise", False):
+        if not getattr(NORMALIZERS.of(options).make, "knows_noise", False):
+            return self
+        if not self.algorithm.unread and not make_algorithm(self.algorithm).adds_slots:
+            raise ValueError(
+                f"server.normalize.name: {options.name} takes the noise's variance from what it "
+                f"normalises, and algorithm.name: {self.algorithm.name} divides by norms in which "
+                "there is noise too, so that nobody knows the variance: write normalize: null"
+            )
+        if privacy.unit == "example" or privacy.noise_by == "users":
             raise ValueError(
                 f"server.normalize.name: {options.name} takes the noise's variance from what it "
                 "normalises, and how much noise there is depends on how many silos or users were "

@@ -37,6 +37,7 @@ ALGORITHMS = Kind(
         "fedprox": "fedpriv.algorithms.fedprox:FedProx",
         "fedspeed": "fedpriv.algorithms.fedspeed:FedSpeed",
         "hierarchical": "fedpriv.algorithms.hierarchical:Hierarchical",
+        "ofvl_ms": "fedpriv.algorithms.ofvl_ms:OfvlMs",
         "scaffold": "fedpriv.algorithms.scaffold:Scaffold",
         "scaffold_m": "fedpriv.algorithms.scaffold_m:ScaffoldM",
     },

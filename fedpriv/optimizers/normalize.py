@@ -65,9 +65,8 @@ NORMALIZERS = Kind(
     works_on=1,
     group="fedpriv.normalizers",
     refused={
-        "ofvl_ms": "it balances the gradients of several tasks on the layers that they share (Xie "
-        "et al. 2023): a user sends one update, and one a task would be a payload each, with noise "
-        "of its own; write layer_norm_l2",
+        "ofvl_ms": "it balances the averages of several tasks (Xie et al. 2023), and a normaliser "
+        "sees that of all: it is an algorithm here, write algorithm: {name: ofvl_ms, tasks: [...]}",
     },
 )
 

@@ -38,6 +38,7 @@ _ALGORITHMS: dict[str, dict[str, Any]] = {
     "fednova": {"effective_steps": 2},
     "hierarchical": {"edges": 2},
     "fedcompass": {"seconds": [1.0], "min_steps": 1},
+    "ofvl_ms": {"tasks": ["user-1*", "user-2*", "*"]},
 }
 #: By the kind of setting: what each writes into the config. Those of one kind exclude each other.
 _SETTINGS: dict[str, dict[str, Any]] = {

@@ -255,13 +255,8 @@ def _payloads(run: Run) -> tuple[str, ...]:
             f"{called}: what a user keeps for it between rounds never leaves it and costs "
             "nothing under this sampling (docs/privacy.md)."
         )
-    if (edges := algorithm.slots) > 1:
-        said.append(
-            f"{called}: each user is in one of {edges} edges, by a public hash of its id. The sums "
-            "of all edges are one release: a user adds to the sum of its own edge alone, so that C "
-            f"bounds what it adds to all of them. An edge's sum is divided by 1/{edges} of the "
-            "expected cohort (docs/privacy.md)."
-        )
+    if algorithm.slots > 1:
+        said.append(_sums_apart(options.name, called, algorithm.slots))
     if algorithm.scheduled:
         said.append(
             f"{called}: a silo begins with the model as it was when it last sent, and what it "
@@ -269,6 +264,24 @@ def _payloads(run: Run) -> tuple[str, ...]:
             "numbers (docs/privacy.md)."
         )
     return tuple(said)
+
+
+def _sums_apart(name: str, called: str, slots: int) -> str:
+    """Return what is said of users who add to one of several sums: see `Algorithm.slots`."""
+    return {
+        "hierarchical": (
+            f"{called}: each user is in one of {slots} edges, by a public hash of its id. The sums "
+            "of all edges are one release: a user adds to the sum of its own edge alone, so that C "
+            f"bounds what it adds to all of them. An edge's sum is divided by 1/{slots} of the "
+            "expected cohort (docs/privacy.md)."
+        ),
+        "ofvl_ms": (
+            f"{called}: each user is in one of {slots} tasks, by patterns of ids that config.yaml "
+            "has: which task a user is in is taken to be public. The sums of all tasks are one "
+            "release: a user adds to the sum of its own task alone, so that C bounds what it adds "
+            "to all of them. That tasks then count alike is post-processing (docs/privacy.md)."
+        ),
+    }[name]
 
 
 def _sampling(run: Run) -> tuple[str, ...]:
