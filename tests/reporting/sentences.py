@@ -22,7 +22,7 @@ MODULES = (
         f"reporting/{name}.py"
         for name in (
             *("audit", "cautions", "completeness", "data_statement", "overview"),
-            *("sign_off", "spent", "statement", "statement_sections"),
+            *("sign_off", "spent", "statement", "statement_sections", "statement_users"),
         )
     ),
 )
