@@ -12,6 +12,7 @@ from fedpriv.errors import InputError
 from fedpriv.privacy.correlated_checks import uncovered
 from fedpriv.privacy.factorizations import MADE
 from fedpriv.privacy.sampling import PROVEN, Adjacency
+from fedpriv.privacy.turns import SCHEDULE
 
 if TYPE_CHECKING:
     from fedpriv.privacy.ledger import Header, Release
@@ -28,7 +29,7 @@ _KNOWN_OF_HEADER: Mapping[str, tuple[Any, ...]] = {
     "adjacency": _ADJACENCIES,
 }
 _KNOWN_OF_RELEASE: Mapping[str, tuple[Any, ...]] = {
-    "sampling": tuple(PROVEN),
+    "sampling": (*PROVEN, SCHEDULE),
     "adjacency": _ADJACENCIES,
     "noise_shape": ("spherical", "per_block"),
     "factorization": (None, *MADE),
@@ -160,9 +161,10 @@ def unpaid(before: Sequence[Release], release: Release) -> str | None:
 def _turns_are_told(release: Release) -> bool:
     """Say whether each silo on a schedule has steps of its own, none more than the round's most."""
     if release.turns is None:
-        return True
+        return release.sampling != SCHEDULE
     silos, most = release.silos or (), release.steps or 0
     told = len(silos) == len(set(silos)) == len(release.turns)
+    told = told and release.sampling == SCHEDULE
     return told and all(1 <= steps <= most for steps in release.turns)
 
 

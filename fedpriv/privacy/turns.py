@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+#: What a ledger says in place of a sampling.
+SCHEDULE = "schedule"
+
 
 @dataclass(frozen=True)
 class Turn:

@@ -290,7 +290,8 @@ def _whose(header: Header) -> tuple[Text, ...]:
 
 def _group_row(group: Releases) -> list[str]:
     first = group.releases[0]
-    cohort = "all" if first.expected_cohort is None else f"{first.expected_cohort:,.15g}"
+    everybody = first.mechanism.scheduled or "all"
+    cohort = everybody if first.expected_cohort is None else f"{first.expected_cohort:,.15g}"
     return [
         round_ranges(group.rounds),
         f"{len(group.releases):,}",

@@ -73,7 +73,7 @@ class LocalMechanism(PaidByTheDrawn):
         "Trust model: local. Nobody is trusted: each user adds noise of full strength to its own "
         "contribution before it leaves the user."
     )
-    for_whom = " a user that takes part in each"
+    for_whom = " for a user that takes part in each"
     whose = "each user pays for the rounds in which it was drawn; the worst has spent:"
     seen = "message of a user"
 

@@ -15,12 +15,14 @@ import numpy as np
 from fedpriv.privacy.example_level import steps_event
 from fedpriv.privacy.mechanisms.base import Facts, Sentences
 from fedpriv.privacy.mechanisms.silos import SiloMechanism, sampled_steps
-from fedpriv.privacy.turns import Turn, most_so_far
+from fedpriv.privacy.sampling import build_sampling
+from fedpriv.privacy.turns import SCHEDULE, Turn, most_so_far
 
 if TYPE_CHECKING:
     import dp_accounting
 
     from fedpriv.privacy.ledger import Release
+    from fedpriv.privacy.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class ScheduledSilos(SiloMechanism):
     samplings = ("all",)
     proven_with = frozenset()
     label = "scheduled silos"
-    for_whom = " the silo that takes most steps"
+    for_whom = " for the silo that takes most steps"
     whose = "each silo pays for the steps that it took; the worst has spent:"
     spends: ClassVar[str] = "the steps that it took"
     most: ClassVar[str] = "at most "
@@ -75,7 +77,16 @@ class ScheduledSilos(SiloMechanism):
     def record(self, payers: tuple[int, ...] | None) -> dict[str, Any]:
         """Return the record of one round, with the steps of each silo."""
         assert self.now is not None
-        return super().record(payers) | {"turns": self.now.steps}
+        return super().record(payers) | {
+            "sampling": SCHEDULE,
+            "expected_cohort": None,
+            "turns": self.now.steps,
+        }
+
+    @classmethod
+    def sampling_of(cls, release: Release) -> Sampling:
+        """Return that all silos train all the time: the average is over all of them."""
+        return build_sampling("all", release.population, None)
 
     @classmethod
     def in_round(cls, release: Release, round_: int) -> Release:

@@ -46,7 +46,7 @@ class SiloMechanism(PaidByTheDrawn):
     in_sums = True
     payer: ClassVar[str] = "silo"
     members = "silos"
-    for_whom = " a silo that takes part in each"
+    for_whom = " for a silo that takes part in each"
     of_what = ", for one of its examples"
     whose = "each silo pays for the rounds in which it was drawn; the worst has spent:"
     #: For what a silo spends its ε, and how its steps a round are, as the beginning of a number.
