@@ -258,7 +258,8 @@ def cohort_sizes(runs: Sequence[Marked]) -> Plot:
     last = max(marked.run.finished_rounds for marked in runs)
     with canvas() as drawn:
         lines = []
-        for sampling in dict.fromkeys(marked.run.sampling for marked in runs):
+        expecting = [m.run for m in runs if not m.run.mechanism.scheduled]
+        for sampling in dict.fromkeys(run.sampling for run in expecting):
             _expectation(drawn.axes, sampling, last)
             expected = [sampling.expected_cohort] * 2
             lines.append(_Line([1, last], expected, f"expected {expected[0]:g}", FAINT, dash=1))
@@ -272,11 +273,18 @@ def cohort_sizes(runs: Sequence[Marked]) -> Plot:
         return drawn.plot(
             "cohort",
             "Cohort sizes",
-            "Users, or silos, whose updates came back in each round. The line is the expected "
-            "number, by which the sum is divided; the band is two standard deviations of Poisson "
-            "sampling. "
-            "Many points below it mean that some dropped out. Not private: simulation only.",
+            "Users, or silos, whose updates came back in each round. "
+            + _EXPECTED * bool(expecting)
+            + _SCHEDULED * (len(expecting) < len(runs))
+            + "Not private: simulation only.",
         )
+
+
+_EXPECTED = (
+    "The line is the expected number, by which the sum is divided; the band is two standard "
+    "deviations of Poisson sampling. Many points below it mean that some dropped out. "
+)
+_SCHEDULED = "Silos on a schedule come when it is their turn; the sum is divided by all of them. "
 
 
 def _expectation(axes: Axes, sampling: Sampling, last_round: int) -> None:

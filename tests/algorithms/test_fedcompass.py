@@ -12,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from dp_accounting.rdp import RdpAccountant
 from in_process import SILOS, BreaksIn, InProcessGrid, resume_small, small_config, train_small
+from typer.testing import CliRunner
 
 from fedpriv.algorithms.fedcompass import Compass
+from fedpriv.cli import app
 from fedpriv.errors import BudgetError, InputError, WorkerLost
 from fedpriv.experiment import prepare
 from fedpriv.federation.builders import build_algorithm
@@ -22,7 +24,7 @@ from fedpriv.models.registry import build_model
 from fedpriv.privacy import Adjacency, Ledger, PayerAccounts, most_charged, read_ledger
 from fedpriv.privacy.ledger import _seal
 from fedpriv.reporting.reader import read_run
-from fedpriv.reporting.report import render
+from fedpriv.reporting.report import render, write_report
 from fedpriv.reporting.spent import spent
 
 SECONDS = [1.0, 1.0, 2.0, 3.0, 4.0, 8.0]
@@ -256,6 +258,15 @@ def test_the_worst_is_the_silo_with_most_steps_and_is_billed_for_its_own(whole):
     accounts.charge_all(releases)
     expected = [by_dp_accounting(steps) for steps in (4, 6, 3, 0, 0, 0)]
     np.testing.assert_allclose(accounts.epsilons(1e-3), expected, rtol=1e-9)
+
+
+def test_no_figure_or_table_says_that_all_were_expected(whole, tmp_path):
+    page = write_report([whole[0].path], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Silos on a schedule come when it is their turn" in page
+    assert "dropped out" not in page
+    found = CliRunner().invoke(app, ["ledger", "show", str(whole[0].path)])
+    (row,) = [line for line in found.output.splitlines() if line.strip().startswith("1–12")]
+    assert row.split() == ["1–12", "12", "0", "some", "0.1", "1", "schedule"]
 
 
 @pytest.mark.parametrize(
