@@ -67,7 +67,7 @@ class Section(BaseModel):
         kept = dict[str, Any](self.model_extra or {})
         for name, about in type(self).model_fields.items():
             value, default = getattr(self, name), about.get_default(call_default_factory=True)
-            if any(each is NO_BEARING for each in about.metadata) or value == default:
+            if any(each is NO_BEARING for each in about.metadata) or alike(value, default):
                 continue
             inner = value.bearing() if isinstance(value, Section) else value
             # A section that there need not be says something by being there.
@@ -80,6 +80,19 @@ class Section(BaseModel):
     def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         assert info.field_name is not None
         return refuse_truth(value, cls.model_fields[info.field_name].annotation)
+
+
+def alike(value: Any, default: Any) -> bool:
+    """Say whether a config would say the same of both: YAML has lists alone, and no tuples."""
+    return bool(_listed(value) == _listed(default))
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_listed(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _listed(each) for key, each in value.items()}
+    return value
 
 
 def refuse_truth(value: Any, annotation: Any) -> Any:

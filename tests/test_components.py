@@ -9,10 +9,11 @@ import pytest
 import torch
 import yaml
 from in_process import SMALL, small_config
+from pydantic import ValidationError
 from torch import nn
 
 from fedpriv import components
-from fedpriv.components import LookUp, slots
+from fedpriv.components import KINDS, LookUp, slots
 from fedpriv.config import ExperimentConfig
 from fedpriv.config_files import load_config, parse_config
 from fedpriv.errors import InputError
@@ -317,3 +318,18 @@ def read(input_shape, classes, weights: Path, more: Path | None = None):
         changes = [f"model={{name: 'mine:read', weights: {weights}}}"]
         found.append(load_config(mine, changes).fingerprint(""))
     assert found[0] == found[2] != found[1]
+
+
+def test_what_a_config_says_bears_on_a_run_as_it_does_when_it_is_read_again():
+    """A default may be a tuple, of which YAML makes a list."""
+    tried = 0
+    for kind in KINDS.values():
+        for name in kind.registered:
+            try:
+                options = kind.parse(name)
+            except ValidationError:
+                continue  # it has options that it cannot be without
+            again = kind.parse(yaml.safe_load(yaml.safe_dump(options.model_dump(mode="json"))))
+            assert again.bearing() == options.bearing(), (kind.key, name)
+            tried += 1
+    assert tried > 30

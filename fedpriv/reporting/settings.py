@@ -12,7 +12,7 @@ from typing import Any
 from fedpriv.components import Slot
 from fedpriv.config import ExperimentConfig
 from fedpriv.reporting.reader import Run
-from fedpriv.sections import Section
+from fedpriv.sections import Section, alike
 
 # What names a run and bears on nothing of it.
 _NAMES = ("name", "run_dir")
@@ -57,7 +57,7 @@ def _differing(section: Section, prefix: str, usual: str = "") -> Iterator[Setti
         if isinstance(value, Section) and value != default:
             named = [each.kind.default for each in about.metadata if isinstance(each, Slot)]
             yield from _differing(value, f"{key}.", (named and named[0]) or "")
-        elif about.is_required() or value != default:
+        elif about.is_required() or not alike(value, default):
             yield Setting(key, _text(value), "" if about.is_required() else _text(default))
     for name, value in (section.model_extra or {}).items():
         yield Setting(f"{prefix}{name}", _text(value), "")

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from in_process import SILOS, small_config, train_small
+from in_process import SILOS, BreaksIn, resume_small, small_config, train_small
 
 from fedpriv.errors import InputError
 from fedpriv.optimizers.normalize import NORMALIZERS, Normalization
+from fedpriv.reporting.reader import read_run
+from fedpriv.reporting.settings import beside_defaults
+from fedpriv.reporting.spent import spent
 
 SHAPES = {
     "embed": (5, 3),
@@ -77,6 +80,19 @@ def test_swan_normalises_whitens_and_keeps_the_norm():
     np.testing.assert_allclose(values, [values[0], values[0], 0], atol=1e-6)
 
 
+def test_lanton_takes_what_is_huge_and_what_is_empty():
+    normalize = Normalization(NORMALIZERS.parse({"name": "lanton", "alpha": 1e-12}))
+    for sign in (1, -1):
+        blocks = {
+            "w": sign * torch.full((3, 4), 1e200, dtype=torch.float64),
+            "none": torch.zeros(0, 3),
+            "v": torch.ones(4, dtype=torch.float64),
+        }
+        found = normalize(blocks)
+        assert list(found) == list(blocks)
+        assert all(block.isfinite().all() for block in found.values())
+
+
 @pytest.mark.parametrize("name", EACH)
 def test_zeros_stay_zeros(name):
     found = Normalization(NORMALIZERS.parse(name))(
@@ -91,6 +107,21 @@ def test_each_trains_by_a_line_of_config(tmp_path, name, private):
     changes = {} if private else {"privacy": None}
     _, prepared = train_small(tmp_path / "run", rounds=2, server__normalize=name, **changes)
     assert prepared.server.parameters().isfinite().all()
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_run_with_each_as_it_comes_is_read_again_and_goes_on_to_the_bit(tmp_path, name):
+    """The config on the disk has lists where defaults may be tuples."""
+    changes = {"rounds": 3, "server__normalize": name}
+    _, whole = train_small(tmp_path / "whole", **changes)
+    with pytest.raises(RuntimeError, match="crash"):
+        train_small(tmp_path / "run", BreaksIn(3), **changes)
+    directory, resumed = resume_small(tmp_path / "run")
+    assert resumed.server.parameters().equal(whole.server.parameters())
+    assert spent(read_run(directory.path)).disagreements == ()
+    assert [each.key for each in beside_defaults(directory.config())].count(
+        "server.normalize.tables"
+    ) == 0
 
 
 def test_dp_adam_bc_takes_the_noise_out_of_the_second_moment():

@@ -44,7 +44,7 @@ class Lanton:
 
     def __init__(
         self,
-        alpha: Annotated[float, Field(gt=0)] = 1.0,
+        alpha: Annotated[float, Field(ge=1e-12, le=1e12)] = 1.0,
         beta1: Decay = 0.95,
         beta2: Decay = 0.9,
         tables: Sequence[str] = ("positions.*",),
@@ -58,10 +58,11 @@ class Lanton:
         self.tables = list(tables)
         self.kept: dict[str, Tensor] = {}
         self.before: dict[str, Tensor] = {}
-        self.noise: dict[str, float] = {}
+        self.noise: dict[str, float] = {}  # √H of each block
 
     def __call__(self, update: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return Δ of each block; a block of zeros stays as it is."""
+        """Return Δ of each block; a block of zeros, or of no numbers, stays as it is."""
+        whole, update = update, {name: each for name, each in update.items() if each.numel()}
         groups = self._groups(update)
         alphas = {name: self._alpha(name, block, groups[name]) for name, block in update.items()}
         found = {}
@@ -70,7 +71,7 @@ class Lanton:
             direction = groups[name].direction(self._averaged(name, block))
             rate = math.sqrt(alphas[name] / most)
             found[name] = (rate * direction).reshape(block.shape).to(block.dtype)
-        return found
+        return {name: found.get(name, block) for name, block in whole.items()}
 
     def _groups(self, update: dict[str, Tensor]) -> dict[str, _Group]:
         matrices = [name for name, block in update.items() if block.dim() > 1]
@@ -84,10 +85,10 @@ class Lanton:
         """Return α_l, with H_l as it is now."""
         if name in self.before:
             change = float(group.dual(_matrix(block) - _matrix(self.before[name])))
-            known = self.beta2 * self.noise.get(name, 0.0)
-            self.noise[name] = known + (1 - self.beta2) * change**2
+            known = math.sqrt(self.beta2) * self.noise.get(name, 0.0)
+            self.noise[name] = math.hypot(known, math.sqrt(1 - self.beta2) * change)
         self.before[name] = block.clone()
-        return self.alpha / math.hypot(self.alpha, math.sqrt(self.noise.get(name, 0.0)))
+        return self.alpha / math.hypot(self.alpha, self.noise.get(name, 0.0))
 
     def _averaged(self, name: str, block: Tensor) -> Tensor:
         gradient = _matrix(block)
