@@ -476,7 +476,8 @@ def _summed_up(run: Run) -> dict[str, Any]:
         "delta": read.delta,
         "noise_multiplier": last.noise_multiplier if read.private else 0.0,
         "bound": last.bound if read.private else math.inf,
-        "cohort": read.sampling.expected_cohort,
+        # Of silos on a schedule it is another in each round.
+        "cohort": math.nan if read.mechanism.scheduled else read.sampling.expected_cohort,
         "parameters": read.parameters,
         "seconds": read.seconds,
         "run": run,

@@ -11,6 +11,7 @@ import torch
 
 from fedpriv import disk
 from fedpriv.counting import numbered
+from fedpriv.federation.builders import build_turns
 from fedpriv.federation.round_record import RoundRecord
 from fedpriv.privacy.accounts import PayerCosts, most_charged
 from fedpriv.privacy.charging import pld_epsilon
@@ -222,8 +223,8 @@ class Recorder:
             row |= self._costs(record.costs, record.payers or ())
         if record.noise_only:
             row["noise_only"] = True
-        if (algorithm := self._experiment.plan.algorithm).scheduled:
-            row["virtual_seconds"] = algorithm.turns(record.round)[-1].seconds
+        if (turns := build_turns(config, record.round)) is not None:
+            row["virtual_seconds"] = turns[-1].seconds
         if config.evaluates(record.round):
             row |= self._with_pld(record.epsilon)
             measures, quality = self._experiment.measure(record.round)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from fedpriv.data.facts import DataFacts
 from fedpriv.errors import InputError
+from fedpriv.federation.builders import build_turns
 from fedpriv.tasks.quality import Quality, quality_of
 
 if TYPE_CHECKING:
@@ -90,7 +91,11 @@ def releases_ahead(
         return ()
     made = {release.round for release in releases}
     left = [round_ for round_ in range(1, config.rounds + 1) if round_ not in made]
-    return tuple(releases[-1].mechanism.in_round(releases[-1], round_) for round_ in left)
+    ahead = [releases[-1].mechanism.in_round(releases[-1], round_) for round_ in left]
+    if (turns := build_turns(config, config.rounds)) is not None:
+        own = [turns[release.round - 1] for release in ahead]
+        ahead = [replace(r, silos=t.silos, turns=t.steps) for r, t in zip(ahead, own, strict=True)]
+    return tuple(ahead)
 
 
 def not_public(facts: DataFacts) -> str | None:

@@ -98,10 +98,10 @@ class Algorithm:
         """Return which of the `slots` a user adds to: a public function of its id alone."""
         return 0
 
-    def turns(self, rounds: int) -> Sequence[Turn]:
+    def turns(self, rounds: int, steps: int) -> Sequence[Turn]:
         """Return who takes part in each of the first `rounds` of an algorithm that is `scheduled`.
 
-        A function of public numbers alone. It is for silos of a simulation.
+        A function of public numbers alone, for silos of a simulation; `steps` is `local.steps`.
         """
         return ()
 

@@ -213,14 +213,14 @@ class FedCompass(Algorithm):
         why = "what a silo began with is known by how far the model has moved since"
         return moves_otherwise(server, privacy, why)
 
-    def turns(self, rounds: int) -> tuple[Arrival, ...]:
-        """Return the first arrivals."""
-        compass = Compass(self.seconds, self.min_steps, self.max_steps, self.latest)
+    def turns(self, rounds: int, steps: int) -> tuple[Arrival, ...]:
+        """Return the first arrivals, with `steps` as Q_max."""
+        compass = Compass(self.seconds, self.min_steps, steps, self.latest)
         return _arrivals(compass, 1 << rounds.bit_length())[:rounds]
 
     def weight(self, round_: int, silo: int) -> float:
         """Return s(τ)."""
-        turn = self.turns(round_)[-1]
+        turn = self.turns(round_, self.max_steps)[-1]
         return float((1 + turn.stale[turn.silos.index(silo)]) ** -self.staleness)
 
     def start(self, model: Tensor, shared: Tensor, slot: int) -> Tensor:
@@ -231,5 +231,5 @@ class FedCompass(Algorithm):
         """Return how far each silo's beginning is from the model: `[N, P]`."""
         round_, lr = self.now
         kept = shared + (lr * averages[0]).to(shared)
-        kept[torch.tensor(self.turns(round_)[-1].silos)] = 0.0
+        kept[torch.tensor(self.turns(round_, self.max_steps)[-1].silos)] = 0.0
         return kept

@@ -46,6 +46,7 @@ from fedpriv.privacy.mechanisms.shares import NodeShare, NoiseShares
 from fedpriv.privacy.options import PrivacyConfig
 from fedpriv.privacy.randomness import Randomness
 from fedpriv.privacy.sampling import Adjacency
+from fedpriv.privacy.turns import Turn
 from fedpriv.tasks.base import Task
 from fedpriv.tasks.decoding import decoder
 from fedpriv.tasks.recognition import sizes_a_second
@@ -382,6 +383,16 @@ def build_algorithm(config: ExperimentConfig) -> Algorithm:
     recipe = _recipe(config.local, algorithm)
     _require(algorithm, config, recipe)
     return algorithm.made_for(recipe)
+
+
+def build_turns(config: ExperimentConfig, rounds: int) -> tuple[Turn, ...] | None:
+    """Return the schedule of the first `rounds`, which is public; None where there is none."""
+    if config.algorithm.unread:  # only fedpriv's own have one
+        return None
+    algorithm, steps = make_algorithm(config.algorithm), config.local.steps
+    if not algorithm.scheduled or steps is None:
+        return None
+    return tuple(algorithm.turns(rounds, steps))
 
 
 def _multipliers(config: LocalConfig, names: Sequence[str]) -> tuple[float, ...]:

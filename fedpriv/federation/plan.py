@@ -22,6 +22,7 @@ from fedpriv.federation.builders import (
     build_gaussian,
     build_randomness,
     build_shares,
+    build_turns,
     example_level_of,
 )
 from fedpriv.models.parameters import Layout
@@ -302,15 +303,12 @@ def _turns(config: ExperimentConfig, population: int) -> tuple[Turn, ...] | None
         InputError: it is of another number of silos.
     """
     algorithm = build_algorithm(config)
-    if not algorithm.scheduled:
-        return None
-    turns = tuple(algorithm.turns(config.rounds))
-    if len(algorithm.shared) != population:
+    if algorithm.scheduled and len(algorithm.shared) != population:
         raise InputError(
             f"algorithm.seconds: {len(algorithm.shared)} numbers, and there are {population} silos "
             "in the data: write one for each"
         )
-    return turns
+    return build_turns(config, config.rounds)
 
 
 def workload_of(server: ServerConfig, rounds: int) -> Workload:

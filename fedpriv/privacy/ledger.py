@@ -418,7 +418,7 @@ class Ledger:
         return self._hashes[1:]
 
     def compose_into(self, accountant: Accountant) -> None:
-        """Charge `accountant` with every release."""
+        """Charge `accountant` with every release, as if one party had paid for all of them."""
         for release in self._releases:
             accountant.compose(release.event())
 
@@ -491,7 +491,7 @@ def read_ledger(path: Path) -> LedgerFile:
         lines = list(zip(kinds, bodies[1:], strict=True))
         places = tuple(Places.of_fields(body) for kind, body in lines if kind == "places")
         releases = tuple(_release(body) for kind, body in lines if kind != "places")
-    except (TypeError, KeyError):
+    except (TypeError, KeyError, ValueError):
         raise InputError(f"{path}: written by another version of fedpriv") from None
     if set(kinds) - {"places", "release"}:
         raise InputError(f"{path}: written by another version of fedpriv")
@@ -574,7 +574,7 @@ def _release(body: dict[str, Any]) -> Release:
     if "parameters" in body:
         body["parameters"] = tuple(float(number) for number in body["parameters"])
     if "turns" in body:
-        body["turns"] = tuple(int(steps) for steps in body["turns"])
+        body["turns"] = tuple(body["turns"])
     if "users" in body:
         body["users"] = tuple(body["users"])
     return Release(**body)

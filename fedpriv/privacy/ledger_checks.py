@@ -121,6 +121,8 @@ def unpaid(before: Sequence[Release], release: Release) -> str | None:
         return (
             f"round {release.round} has a place in a block of rounds, or none, against its sampling"
         )
+    if not _payers_are_there(release):
+        return f"round {release.round} says of others than the {release.population:,} that they pay"
     if not _turns_are_told(release):
         return f"round {release.round} says of its silos other steps than a schedule can have"
     if release.slot is None:
@@ -158,14 +160,20 @@ def unpaid(before: Sequence[Release], release: Release) -> str | None:
     return None
 
 
+def _payers_are_there(release: Release) -> bool:
+    """Say whether silos, or users who pay apart, are places in the population, each once."""
+    there = release.silos if release.silos is not None else release.users or ()
+    known = all(type(each) is int and 0 <= each < release.population for each in there)
+    return known and len(set(there)) == len(there)
+
+
 def _turns_are_told(release: Release) -> bool:
     """Say whether each silo on a schedule has steps of its own, none more than the round's most."""
     if release.turns is None:
         return release.sampling != SCHEDULE
     silos, most = release.silos or (), release.steps or 0
-    told = len(silos) == len(set(silos)) == len(release.turns)
-    told = told and release.sampling == SCHEDULE
-    return told and all(1 <= steps <= most for steps in release.turns)
+    told = release.sampling == SCHEDULE and len(silos) == len(release.turns) > 0
+    return told and all(type(steps) is int and 1 <= steps <= most for steps in release.turns)
 
 
 def _described(release: Release) -> tuple[Any, ...]:

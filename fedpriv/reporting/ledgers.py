@@ -208,6 +208,8 @@ def _group_document(group: Releases) -> dict[str, Any]:
         "smallest_bound": bounds[0] if bounds else None,
         "largest_bound": bounds[1] if bounds else None,
         "event": str(first.event()),
+        # Of silos on a schedule that of the most steps: each has had as many as its turns say.
+        "event_at_most": bool(first.mechanism.scheduled),
     }
 
 
@@ -276,10 +278,10 @@ def ledger_table(opened: Opened, bill: Bill) -> RenderableType:
     return Group(Text(heading), table, *_whose(header), *missing, cost_line(bill, _known(opened)))
 
 
-def _label(header: Header) -> str:
+def _label(*headers: Header) -> str:
     """Return what names the mechanism, where it is not noise that the server adds."""
-    label = mechanism_of(header).label
-    return f", {label}" if label else ""
+    labels = dict.fromkeys(mechanism_of(header).label for header in headers)
+    return "".join(f", {label}" for label in labels if label)
 
 
 def _whose(header: Header) -> tuple[Text, ...]:
@@ -365,7 +367,8 @@ def merged_table(merged: Merged) -> RenderableType:
         same = "the same in every run, and so is the one that has spent most"
     heading = (
         f"{header.population:,} {mechanism_of(header).members}, taken to be {same}; "
-        f"unit {header.unit}, {header.adjacency} adjacency{_label(header)}, δ = {total.delta:g}"
+        f"unit {header.unit}, {header.adjacency} adjacency"
+        f"{_label(*(account.header for account in merged.accounts))}, δ = {total.delta:g}"
     )
     return Group(Text(heading), table)
 

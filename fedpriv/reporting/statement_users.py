@@ -30,6 +30,7 @@ def _payloads(run: Run) -> tuple[str, ...]:
     payloads, options = run.releases[-1].payloads, run.config.algorithm
     # For a report no code from outside is imported.
     called = options.name if options.unread else cited(options)
+    called = called[:1].upper() + called[1:] if called.startswith("after ") else called
     said = []
     if payloads is not None:
         more = ", ".join(name for name, _, _ in payloads[1:])

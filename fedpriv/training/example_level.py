@@ -205,7 +205,7 @@ def train_silos(
     """
     layout, watch = Layout.of(trainer.model), Stopwatch(trainer.timed, device=trainer.device)
     received = parameters.to(trainer.device).view(-1, layout.total)
-    algorithm, steps = trainer.algorithm, _steps_in(trainer.algorithm, round_)
+    algorithm, steps = trainer.algorithm, _steps_in(trainer.algorithm, round_, level.steps)
     summed = _Summed(layout, len(level.bounds))
     with _per_example(trainer.model, GRADIENTS[gradients]) as model:
         for number in silos:
@@ -227,11 +227,11 @@ def train_silos(
     return summed.result(watch)
 
 
-def _steps_in(algorithm: Algorithm, round_: int) -> dict[int, int]:
+def _steps_in(algorithm: Algorithm, round_: int, most: int) -> dict[int, int]:
     """Return the steps of each silo whose turn a round is; nothing where there is no schedule."""
     if not algorithm.scheduled:
         return {}
-    turn = algorithm.turns(round_)[-1]
+    turn = algorithm.turns(round_, most)[-1]
     return dict(zip(turn.silos, turn.steps, strict=True))
 
 

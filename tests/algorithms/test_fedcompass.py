@@ -126,7 +126,7 @@ def by_the_paper(prepared, rate, exponent):
     model = build_model(config.model, dataset.input_shape, dataset.classes, config.seed).double()
     layout = Layout.of(model)
     models, began = [parameters(prepare(config))], {}
-    for turn in build_algorithm(config).turns(config.rounds):
+    for turn in build_algorithm(config).turns(config.rounds, 4):
         total = torch.zeros_like(models[0])
         for silo, steps in zip(turn.silos, turn.steps, strict=True):
             examples, x = dataset.user(silo), models[began.get(silo, 0)]
@@ -158,7 +158,7 @@ def test_rounds_are_those_of_the_paper(tmp_path):
     torch.testing.assert_close(parameters(prepared), expected, rtol=1e-5, atol=1e-6)
     assert (expected - parameters(prepare(prepared.config))).norm() > 0.1
     # Some were stale, and of many silos more than one came.
-    turns = build_algorithm(prepared.config).turns(12)
+    turns = build_algorithm(prepared.config).turns(12, 4)
     assert max(max(turn.stale) for turn in turns) > 2
     assert max(len(turn.silos) for turn in turns) > 2
 
@@ -180,7 +180,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_stopped(whole, tmp_path, broke
 
 def test_metrics_say_the_virtual_time(whole):
     directory, prepared = whole
-    turns = build_algorithm(prepared.config).turns(12)
+    turns = build_algorithm(prepared.config).turns(12, 4)
     assert [row["virtual_seconds"] for row in directory.read_metrics()] == [
         turn.seconds for turn in turns
     ]
@@ -191,7 +191,7 @@ def test_metrics_say_the_virtual_time(whole):
 
 def test_each_silo_pays_for_the_steps_that_it_took(whole):
     directory, prepared = whole
-    turns = build_algorithm(prepared.config).turns(12)
+    turns = build_algorithm(prepared.config).turns(12, 4)
     for number, row in enumerate(directory.read_metrics(), start=1):
         assert row["silos"]["took_part"] == list(turns[number - 1].silos)
         steps = taken(turns[:number])
@@ -228,7 +228,7 @@ def test_the_target_is_for_the_silo_with_most_steps_by_pld_too(tmp_path):
 def test_silos_of_a_node_that_died_pay_for_their_turn(tmp_path):
     with pytest.raises(WorkerLost, match="died in round 2"):
         train_small(tmp_path / "run", InProcessGrid(dead=[1]), **COMPASS)
-    turns = build_algorithm(small_config(**COMPASS)).turns(2)
+    turns = build_algorithm(small_config(**COMPASS)).turns(2, 4)
     charged = list(Ledger.open(tmp_path / "run" / "ledger.jsonl"))
     assert [(each.silos, each.turns) for each in charged] == [(t.silos, t.steps) for t in turns]
 
@@ -276,8 +276,18 @@ def test_no_figure_or_table_says_that_all_were_expected(whole, tmp_path):
         lambda body: {**body, "turns": [0] * len(body["turns"])},
         lambda body: {**body, "turns": [5] * len(body["turns"])},
         lambda body: {k: v for k, v in body.items() if k != "turns"},
+        lambda body: {**body, "turns": [3.5] * len(body["turns"])},
+        lambda body: {**body, "turns": [True] * len(body["turns"])},
+        lambda body: {**body, "turns": "4" * len(body["turns"])},
+        lambda body: {**body, "silos": [], "turns": []},
+        lambda body: {**body, "silos": [6], "turns": [4]},
+        lambda body: {**body, "silos": [0, 0], "turns": [4, 4]},
+        lambda body: {**body, "steps": "x"},
     ],
-    ids=["fewer", "none", "more than the most", "untold"],
+    ids=[
+        *("fewer", "none", "more than the most", "untold", "halves", "truth", "text", "nobody"),
+        *("nobody that is there", "one twice", "no number"),
+    ],
 )
 def test_a_ledger_that_says_other_steps_than_a_schedule_can_have_is_refused(
     whole, tmp_path, change
@@ -291,8 +301,29 @@ def test_a_ledger_that_says_other_steps_than_a_schedule_can_have_is_refused(
                 {k: v for k, v in body.items() if k not in ("previous", "hash")}, previous
             )
             file.write(line)
-    with pytest.raises(InputError, match=r"round 5 (says of its silos|is of mechanism)"):
+    with pytest.raises(InputError, match=r"round 5 (says of|is of mechanism)|another version"):
         read_ledger(path)
+
+
+def test_a_run_that_ends_early_costs_what_its_schedule_would_have(tmp_path):
+    """When it ends follows from what it released, and who would have come in later rounds not."""
+    settings = {
+        **COMPASS,
+        "rounds": 40,
+        "privacy__noise_multiplier": None,
+        "privacy__target_epsilon": 8.0,
+        "evaluation": {"every": 1, "stop_after": 2},
+    }
+    directory, prepared = train_small(tmp_path / "run", **settings)
+    read = read_run(directory.path)
+    assert len(read.releases) < 40
+    turns = build_algorithm(prepared.config).turns(40, 4)
+    assert [(r.silos, r.turns) for r in read.ahead] == [
+        (turn.silos, turn.steps) for turn in turns[len(read.releases) :]
+    ]
+    planned = prepared.plan.planned_cost().epsilon
+    assert spent(read).epsilons["rdp"] == pytest.approx(planned, rel=1e-9)
+    assert planned <= 8.0
 
 
 def test_a_round_ahead_is_charged_to_everybody_with_the_most_steps(whole):
