@@ -45,7 +45,8 @@ ALGORITHMS = Kind(
     group="fedpriv.algorithms",
     default="fedavg",
     refused={
-        "hidenseek": "users send signs of masks over frozen weights: clipping would bound them, "
+        "hidenseek": "users send the signs of a mask over weights that stay as they began "
+        "(Vallapuram et al. 2022), of norm √P whatever they learnt: clipping would bound them, "
         "but no model here is trained by masks; write model.train with fedavg",
     },
 )

@@ -48,7 +48,7 @@ SAID = {
     "algorithm: fedspeed": "FedSpeed (Sun et al. 2023): what a user keeps",
     "algorithm: fednova": "| `algorithm.name` | fednova |",
     "algorithm: hierarchical": "HierFAVG (Liu et al. 2020): each user is in one of 2 edges",
-    "algorithm: ofvl_ms": "after OFVL-MS (Xie et al. 2023): each user is in one of 3 tasks",
+    "algorithm: ofvl_ms": "After OFVL-MS (Xie et al. 2023): each user is in one of 3 tasks",
     "clipping: per_layer": "blocks clipped to its share of C",
     "clipping: adaptive": "quantile of the norms (Andrew et al. 2021)",
     "sampling: fixed_size": "exactly 8 of",
