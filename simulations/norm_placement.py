@@ -58,18 +58,7 @@ def best(results: pd.DataFrame) -> pd.DataFrame:
 
 def figure(results: pd.DataFrame) -> Figure:
     plotted, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
-    found = best(results)
-    for noise, colour, aside in (("none", study.BLACK, -0.1), ("ε = 8", study.BLUE, 0.1)):
-        rows = found[found.noise == noise].set_index("placement").loc[list(MODELS)]
-        low, high = rows["mean"] - rows["min"], rows["max"] - rows["mean"]
-        places = [place + aside for place in range(len(rows))]
-        axes.errorbar(
-            places, rows["mean"], (low, high), fmt="o", color=colour, capsize=2, label=noise
-        )
-    axes.set_xticks(range(len(MODELS)), list(MODELS))
-    axes.set_ylabel("accuracy (range of seeds)")
-    axes.grid(alpha=0.3)
-    axes.legend(title="noise", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    study.beside(axes, best(results), "placement", list(MODELS))
     return plotted
 
 

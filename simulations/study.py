@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import fedpriv
@@ -36,6 +37,21 @@ def best(
     means = results.groupby([*cell, "rate"])[measured].agg(["mean", "min", "max"]).reset_index()
     cells = means.groupby(cell)["mean"]
     return means.loc[cells.idxmin() if lowest else cells.idxmax()]
+
+
+def beside(axes: Axes, best: pd.DataFrame, by: str, names: list[str]) -> None:
+    """Draw the accuracy of each of `names` without noise and at ε = 8, with the range of seeds."""
+    for noise, colour, aside in (("none", BLACK, -0.1), ("ε = 8", BLUE, 0.1)):
+        rows = best[best.noise == noise].set_index(by).loc[names]
+        low, high = rows["mean"] - rows["min"], rows["max"] - rows["mean"]
+        places = [place + aside for place in range(len(rows))]
+        axes.errorbar(
+            places, rows["mean"], (low, high), fmt="o", color=colour, capsize=2, label=noise
+        )
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylabel("accuracy (range of seeds)")
+    axes.grid(alpha=0.3)
+    axes.legend(title="noise", loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def run(
