@@ -62,19 +62,7 @@ class Hierarchical(Algorithm):
         why = "each edge's model moves by its own average"
         if (reason := moves_otherwise(server, privacy, why)) is not None:
             return reason
-        if privacy is None:
-            return None
-        if privacy.unit == "example":
-            return (
-                "privacy.unit: example: silos add noise to one sum, and to one for each edge is "
-                "not built; write unit: user"
-            )
-        if privacy.noise_by == "users":
-            return (
-                "privacy.noise_by: users: each user would have to add noise to the sums of all "
-                "edges, each of which would have that of all users; write noise_by: server or nodes"
-            )
-        return None
+        return None if privacy is None else noise_within(privacy, "edge")
 
     @property
     def slots(self) -> int:
@@ -99,6 +87,21 @@ class Hierarchical(Algorithm):
             return torch.zeros_like(shared)
         sums = torch.stack(averages)
         return shared - (lr * (self.edges * sums - sums.sum(0))).to(shared)
+
+
+def noise_within(privacy: PrivacyConfig, slot: str) -> str | None:
+    """Return what would add noise before the sums of each `slot`, an edge say, are taken."""
+    if privacy.unit == "example":
+        return (
+            f"privacy.unit: example: silos add noise to one sum, and to one for each {slot} is "
+            "not built; write unit: user"
+        )
+    if privacy.noise_by == "users":
+        return (
+            "privacy.noise_by: users: each user would have to add noise to the sums of all "
+            f"{slot}s, each of which would have that of all users; write noise_by: server or nodes"
+        )
+    return None
 
 
 def moves_otherwise(server: ServerConfig, privacy: PrivacyConfig | None, why: str) -> str | None:

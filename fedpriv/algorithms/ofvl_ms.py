@@ -21,6 +21,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from fedpriv.algorithms.base import Algorithm
+from fedpriv.algorithms.hierarchical import noise_within
 
 if TYPE_CHECKING:
     from fedpriv.optimizers.server import ServerConfig
@@ -60,16 +61,8 @@ class OfvlMs(Algorithm):
         """Refuse noise that silos or users add, and sizes that the server changes afterwards."""
         if privacy is None:
             return None
-        if privacy.unit == "example":
-            return (
-                "privacy.unit: example: silos add noise to one sum, and to one for each task is "
-                "not built; write unit: user"
-            )
-        if privacy.noise_by == "users":
-            return (
-                "privacy.noise_by: users: each user would have to add noise to the sums of all "
-                "tasks, each of which would have that of all users; write noise_by: server or nodes"
-            )
+        if (reason := noise_within(privacy, "task")) is not None:
+            return reason
         if privacy.clipping.undoes:
             return (
                 "privacy.clipping.undo: tasks would have one size in what users divide, and others "
