@@ -58,9 +58,9 @@ RULES: dict[str, dict[str, Any]] = {
     "normalised": {"kind": "per_layer", "split": "dim", "normalize": True},
 }
 NOISES: dict[str, dict[str, Any]] = {
-    "none": {"privacy.target_epsilon": None, "privacy.noise_multiplier": 0.0},
+    "none": study.NOISES["none"],
     "low": {"privacy.target_epsilon": 64.0},
-    "ε = 8": {"privacy.target_epsilon": 8.0},
+    "ε = 8": study.NOISES["ε = 8"],
 }
 DEFAULTS = {
     "config": "vit_digits.yaml",

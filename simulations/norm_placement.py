@@ -31,10 +31,6 @@ MODELS: dict[str, dict[str, Any]] = {
     "mix": {"model.norm_placement": "mix"},
     "pre, rmsnorm": {"model.norm_placement": "pre", "model.norm": "rmsnorm"},
 }
-NOISES: dict[str, dict[str, Any]] = {
-    "none": {"privacy.target_epsilon": None, "privacy.noise_multiplier": 0.0},
-    "ε = 8": {"privacy.target_epsilon": 8.0},
-}
 RATES = [0.005, 0.01, 0.02, 0.04]
 CELL = ["placement", "noise"]
 COLUMNS = [*CELL, "rate", "seed", "accuracy", "epsilon"]
@@ -47,7 +43,7 @@ def measure() -> pd.DataFrame:
         rounds=40,
         name="norm-placement",
     )
-    values = {"placement": MODELS, "noise": NOISES, "server.lr": RATES}
+    values = {"placement": MODELS, "noise": study.NOISES, "server.lr": RATES}
     swept = fedpriv.sweep(experiment, values, [17, 18, 19])
     return swept.rename(columns={"server.lr": "rate"})[COLUMNS]
 

@@ -39,10 +39,6 @@ STEPS: dict[str, tuple[dict[str, Any], float]] = {
     "root": ({**SGD, "server.normalize": "root"}, 0.003),
     "lanton": ({**SGD, "server.normalize": "lanton"}, 0.001),
 }
-NOISES: dict[str, dict[str, Any]] = {
-    "none": {"privacy.target_epsilon": None, "privacy.noise_multiplier": 0.0},
-    "ε = 8": {"privacy.target_epsilon": 8.0},
-}
 CELL = ["step", "noise"]
 COLUMNS = [*CELL, "rate", "seed", "accuracy", "epsilon"]
 
@@ -59,7 +55,10 @@ def measure() -> pd.DataFrame:
         for step, (changes, smallest) in STEPS.items()
         for n in range(5)
     }
-    values = {"at": {label: changes for label, (_, changes) in rates.items()}, "noise": NOISES}
+    values = {
+        "at": {label: changes for label, (_, changes) in rates.items()},
+        "noise": study.NOISES,
+    }
     swept = fedpriv.sweep(experiment, values, [17, 18])
     swept[["step", "rate"]] = [label.split() for label in swept["at"]]
     return swept[COLUMNS]

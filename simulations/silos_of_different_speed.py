@@ -40,10 +40,6 @@ HOW: dict[str, dict[str, Any]] = {
         "evaluation.every": COME // ROUNDS,
     },
 }
-NOISES: dict[str, dict[str, Any]] = {
-    "none": {"privacy.target_epsilon": None, "privacy.noise_multiplier": 0.0},
-    "ε = 8": {"privacy.target_epsilon": 8.0},
-}
 RATES = [0.1, 0.3, 1.0, 3.0]
 CELL = ["algorithm", "noise"]
 COLUMNS = [*CELL, "rate", "seed", "seconds", "accuracy", "epsilon"]
@@ -56,7 +52,7 @@ def measure() -> pd.DataFrame:
         {"privacy.sampling": {"kind": "all"}, "runtime.workers": 1},
         name="silos-of-different-speed",
     )
-    values = {"how": HOW, "noise": NOISES, "local.lr": RATES}
+    values = {"how": HOW, "noise": study.NOISES, "local.lr": RATES}
     swept = fedpriv.sweep(experiment, values, [17, 18])
     return pd.concat([curve(one) for _, one in swept.iterrows()])[COLUMNS]
 
@@ -78,7 +74,7 @@ def last(results: pd.DataFrame) -> pd.DataFrame:
 def figure(results: pd.DataFrame) -> Figure:
     plotted, panels = plt.subplots(1, 2, figsize=(7.5, 3.2), sharey=True, layout="constrained")
     chosen = study.best(last(results), CELL, "accuracy")
-    for axes, noise in zip(panels, NOISES, strict=True):
+    for axes, noise in zip(panels, study.NOISES, strict=True):
         for of in chosen[chosen.noise == noise].itertuples():
             rows = results.query(
                 "algorithm == @of.algorithm and noise == @noise and rate == @of.rate"

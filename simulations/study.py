@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -16,6 +17,11 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 #: Colours that colour-blind readers tell apart.
 COLOURS = BLACK, SKY, BLUE, GREEN, RED = "#222222", "#56B4E9", "#0072B2", "#009E73", "#D55E00"
 GREY, ORANGE = "#999999", "#E69F00"
+#: What a sweep changes for no noise, and for that of ε = 8.
+NOISES: dict[str, dict[str, Any]] = {
+    "none": {"privacy.target_epsilon": None, "privacy.noise_multiplier": 0.0},
+    "ε = 8": {"privacy.target_epsilon": 8.0},
+}
 
 
 def results_of(study: str, name: str = "results.csv") -> Path:
@@ -41,7 +47,7 @@ def best(
 
 def beside(axes: Axes, best: pd.DataFrame, by: str, names: list[str]) -> None:
     """Draw the accuracy of each of `names` without noise and at ε = 8, with the range of seeds."""
-    for noise, colour, aside in (("none", BLACK, -0.1), ("ε = 8", BLUE, 0.1)):
+    for noise, colour, aside in zip(NOISES, (BLACK, BLUE), (-0.1, 0.1), strict=True):
         rows = best[best.noise == noise].set_index(by).loc[names]
         low, high = rows["mean"] - rows["min"], rows["max"] - rows["mean"]
         places = [place + aside for place in range(len(rows))]
