@@ -219,6 +219,7 @@ def build_server(config: ExperimentConfig, model: nn.Module, kind: type[S]) -> S
     Raises:
         InputError: an unknown optimizer, or options that it does not take.
     """
+    algorithm = build_algorithm(config)
     return kind(
         model=model,
         optimizer=config.server.optimizer,
@@ -227,8 +228,9 @@ def build_server(config: ExperimentConfig, model: nn.Module, kind: type[S]) -> S
         schedule=config.server.schedule,
         normalize=config.server.normalize,
         rounds=config.rounds,
-        shared=len(build_algorithm(config).shared),
+        shared=len(algorithm.shared),
         undone=undone(build_clipping(config, Layout.of(model))),
+        signs=algorithm.signs,
     )
 
 

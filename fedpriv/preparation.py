@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fedpriv.algorithms.registry import ALGORITHMS
 from fedpriv.config import ExperimentConfig
 from fedpriv.errors import InputError
 from fedpriv.federation.builders import build_trainer, population_of
-from fedpriv.models.parameters import Layout
+from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.registry import MODELS
 from fedpriv.models.trained_part import frozen_of, start_of
 from fedpriv.selection import require_public
@@ -67,7 +68,25 @@ def ready_trainer(
         from fedpriv.training.eva import begin_with_public
 
         begin_with_public(trainer, config.evaluation.batch_size, config.seed)
+    if seeded:
+        _begin(trainer)
     return _with_digests(config, trainer.model, seeded), trainer
+
+
+def _begin(trainer: CohortTrainer) -> None:
+    """Make of the model what the algorithm begins with.
+
+    Raises:
+        InputError: signs are trained, and a matrix has none.
+    """
+    for name, block in parameters_of(trainer.model).items():
+        block.copy_(trainer.algorithm.begun(block))
+        if trainer.algorithm.signs and block.dim() > 1 and not block.any():
+            raise InputError(
+                f"algorithm.name: signs alone are trained, and {name} begins with zeros, which "
+                "would stay: write model.train other than lora, model.initialise: fedpriv, or "
+                "another algorithm"
+            )
 
 
 def _with_digests(config: ExperimentConfig, model: nn.Module, seeded: bool) -> ExperimentConfig:
@@ -75,7 +94,7 @@ def _with_digests(config: ExperimentConfig, model: nn.Module, seeded: bool) -> E
 
     Two simulations from other numbers must not share noise. What our own models begin with follows
     from the seed or the seed model, unless it follows from examples; a builder from outside may
-    read it from anywhere.
+    read it from anywhere, and an algorithm from outside make anything of it.
 
     Raises:
         InputError: the config is of a run that began with other numbers.
@@ -83,10 +102,11 @@ def _with_digests(config: ExperimentConfig, model: nn.Module, seeded: bool) -> E
     frozen, said = frozen_of(model), config.model
     start = said.start_sha256
     # Where a checkpoint takes its place nobody needs what the run began with.
-    if seeded and (said.reads_data or MODELS.of(said).origin is not None):
+    made = (MODELS.of(said), ALGORITHMS.of(config.algorithm))
+    if seeded and (said.reads_data or any(each.origin is not None for each in made)):
         start = digest_of(start_of(model))
         if said.start_sha256 not in (None, start):
-            same = "it the same examples" if said.reads_data else "its builder the same weights"
+            same = "it the same examples" if said.reads_data else "what makes it the same weights"
             raise InputError(
                 f"model.start_sha256: {said.name} begins with other numbers now than this config "
                 f"says; give {same}, or, for a new run, leave start_sha256 out"

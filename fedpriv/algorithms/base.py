@@ -52,6 +52,8 @@ class Algorithm:
     payloads: ClassVar[tuple[str, ...]] = ("model",)
     #: What the server keeps and sends beside the model: functions of releases, so free.
     shared: ClassVar[tuple[str, ...]] = ()
+    #: What it keeps a vector for each of, where options say how many there are.
+    rows: ClassVar[str] = ""
     #: Whether each user keeps a vector between rounds, which never leaves it.
     keeps: ClassVar[bool] = False
     #: Whether the first payload is the update as local training has made it.
@@ -60,6 +62,8 @@ class Algorithm:
     scheduled: ClassVar[bool] = False
     #: Whether `combined` is a sum: of another nobody knows how much of it is noise.
     adds_slots: ClassVar[bool] = True
+    #: Whether only the signs of weights are trained, at users and at the server; see `HideNseek`.
+    signs: ClassVar[bool] = False
     #: How far users who take `local.steps` steps along one vector move for each unit of its length.
     travel: float = field(default=1.0, init=False, repr=False, compare=False)
 
@@ -126,6 +130,10 @@ class Algorithm:
         Where it is, ∇(θ) in the second term is divided by its norm. Users then train one by one.
         """
         return (0.0, 0.0, False)
+
+    def begun(self, block: Tensor) -> Tensor:
+        """Return what a block of the first model becomes, before anything is trained."""
+        return block
 
     def start(self, model: Tensor, shared: Tensor, slot: int) -> Tensor:
         """Return where the users of a slot start: `[P]`.

@@ -164,6 +164,7 @@ class FedCompass(Algorithm):
     max_steps: int = field(default=0, init=False, repr=False, compare=False)
     now: tuple[int, float] = field(default=(0, 0.0), init=False, repr=False, compare=False)
     cite = "FedCompass (Li et al. 2024)"
+    rows = "silos"
     scheduled = True
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ class Hierarchical(Algorithm):
     #: The round, and the server's learning rate in it.
     now: tuple[int, float] = field(default=(0, 0.0), init=False, repr=False, compare=False)
     cite = "HierFAVG (Liu et al. 2020)"
+    rows = "edges"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shared", tuple(f"edge {e}" for e in range(self.edges)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fedpriv.algorithms.base import Algorithm, Trained
 from fedpriv.errors import InputError
+from fedpriv.failures import told_as
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,7 @@ class OutsideAlgorithm(Algorithm):
                 f"algorithm.name: {self.name} {what}: only fedpriv's own algorithms have a "
                 "schedule, or more than one slot"
             )
-        for name in ("cite", "payloads", "shared", "keeps", "sends_as_is"):
+        for name in ("cite", "payloads", "shared", "keeps", "sends_as_is", "signs"):
             object.__setattr__(self, name, getattr(made, name))
 
     def refuses(self, recipe: LocalTraining) -> str | None:
@@ -91,6 +92,22 @@ class OutsideAlgorithm(Algorithm):
         pulls = [self.make().pull(shared, one) for one in _apart(kept)]
         added = [_of_one(pull, one, self.name) for pull, one in zip(pulls, kept, strict=True)]
         return None if all(pull is None for pull in pulls) else _together(added)
+
+    def begun(self, block: Tensor) -> Tensor:
+        """Return what it makes of a block of the first model.
+
+        Raises:
+            InputError: it fails, or that is no block of the same shape with finite numbers.
+        """
+        with told_as(f"algorithm.name: {self.name} fails to begin"):
+            made = self.make().begun(block.clone())
+            whole = made.shape == block.shape and bool(made.isfinite().all())
+        if not whole:
+            raise InputError(
+                f"algorithm.name: {self.name} makes {list(made.shape)} of a block "
+                f"{list(block.shape)} of the first model; it must keep its shape, and be finite"
+            )
+        return made
 
     def update(self, trained: Trained) -> Tensor:
         """Return the first payload, before clipping: `[U, P]`."""

@@ -36,6 +36,7 @@ ALGORITHMS = Kind(
         "fednova": "fedpriv.algorithms.fednova:FedNova",
         "fedprox": "fedpriv.algorithms.fedprox:FedProx",
         "fedspeed": "fedpriv.algorithms.fedspeed:FedSpeed",
+        "hidenseek": "fedpriv.algorithms.hidenseek:HideNseek",
         "hierarchical": "fedpriv.algorithms.hierarchical:Hierarchical",
         "ofvl_ms": "fedpriv.algorithms.ofvl_ms:OfvlMs",
         "scaffold": "fedpriv.algorithms.scaffold:Scaffold",
@@ -44,11 +45,6 @@ ALGORITHMS = Kind(
     base="fedpriv.algorithms.registry:AlgorithmOptions",
     group="fedpriv.algorithms",
     default="fedavg",
-    refused={
-        "hidenseek": "users send the signs of a mask over weights that stay as they began "
-        "(Vallapuram et al. 2022), of norm √P whatever they learnt: clipping would bound them, "
-        "but no model here is trained by masks; write model.train with fedavg",
-    },
 )
 
 

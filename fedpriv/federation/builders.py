@@ -9,6 +9,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from fedpriv.models.products import route_products
 from fedpriv.models.registry import MODELS, build_model
 from fedpriv.models.trained_part import frozen_of
 from fedpriv.optimizers.layer_rates import layer_multipliers
-from fedpriv.optimizers.local import LocalOptimizer, build_local_optimizer
+from fedpriv.optimizers.local import LocalOptimizer, Signs, build_local_optimizer
 from fedpriv.privacy.clipping import (
     AdaptiveBounds,
     ClippingRule,
@@ -55,7 +56,7 @@ from fedpriv.tasks.spec_augment import SpecAugment, SpecAugmentConfig
 from fedpriv.training.checkpoint import digest_of
 from fedpriv.training.cohort import CohortTrainer, Engine
 from fedpriv.training.device import resolve_device, set_tf32
-from fedpriv.training.local import LocalTraining
+from fedpriv.training.local import PLAIN, LocalTraining
 from fedpriv.training.options import LocalConfig
 from fedpriv.training.seed_file import load_seed_blocks
 from fedpriv.training.separate import look_at_rows
@@ -89,6 +90,8 @@ def build_trainer(
     a_second = sizes_a_second(model, dataset.input_shape)
     recipe = _recipe(config.local, algorithm, a_second, layout.names)
     _require(algorithm, config, recipe)
+    if algorithm.signs:
+        recipe = replace(recipe, optimizer=Signs())
     chosen = _engine(config, dataset, model, task, recipe)
     return CohortTrainer(
         dataset=dataset,
@@ -400,7 +403,13 @@ def _multipliers(config: LocalConfig, names: Sequence[str]) -> tuple[float, ...]
 
 
 def _require(algorithm: Algorithm, config: ExperimentConfig, recipe: LocalTraining) -> None:
-    if (reason := algorithm.refuses(recipe)) is not None:
+    reason = algorithm.refuses(recipe)
+    if algorithm.signs and (recipe.optimizer != PLAIN or recipe.perturbs):
+        reason = (
+            "local.optimizer or local.momentum: users move the scores of signs by plain steps; "
+            "leave both out"
+        )
+    if reason is not None:
         raise InputError(f"algorithm.name: {config.algorithm.name} does not go with {reason}")
 
 

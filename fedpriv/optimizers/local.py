@@ -275,6 +275,35 @@ class Adam(NumberByNumber):
 
 
 @dataclass(frozen=True)
+class Signs(NumberByNumber):
+    """s ← s - η·∇ and θ ← |θ|·sign(s), where s begins at θ: magnitudes stay (see `HideNseek`)."""
+
+    @property
+    def kept(self) -> int:
+        """s."""
+        return 1
+
+    def step(
+        self,
+        start: Tensor,
+        gradient: Tensor,
+        kept: Sequence[Tensor],
+        lr: float | Tensor,
+        number: int,
+        out: Tensor,
+        factor: Tensor | None = None,
+    ) -> None:
+        """Write to `out` where `start` moves to: see `NumberByNumber`."""
+        (score,) = kept
+        if factor is not None:
+            gradient.mul_(factor)
+        _moved(start if number == 1 else score, gradient, lr, score)
+        torch.copysign(start, score, out=out)
+        # What is no number has a sign too, and must not pass for an update.
+        out.masked_fill_(~score.isfinite(), torch.nan)
+
+
+@dataclass(frozen=True)
 class OfTorch(LocalOptimizer):
     """An optimizer from outside, made anew for each user in each round.
 

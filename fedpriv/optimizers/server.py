@@ -26,6 +26,7 @@ _PARAMETER = "parameter/"
 _OPTIMIZER = "optimizer"
 _SHARED = "algorithm/shared"
 _NORMALIZER = "normalizer"
+_VOTES = "votes/"
 
 
 class ServerConfig(Section):
@@ -99,8 +100,13 @@ class Server:
         rounds: int,
         shared: int = 0,
         undone: Sequence[float] = (),
+        signs: bool = False,
     ) -> None:
-        """Make ready to move `model`; for what is `undone` see `UndoneClipping`."""
+        """Make ready to move `model`; for what is `undone` see `UndoneClipping`.
+
+        Where `signs` alone are trained, the optimizer moves votes on them, which begin at the
+        weights, and no weight's magnitude changes.
+        """
         self.model = model
         self.layout = Layout.of(model)
         self._name = optimizer
@@ -110,6 +116,7 @@ class Server:
         self._normalize = Normalization(normalize)
         self._undone = undone or (1.0,) * len(self.layout.names)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._votes = [p.detach().clone() for p in self._parameters] if signs else []
         #: What an algorithm's server keeps and sends beside the model: `[shared, total]`.
         self.shared = torch.zeros(shared, self.layout.total)
         self._optimizer = server_optimizer(optimizer, self._parameters, lr, options)
@@ -147,8 +154,19 @@ class Server:
         scale_learning_rates(self._optimizer, factor(self._schedule, round_, self._rounds))
         drawn = drawing_from(seed, self._parameters[0].device)
         with drawn, told_as(f"server.optimizer: {self._name} fails", Diverged):
-            self._optimizer.step()
+            self._move()
         self._optimizer.zero_grad()
+
+    def _move(self) -> None:
+        """Let the optimizer move the parameters, or votes on their signs."""
+        parameters = [p.detach() for p in self._parameters] if self._votes else []
+        magnitudes = [p.clone() for p in parameters]
+        for parameter, vote in zip(parameters, self._votes, strict=True):
+            parameter.copy_(vote)
+        self._optimizer.step()
+        for parameter, vote, size in zip(parameters, self._votes, magnitudes, strict=True):
+            vote.copy_(parameter)
+            torch.copysign(size, vote, out=parameter)
 
     def require_finite(self, round_: int) -> None:
         """Check what the step of a round has left.
@@ -157,7 +175,8 @@ class Server:
             Diverged: the model has numbers that are not finite. No later round could teach it
                 anything, and each would be paid for.
         """
-        if not torch.stack([p.isfinite().all() for p in self._parameters]).all():
+        moved = [*self._parameters, *self._votes]
+        if not torch.stack([each.isfinite().all() for each in moved]).all():
             raise Diverged(
                 f"server: round {round_} left numbers in the model that are not finite; start "
                 "another run with a lower server.lr, another server.optimizer or server.normalize"
@@ -172,15 +191,21 @@ class Server:
         buffer = io.BytesIO()
         torch.save(self._optimizer.state_dict(), buffer)
         packed = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
-        parameters = {_PARAMETER + name: t for name, t in parameters_of(self.model).items()}
         kept = {_SHARED: self.shared} if len(self.shared) else {}
         if (normalizers := self._normalize.state()) is not None:
             kept[_NORMALIZER] = normalizers
-        return {**parameters, _OPTIMIZER: packed, **kept}
+        return {**self._moved(), _OPTIMIZER: packed, **kept}
+
+    def _moved(self) -> dict[str, Tensor]:
+        """Return the parameters, and the votes on their signs where they have any, by name."""
+        votes = zip(self.layout.names, self._votes, strict=False)
+        parameters = {_PARAMETER + name: p for name, p in parameters_of(self.model).items()}
+        return parameters | {_VOTES + name: vote for name, vote in votes}
 
     def kept(self) -> int:
         """Return how many numbers it keeps beside the parameters; scalars do not count."""
-        return _numbers([self._optimizer.state_dict()["state"], self._normalize.keeps, self.shared])
+        state = self._optimizer.state_dict()["state"]
+        return _numbers([state, self._normalize.keeps, self.shared, self._votes])
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned.
@@ -188,8 +213,6 @@ class Server:
         Raises:
             InputError: the state is that of another model, optimizer or normaliser.
         """
-        own = parameters_of(self.model)
-        saved = {name: tensors.get(_PARAMETER + name) for name in own}
         try:
             with torch.serialization.safe_globals(state_types()):
                 buffer = io.BytesIO(tensors[_OPTIMIZER].numpy().tobytes())
@@ -197,11 +220,12 @@ class Server:
             self._optimizer.load_state_dict(state)
         except (KeyError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
             raise InputError(f"the checkpoint does not fit the optimizer ({error})") from None
-        for name, parameter in own.items():
-            value = saved[name]
-            if value is None or value.shape != parameter.shape:
-                raise InputError(f"the checkpoint does not fit the model (block {name})")
-            parameter.copy_(value)
+        for name, own in self._moved().items():
+            value = tensors.get(name)
+            if value is None or value.shape != own.shape:
+                block = name.partition("/")[2]
+                raise InputError(f"the checkpoint does not fit the model (block {block})")
+            own.copy_(value)
         self.shared = tensors.get(_SHARED, self.shared)
         self._normalize.load_state(tensors.get(_NORMALIZER), self._place)
 

@@ -99,18 +99,14 @@ def _method(kind: Kind, name: str) -> Method:
     )
 
 
-#: What an algorithm's server keeps a vector for, where options say how many there are.
-_ROWS = {"fedcompass": "silos", "hierarchical": "edges"}
-
-
 def _memory(kind: Kind, name: str) -> str:
     if kind is NORMALIZERS:
         return _at_server(numbers_kept(normalize=name))
     if kind is ALGORITHMS:
         made: Any = kind.find(name).make
-        if name in _ROWS:
-            return f"{_ROWS[name]} at the server"
-        kept = _at_server(numbers_kept(shared=len(made.shared)))
+        if made.rows:
+            return f"{made.rows} at the server"
+        kept = _at_server(numbers_kept(shared=len(made.shared), signs=made.signs))
         return ", ".join(filter(None, (kept, "1 at each user" if made.keeps else "")))
     if (kind.key, name) == ("privacy.mechanism", "correlated"):
         return "bands - 1 at the server (float64), of blt as many as buffers"

@@ -36,6 +36,7 @@ _ALGORITHMS: dict[str, dict[str, Any]] = {
     "scaffold_m": _CONTROL,
     "fedspeed": {},
     "fednova": {"effective_steps": 2},
+    "hidenseek": {},
     "hierarchical": {"edges": 2},
     "fedcompass": {"seconds": [1.0], "min_steps": 1},
     "ofvl_ms": {"tasks": ["user-1*", "user-2*", "*"]},

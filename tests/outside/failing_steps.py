@@ -69,3 +69,54 @@ class Forgetful(Algorithm):
 
     def server(self, averages, shared, fraction):
         shared[0] = averages[0]
+
+
+class Differentiating(torch.optim.Optimizer):
+    """Nothing is wrong with it: its step differentiates something of its own."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                point = parameter.grad.detach().clone().requires_grad_()
+                (point.tanh() * point).sum().backward()
+                with torch.no_grad():
+                    parameter.sub_(point.grad, alpha=group["lr"])
+
+
+class Undefined(torch.optim.SGD):
+    """Leaves what is no number."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.fill_(float("nan"))
+
+
+@dataclass(frozen=True)
+class Begins(Algorithm):
+    """Begins with something else than a block of finite numbers; see `how`."""
+
+    how: str = ""
+    cite = "nobody"
+
+    def begun(self, block):
+        return {
+            "none": lambda: None,
+            "fails": lambda: {}["boom"],
+            "array": lambda: block.numpy(),
+            "undefined": lambda: block / 0,
+            "flat": lambda: block.flatten()[:1],
+            "shifted": lambda: block + 0.01,
+        }[self.how]()
+
+
+@dataclass(frozen=True)
+class OnlySigns(Algorithm):
+    """Trains signs, without what HideNseek prunes."""
+
+    cite = "nobody"
+    signs = True

@@ -80,6 +80,7 @@ def test_what_is_kept_is_counted_in_real_states():
     assert len(FedCompass((1.0, 2.0, 3.0), 1).shared) == 3
     assert found["algorithm", "hierarchical"] == "edges at the server"
     assert len(Hierarchical(5).shared) == 5
+    assert found["algorithm", "hidenseek"] == "1 at the server"
     assert found["algorithm", "ofvl_ms"] == ""
 
 

@@ -47,6 +47,7 @@ SAID = {
     "algorithm: scaffold_m": "SCAFFOLD-M (Cheng et al. 2024): each user sends more",
     "algorithm: fedspeed": "FedSpeed (Sun et al. 2023): what a user keeps",
     "algorithm: fednova": "| `algorithm.name` | fednova |",
+    "algorithm: hidenseek": "| `algorithm.name` | hidenseek |",
     "algorithm: hierarchical": "HierFAVG (Liu et al. 2020): each user is in one of 2 edges",
     "algorithm: ofvl_ms": "After OFVL-MS (Xie et al. 2023): each user is in one of 3 tasks",
     "clipping: per_layer": "blocks clipped to its share of C",
