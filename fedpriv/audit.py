@@ -23,9 +23,8 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
-from fedpriv.algorithms.registry import make_algorithm
+from fedpriv.canaries import Canaries, canary_ids
 from fedpriv.config import ExperimentConfig
-from fedpriv.data.federated import Batch, FederatedDataset
 from fedpriv.errors import InputError
 from fedpriv.experiment import Experiment, build_server, prepare
 from fedpriv.federation.audit_node import AuditNode
@@ -55,17 +54,14 @@ from fedpriv.privacy.mechanisms.allocated import AllocatedMechanism
 from fedpriv.privacy.mechanisms.correlated import CorrelatedMechanism, group_of
 from fedpriv.privacy.options import BudgetConfig
 from fedpriv.privacy.randomness import Purpose, Randomness
-from fedpriv.privacy.sampling import Adjacency, build_sampling
+from fedpriv.privacy.sampling import build_sampling
 from fedpriv.reporting.audit import Audit
 from fedpriv.training.cohort import CohortTrainer
+from fedpriv.training.memory_store import MemorySizes
 
 #: Canaries of an audit that does not say how many.
 CANARIES = 500
 _FEWEST_CANARIES = 40
-# Their directions are held in memory, float32 [canaries, parameters].
-_MOST_BYTES = 4 * 2**30
-# A canary's update before clipping, in clip bounds: far more than any block is allowed.
-_SIZE = 100.0
 # Real users whose membership is guessed, at most.
 _MOST_USERS = 2000
 _REAL, _CANARIES = 0, 1
@@ -159,17 +155,6 @@ def check(config: ExperimentConfig, settings: AuditSettings) -> None:
             f"privacy.mechanism.kind: {config.privacy.mechanism.kind}: an audit knows how noise is "
             "made that is independent or correlated; an audit of your own mechanism is not built"
         )
-    algorithm = make_algorithm(config.algorithm)
-    if algorithm.keeps or algorithm.vectors > 1:
-        raise InputError(
-            f"algorithm.name: {config.algorithm.name}: canaries send an update to one sum; "
-            "audit the same config with --set algorithm.name=fedavg"
-        )
-    if config.privacy.error_feedback.kind != "none":
-        raise InputError(
-            "privacy.error_feedback: an audit has no store for users' memories: audit the same "
-            "config with --set privacy.error_feedback=none, whose rounds cost the same"
-        )
     if settings.canaries < _FEWEST_CANARIES:
         raise InputError(
             f"--canaries: write at least {_FEWEST_CANARIES}, fewer show nothing, got "
@@ -183,98 +168,15 @@ def check(config: ExperimentConfig, settings: AuditSettings) -> None:
         raise InputError(f"--confidence must lie in [0.5, 1), got {settings.confidence:g}")
 
 
-@dataclass(frozen=True)
-class _Canaries:
-    """Made-up users.
+class _WatchedRun(PrivateFedAvg):
+    """A run whose averages the attacker reads, as they move the model and what else is kept."""
 
-    Attributes:
-        updates: float32 `[m, P]`, what each would send to be clipped.
-        included: boolean `[m]`, the coins.
-        signed: a canary that was not included sends its update with the other sign, for adjacency
-            is replace-one; otherwise it sends nothing.
-        block_norms: float64 `[m, H]`, of the blocks of `updates`.
-    """
+    averages: Tensor
 
-    updates: Tensor
-    included: Coins
-    signed: bool
-    block_norms: Tensor
-
-    @classmethod
-    def drawn(cls, number: int, plan: Plan, generator: np.random.Generator) -> _Canaries:
-        """Draw coins and random directions: orthonormal ones where the model has room for them.
-
-        A direction of a random orthonormal frame is uniform on the sphere, as one drawn alone, and
-        canaries then do not hide one another.
-        """
-        parameters = plan.layout.total
-        if number * parameters * 4 > _MOST_BYTES:
-            most = _MOST_BYTES // (parameters * 4)
-            raise InputError(
-                f"--canaries: {number} directions of {parameters:,} parameters take more than "
-                f"{_MOST_BYTES / 2**30:g} GiB; write at most {most}"
-            )
-        seeded = torch.Generator().manual_seed(int(generator.integers(2**63)))
-        drawn = torch.randn(number, parameters, generator=seeded)
-        if number <= parameters:
-            drawn = torch.linalg.qr(drawn.T)[0].T.contiguous()
-        else:
-            drawn /= torch.linalg.vector_norm(drawn, dim=1, keepdim=True)
-        drawn *= _SIZE * plan.mechanism.gaussian.clipping.bound
-        blocks = drawn.split(plan.layout.sizes, dim=1)
-        norms = [torch.linalg.vector_norm(block, dim=1, dtype=torch.float64) for block in blocks]
-        included = generator.integers(0, 2, size=number).astype(bool)
-        signed = plan.sampling.adjacency is Adjacency.REPLACE_ONE
-        return cls(drawn, included, signed, torch.stack(norms, dim=1))
-
-    def hosted(self, trainer: CohortTrainer) -> AuditNode:
-        """Return the node at which they are clipped and added up as any user is."""
-        planted, present = self.updates, self.included
-        if self.signed:
-            signs = torch.from_numpy(np.where(self.included, 1.0, -1.0)).float()
-            planted, present = signs[:, None] * self.updates, np.ones_like(self.included)
-        places = _Places(trainer.dataset, len(self.included))
-        device = trainer.device
-        return AuditNode(replace(trainer, dataset=places, planted=planted.to(device)), present)
-
-
-def _canary_ids(number: int) -> list[str]:
-    return [f"canary-{each}" for each in range(number)]
-
-
-@dataclass(frozen=True)
-class _Places:
-    """A data set of canaries: each has the examples of a real user, whose number is its own mod N.
-
-    What they train on does not matter, for what they send is planted; how many examples they have
-    might, in a code that is wrong.
-    """
-
-    real: FederatedDataset
-    population: int
-
-    def user(self, index: int) -> Batch:
-        """Build the examples of one canary."""
-        return self.real.user(index % self.real.population)
-
-    @property
-    def user_ids(self) -> Sequence[str]:
-        """Ids of the canaries, which are nobody's in the population."""
-        return _canary_ids(self.population)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
-
-
-class _WatchedServer(Server):
-    """A server whose averaged updates the attacker reads, as the optimizer gets them."""
-
-    average: Tensor
-
-    def step(self, average: Tensor, round_: int, seed: int, noise: Sequence[float] = ()) -> None:
-        """Keep the averaged update and move the model."""
-        self.average = average.clone()
-        super().step(average, round_, seed, noise)
+    def move(self, averages: list[Tensor], round_: int, noise: tuple[float, ...]) -> Tensor:
+        """Keep the averages, `[P·vectors]`, and move the model."""
+        self.averages = torch.cat(averages)
+        return super().move(averages, round_, noise)
 
 
 @dataclass
@@ -301,7 +203,7 @@ class _AuditedRun:
     experiment: Experiment
     settings: AuditSettings
     plan: Plan = field(init=False)
-    canaries: _Canaries = field(init=False)
+    canaries: Canaries = field(init=False)
     present: Coins = field(init=False)
     targets: np.ndarray = field(init=False)
     evidence: _Evidence = field(init=False)
@@ -309,8 +211,8 @@ class _AuditedRun:
     def __post_init__(self) -> None:
         self.plan = _audited_plan(self.experiment.plan, self.settings)
         self._generator = self.plan.randomness.numpy(Purpose.AUDIT)
-        number = self.settings.canaries
-        self.canaries = _Canaries.drawn(number, self.plan, self._generator)
+        number, real_ids = self.settings.canaries, self.experiment.trainer.dataset.user_ids
+        self.canaries = Canaries.drawn(canary_ids(real_ids, number), self.plan, self._generator)
         population = self.experiment.plan.sampling.population
         # Places of the population may be empty.
         there = min(population, self.experiment.trainer.dataset.population)
@@ -323,7 +225,7 @@ class _AuditedRun:
         self._bounds: tuple[float, ...] = ()  # of the round where they have adapted
         self._rows: list[tuple[Floats, Floats]] = []  # of rounds that are scored together
         model = self.experiment.trainer.model
-        self.server = build_server(self.experiment.config, model, _WatchedServer)
+        self.server = build_server(self.experiment.config, model, Server)
         # Training overwrites the model that it works in.
         self.trainer = replace(self.experiment.trainer, model=copy.deepcopy(model))
         real = AuditNode(self.trainer, self.present)
@@ -335,14 +237,15 @@ class _AuditedRun:
         observer.begin(self.plan.config.rounds)
 
         def seen(record: RoundRecord) -> None:
-            self._gather()
+            self._gather(strategy.averages)
             self._bounds = record.bounds
             observer.finished(record.round)
 
         with TemporaryDirectory() as scratch:
             header = replace(self.experiment.header(), population=self.plan.sampling.population)
             ledger = Ledger.create(Path(scratch) / "ledger.jsonl", header)
-            strategy = PrivateFedAvg(self.plan, self.server, ledger, seen, stop)
+            self._keep_in(Path(scratch))
+            strategy = _WatchedRun(self.plan, self.server, ledger, seen, stop)
             strategy.start(LocalGrid(len(self.nodes), self._node))
         if self._together:
             self._score_together()
@@ -351,31 +254,44 @@ class _AuditedRun:
     def _node(self, partition: int, partitions: int) -> Callable[[Message], Message]:
         return lambda message: self.nodes[partition].answer(message, partition, partitions)
 
-    def _gather(self) -> None:
-        """Read one release, before nodes do the work of the next."""
+    def _keep_in(self, scratch: Path) -> None:
+        """Give users of either node a place for what they keep between rounds, if they do."""
+        if (format_ := self.experiment.memory) is None:
+            return
+        everybody = replace(format_, population=self.plan.sampling.population)
+        cohort, rounds = self.plan.sampling.expected_cohort, self.plan.config.rounds
+        sizes = MemorySizes.of(everybody, cohort, rounds, ram=0)
+        sizes.check_space(scratch, "TMPDIR", "name a folder on a larger disk")
+        ram = self.plan.config.kept.ram_mib * 2**20 // len(self.nodes)
+        for number, node in enumerate(self.nodes):
+            node.keep_in(scratch / f"memories-{number}", format_, ram)
+
+    def _gather(self, averages: Tensor) -> None:
+        """Read the `averages` of one release, before nodes do the work of the next."""
         plan, canaries = self.plan, self.canaries
         mechanism = plan.mechanism.gaussian.at(self._bounds)
-        released = self.server.average.cpu() * plan.sampling.expected_cohort
+        released = averages.cpu() * plan.sampling.expected_cohort
         if plan.sampling.kind != "fixed_size":
             # Who of the real users was sampled says nothing of the canaries, and may be known.
             # Where the cohort has a fixed size it says how many canaries were.
             released = released - self.nodes[_REAL].sent
         for node in self.nodes:
             node.sent = 0.0
-        precision = torch.tensor(mechanism.block_stddevs(len(plan.layout.sizes))) ** -2.0
+        slots, blocks = plan.algorithm.slots, len(canaries.sizes)
+        # Each slot has the noise of every other.
+        deviations = torch.tensor(mechanism.block_stddevs(blocks * slots)[:blocks])
+        precision = deviations**-2.0
         scales = mechanism.clipping.scales(canaries.block_norms)
-        parts = zip(
-            canaries.updates.split(plan.layout.sizes, dim=1),
-            released.split(plan.layout.sizes),
-            strict=True,
-        )
-        along = torch.stack([block @ part.to(block.dtype) for block, part in parts], dim=1)
-        projections = (along.double() * scales * precision).sum(1).numpy()
+        projections, lengths = np.empty((2, len(canaries.slots)))
+        for slot, own in enumerate(released.view(slots, -1)):
+            there = canaries.slots == slot if slots > 1 else slice(None)
+            along = canaries.along(own, there).double() * scales[there] * precision
+            projections[there], lengths[there] = along.sum(1), self._length(own, precision)
         energies = ((scales * canaries.block_norms) ** 2 * precision).sum(1).numpy()
         if self._together:
             self._rows.append((projections, energies))
         else:
-            self._add(projections, energies, self._length(released, precision))
+            self._add(projections, energies, lengths)
 
     @property
     def _together(self) -> bool:
@@ -403,22 +319,23 @@ class _AuditedRun:
             sampling = mechanism.sampling
             rate = min(1.0, groups * sampling.expected_cohort / sampling.population)
             for there, row, energy in zip(inside, projections, energies, strict=True):
-                signed = self.canaries.signed
-                score[there] += inclusion_scores(row[there], energy[there], rate, signed)
+                if there.any():  # a group may have no canary
+                    signed = self.canaries.signed
+                    score[there] += inclusion_scores(row[there], energy[there], rate, signed)
         self.evidence = _Evidence(
             score, self.evidence.cosine, (projections * inside).sum(0), (energies * inside).sum(0)
         )
 
     def _length(self, released: Tensor, precision: Tensor) -> float:
-        squares = [part.square().sum() for part in released.split(self.plan.layout.sizes)]
+        squares = [part.square().sum() for part in released.split(self.canaries.sizes)]
         return math.sqrt(float((torch.stack(squares) * precision).sum()))
 
-    def _add(self, projections: Floats, energies: Floats, length: float) -> None:
+    def _add(self, projections: Floats, energies: Floats, lengths: Floats) -> None:
         found, rate = self.evidence, self.plan.sampling.expected_cohort
         rate /= self.plan.sampling.population
         self.evidence = _Evidence(
             found.score + inclusion_scores(projections, energies, rate, self.canaries.signed),
-            np.maximum(found.cosine, projections / np.sqrt(energies) / length),
+            np.maximum(found.cosine, projections / np.sqrt(energies) / lengths),
             found.projection + projections,
             found.energy + energies,
         )
@@ -529,7 +446,7 @@ def _audited_plan(plan: Plan, settings: AuditSettings) -> Plan:
         # Places of the population may be empty.
         real = [*mechanism.user_ids[: sampling.population]]
         real += [f"nobody-{place}" for place in range(len(real), sampling.population)]
-        ids = {"user_ids": [*real, *_canary_ids(settings.canaries)]}
+        ids = {"user_ids": [*real, *canary_ids(mechanism.user_ids, settings.canaries)]}
     separation = getattr(sampling, "rounds", None)
     assert config.privacy is not None
     audited = config.model_copy(

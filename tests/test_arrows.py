@@ -34,7 +34,7 @@ FLOORS: tuple[set[str], ...] = (
     {"config"},
     {"config_files"},
     {"federation"},
-    {"seed_model", "held_out", "selection"},
+    {"canaries", "seed_model", "held_out", "selection"},
     {"preparation"},
     {"reporting", "deploy"},
     {"recorder"},

@@ -146,13 +146,3 @@ def test_so_few_rounds_that_a_group_is_never_drawn_from_are_refused():
     prepared = audit.prepare(config)
     with pytest.raises(InputError, match="as many rounds as there are groups"):
         audit._AuditedRun(prepared, settings)
-
-
-def test_what_keeps_a_state_of_its_users_is_refused():
-    config = audited_config(
-        algorithm={"name": "scaffold", "bounds": {"control": 0.5}},
-        local={"steps": 2, "lr": 0.1, "batch_size": 4},
-        privacy__clipping={"kind": "global", "bound": 0.1},
-    )
-    with pytest.raises(InputError, match="an update to one sum"):
-        audit.check(config, audit.AuditSettings())

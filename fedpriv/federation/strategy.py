@@ -59,9 +59,8 @@ class PrivateFedAvg(RunLoop):
         super().__init__(plan, on_round, stop, first_round, say)
         self.server, self.ledger = server, ledger
         #: The clip bounds of the next round where they adapt; empty where they are fixed.
-        self.bounds = bounds or (
-            bounds_of(plan.mechanism.gaussian.clipping) if plan.adaptive else ()
-        )
+        adapting = bounds_of(plan.mechanism.gaussian.clipping) if plan.adaptive else ()
+        self.bounds = bounds or adapting
         self.memory = memory  #: where users' memories lie; None where they keep none
         self._payments = Payments(plan, ledger)
         self._nodes = Nodes(plan, ledger, stop, say)
@@ -142,14 +141,7 @@ class PrivateFedAvg(RunLoop):
             released[:parameters].div_(self.plan.sampling.expected_cohort)
             averages = list(released[:parameters].split(self.plan.layout.total))
         with self._watch.measure("server step"):
-            seed = self.plan.randomness.torch_seed(Purpose.SERVER, server_round)
-            step = self.plan.update_in(averages)
-            self.server.step(step, server_round, seed, noise)
-            self.server.require_finite(server_round)
-            algorithm = self.plan.algorithm.of_round(server_round, self.server.lr(server_round))
-            kept, fraction = self.server.shared, self.plan.fraction
-            self.server.shared = algorithm.server(averages, kept, fraction)
-
+            step = self.move(averages, server_round, noise)
         self.bounds = next_bounds(self.plan, self.bounds, released[parameters:], sums.values())
         spans, self._watch.spans = tuple(self._watch.spans), []
         self._record = RoundRecord.of(
@@ -171,6 +163,15 @@ class PrivateFedAvg(RunLoop):
         self.next_round = server_round + 1
         return self.broadcast(), MetricRecord({"nodes-lost": self._nodes.lost})
 
+    def move(self, averages: list[Tensor], round_: int, noise: tuple[float, ...]) -> Tensor:
+        """Move the model by averages `[P]`, one a payload or slot, and return its update."""
+        plan, server, update = self.plan, self.server, self.plan.update_in(averages)
+        server.step(update, round_, plan.randomness.torch_seed(Purpose.SERVER, round_), noise)
+        server.require_finite(round_)
+        algorithm = plan.algorithm.of_round(round_, server.lr(round_))
+        server.shared = algorithm.server(averages, server.shared, plan.fraction)
+        return update
+
     def _paid_release(self, total: Tensor, noise_only: bool) -> Tensor:
         """Return `total` with noise, after the ledger has been charged for it (see `settle`)."""
         released = self._noisy(total, noise_only)
@@ -191,9 +192,8 @@ class PrivateFedAvg(RunLoop):
 
     def broadcast(self) -> ArrayRecord:
         """Return the parameters as they travel, and what the algorithm's server sends beside."""
-        dtype = getattr(torch, self.plan.config.server.broadcast)
         parameters = torch.cat([self.server.parameters(), self.server.shared.flatten()])
-        return flat_record(parameters, dtype)
+        return flat_record(parameters, getattr(torch, self.plan.config.server.broadcast))
 
     def _journal(self, partition: int) -> Journal:
         assert self.memory is not None

@@ -255,7 +255,8 @@ def _train_from(
         if trainer.planted is not None:
             numbers = torch.tensor([one.number for one in work], dtype=torch.int64)
             planted = trainer.planted[moved_to(trainer.planted.device, numbers)]
-            seen.add(list(planted.split(layout.sizes, dim=1)), torch.zeros(len(work)), work)
+            sizes = layout.sizes * len(trainer.algorithm.payloads)
+            seen.add(list(planted.split(sizes, dim=1)), torch.zeros(len(work)), work)
             continue
         if stacked is None:
             for one in work:
@@ -519,7 +520,7 @@ class _CohortStatistics:
         trainer, memories = self._trainer, self._memories
         algorithm = trainer.algorithm
         plain = len(algorithm.payloads) == 1 and not algorithm.keeps and algorithm.sends_as_is
-        if trainer.feedback is None and plain:
+        if trainer.feedback is None and (plain or trainer.planted is not None):
             return clip_and_add(updates, trainer.clipping, self._slot)
         whole = torch.cat(updates, dim=1) if isinstance(updates, list) else updates.written_out()
         if trainer.feedback is None:

@@ -109,8 +109,15 @@ class MemorySizes:
             f"({expected} expected) and {ram} in RAM"
         )
 
-    def check_space(self, folder: Path) -> str | None:
+    def check_space(
+        self,
+        folder: Path,
+        key: str = "run_dir",
+        instead: str = "write another run_dir, or privacy.error_feedback.dtype: bfloat16",
+    ) -> str | None:
         """Return a warning where the disk of `folder` is too small for all users.
+
+        `key` is what says where it is, and `instead` what to do.
 
         Raises:
             InputError: it is too small for those who are expected to take part.
@@ -122,9 +129,8 @@ class MemorySizes:
             return None
         if free < self.expected:
             raise InputError(
-                f"run_dir: its disk has {_size(free)} free, and what users keep is expected to "
-                f"fill {_size(self.expected)}; write another run_dir, or "
-                "privacy.error_feedback.dtype: bfloat16"
+                f"{key}: its disk has {_size(free)} free, and what users keep is expected to "
+                f"fill {_size(self.expected)}; {instead}"
             )
         return (
             f"the run directory's disk has {_size(free)} free: too little if all users take part, "

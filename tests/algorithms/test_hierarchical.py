@@ -21,7 +21,6 @@ from scipy.linalg import toeplitz
 from torch import nn
 
 import fedpriv
-from fedpriv import audit
 from fedpriv.algorithms.hierarchical import Hierarchical
 from fedpriv.errors import InputError
 from fedpriv.experiment import prepare
@@ -391,8 +390,3 @@ class Mine(Hierarchical):
 def test_slots_of_an_algorithm_from_outside_are_refused():
     with pytest.raises(InputError, match=r"sums its users in 2 slots"):
         small_config(algorithm={"name": Mine, "edges": 2}, server=SGD)
-
-
-def test_an_audit_of_it_is_refused():
-    with pytest.raises(InputError, match="canaries send an update to one sum"):
-        audit.check(small_config(algorithm=named(), server=SGD), audit.AuditSettings())

@@ -9,7 +9,7 @@ from dp_accounting.rdp import RdpAccountant
 from in_process import SILOS, BreaksIn, resume_small, small_config, train_small
 from scipy import stats
 
-from fedpriv import audit, experiment
+from fedpriv import experiment
 from fedpriv.errors import InputError
 from fedpriv.models.parameters import Layout, parameters_of
 from fedpriv.models.registry import build_model
@@ -238,8 +238,3 @@ def test_local_steps_that_are_not_plain_are_refused(local):
     config = small_config(**{**PRIVATE, "local": {**PRIVATE["local"], **local}})
     with pytest.raises(InputError, match=f"does not go with local.{next(iter(local))}"):
         experiment.prepare(config)
-
-
-def test_an_audit_refuses_it():
-    with pytest.raises(InputError, match="canaries send an update to one sum"):
-        audit.check(small_config(**PRIVATE), audit.AuditSettings())
