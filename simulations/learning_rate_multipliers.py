@@ -12,7 +12,7 @@ by several calls, each of which adds its rows to those that are there:
 
     runtime.workers=1 rounds=40
     config=vit_mnist_writers.yaml data.path=FOLDER privacy.sampling.expected_cohort=50 rounds=60
-        runtime.workers=1 rules=global,undone,dim multipliers=1,10 "noises=ε = 8,low,none"
+        runtime.workers=1 rules=global,undone,dim "noises=ε = 8,low,none"
     config=asr_digits.yaml blocks=head.* seed_model.reinitialize=[head.*] runtime.workers=1
         privacy.sampling.expected_cohort=64 rules=global,undone,dim multipliers=1,10
         "noises=ε = 8" optimizers=lamb rates=0.015,0.03 seeds=17,18
