@@ -19,7 +19,8 @@ by several calls, each of which adds its rows to those that are there:
 
 of which the first left uniform and normalised at low and no noise out at multipliers 3 and 30, and
 the last was made again with optimizers=adam rates=0.008,0.016. Others were of single cells, at
-rates beyond an edge at which the best had been. Kept apart, since the best rate of a cell is of its
+rates beyond an edge at which the best had been, or, of speech, multipliers 3 and 30 at 0.03, and
+low noise at 0.03 and 0.06. Kept apart, since the best rate of a cell is of its
 three seeds: more_seeds.csv, of seeds 20 to 24 at these rates; and bounds.csv, the writers at low
 noise with Adam, at a quarter, half, two and four times the bound.
 
