@@ -313,8 +313,8 @@ class _AuditedRun:
             assert isinstance(mechanism, CorrelatedMechanism)
             column = mechanism.matrix.column(rounds)
             projections, energies = along_columns(projections, energies, column)
-            ids, groups = self.nodes[_CANARIES].trainer.dataset.user_ids, mechanism.groups
-            own = np.array([group_of(each, groups) for each in ids])
+            groups = mechanism.groups
+            own = np.array([group_of(each, groups) for each in self.canaries.ids])
             inside = own == np.arange(rounds)[:, None] % groups
             sampling = mechanism.sampling
             rate = min(1.0, groups * sampling.expected_cohort / sampling.population)

@@ -30,6 +30,7 @@ class Canaries:
     """Made-up users.
 
     Attributes:
+        ids: of each: `canary_ids`.
         updates: float32 `[m, P·payloads]`, what each would send to be clipped.
         slots: in which of the algorithm's sums each is: int `[m]`.
         sizes: numbers of each block of `updates`.
@@ -39,6 +40,7 @@ class Canaries:
         block_norms: float64 `[m, H]`, of the blocks of `updates`.
     """
 
+    ids: tuple[str, ...]
     updates: Tensor
     slots: NDArray[np.int64]
     sizes: list[int]
@@ -47,7 +49,7 @@ class Canaries:
     block_norms: Tensor
 
     @classmethod
-    def drawn(cls, ids: Sequence[str], plan: Plan, generator: np.random.Generator) -> Canaries:
+    def drawn(cls, ids: tuple[str, ...], plan: Plan, generator: np.random.Generator) -> Canaries:
         """Draw coins, and of each payload a random direction."""
         algorithm, number = plan.algorithm, len(ids)
         payloads = len(algorithm.payloads)
@@ -67,7 +69,7 @@ class Canaries:
         included = generator.integers(0, 2, size=number).astype(bool)
         signed = plan.sampling.adjacency is Adjacency.REPLACE_ONE
         slots = np.array([algorithm.slot(each) for each in ids])
-        return cls(drawn, slots, sizes, included, signed, torch.stack(norms, dim=1))
+        return cls(ids, drawn, slots, sizes, included, signed, torch.stack(norms, dim=1))
 
     def along(self, released: Tensor, there: NDArray[np.bool_] | slice) -> Tensor:
         """Return the products of the blocks of a release with those of some canaries: `[·, H]`."""
@@ -81,8 +83,7 @@ class Canaries:
         if self.signed:
             signs = torch.from_numpy(np.where(self.included, 1.0, -1.0)).float()
             planted, present = signs[:, None] * self.updates, np.ones_like(self.included)
-        ids = canary_ids(trainer.dataset.user_ids, len(self.included))
-        places = _Places(trainer.dataset, ids)
+        places = _Places(trainer.dataset, self.ids)
         device = trainer.device
         return AuditNode(replace(trainer, dataset=places, planted=planted.to(device)), present)
 

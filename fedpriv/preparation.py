@@ -80,7 +80,8 @@ def _begin(trainer: CohortTrainer) -> None:
         InputError: signs are trained, and a matrix has none.
     """
     for name, block in parameters_of(trainer.model).items():
-        block.copy_(trainer.algorithm.begun(block))
+        if (begun := trainer.algorithm.begun(block)) is not block:
+            block.copy_(begun)
         if trainer.algorithm.signs and block.dim() > 1 and not block.any():
             raise InputError(
                 f"algorithm.name: signs alone are trained, and {name} begins with zeros, which "

@@ -102,6 +102,11 @@ class Algorithm:
         """Return which of the `slots` a user adds to: a public function of its id alone."""
         return 0
 
+    @property
+    def sends_update_alone(self) -> bool:
+        """Whether users send the update as local training has made it, and keep nothing."""
+        return len(self.payloads) == 1 and not self.keeps and self.sends_as_is
+
     def turns(self, rounds: int, steps: int) -> Sequence[Turn]:
         """Return who takes part in each of the first `rounds` of an algorithm that is `scheduled`.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,19 +32,15 @@ class _Kept:
         self._store = MemoryStore(folder, format_)
         self._memories = Memories(folder, ram_bytes)
 
-    def journal(self, round_: int) -> Journal:
-        """Return that of a round, of which all before are part of the store."""
+    @contextmanager
+    def round(self, round_: int) -> Iterator[RoundMemories]:
+        """Give access in a round; what users write is then what they keep: none is run again."""
         for before in range(self._store.round + 1, round_):  # in which nobody was asked
             self._store.commit(before, ())
-        return Journal(round_, 0, 0, self._store.session)
-
-    def round(self, journal: Journal) -> AbstractContextManager[RoundMemories]:
-        """Give access in a round."""
-        return self._memories.round(journal)
-
-    def keep(self, journal: Journal) -> None:
-        """Make what users will keep what they have kept: in an audit no round is run again."""
-        self._store.commit(journal.round, [journal])
+        journal = Journal(round_, 0, 0, self._store.session)
+        with self._memories.round(journal) as memories:
+            yield memories
+        self._store.commit(round_, [journal])
 
 
 @dataclass
@@ -81,8 +78,5 @@ class AuditNode:
     def _trained(self, work: Work) -> CohortSum:
         if self._kept is None:
             return trained(self.trainer, work)
-        journal = self._kept.journal(work.round)
-        with self._kept.round(journal) as memories:
-            summed = trained(self.trainer, work, memories)
-        self._kept.keep(journal)
-        return summed
+        with self._kept.round(work.round) as memories:
+            return trained(self.trainer, work, memories)

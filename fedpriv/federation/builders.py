@@ -113,9 +113,7 @@ def build_trainer(
         graphs=config.runtime.cuda_graphs
         and device.type == "cuda"
         and feedback is None
-        and not algorithm.keeps
-        and algorithm.sends_as_is
-        and len(algorithm.payloads) == 1,
+        and algorithm.sends_update_alone,
         # How long a user takes says something of its data.
         timed=config.runtime.profile and not config.runtime.deployment,
     )

@@ -89,8 +89,8 @@ class CohortTrainer:
         timed: spans are recorded.
         graphs: on a GPU, stacks of shapes that come again are recorded and replayed.
         algorithm: what users compute, keep and send beside their update.
-        planted: float32 `[users, P]`, what each user sends to be clipped in place of what training
-            would have given it: the canaries of an audit. None in every training.
+        planted: float32 `[users, P·payloads]`, what each user sends to be clipped in place of what
+            training would have given it: the canaries of an audit. None in every training.
     """
 
     dataset: FederatedDataset
@@ -518,9 +518,8 @@ class _CohortStatistics:
     ) -> ClippedUsers:
         """Add the users' contributions to `total`; they keep what was not sent."""
         trainer, memories = self._trainer, self._memories
-        algorithm = trainer.algorithm
-        plain = len(algorithm.payloads) == 1 and not algorithm.keeps and algorithm.sends_as_is
-        if trainer.feedback is None and (plain or trainer.planted is not None):
+        as_is = trainer.algorithm.sends_update_alone or trainer.planted is not None
+        if trainer.feedback is None and as_is:
             return clip_and_add(updates, trainer.clipping, self._slot)
         whole = torch.cat(updates, dim=1) if isinstance(updates, list) else updates.written_out()
         if trainer.feedback is None:
