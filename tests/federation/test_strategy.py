@@ -478,7 +478,8 @@ class Diary(InProcessGrid):
 def test_a_round_is_reported_while_the_next_is_trained_where_that_is_safe(tmp_path, kind):
     changes = {
         "simulation": {},
-        "deployment": {"runtime__deployment": True},
+        # Of everybody: of a cohort in which nobody is, nothing is asked.
+        "deployment": {"runtime__deployment": True, "privacy__sampling": {"kind": "all"}},
         "memories": {"privacy__error_feedback": "user"},
     }[kind]
     grid = Diary()
@@ -576,8 +577,9 @@ def test_a_user_without_data_stops_a_simulation_and_counts_as_zero_in_a_deployme
 
 
 def test_a_deployment_in_which_all_clients_crash_stops_before_it_pays(tmp_path):
+    everybody = {"privacy__sampling": {"kind": "all"}}  # a node that is not asked is not lost
     with pytest.raises(WorkerLost, match="0 of 2 nodes took part"):
-        train_small(tmp_path / "run", Crashing(), runtime__deployment=True)
+        train_small(tmp_path / "run", Crashing(), runtime__deployment=True, **everybody)
     assert len(Ledger.open(tmp_path / "run" / "ledger.jsonl")) == 0
 
 
