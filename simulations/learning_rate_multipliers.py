@@ -12,15 +12,15 @@ by several calls, each of which adds its rows to those that are there:
 
     runtime.workers=1 rounds=40
     config=vit_mnist_writers.yaml data.path=FOLDER privacy.sampling.expected_cohort=50 rounds=60
-        runtime.workers=1 rules=global,undone,dim "noises=ε = 8,low,none"
+        runtime.workers=1 "noises=ε = 8,low,none"
     config=asr_digits.yaml blocks=head.* seed_model.reinitialize=[head.*] runtime.workers=1
         privacy.sampling.expected_cohort=64 rules=global,undone,dim multipliers=1,10
         "noises=ε = 8" optimizers=lamb rates=0.015,0.03 seeds=17,18
 
 of which the first left uniform and normalised at low and no noise out at multipliers 3 and 30, and
 the last was made again with optimizers=adam rates=0.008,0.016. Others were of single cells, at
-rates beyond an edge at which the best had been, or, of speech, multipliers 3 and 30 at 0.03, and
-low noise at 0.03 and 0.06. Kept apart, since the best rate of a cell is of its
+rates beyond an edge at which the best had been, or, of speech, a third seed, and multipliers 3 and
+30, low and no noise, uniform and normalised at 0.03, low noise in part at 0.06. Kept apart, since the best rate of a cell is of its
 three seeds: more_seeds.csv, of seeds 20 to 24 at these rates; and bounds.csv, the writers at low
 noise with Adam, at a quarter, half, two and four times the bound.
 
