@@ -20,9 +20,9 @@ by several calls, each of which adds its rows to those that are there:
 of which the first left uniform and normalised at low and no noise out at multipliers 3 and 30, and
 the last was made again with optimizers=adam rates=0.008,0.016. Others were of single cells, at
 rates beyond an edge at which the best had been, or, of speech, a third seed, and multipliers 3 and
-30, low and no noise, uniform and normalised at 0.03, low noise in part at 0.06. Kept apart, since the best rate of a cell is of its
-three seeds: more_seeds.csv, of seeds 20 to 24 at these rates; and bounds.csv, the writers at low
-noise with Adam, at a quarter, half, two and four times the bound.
+30, low and no noise, uniform and normalised at 0.03, low noise in part at 0.06. Kept apart, since
+the best rate of a cell is of its three seeds: more_seeds.csv, of seeds 20 to 24 at these rates; and
+bounds.csv, the writers at low noise with Adam, at a quarter, half, two and four times the bound.
 
     python simulations/learning_rate_multipliers.py                  # finished runs are kept
     python simulations/learning_rate_multipliers.py rates=0.01,0.02 seeds=17,18 noises="ε = 8"
